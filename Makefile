@@ -1,0 +1,40 @@
+# `make run` searches on the embedded digits; `make test` runs the default tests. Both install first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: run test check clean
+
+run: $(VENV)/.installed
+	$(BIN)/search run --budget 10cpu-minutes
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last: an installation that was interrupted is repeated.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "mixer-search needs Python 3.11 or newer as '$(PYTHON)'." \
+			"Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+	@echo "Installing the tested versions into $(VENV): a few gigabytes, some minutes..."
+	@$(PIP) -e .
+	@touch $@
+	@echo "Installed."
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development tools into $(VENV)..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+	@echo "Installed."
