@@ -1,0 +1,292 @@
+"""`SearchSpace`: which architectures are allowed, and the one walk over their choices.
+
+`SearchSpace.build` asks ``choose(name, options)`` for every choice in turn. A random generator, an
+Optuna trial (``trial.suggest_categorical``) and a look-up in saved parameters are all such a
+``choose``, so sampling, searching and decoding are the same code. A choice that depends on another
+is asked for only where it applies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from searchspace.architecture import Architecture, Stage
+from searchspace.cost import count, count_mixer
+from searchspace.mixers import (
+    MIXER_KINDS,
+    Mixer,
+    Setting,
+    WindowAttention,
+    mixer_from_dict,
+    mixer_to_dict,
+)
+
+Choose: TypeAlias = Callable[[str, Sequence[Any]], Any]
+Options: TypeAlias = Mapping[str, tuple[Setting, ...]]
+
+MAX_TRIES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixerChoices:
+    """The mixers that one block (or all blocks of a stage) may have.
+
+    Attributes:
+        kinds: For each mixer kind the options of each of its settings.
+        forbid: Rules; a mixer is refused when all entries of one rule match it. A rule maps
+            ``mixer`` or the name of a setting to the values that it covers.
+    """
+
+    kinds: Mapping[str, Options]
+    forbid: tuple[Mapping[str, tuple[Setting, ...]], ...] = ()
+
+    def build(self, prefix: str, choose: Choose) -> Mixer:
+        """Choose a kind and then only that kind's settings."""
+        kind = choose(f"{prefix}.mixer", tuple(self.kinds))
+        settings = {
+            name: choose(f"{prefix}.{kind}.{name}", options)
+            for name, options in self.kinds[kind].items()
+        }
+        return mixer_from_dict({"kind": kind, **settings})
+
+    def allows(self, mixer: Mixer) -> bool:
+        """Tell whether no rule forbids the mixer."""
+        values = mixer_to_dict(mixer)
+        values["mixer"] = values.pop("kind")
+        return not any(
+            all(values.get(name) in covered for name, covered in rule.items())
+            for rule in self.forbid
+        )
+
+    def mixers(self, size: int) -> tuple[Mixer, ...]:
+        """List the distinct allowed mixers on a map of ``size`` x ``size`` tokens."""
+        found: dict[Mixer, None] = {}
+        for kind, options in self.kinds.items():
+            for values in itertools.product(*options.values()):
+                settings = dict(zip(options, values, strict=True))
+                mixer = _on_map(mixer_from_dict({"kind": kind, **settings}), size)
+                if self.allows(mixer):
+                    found[mixer] = None
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageChoices:
+    """One stage of a space: its sizes, and one `MixerChoices` for the stage or one a block."""
+
+    dim: int
+    depth: int
+    mlp_ratio: float = 4.0
+    choices: tuple[MixerChoices, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.choices) not in (1, self.depth):
+            raise ValueError(
+                "A stage has one set of choices, or one a block: "
+                f"got {len(self.choices)} sets for {self.depth} blocks."
+            )
+
+    def choices_of(self, block: int) -> MixerChoices:
+        """Return the choices of a block."""
+        return self.choices[block if len(self.choices) > 1 else 0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """A set of architectures.
+
+    Attributes:
+        limits: Upper limits, by the name of a closed-form cost: ``params`` and ``macs``.
+        source: The text of the file that the space was read from; kept with a run.
+    """
+
+    name: str
+    about: str = ""
+    img_size: int
+    patch_size: int
+    stages: tuple[StageChoices, ...]
+    num_classes: int = 1000
+    in_chans: int = 3
+    family: str = "swin"
+    limits: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> SearchSpace:
+        """Return the space whose only point is the architecture."""
+        stages = tuple(
+            StageChoices(
+                dim=stage.dim,
+                depth=stage.depth,
+                mlp_ratio=stage.mlp_ratio,
+                choices=tuple(_single_choice(mixer) for mixer in stage.mixers),
+            )
+            for stage in architecture.stages
+        )
+        return cls(
+            name=architecture.key,
+            img_size=architecture.img_size,
+            patch_size=architecture.patch_size,
+            stages=stages,
+            num_classes=architecture.num_classes,
+            in_chans=architecture.in_chans,
+            family=architecture.family,
+        )
+
+    def replace(self, **changes: Any) -> SearchSpace:
+        """Return a copy with some fields changed, e.g. the ``num_classes`` of the data."""
+        return replace(self, **changes)
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The side of each stage's map, in tokens."""
+        sizes = [self.img_size // self.patch_size]
+        for _ in self.stages[1:]:
+            sizes.append((sizes[-1] + 1) // 2)
+        return tuple(sizes)
+
+    def build(self, choose: Choose) -> Architecture:
+        """Walk over the choices once; the result may still break a rule or a limit (`violation`).
+
+        Names are ``stage<i>[.block<j>].mixer`` and ``stage<i>[.block<j>].<kind>.<setting>``.
+        """
+        stages = []
+        for index, stage in enumerate(self.stages):
+            mixers = []
+            for block, choices in enumerate(stage.choices):
+                one_a_block = len(stage.choices) > 1
+                prefix = f"stage{index}.block{block}" if one_a_block else f"stage{index}"
+                mixers.append(choices.build(prefix, choose))
+            if len(mixers) == 1:
+                mixers *= stage.depth
+            stages.append(Stage(dim=stage.dim, mlp_ratio=stage.mlp_ratio, mixers=tuple(mixers)))
+        return self._architecture(stages)
+
+    def choices_of(self, architecture: Architecture) -> dict[str, Setting]:
+        """Return the choices that `build` turns into the architecture, the inverse of the walk.
+
+        Raises:
+            ValueError: If no choices of this space lead to it.
+        """
+        found: dict[str, Setting] = {}
+
+        def look_up(name: str, options: Sequence[Setting]) -> Setting:
+            place, *setting = name.split(".")
+            index = int(place.removeprefix("stage"))
+            has_block = setting[0].startswith("block")
+            block = int(setting.pop(0).removeprefix("block")) if has_block else 0
+            values = mixer_to_dict(architecture.stages[index].mixers[block])
+            wanted = values["kind" if setting == ["mixer"] else setting[-1]]
+            found[name] = _match(setting[-1], wanted, options, self.resolutions[index])
+            return found[name]
+
+        built = self.build(look_up)
+        if built != architecture:
+            raise ValueError(
+                f"The architecture {architecture.key} is not in the space {self.name!r}."
+            )
+        return found
+
+    def violation(self, architecture: Architecture) -> str | None:
+        """Say which rule or limit the architecture breaks, or return None."""
+        for index, (stage, choices) in enumerate(
+            zip(architecture.stages, self.stages, strict=True)
+        ):
+            for block, mixer in enumerate(stage.mixers):
+                if not choices.choices_of(block).allows(mixer):
+                    return f"stage {index}, block {block}: {mixer} is forbidden by the space"
+        if self.limits:
+            cost = count(architecture)
+            for name, limit in self.limits.items():
+                if getattr(cost, name) > limit:
+                    return f"{name} is {getattr(cost, name):,}, the limit is {limit:,.0f}"
+        return None
+
+    def sample(self, rng: random.Random) -> Architecture:
+        """Draw an allowed architecture: every choice uniform, forbidden draws repeated."""
+        for _ in range(MAX_TRIES):
+            architecture = self.build(lambda name, options: rng.choice(options))
+            if self.violation(architecture) is None:
+                return architecture
+        raise ValueError(
+            f"The space {self.name!r} allows too few architectures: {MAX_TRIES:,} random ones all "
+            f"broke a rule or a limit ({self.violation(architecture)}). Loosen its limits."
+        )
+
+    def mixers_of(self, stage: int, block: int) -> tuple[Mixer, ...]:
+        """List the distinct mixers that a block may have."""
+        return self.stages[stage].choices_of(block).mixers(self.resolutions[stage])
+
+    def size(self) -> int:
+        """Count the distinct architectures, before the limits on cost."""
+        return math.prod(
+            len(choices.mixers(size))
+            for stage, size in zip(self.stages, self.resolutions, strict=True)
+            for choices in stage.choices
+        )
+
+    def extreme(self, cost: str, *, largest: bool) -> Architecture:
+        """Return the allowed-by-rule architecture with the least or most ``params`` or ``macs``.
+
+        Costs add up over blocks, so the best choice of every block is the best of the whole.
+        """
+        pick = max if largest else min
+        stages = []
+        for index, (stage, size) in enumerate(zip(self.stages, self.resolutions, strict=True)):
+
+            def cost_of(mixer: Mixer, dim: int = stage.dim, size: int = size) -> int:
+                return int(getattr(count_mixer(mixer, dim=dim, size=size), cost))
+
+            mixers = [
+                pick(self.mixers_of(index, block), key=cost_of) for block in range(stage.depth)
+            ]
+            stages.append(Stage(dim=stage.dim, mlp_ratio=stage.mlp_ratio, mixers=tuple(mixers)))
+        return self._architecture(stages)
+
+    def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
+        """Yield each kind that all stages allow, with its cheapest network of that kind alone."""
+        for kind in MIXER_KINDS:
+            if all(kind in choices.kinds for stage in self.stages for choices in stage.choices):
+                only = self.replace(stages=tuple(_restrict(stage, kind) for stage in self.stages))
+                if only.size() > 0:
+                    yield kind, only.extreme("macs", largest=False)
+
+    def _architecture(self, stages: Sequence[Stage]) -> Architecture:
+        return Architecture(
+            family=self.family,
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            stages=tuple(stages),
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+        )
+
+
+def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) -> Setting:
+    """Find the option that is stored as ``wanted`` (a window larger than its map is the map)."""
+    for option in options:
+        if option == wanted or (name == "window_size" and min(int(option), size) == wanted):
+            return option
+    raise ValueError(f"The space offers {name} {list(options)}, the architecture has {wanted!r}.")
+
+
+def _single_choice(mixer: Mixer) -> MixerChoices:
+    settings = mixer_to_dict(mixer)
+    kind = str(settings.pop("kind"))
+    return MixerChoices(kinds={kind: {name: (value,) for name, value in settings.items()}})
+
+
+def _restrict(stage: StageChoices, kind: str) -> StageChoices:
+    choices = tuple(replace(c, kinds={kind: c.kinds[kind]}) for c in stage.choices)
+    return replace(stage, choices=choices)
+
+
+def _on_map(mixer: Mixer, size: int) -> Mixer:
+    if isinstance(mixer, WindowAttention):
+        return replace(mixer, window_size=min(mixer.window_size, size))
+    return mixer
