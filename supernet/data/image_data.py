@@ -1,0 +1,262 @@
+"""Images for training: any source is decoded once into arrays on disk that all processes share.
+
+`prepare_data` leaves the train and search splits in a folder, as uint8 arrays to be mapped into
+memory, and `open_data` opens them in milliseconds. The test split is not decoded before
+`ImageData.test_split` is called, which only retraining does: no choice made by a search can depend
+on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from supernet.data.arrays import (
+    GIB,
+    LOCK_FILE,
+    OnProgress,
+    Split,
+    channel_statistics,
+    check_memory,
+    fingerprint,
+    is_stored,
+    load_split,
+    locked,
+    remove_arrays,
+    write_split,
+)
+from supernet.data.catalog import open_source, resolve_source
+from supernet.data.source import Source
+from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN
+
+DATA_FILE = "data.json"
+# One file for both, train first, so that together they need no copy.
+TRAIN_SEARCH = "train_search"
+MEMORY_LIMIT_BYTES = 4 * GIB
+MIN_IMG_SIZE = 8
+# The share of a stored image's side that an evaluation sees, as in timm.
+CROP_FRACTION = 0.875
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageData:
+    """Prepared images and what there is to know about them; small, and cheap to pickle.
+
+    Attributes:
+        source: Where the images come from, absolute, so that it can be opened again.
+        img_size: The side of the images that networks see.
+        stored_size: The side of the stored images: training crops ``img_size`` at random from
+            them, evaluation takes the centre.
+        allows_flip: False where a mirrored image may be of another class, as with digits.
+        mean: Of each channel over the train split, in 0..1.
+        std: Likewise.
+        sizes: The number of images of train, search and test.
+        fingerprint: Hash of the decoded train and search splits.
+        listing: Hash of the names and classes of all images of the source.
+    """
+
+    name: str
+    source: str
+    folder: Path
+    class_names: tuple[str, ...]
+    img_size: int
+    stored_size: int
+    allows_flip: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sizes: Mapping[str, int]
+    fingerprint: str
+    listing: str
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    def split(self, name: str) -> Split:
+        """Open the ``train`` or the ``search`` split."""
+        if name not in (TRAIN, SEARCH):
+            raise ValueError(
+                f"A search may read the splits 'train' and 'search', got {name!r}. The test split "
+                "is for retraining: test_split()."
+            )
+        both = self.full_train()
+        rows = slice(self.sizes[TRAIN]) if name == TRAIN else slice(self.sizes[TRAIN], None)
+        return Split(both.images[rows], both.labels[rows])
+
+    def full_train(self) -> Split:
+        """Open train and search as one split, to retrain on."""
+        return load_split(self.folder, TRAIN_SEARCH)
+
+    def test_split(self, on_progress: OnProgress | None = None) -> Split:
+        """Open the test split, decoding it from the source when it is asked for the first time.
+
+        Raises:
+            ValueError: If the source is gone or not what it was, or an image is damaged.
+        """
+        if not is_stored(self.folder, TEST):
+            with locked(self.folder):
+                # Another process may have been at it while this one waited.
+                if not is_stored(self.folder, TEST):
+                    _prepare_test(self, on_progress)
+        return load_split(self.folder, TEST)
+
+
+def prepare_data(
+    source: str,
+    *,
+    img_size: int,
+    folder: Path,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    on_progress: OnProgress | None = None,
+) -> ImageData:
+    """Decode the train and search splits of a source into a folder, unless that is done already.
+
+    Images of exactly ``img_size`` x ``img_size`` are kept as they are. If any differs, the central
+    square of each is scaled to a side of ``img_size / 0.875``, to leave training room for crops.
+
+    Args:
+        source: ``digits``, an ImageFolder, a tar of one, or a timm name (``NAME`` or
+            ``NAME:FOLDER``).
+        img_size: The side of the images that networks will see, in pixels.
+        folder: Where the arrays go; made if it is missing, used again if it holds the same data.
+        memory_limit_bytes: The most that the arrays of all three splits may take.
+        on_progress: Called with the number of images done and their total, every few hundred.
+
+    Raises:
+        ValueError: If the source cannot be used as it is; nothing is left behind.
+    """
+    if img_size < MIN_IMG_SIZE:
+        raise ValueError(f"img_size must be at least {MIN_IMG_SIZE} pixels, got {img_size}.")
+    recorded = resolve_source(source)
+    if (folder / DATA_FILE).exists():
+        return _same_data(open_data(folder), recorded, img_size)
+    opened = open_source(recorded, img_size=img_size)
+    with _made(folder), locked(folder):
+        # Another process may have been at it while this one waited.
+        if (folder / DATA_FILE).exists():
+            return _same_data(open_data(folder), recorded, img_size)
+        remove_arrays(folder, TRAIN_SEARCH)
+        remove_arrays(folder, TEST)
+        try:
+            return _prepare(opened, recorded, img_size, folder, memory_limit_bytes, on_progress)
+        except BaseException:
+            remove_arrays(folder, TRAIN_SEARCH)
+            (folder / LOCK_FILE).unlink()
+            raise
+
+
+def open_data(folder: Path) -> ImageData:
+    """Open what `prepare_data` left in a folder.
+
+    Raises:
+        ValueError: If the folder does not hold prepared data.
+    """
+    try:
+        data = json.loads((folder / DATA_FILE).read_text(encoding="utf-8"))
+        if not is_stored(folder, TRAIN_SEARCH):
+            raise ValueError("its arrays are missing")
+        for name in ("class_names", "mean", "std"):
+            data[name] = tuple(data[name])
+        return ImageData(**data, folder=folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} does not hold prepared data ({error}). Delete it and prepare it again."
+        ) from error
+
+
+def _prepare(
+    source: Source,
+    recorded: str,
+    img_size: int,
+    folder: Path,
+    memory_limit_bytes: int,
+    on_progress: OnProgress | None,
+) -> ImageData:
+    positions = source.splits()
+    sizes = {split: len(positions[split]) for split in SPLITS}
+    both = np.concatenate([positions[TRAIN], positions[SEARCH]])
+    for stored_size in (img_size, round(img_size / CROP_FRACTION)):
+        check_memory(sum(sizes.values()), stored_size, folder, memory_limit_bytes)
+        is_complete = write_split(
+            source,
+            both,
+            folder=folder,
+            stem=TRAIN_SEARCH,
+            stored_size=stored_size,
+            exact=stored_size == img_size,
+            on_progress=on_progress,
+        )
+        if is_complete:
+            break
+    stored = load_split(folder, TRAIN_SEARCH)
+    mean, std = channel_statistics(stored.images[: sizes[TRAIN]])
+    data = ImageData(
+        name=source.name,
+        source=recorded,
+        folder=folder,
+        class_names=source.class_names,
+        img_size=img_size,
+        stored_size=stored_size,
+        allows_flip=source.allows_flip,
+        mean=mean,
+        std=std,
+        sizes=sizes,
+        fingerprint=fingerprint(stored),
+        listing=source.fingerprint(),
+    )
+    fields = {name: value for name, value in asdict(data).items() if name != "folder"}
+    partial = folder / f"{DATA_FILE}.partial"
+    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / DATA_FILE)
+    return data
+
+
+def _prepare_test(data: ImageData, on_progress: OnProgress | None) -> None:
+    source = open_source(data.source, img_size=data.img_size)
+    if source.fingerprint() != data.listing:
+        raise ValueError(
+            f"The data {data.source} must not change during a run, but its images differ from "
+            f"those that {data.folder} was prepared from. Restore them."
+        )
+    try:
+        write_split(
+            source,
+            source.splits()[TEST],
+            folder=data.folder,
+            stem=TEST,
+            stored_size=data.stored_size,
+            on_progress=on_progress,
+        )
+    except BaseException:
+        remove_arrays(data.folder, TEST)
+        raise
+
+
+def _same_data(data: ImageData, source: str, img_size: int) -> ImageData:
+    if (data.source, data.img_size) != (source, img_size):
+        raise ValueError(
+            f"{data.folder} holds {data.source} at {data.img_size} pixels, not {source} at "
+            f"{img_size} pixels. Choose another folder."
+        )
+    return data
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; on an error remove those that were made, where empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

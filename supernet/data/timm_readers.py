@@ -1,0 +1,160 @@
+"""Data sets that timm's readers take: ``torch/...``, ``hfds/...``, ``tfds/...`` and ``wds/...``.
+
+timm's map-style dataset replaces an image that it cannot decode by the next one; here its reader is
+asked instead, so that a damaged image is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data.dataset import ImageDataset, IterableImageDataset
+from timm.data.dataset_factory import create_dataset
+
+from supernet.data.source import DECODE_ERRORS, Source, decode_image
+from supernet.data.splits import IntArray
+
+VAL_NAMES = ("validation", "valid", "val")
+UNFLIPPABLE = ("mnist", "kmnist", "qmnist", "svhn", "svhn_cropped")
+MISSING_ERRORS = (
+    *(ImportError, OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError),
+)
+
+
+def open_timm(name: str, *, root: str | None) -> Source:
+    """List a data set by its timm name.
+
+    Labels are read ahead of images; a ``tfds`` or ``wds`` stream, which has no other way to tell
+    them, is run through once for that. A pool without labels (-1) is left out.
+
+    Args:
+        root: The folder of the data; ``torch`` and ``wds`` cannot do without it.
+
+    Raises:
+        ValueError: If timm cannot open it, or it has no held-out images.
+    """
+    if root is None and name.startswith(("torch/", "wds/")):
+        raise ValueError(f"{name!r} needs the folder of its data: write '{name}:FOLDER'.")
+    datasets = {"train": _create(name, root, "train")}
+    for pool, split in _held_out(name, datasets["train"]).items():
+        datasets[pool] = _create(name, root, split)
+    labels = {pool: _labels(dataset, f"{name} {pool}") for pool, dataset in datasets.items()}
+    labels = {pool: values for pool, values in labels.items() if values.min(initial=0) >= 0}
+    if "train" not in labels or not {"val", "test"} & set(labels):
+        raise ValueError(
+            f"Data must have labelled images to train on and others to test on; {name!r} has them "
+            f"only in: {', '.join(labels) or 'nothing'}. Choose another data set."
+        )
+    return _source(name, {pool: datasets[pool] for pool in labels}, labels)
+
+
+def _create(name: str, root: str | None, split: str) -> Any:
+    try:
+        return create_dataset(name, root=root, split=split, download=False)
+    except MISSING_ERRORS as error:
+        raise ValueError(
+            f"timm cannot open {name!r}, split {split!r}, root {root!r}: "
+            f"{type(error).__name__}: {error}. Check the name, download the data into that folder "
+            "(written after a colon), and install what its reader needs."
+        ) from error
+
+
+def _held_out(name: str, train: Any) -> dict[str, str]:
+    """Map ``val`` and ``test`` to the names that the data set has for them."""
+    if name.startswith("torch/"):
+        # torchvision's sets have one held-out part, and it is labelled.
+        return {"test": "validation"}
+    if name.startswith("wds/"):
+        known = set(train.reader.info.get("splits", ()))
+    else:
+        owner = train.reader.dataset if name.startswith("hfds/") else train.reader.builder
+        known = set(owner.info.splits or ())
+    pools = {"val": next((split for split in VAL_NAMES if split in known), None)}
+    pools["test"] = "test" if "test" in known else None
+    return {pool: split for pool, split in pools.items() if split is not None}
+
+
+def _labels(dataset: Any, name: str) -> IntArray:
+    if isinstance(dataset, ImageDataset):
+        values: Any = list(dataset.reader.iter_targets())
+    elif hasattr(dataset, "targets"):
+        values = dataset.targets
+    else:
+        values = [target for _, target in dataset]
+    if isinstance(dataset, IterableImageDataset) and len(values) != len(dataset):
+        raise ValueError(
+            f"{name} should hold {len(dataset)} images, but {len(values)} could be read. "
+            "Some are damaged, or its description is wrong: download it again."
+        )
+    labels = np.asarray([-1 if value is None else value for value in values], dtype=np.int64)
+    # QMNIST has eight columns, the first is the class.
+    return labels[:, 0] if labels.ndim > 1 else labels
+
+
+def _class_names(dataset: Any, num_classes: int) -> tuple[str, ...]:
+    names: Sequence[Any] = getattr(dataset, "classes", ())
+    indices = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not names and indices:
+        names = sorted(indices, key=indices.__getitem__)
+    if len(names) < num_classes:
+        return tuple(str(label) for label in range(num_classes))
+    return tuple(name if isinstance(name, str) else str(name[0]) for name in names)
+
+
+def _source(name: str, datasets: dict[str, Any], labels: dict[str, IntArray]) -> Source:
+    sizes = [len(labels[pool]) for pool in datasets]
+    starts = dict(zip(datasets, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+    all_labels = np.concatenate([labels[pool] for pool in datasets])
+    readers = {pool: _reader(dataset, f"{name} {pool}") for pool, dataset in datasets.items()}
+    pools = {pool: starts[pool] + np.arange(len(labels[pool])) for pool in datasets}
+
+    def read(positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
+        for pool, members in pools.items():
+            wanted = np.intersect1d(positions, members) - starts[pool]
+            if len(wanted):
+                for index, image in readers[pool](wanted):
+                    yield starts[pool] + index, image
+
+    return Source(
+        name=Path(name).name,
+        class_names=_class_names(datasets["train"], int(all_labels.max()) + 1),
+        allows_flip=Path(name).name not in UNFLIPPABLE,
+        names=[f"{pool}/{index}" for pool in datasets for index in range(len(labels[pool]))],
+        labels=all_labels,
+        pools=pools,
+        read=read,
+    )
+
+
+def _reader(dataset: Any, name: str) -> Callable[[IntArray], Iterator[tuple[int, Image.Image]]]:
+    if isinstance(dataset, ImageDataset):
+
+        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+            for index in indices.tolist():
+                yield index, decode_image(dataset.reader[index][0], name=f"{name}[{index}]")
+
+    elif isinstance(dataset, IterableImageDataset):
+
+        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+            wanted = set(indices.tolist())
+            for index, (image, _) in enumerate(dataset):
+                if index in wanted:
+                    yield index, image.convert("RGB")
+
+    else:
+
+        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+            for index in indices.tolist():
+                try:
+                    image = dataset[index][0].convert("RGB")
+                except DECODE_ERRORS as error:
+                    raise ValueError(
+                        f"Cannot decode the image {name}[{index}] ({error}). Replace or remove it."
+                    ) from error
+                yield index, image
+
+    return read
