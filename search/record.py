@@ -285,6 +285,15 @@ class Record:
         )
         return {phase: float(seconds) for phase, seconds in rows}
 
+    def charges(self, phases: Collection[str]) -> tuple[tuple[float, float, float], ...]:
+        """List (started, ended, devices) of the ended attempts of some phases, by their start."""
+        rows = self._read(
+            "SELECT started, ended, devices FROM attempts WHERE ended IS NOT NULL AND devices > 0 "
+            "AND phase IN (SELECT value FROM json_each(?)) ORDER BY started",
+            (json.dumps(sorted(phases)),),
+        )
+        return tuple((float(start), float(end), float(devices)) for start, end, devices in rows)
+
     def trials(
         self, *, fidelity: str | None = None, state: State | None = None
     ) -> tuple[Trial, ...]:

@@ -249,12 +249,24 @@ class SearchSpace:
         return self._architecture(stages)
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
-        """Yield each kind that all stages allow, with its cheapest network of that kind alone."""
+        """Yield each kind that all stages allow, with the first settings that the space lists."""
         for kind in MIXER_KINDS:
             if all(kind in choices.kinds for stage in self.stages for choices in stage.choices):
                 only = self.replace(stages=tuple(_restrict(stage, kind) for stage in self.stages))
                 if only.size() > 0:
-                    yield kind, only.extreme("macs", largest=False)
+                    yield kind, only.first()
+
+    def first(self) -> Architecture:
+        """Return the architecture of the first allowed mixer of every block."""
+        stages = [
+            Stage(
+                dim=stage.dim,
+                mlp_ratio=stage.mlp_ratio,
+                mixers=tuple(self.mixers_of(index, block)[0] for block in range(stage.depth)),
+            )
+            for index, stage in enumerate(self.stages)
+        ]
+        return self._architecture(stages)
 
     def _architecture(self, stages: Sequence[Stage]) -> Architecture:
         return Architecture(

@@ -1,0 +1,7 @@
+"""``python -m search`` is the command ``search``."""
+
+from __future__ import annotations
+
+from search.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""What a run ends with: the front on the terminal, the report, the pictures, the next commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from csv import DictWriter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from search import report
+from search.plan import PHASES
+from search.promotion import losses_of
+from search.proposer import Mirror
+from search.results import SUPERNET, Candidate, candidates, front, retrained, to_json
+from search.run_folder import RunFolder
+from search.tables import front_table
+from search.trust import trust_points, trust_taus
+
+EXTRACTION_TOLERANCE = 1e-5
+
+
+def front_of(
+    run: RunFolder, objectives: tuple[str, ...], fidelity: str | None = None
+) -> tuple[Candidate, ...]:
+    """Compute the front of a run at one fidelity; the highest where none is named.
+
+    Raises:
+        ValueError: If nothing has been judged (at that fidelity).
+    """
+    return front(run.record.trials(), fidelity=fidelity, objectives=objectives)
+
+
+def print_outcome(run: RunFolder, console: Console) -> None:
+    """Print the front, what the extraction check found, what was spent, and what to type next."""
+    trials = run.record.trials()
+    if not any(trial.state == "done" for trial in trials):
+        console.print("No network has been judged yet.")
+        return
+    members = front_of(run, run.settings.objectives)
+    console.print(front_table(members, retrained=retrained(trials)))
+    for note in (*_notes(run), *_trust_lines(run)):
+        console.print(note, highlight=False, soft_wrap=True)
+    asked = run.settings.parsed_budget.amount_seconds
+    spent = run.record.spent(PHASES)
+    best = max(members, key=lambda member: member.top1)
+    console.print(
+        f"Budget: {spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%}).\n"
+        f"Report: {run.report}\n\n"
+        f"Next:\n  search pareto {run.folder}\n"
+        f"  search retrain {run.folder} --arch {best.id}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def write_report(run: RunFolder) -> None:
+    """Write the report, the picture of the front and Optuna's copy of the study."""
+    update_mirror(run)
+    if not any(trial.state == "done" for trial in run.record.trials()):
+        return
+    export_front(
+        run,
+        front_of(run, run.settings.objectives),
+        csv=None,
+        html=run.report,
+        png=run.folder / "front.png",
+    )
+
+
+def update_mirror(run: RunFolder) -> None:
+    """Bring ``study.db`` up to date, for optuna-dashboard."""
+    space, objectives = run.space(), run.settings.objectives
+    mirror = Mirror(run.folder / "study.db", name=run.folder.resolve().name, losses=objectives)
+    judged = run.record.trials(fidelity=SUPERNET, state="done")
+    mirror.add(
+        space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
+    )
+
+
+def export_front(
+    run: RunFolder,
+    members: Sequence[Candidate],
+    *,
+    csv: Path | None,
+    html: Path | None,
+    png: Path | None,
+) -> None:
+    """Write the front in the formats that a path is given for."""
+    if csv is not None:
+        rows = [_csv_row(member) for member in members]
+        with csv.open("w", newline="") as file:
+            writer = DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    if html is not None:
+        report.write_report(html, _report_data(run))
+    if png is not None:
+        fidelity = members[0].fidelity
+        judged = candidates(
+            run.record.trials(), fidelity=fidelity, objectives=run.settings.objectives
+        )
+        report.front_png(png, judged, title=f"{run.folder.name} ({fidelity})")
+
+
+def _csv_row(member: Candidate) -> dict[str, Any]:
+    row = to_json(member)
+    return {**row, "architecture": json.dumps(row["architecture"])}
+
+
+def _report_data(run: RunFolder) -> report.ReportData:
+    trials = run.record.trials()
+    by_phase = run.record.spent_by_phase()
+    return report.ReportData(
+        name=run.folder.resolve().name,
+        run=str(run.folder),
+        command=run.settings.command,
+        space=run.settings.space,
+        data=run.settings.data,
+        seed=run.settings.seed,
+        objectives=run.settings.objectives,
+        budget=run.settings.parsed_budget,
+        spent_seconds=run.record.spent(PHASES),
+        spent_by_phase=by_phase,
+        trials=trials,
+        charges=run.record.charges(PHASES),
+        trust=trust_taus(trust_points(trials), rng=np.random.default_rng(run.settings.seed)),
+        notes=tuple(_notes(run)),
+    )
+
+
+def _notes(run: RunFolder) -> Iterator[str]:
+    errors = run.record.get_meta("extraction") or {}
+    if errors:
+        worst = max(errors.values())
+        is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
+        yield (
+            f"Extracted, the {len(errors)} members of the front give logits {is_same}: "
+            f"largest difference {worst:.1e}."
+        )
+
+
+def _trust_lines(run: RunFolder) -> Iterator[str]:
+    trials = run.record.trials()
+    for name, tau in trust_taus(
+        trust_points(trials), rng=np.random.default_rng(run.settings.seed)
+    ).items():
+        if tau.tau is not None:
+            interval = "" if tau.low is None else f" (95 % {tau.low:.2f} to {tau.high:.2f})"
+            yield (
+                f"Ranking by {name} against training alone: Kendall tau {tau.tau:.2f}{interval} "
+                f"over {tau.num_points} networks."
+            )

@@ -1,0 +1,79 @@
+"""``search plan``: measure this machine for a few seconds and say what a budget would buy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from search.plan import Plan, make_plan
+from search.settings import RunSettings
+from search.workers import Job, StepTimes, SupernetWorker
+from supernet.data import ImageData, prepare_data
+from supernet.recipe import load_recipe
+
+# A network is trained alone for at most this share of the full recipe's epochs.
+MAX_TRIAL_SHARE = 0.5
+
+
+def plan_here(settings: RunSettings, *, devices: int | None) -> Plan:
+    """Measure in this process and make the plan; nothing is left behind."""
+    import torch
+
+    budget = settings.parsed_budget
+    found = torch.cuda.device_count() if budget.device == "gpu" else len(os.sched_getaffinity(0))
+    if not (devices or found):
+        raise ValueError(
+            "The budget counts gpu time, and this machine has no GPU to measure. "
+            "Run `search plan` on a machine that has one, or give a cpu budget."
+        )
+    space = settings.load_space()
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare_data(settings.data, img_size=space.img_size, folder=Path(folder) / "data")
+        started = time.monotonic()
+        job = make_job(settings, Path(folder), data)
+        times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
+        # In a run, all devices are held meanwhile.
+        measured = (time.monotonic() - started) * (devices or found)
+    return plan_from_times(
+        settings, times, data, devices=devices or found, measured_seconds=measured
+    )
+
+
+def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
+    """Describe a run to its workers; ``folder`` holds the prepared data."""
+    stored = folder / "space.yaml"
+    space = settings.load_space(stored if stored.is_file() else None)
+    return Job(
+        folder=folder.resolve(),
+        space=space.replace(num_classes=data.num_classes),
+        supernet_recipe=load_recipe(settings.supernet_recipe),
+        trial_recipe=load_recipe(settings.trial_recipe),
+        strategy=settings.strategy,
+        seed=settings.seed,
+        device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
+    )
+
+
+def plan_from_times(
+    settings: RunSettings,
+    times: StepTimes,
+    data: ImageData,
+    *,
+    devices: int,
+    measured_seconds: float,
+) -> Plan:
+    """Split the budget of the settings with measured times."""
+    retrain = load_recipe(settings.retrain_recipe)
+    return make_plan(
+        budget_seconds=settings.parsed_budget.amount_seconds,
+        devices=devices,
+        measured_seconds=measured_seconds,
+        supernet_step=times.supernet_step,
+        trial_step_seconds=times.trial_steps,
+        judge_seconds=times.judge,
+        steps_per_epoch=times.steps_per_epoch,
+        max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
+        retrain_steps=retrain.epochs * len(data.full_train()) // retrain.batch_size,
+    )

@@ -1,0 +1,54 @@
+"""Which network is worth the next, dearer judgement: by non-dominated rank, then crowding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from search.front import crowding_distance, non_dominated_rank
+from search.record import Trial
+from searchspace.architecture import Architecture
+
+
+def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
+    """Return a trial's losses, one for each objective (lower is better); None if not done."""
+    if trial.state != "done":
+        return None
+    costs = {"params": trial.params, "macs": trial.macs}
+    return losses(trial.values, costs, objectives)
+
+
+def losses(
+    values: Mapping[str, float], costs: Mapping[str, int], objectives: Sequence[str]
+) -> tuple[float, ...]:
+    """Turn top1 (percent) and costs into losses: the error in percent, the costs in millions."""
+    measured = {"top1": 100.0 - values["top1"]}
+    measured |= {name: cost / 1e6 for name, cost in costs.items()}
+    return tuple(measured[objective] for objective in objectives)
+
+
+def next_promotion(
+    trials: Sequence[Trial], *, low: str, high: str, objectives: Sequence[str]
+) -> Architecture | None:
+    """Choose the best network at fidelity ``low`` that was not tried at ``high``.
+
+    The front first, then the next ranks; inside a rank the one with the most room around it.
+
+    Returns:
+        None when all were tried.
+    """
+    tried = {trial.key for trial in trials if trial.fidelity == high}
+    judged = [trial for trial in trials if trial.fidelity == low and trial.state == "done"]
+    if not judged:
+        return None
+    points = np.array([losses_of(trial, objectives) for trial in judged], dtype=float)
+    ranks = non_dominated_rank(points)
+    for rank in np.unique(ranks):
+        members = np.flatnonzero(ranks == rank)
+        distances = crowding_distance(points[members])
+        order: list[int] = members[np.argsort(-distances, kind="stable")].tolist()
+        for index in order:
+            if judged[index].key not in tried:
+                return judged[index].architecture
+    return None

@@ -1,0 +1,194 @@
+"""What the charts of the report are drawn from: JSON values computed from trials."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.budget import UNIT_SECONDS, Budget
+from search.front import hypervolume, non_dominated
+from search.record import Trial
+from search.results import (
+    Candidate,
+    candidates,
+    highest_fidelity,
+    is_retraining,
+    order_fidelities,
+    retrained,
+)
+from search.trust import trust_points
+from searchspace.architecture import Architecture, describe
+
+# Started and ended on the clock of the trials, and the devices held in between.
+Charge: TypeAlias = tuple[float, float, float]
+
+CURVE_POINTS = 100
+
+
+def judged_candidates(
+    trials: Sequence[Trial], objectives: Sequence[str]
+) -> dict[str, tuple[Candidate, ...]]:
+    """Gather the candidates of each fidelity below retraining, the highest first.
+
+    Raises:
+        ValueError: If nothing has been judged yet.
+    """
+    highest_fidelity(trials)
+    judged = {t.fidelity for t in trials if t.state == "done" and not is_retraining(t.fidelity)}
+    return {
+        fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
+        for fidelity in order_fidelities(judged)
+    }
+
+
+def view_payload(fidelity: str, found: Sequence[Candidate]) -> dict[str, Any]:
+    """Describe the candidates of one fidelity in columns; group 2 is the front, 1 near it."""
+    return {
+        "fidelity": fidelity,
+        "ids": [c.id for c in found],
+        "top1": [round(c.top1, 3) for c in found],
+        "low": [round(c.low, 3) for c in found],
+        "high": [round(c.high, 3) for c in found],
+        "macs": [c.macs for c in found],
+        "params": [c.params for c in found],
+        "latency_ms": [c.latency_ms for c in found],
+        "group": [2 if c.on_front else int(c.near_front) for c in found],
+        "mixers": [describe(c.architecture) for c in found],
+    }
+
+
+def retrained_payload(
+    trials: Sequence[Trial], searched: Sequence[Candidate]
+) -> list[dict[str, Any]]:
+    """List retrained networks beside what they had in the search (None: not at that fidelity)."""
+    before = {candidate.id: candidate for candidate in searched}
+    return [
+        {
+            "id": final.id,
+            "recipe": final.fidelity.removeprefix("retrain-"),
+            "searched": _accuracy(before.get(final.id)),
+            "final": _accuracy(final),
+        }
+        for final in retrained(trials)
+    ]
+
+
+def hypervolume_payload(
+    trials: Sequence[Trial],
+    charges: Sequence[Charge],
+    *,
+    fidelity: str,
+    objectives: Sequence[str],
+    unit_seconds: float,
+) -> dict[str, Any]:
+    """Follow the hypervolume of one fidelity's front as the budget was spent.
+
+    Losses are shares of the reference: an error of 100 % and 1.1 times the largest costs judged.
+    """
+    done = [t for t in trials if t.fidelity == fidelity and t.state == "done"]
+    ended = sorted((t.finished, t.id, t) for t in done if t.finished is not None)
+    losses = np.array([_losses(trial, objectives) for _, _, trial in ended])
+    largest = np.nanmax(losses, axis=0)
+    scale = [100.0 if n == "top1" else 1.1 * m for n, m in zip(objectives, largest, strict=True)]
+    losses /= np.array(scale)
+    stops = np.unique(np.linspace(1, len(ended), min(len(ended), CURVE_POINTS)).astype(int))
+    front, volumes = losses[:0], []
+    for start, stop in pairwise((0, *stops)):
+        front = np.concatenate([front, losses[start:stop]])
+        front = front[non_dominated(front)]
+        volumes.append(round(hypervolume(front, np.ones(len(objectives))), 6))
+    times = np.array([ended[stop - 1][0] for stop in stops])
+    spent = spent_at(charges, times) / unit_seconds
+    return {"fidelity": fidelity, "spent": spent.round(6).tolist(), "volume": volumes}
+
+
+def spent_at(charges: Sequence[Charge], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum the device-seconds that had been charged at each time."""
+    spent = np.zeros(len(times))
+    for started, ended, devices in charges:
+        spent += devices * np.clip(times - started, 0.0, max(ended - started, 0.0))
+    return spent
+
+
+def trust_payload(trials: Sequence[Trial]) -> dict[str, list[float]] | None:
+    """List the networks of the trust phase in columns, or return None."""
+    points = trust_points(trials)
+    if not points:
+        return None
+    return {
+        "ids": [point.id for point in points],
+        "top1": [point.top1 for point in points],
+        "supernet": [point.supernet for point in points],
+        "params": [point.params for point in points],
+        "macs": [point.macs for point in points],
+    }
+
+
+def mixers_payload(front: Sequence[Architecture], judged: Sequence[Architecture]) -> dict[str, Any]:
+    """Count the mixer kinds of each stage's blocks, on the front and among all that were judged."""
+    kinds = sorted({m.kind for a in judged for stage in a.stages for m in stage.mixers})
+    num_stages = max(len(architecture.stages) for architecture in judged)
+    return {
+        "kinds": [kind.replace("_", " ") for kind in kinds],
+        "stages": [f"stage {stage}" for stage in range(num_stages)],
+        "front": _mixer_shares(front, kinds, num_stages),
+        "all": _mixer_shares(judged, kinds, num_stages),
+    }
+
+
+def chart_unit(budget: Budget) -> tuple[str, int]:
+    """Choose the unit of charts over device-time, and return its name and seconds."""
+    fitting = [u for u, seconds in UNIT_SECONDS.items() if seconds <= budget.amount_seconds]
+    unit = fitting[-1] if fitting else "second"
+    return f"{budget.device}-{unit}s", UNIT_SECONDS[unit]
+
+
+def phases_payload(
+    spent_by_phase: Mapping[str, float], unit_seconds: float
+) -> list[dict[str, Any]]:
+    """List the device-time of each phase."""
+    return [
+        {"name": phase, "amount": seconds / unit_seconds}
+        for phase, seconds in spent_by_phase.items()
+    ]
+
+
+def _accuracy(candidate: Candidate | None) -> dict[str, float] | None:
+    if candidate is None:
+        return None
+    return {"top1": candidate.top1, "low": candidate.low, "high": candidate.high}
+
+
+def _losses(trial: Trial, objectives: Sequence[str]) -> list[float]:
+    values = {
+        "top1": 100.0 - trial.values["top1"],
+        "macs": float(trial.macs),
+        "params": float(trial.params),
+        "latency_ms": trial.values.get("latency_ms", math.nan),
+    }
+    return [values[name] for name in objectives]
+
+
+def _mixer_shares(
+    architectures: Sequence[Architecture], kinds: Sequence[str], num_stages: int
+) -> list[list[dict[str, float]]]:
+    """Return a row for each kind with, for each stage, the count of blocks and its share."""
+    counts = [
+        Counter(
+            m.kind for a in architectures for s in a.stages[stage : stage + 1] for m in s.mixers
+        )
+        for stage in range(num_stages)
+    ]
+    return [
+        [
+            {"count": count[kind], "share": round(count[kind] / max(count.total(), 1), 4)}
+            for count in counts
+        ]
+        for kind in kinds
+    ]

@@ -1,0 +1,128 @@
+"""The folder of a run: everything that is needed to resume, inspect and retrain.
+
+``record.db`` (the truth), ``space.yaml``, ``data/`` (decoded images), ``supernet/`` (checkpoint),
+``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
+``report.html``, ``front.png``, ``retrain/``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from search.budget import parse_budget
+from search.record import Record
+from search.settings import RunSettings
+from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
+from supernet.data import ImageData, open_data, prepare_data
+from supernet.recipe import load_recipe
+
+RECORD = "record.db"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An open run: its folder, record and settings."""
+
+    folder: Path
+    record: Record
+    settings: RunSettings
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    def data(self) -> ImageData:
+        """Open the prepared images."""
+        return open_data(self.folder / "data")
+
+    def space(self) -> SearchSpace:
+        """Read the run's space, with the classes of its data."""
+        space = self.settings.load_space(self.folder / "space.yaml")
+        return space.replace(num_classes=self.data().num_classes)
+
+    def architecture(self, architecture_id: int) -> Architecture:
+        """Return one of the run's architectures.
+
+        Raises:
+            ValueError: If the run has no such id.
+        """
+        return self.record.architecture(architecture_id)
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[RunFolder]:
+    """Open a run that exists.
+
+    Raises:
+        ValueError: If the folder is not one of a run.
+    """
+    if not (folder / RECORD).is_file():
+        raise ValueError(
+            f"{folder} is not the folder of a run (it has no {RECORD}). "
+            "Name the folder that `search run` printed."
+        )
+    with Record.open(folder / RECORD) as record:
+        stored = record.get_meta("settings")
+        if stored is None:
+            raise ValueError(
+                f"{folder} was left before its run began. Remove it and start the run again."
+            )
+        yield RunFolder(folder, record, RunSettings.from_dict(stored))
+
+
+@contextmanager
+def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
+    """Make the folder of a new run: check everything, read the data, then write the record.
+
+    Raises:
+        ValueError: If the folder is in use or any input is wrong; nothing is left behind.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is in use, and a run is never overwritten. "
+            "Continue it with --resume, or name another folder with --out."
+        )
+    space = settings.load_space()
+    for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
+        load_recipe(recipe)
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
+        (folder / "space.yaml").write_text(space.source)
+        with Record.create(folder / RECORD) as record:
+            record.set_meta("settings", settings.to_dict())
+    except BaseException:
+        shutil.rmtree(folder)
+        if existed:
+            folder.mkdir()
+        raise
+    with open_run(folder) as run:
+        yield run
+
+
+@contextmanager
+def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
+    """Open a run to go on with it, with a larger budget where one is given.
+
+    Raises:
+        ValueError: If it is no run, or the budget is smaller or of another unit.
+    """
+    with open_run(folder) as run:
+        if budget is not None:
+            old, new = run.settings.parsed_budget, parse_budget(budget)
+            if new.device != old.device or new.amount_seconds < old.amount_seconds:
+                raise ValueError(
+                    f"A resumed run keeps its budget or gets a larger one of the same unit: it has "
+                    f"{old}, got {new}. Leave --budget out to keep it."
+                )
+            run = replace(run, settings=replace(run.settings, budget=budget))
+            run.record.set_meta("settings", run.settings.to_dict())
+        run.record.close_orphans()
+        yield run

@@ -1,0 +1,82 @@
+"""What a run was asked to do: the values of the command line, checked, kept in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search.budget import Budget, parse_budget
+from searchspace.space import SearchSpace
+from searchspace.spec_file import load_space
+
+OBJECTIVES = ("top1", "macs", "params")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """The settings of a run.
+
+    Attributes:
+        space: Name or path of the space; a run keeps the file's text as ``space.yaml``.
+        data: Data source, see `supernet.data`.
+        budget: As typed, e.g. ``10cpu-minutes``.
+        sampler: Of the search, one of `search.proposer.SAMPLERS`.
+        strategy: How the supernet is trained.
+        supernet_recipe, trial_recipe: Names or paths of recipes.
+        retrain_recipe: Likewise; empty takes the one for the data.
+        objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
+        limits: Upper limits of closed-form costs, over those of the space.
+        img_size: Side of the images; None takes the space's.
+        seed: Of everything random.
+        command: What was typed, for the report.
+    """
+
+    space: str
+    data: str
+    budget: str
+    sampler: str = "tpe"
+    strategy: str = "sandwich"
+    supernet_recipe: str = "supernet"
+    trial_recipe: str = "quick"
+    retrain_recipe: str = ""
+    objectives: tuple[str, ...] = ("top1", "macs")
+    limits: Mapping[str, float] = field(default_factory=dict)
+    img_size: int | None = None
+    seed: int = 0
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        if not self.retrain_recipe:
+            recipe = "digits" if self.data == "digits" else "micro"
+            object.__setattr__(self, "retrain_recipe", recipe)
+        parse_budget(self.budget)
+        unknown = sorted(set(self.objectives) - set(OBJECTIVES))
+        if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
+            raise ValueError(
+                "The objectives are top1 and at least one of macs and params, "
+                f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
+            )
+
+    @property
+    def parsed_budget(self) -> Budget:
+        """The budget as a value."""
+        return parse_budget(self.budget)
+
+    def load_space(self, file: Path | None = None) -> SearchSpace:
+        """Read the space (or the run's copy of it) with this run's limits and image size."""
+        space = load_space(str(file or self.space))
+        return space.replace(
+            img_size=self.img_size or space.img_size, limits={**space.limits, **self.limits}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the settings with JSON values; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
+        """Read what `to_dict` wrote."""
+        return cls(**data)

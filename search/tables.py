@@ -1,0 +1,143 @@
+"""Tables for the terminal: the front of a run, and one architecture stage by stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from search.results import Candidate
+from searchspace.architecture import Architecture, describe
+from searchspace.cost import Cost, count, count_parts
+
+_UNITS = "KMGT"
+
+
+def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidate] = ()) -> Table:
+    """Show candidates of one fidelity, a row each, in at most 80 columns.
+
+    Args:
+        candidates: In the order of the rows.
+        retrained: Results of retraining, shown beside the candidate with the same id.
+    """
+    fidelities = ", ".join(dict.fromkeys(candidate.fidelity for candidate in candidates))
+    final = {candidate.id: candidate for candidate in retrained}
+    shows_final = any(candidate.id in final for candidate in candidates)
+    shows_latency = any(candidate.latency_ms is not None for candidate in candidates)
+    table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
+    for name in ("id", "top-1 %", "MACs", "params"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if shows_latency:
+        table.add_column("ms", justify="right", no_wrap=True)
+    if shows_final:
+        table.add_column("retrained", justify="right", no_wrap=True)
+    table.add_column("mixers of the stages", overflow="fold")
+    for candidate in candidates:
+        cells = [f"~{candidate.id}" if candidate.near_front else str(candidate.id)]
+        cells += [format_interval(candidate)]
+        cells += [format_count(candidate.macs), format_count(candidate.params)]
+        if shows_latency:
+            cells.append(_format_ms(candidate.latency_ms))
+        if shows_final:
+            found = final.get(candidate.id)
+            cells.append(format_interval(found) if found else "")
+        table.add_row(*cells, describe(candidate.architecture))
+    notes = ["±: 95 % interval of the accuracy"]
+    if shows_final:
+        notes.append("retrained: full recipe, judged once on the test split")
+    if any(candidate.near_front for candidate in candidates):
+        notes.append("~: off the front by no more than noise")
+    table.caption = "; ".join(notes)
+    return table
+
+
+def architecture_table(architecture: Architecture) -> Table:
+    """Show an architecture: for each part its map, width, blocks, parameters and MACs."""
+    table = _table(f"{architecture.key}, {architecture.img_size} x {architecture.img_size} pixels")
+    for name in ("part", "map", "dim", "blocks"):
+        table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
+    table.add_column("mixers", overflow="fold")
+    for name in ("params", "MACs", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = count(architecture)
+    stages = zip(
+        architecture.stages, architecture.resolutions, describe_stages(architecture), strict=True
+    )
+    middles = {
+        f"stage{index}": (f"{size}x{size}", str(stage.dim), str(stage.depth), mixers)
+        for index, (stage, size, mixers) in enumerate(stages)
+    }
+    for part, cost in count_parts(architecture).items():
+        middle = middles.get(part, ("", "", "", ""))
+        table.add_row(part, *middle, *_cost_cells(cost, total))
+    table.add_section()
+    table.add_row("all", "", "", "", "", *_cost_cells(total, total))
+    table.caption = "share: of the MACs of one image"
+    return table
+
+
+def architecture_json(architecture: Architecture) -> dict[str, Any]:
+    """Describe an architecture and its costs with JSON values; the keys are stable.
+
+    ``architecture`` is what `Architecture.from_dict` reads.
+    """
+    total, parts = count(architecture), count_parts(architecture)
+    described = zip(
+        architecture.stages, architecture.resolutions, describe_stages(architecture), strict=True
+    )
+    stages = [
+        {
+            "map_size": size,
+            "dim": stage.dim,
+            "depth": stage.depth,
+            "mixers": mixers,
+            "params": parts[f"stage{index}"].params,
+            "macs": parts[f"stage{index}"].macs,
+        }
+        for index, (stage, size, mixers) in enumerate(described)
+    ]
+    return {
+        "key": architecture.key,
+        "params": total.params,
+        "macs": total.macs,
+        "img_size": architecture.img_size,
+        "num_classes": architecture.num_classes,
+        "mixers": describe(architecture),
+        "stages": stages,
+        "architecture": architecture.to_dict(),
+    }
+
+
+def describe_stages(architecture: Architecture) -> tuple[str, ...]:
+    """Write the mixers of each stage compactly."""
+    return tuple(describe(architecture).split(" | "))
+
+
+def format_count(number: float) -> str:
+    """Write a count for people, with three digits: ``28.3M``, ``4.51G``, ``640``."""
+    if number < 1000:
+        return f"{number:.0f}"
+    # Rounded first: 999,960 is 1.00M and not 1000K.
+    exponent = min(int(math.log10(float(f"{number:.3g}"))) // 3, len(_UNITS))
+    text = f"{number / 1000**exponent:#.3g}".removesuffix(".")
+    return text + _UNITS[exponent - 1]
+
+
+def format_interval(candidate: Candidate) -> str:
+    """Write the accuracy in percent with the longer half of its 95 % interval: ``93.1 ±1.2``."""
+    half = max(candidate.high - candidate.top1, candidate.top1 - candidate.low)
+    return f"{candidate.top1:.1f} ±{half:.1f}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left")
+
+
+def _cost_cells(cost: Cost, total: Cost) -> tuple[str, str, str]:
+    return format_count(cost.params), format_count(cost.macs), f"{cost.macs / total.macs:.1%}"
+
+
+def _format_ms(latency_ms: float | None) -> str:
+    return "" if latency_ms is None else f"{latency_ms:.3g}"

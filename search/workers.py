@@ -1,0 +1,322 @@
+"""What runs on the devices: measuring, training the supernet, judging with it, training alone.
+
+Plain classes and functions over `supernet`, without Ray: `search.executor` turns them into actors
+and trials, tests call them directly. Everything that they take and return is small and picklable;
+weights and images travel as files in the run's folder.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_model
+from torch import Tensor
+
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from searchspace.space import SearchSpace
+from supernet.batches import eval_batches, train_batches
+from supernet.calibration import recalibrate
+from supernet.data import ImageData, open_data
+from supernet.evaluation import evaluate
+from supernet.network import Supernet, build_subnet, extract, extraction_error
+from supernet.recipe import Recipe, with_epochs
+from supernet.supernet_training import (
+    STRATEGIES,
+    Progress,
+    SupernetTrainer,
+    accumulate_gradients,
+)
+from supernet.training import TrainingOptions, train
+
+CALIBRATION_BATCHES = 8
+EVAL_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a worker needs to know of a run.
+
+    Attributes:
+        folder: The run's folder; ``data/`` and ``supernet/`` lie in it.
+        space: The space, with the classes of the data.
+        supernet_recipe: For the shared weights.
+        trial_recipe: For networks that are trained alone during the search.
+        strategy: How the supernet is trained.
+        seed: Of the run.
+        device: Torch device of one worker, ``cpu`` or ``cuda``.
+    """
+
+    folder: Path
+    space: SearchSpace
+    supernet_recipe: Recipe
+    trial_recipe: Recipe
+    strategy: str
+    seed: int
+    device: str
+
+    @property
+    def supernet_folder(self) -> Path:
+        """Where the supernet's checkpoint lies."""
+        return self.folder / "supernet"
+
+    def open_data(self) -> ImageData:
+        """Open the prepared images of the run."""
+        return open_data(self.folder / "data")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture with inherited weights.
+        steps_per_epoch: Of a network that is trained alone.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+
+
+class SupernetWorker:
+    """Holds the supernet and its trainer on one device; several of them train it together.
+
+    Args:
+        job: The run.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.job = job
+        self.data = job.open_data()
+        self.trainer: SupernetTrainer | None = None
+
+    def address(self) -> str:
+        """Return an address where the other workers find this one, the first."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
+
+    def join(self, address: str, rank: int, world_size: int) -> None:
+        """Join the group of workers that train the supernet together."""
+        backend = "nccl" if self.job.device == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size)
+
+    def measure(self) -> StepTimes:
+        """Time steps and evaluations of the smallest, the largest and two random subnets."""
+        job, rng = self.job, random.Random(self.job.seed)
+        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
+        subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
+        split = self.data.split("train")
+        trial_batch = self._first_batch(job.trial_recipe)
+        trial_steps = tuple(
+            (count(subnet).macs, self._time_training([subnet], trial_batch, job.trial_recipe))
+            for subnet in subnets
+        )
+        sandwich = STRATEGIES[job.strategy](job.space, rng, (extremes[1], extremes[0]))
+        supernet_step = self._time_training(
+            sandwich, self._first_batch(job.supernet_recipe), job.supernet_recipe
+        )
+        return StepTimes(
+            supernet_step=supernet_step,
+            trial_steps=trial_steps,
+            judge=self._time_judging(subnets),
+            steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
+        )
+
+    def start(self, total_steps: int) -> int:
+        """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
+        job = self.job
+        self.trainer = SupernetTrainer(
+            job.space,
+            self.data,
+            job.supernet_recipe,
+            strategy=job.strategy,
+            total_steps=total_steps,
+            seed=job.seed,
+            device=job.device,
+        )
+        self.trainer.load(job.supernet_folder)
+        return self.trainer.step
+
+    def shorten(self, total_steps: int) -> None:
+        """End the schedule earlier, because the machine is slower than it was measured."""
+        assert self.trainer is not None
+        self.trainer.total_steps = max(total_steps, self.trainer.step + 1)
+
+    def train(self, steps: int) -> Progress:
+        """Take so many steps, together with the other workers."""
+        assert self.trainer is not None
+        return self.trainer.run(steps)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self.trainer is not None
+        self.trainer.save(self.job.supernet_folder)
+
+    def _first_batch(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        batches = train_batches(
+            self.data.split("train"), self.data, recipe, epoch=0, seed=self.job.seed
+        )
+        images, labels = next(batches)
+        return images.to(self.job.device), labels.to(self.job.device)
+
+    def _time_training(
+        self, architectures: list[Architecture], batch: tuple[Tensor, Tensor], recipe: Recipe
+    ) -> float:
+        networks = [
+            build_subnet(architecture).to(self.job.device) for architecture in architectures
+        ]
+
+        def step() -> None:
+            for network, architecture in zip(networks, architectures, strict=True):
+                accumulate_gradients(network, [architecture], *batch, recipe)
+
+        return _median_seconds(step, self.job.device)
+
+    def _time_judging(self, subnets: list[Architecture]) -> float:
+        judge = Judge(self.job, supernet=None)
+        networks = [build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]]
+        return _median_seconds(
+            lambda: [judge.measure(network) for network in networks], self.job.device, runs=1
+        ) / len(networks)
+
+
+class Judge:
+    """Judges architectures with inherited weights: extract, recalibrate, evaluate.
+
+    The search split and the calibration images are decoded and normalised once. Judging never
+    changes the supernet, so results do not depend on their order.
+
+    Args:
+        job: The run.
+        supernet: The trained supernet; None loads nothing (for measuring time).
+    """
+
+    def __init__(self, job: Job, *, supernet: Supernet | None) -> None:
+        data = job.open_data()
+        self.job, self.supernet = job, supernet
+        self.batches = [
+            (images.to(job.device), labels.to(job.device))
+            for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
+        ]
+        self.calibration = _calibration_images(job, data)
+
+    def judge(self, architecture: Architecture) -> dict[str, float]:
+        """Return top1 (percent), correct, total and the seconds that judging took."""
+        started = time.monotonic()
+        assert self.supernet is not None
+        values = self.measure(extract(self.supernet, architecture))
+        return values | {"seconds": time.monotonic() - started}
+
+    def measure(self, network: Supernet) -> dict[str, float]:
+        """Recalibrate and evaluate a network on the search split."""
+        recalibrate(network, self.calibration)
+        accuracy = evaluate(network, self.batches, self.job.device)
+        return {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+
+    def extraction_error(self, architecture: Architecture) -> float:
+        """Measure how far the extracted network's logits are from the supernet's."""
+        assert self.supernet is not None
+        return extraction_error(self.supernet, architecture, self.batches[0][0][:64])
+
+
+class JudgeWorker:
+    """A warm judge: loads the run's supernet once and then only evaluates.
+
+    Args:
+        job: The run; its supernet has been trained and saved.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        supernet = Supernet(job.space)
+        load_model(supernet, str(_saved_weights(job)))
+        self._judge = Judge(job, supernet=supernet.to(job.device).eval())
+
+    def ping(self) -> None:
+        """Answer: the worker is ready."""
+
+    def judge(self, architecture: Architecture) -> dict[str, float]:
+        """Judge one architecture; see `Judge.judge`."""
+        return self._judge.judge(architecture)
+
+    def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
+        """Measure `Judge.extraction_error` of several architectures."""
+        return [self._judge.extraction_error(architecture) for architecture in architectures]
+
+
+def train_alone(
+    job: Job,
+    architecture: Architecture,
+    *,
+    epochs: int,
+    seed: int,
+    threads: int,
+    checkpoint: Path,
+    on_epoch: Callable[[int], None],
+) -> dict[str, float]:
+    """Train an architecture from scratch for some epochs and judge it on the search split.
+
+    Continues from ``checkpoint`` where an earlier attempt left one.
+
+    Returns:
+        top1 (percent), correct and total.
+    """
+    torch.set_num_threads(threads)
+    data = job.open_data()
+    recipe = with_epochs(job.trial_recipe, epochs)
+    torch.manual_seed(seed)
+    network = build_subnet(architecture, recipe.drop_path)
+    options = TrainingOptions(
+        train_split=data.split("train"),
+        eval_split=data.split("search"),
+        seed=seed,
+        device=job.device,
+        out=checkpoint,
+        on_epoch=lambda report: on_epoch(report.epoch),
+    )
+    accuracy = train(network.to(job.device), data, recipe, options).accuracy
+    return {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+
+
+def _saved_weights(job: Job) -> Path:
+    found = sorted(job.supernet_folder.glob("supernet-*.safetensors"))
+    if not found:
+        raise FileNotFoundError(f"No supernet in {job.supernet_folder}.")
+    return found[-1]
+
+
+def _calibration_images(job: Job, data: ImageData) -> list[Tensor]:
+    recipe = job.trial_recipe
+    batches = eval_batches(data.split("train"), data, recipe.batch_size)
+    return [
+        images.to(job.device)
+        for (images, _), _ in zip(batches, range(CALIBRATION_BATCHES), strict=False)
+    ]
+
+
+def _median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> float:
+    """Time ``work`` after one unmeasured run."""
+    times = []
+    for _ in range(runs + 1):
+        started = time.monotonic()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.monotonic() - started)
+    return statistics.median(times[1:])

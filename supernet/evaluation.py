@@ -1,0 +1,75 @@
+"""How many images a network classifies correctly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Counts of correctly classified images.
+
+    Attributes:
+        correct: Images whose class has the largest logit.
+        correct_top5: Images whose class is among the five largest logits.
+        total: Images that were judged.
+    """
+
+    correct: int
+    correct_top5: int
+    total: int
+
+    @property
+    def top1(self) -> float:
+        """Percent of images."""
+        return 100 * self.correct / self.total
+
+    @property
+    def top5(self) -> float:
+        """Percent of images."""
+        return 100 * self.correct_top5 / self.total
+
+
+def evaluate(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str | torch.device
+) -> Accuracy:
+    """Classify images in eval mode, and put the network back into the mode that it was in.
+
+    An image whose logits are not finite is classified wrongly.
+
+    Args:
+        batches: Images of shape (B, C, H, W) and class indices of shape (B,).
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    was_training = network.training
+    network.eval()
+    correct = correct_top5 = total = 0
+    with torch.inference_mode():
+        for images, labels in batches:
+            logits = network(images.to(device)).float()
+            top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = (top5 == labels.to(device)[:, None]) & logits.isfinite().all(1, keepdim=True)
+            correct += int(hits[:, 0].sum())
+            correct_top5 += int(hits.sum())
+            total += len(labels)
+    network.train(was_training)
+    if total == 0:
+        raise ValueError("An accuracy needs at least one image, got none. Add images to the split.")
+    return Accuracy(correct, correct_top5, total)
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % score interval (Wilson 1927) of a share, in percent."""
+    share = correct / total
+    spread = Z_95**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = (share * (1 - share) * spread + (spread / 2) ** 2) ** 0.5 / (1 + spread)
+    return 100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)

@@ -1,0 +1,203 @@
+"""The public neighbourhood operators: checked at the door, then computed as `select` decides.
+
+Maps are channels-last, (B, H, W, C). Offset o = kh * K + kw reads the pixel at
+(h + kh - K // 2, w + kw - K // 2), zero outside the map. Group (or head) g owns the contiguous
+channels g * C/G to (g + 1) * C/G. Operands share one dtype and device; under autocast they are cast
+to its dtype. Nothing of size B*H*W*C*K*K is stored, except by ``MIXER_KERNELS=naive``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from supernet.kernels.naive import (
+    aggregate_naive,
+    depthwise_conv_naive,
+    neighborhood_logits_naive,
+    skew_naive,
+)
+from supernet.kernels.operators import aggregate_op, logits_op, skew_op
+from supernet.kernels.select import depthwise_formulation, formulation
+
+
+def aggregate(
+    filters: Tensor, values: Tensor, kernel_size: int, multiplier: Tensor | None = None
+) -> Tensor:
+    """Sum the neighbours of every token with its own filters.
+
+    ``y[i, c] = sum over o of multiplier[c, o] * filters[i, g(c), o] * values[i + o, c]``
+
+    Args:
+        filters: Shape (B, H, W, G, K*K).
+        values: Shape (B, H, W, C), C divisible by G.
+        kernel_size: K, odd.
+        multiplier: Shape (C, K*K), or None for ones.
+
+    Returns:
+        Shape (B, H, W, C).
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    _check_taps(filters, "filters", kernel_size)
+    _check_map(values, "values")
+    _check(
+        filters.shape[:3] == values.shape[:3],
+        "The filters and values must be maps of one (B, H, W)",
+        filters,
+        values,
+    )
+    _check_divides(filters.shape[3], values, "values")
+    filters, values = _alike(filters, values)
+    if multiplier is not None:
+        wanted = (values.shape[-1], kernel_size**2)
+        if multiplier.shape != wanted:
+            raise ValueError(
+                f"The multiplier must have shape (C, K*K) = {wanted}, got "
+                f"{tuple(multiplier.shape)}. Slice it to the kernel size in use."
+            )
+        values, multiplier = _alike(values, multiplier)
+    if formulation(values) == "naive":
+        return aggregate_naive(filters, values, kernel_size, multiplier)
+    return aggregate_op(filters, values, kernel_size, multiplier, None, False)
+
+
+def neighborhood_logits(queries: Tensor, keys: Tensor, num_heads: int, kernel_size: int) -> Tensor:
+    """Multiply every query with the keys of its neighbours, head by head, without a scale.
+
+    ``s[i, h, o] = sum over the channels c of head h of queries[i, c] * keys[i + o, c]``
+
+    Args:
+        queries: Shape (B, H, W, C).
+        keys: Shape (B, H, W, C).
+        num_heads: Divides C.
+        kernel_size: K, odd.
+
+    Returns:
+        Shape (B, H, W, num_heads, K*K), zero for offsets outside the map.
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    _check_odd(kernel_size)
+    _check_map(queries, "queries")
+    _check(queries.shape == keys.shape, "Queries and keys must have one shape", queries, keys)
+    _check_divides(num_heads, queries, "queries")
+    queries, keys = _alike(queries, keys)
+    if formulation(queries) == "naive":
+        return neighborhood_logits_naive(queries, keys, num_heads, kernel_size)
+    return logits_op(queries, keys, num_heads, kernel_size, None)
+
+
+def skew(terms: Tensor, kernel_size: int) -> Tensor:
+    """Read each tap from the neighbour that it points to: ``s[i, g, o] = terms[i + o, g, o]``.
+
+    Turns what every key offers to each relative position (r^q . k) into what a query sees.
+
+    Args:
+        terms: Shape (B, H, W, G, K*K).
+        kernel_size: K, odd.
+
+    Returns:
+        The same shape, zero for offsets outside the map.
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
+    _check_taps(terms, "terms", kernel_size)
+    if formulation(terms) == "naive":
+        return skew_naive(terms, kernel_size)
+    return skew_op(terms, kernel_size, False)
+
+
+def depthwise_conv(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve every channel with its own filter, padded with K // 2 zeros.
+
+    Args:
+        values: Shape (B, H, W, C).
+        weight: Shape (C, K, K), K odd.
+        bias: Shape (C,), or None.
+
+    Returns:
+        Shape (B, H, W, C).
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    _check_map(values, "values")
+    channels, size = values.shape[-1], weight.shape[-1] if weight.dim() else 0
+    _check(
+        weight.shape == (channels, size, size),
+        "The weight must have shape (C, K, K) for values (B, H, W, C)",
+        weight,
+        values,
+    )
+    _check_odd(size)
+    values, weight = _alike(values, weight)
+    if bias is not None:
+        _check(bias.shape == (channels,), "The bias must have shape (C,)", bias, values)
+        values, bias = _alike(values, bias)
+    chosen = depthwise_formulation(values, size)
+    if chosen == "naive":
+        return depthwise_conv_naive(values, weight, bias)
+    if chosen == "c":
+        return aggregate_op(None, values, size, weight.flatten(1), bias, False)
+    image = values.permute(0, 3, 1, 2)  # channels_last in memory
+    y = F.conv2d(image, weight.unsqueeze(1), bias, padding=size // 2, groups=channels)
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _check(fits: bool, rule: str, first: Tensor, second: Tensor) -> None:
+    if not fits:
+        raise ValueError(f"{rule}, got shapes {tuple(first.shape)} and {tuple(second.shape)}.")
+
+
+def _check_map(tensor: Tensor, name: str) -> None:
+    if tensor.dim() != 4 or tensor.shape[-1] == 0:
+        raise ValueError(
+            f"The {name} must be a channels-last map (B, H, W, C) with C >= 1, "
+            f"got shape {tuple(tensor.shape)}."
+        )
+
+
+def _check_taps(tensor: Tensor, name: str, kernel_size: int) -> None:
+    _check_odd(kernel_size)
+    if tensor.dim() != 5 or tensor.shape[3] == 0 or tensor.shape[4] != kernel_size**2:
+        raise ValueError(
+            f"The {name} must have shape (B, H, W, G, K*K) with G >= 1 and K*K = "
+            f"{kernel_size**2}, got {tuple(tensor.shape)}. "
+            "Slice or reshape them to the kernel size in use."
+        )
+
+
+def _check_odd(kernel_size: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size must be odd, so that it has a centre, got {kernel_size}. "
+            f"Use {max(kernel_size - 1, 1)} or {max(kernel_size + 1, 1)}."
+        )
+
+
+def _check_divides(groups: int, tensor: Tensor, name: str) -> None:
+    channels = tensor.shape[-1]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"The number of groups or heads must divide the channels of the {name}, "
+            f"got {groups} and {channels}."
+        )
+
+
+def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast both to the dtype of autocast where it is on; refuse two dtypes or devices."""
+    device = first.device
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        first, second = first.to(dtype), second.to(dtype)
+    if first.dtype != second.dtype or device != second.device:
+        raise ValueError(
+            f"The operands must have one dtype and device, got {first.dtype} on {device} and "
+            f"{second.dtype} on {second.device}. Convert one with .to()."
+        )
+    return first, second

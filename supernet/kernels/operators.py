@@ -1,0 +1,192 @@
+"""The primitives as torch operators: ``torch.ops.mixer_search.*``, with gradients and FLOPs.
+
+All are derivatives of one form, linear in each of its four factors,
+
+    sum over i, o, c of  multiplier[c, o] * filters[i, g(c), o] * x[i, c] * values[i + o, c]
+
+so the gradients of each are again these operators, to any order: `aggregate` is its derivative by
+x (transposed: by values), `logits` by the filters and `multiplier_grad` by the multiplier. Only
+inputs are saved for the backward pass.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from supernet.kernels import library, loops
+from supernet.kernels.select import formulation
+
+Grads = tuple[Tensor | None, ...]
+
+
+@torch.library.custom_op("mixer_search::aggregate", mutates_args=())
+def aggregate_op(
+    filters: Tensor | None,
+    values: Tensor,
+    kernel_size: int,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    """Sum neighbours (B, H, W, C) with filters (B, H, W, G, K*K) times multiplier (C, K*K)."""
+    return _primitives(values).aggregate(filters, values, kernel_size, multiplier, bias, transposed)
+
+
+@torch.library.custom_op("mixer_search::logits", mutates_args=())
+def logits_op(
+    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+) -> Tensor:
+    """Multiply maps (B, H, W, C) pixel by neighbour, summed over each group's channels."""
+    return _primitives(x).logits(x, values, groups, kernel_size, multiplier)
+
+
+@torch.library.custom_op("mixer_search::multiplier_grad", mutates_args=())
+def multiplier_grad_op(
+    filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int
+) -> Tensor:
+    """Sum over all pixels what `aggregate` multiplies with the multiplier (C, K*K)."""
+    return _primitives(x).multiplier_grad(filters, x, values, kernel_size)
+
+
+@torch.library.custom_op("mixer_search::skew", mutates_args=())
+def skew_op(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+    """Read tap o of (B, H, W, G, K*K) from the neighbour at offset o (transposed: minus o)."""
+    return _primitives(terms).skew(terms, kernel_size, transposed)
+
+
+def _primitives(tensor: Tensor) -> ModuleType:
+    return library if formulation(tensor) == "c" else loops
+
+
+@aggregate_op.register_fake
+def _aggregate_shape(
+    filters: Tensor | None,
+    values: Tensor,
+    kernel_size: int,
+    multiplier: Tensor | None,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@logits_op.register_fake
+def _logits_shape(
+    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+) -> Tensor:
+    return x.new_empty((*x.shape[:3], groups, kernel_size**2))
+
+
+@multiplier_grad_op.register_fake
+def _multiplier_grad_shape(
+    filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int
+) -> Tensor:
+    return x.new_empty((x.shape[-1], kernel_size**2))
+
+
+@skew_op.register_fake
+def _skew_shape(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+    return terms.new_empty(terms.shape)
+
+
+# torch hands over its own context objects, which carry what `setup_context` put on them.
+def _save_aggregate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    filters, values, ctx.kernel_size, multiplier, _, ctx.transposed = inputs
+    ctx.save_for_backward(filters, values, multiplier)
+
+
+def _aggregate_backward(ctx: Any, grad: Tensor) -> Grads:
+    filters, values, multiplier = ctx.saved_tensors
+    size, needs = ctx.kernel_size, ctx.needs_input_grad
+    x, y = (values, grad) if ctx.transposed else (grad, values)
+    grads: list[Tensor | None] = [None] * 6
+    if needs[0]:
+        grads[0] = logits_op(x, y, filters.shape[3], size, multiplier)
+    if needs[1]:
+        grads[1] = aggregate_op(filters, grad, size, multiplier, None, not ctx.transposed)
+    if needs[3]:
+        grads[3] = multiplier_grad_op(filters, x, y, size)
+    if needs[4]:
+        grads[4] = grad.sum((0, 1, 2))
+    return tuple(grads)
+
+
+def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, ctx.kernel_size, multiplier = inputs
+    ctx.save_for_backward(x, values, multiplier)
+
+
+def _logits_backward(ctx: Any, grad: Tensor) -> Grads:
+    x, values, multiplier = ctx.saved_tensors
+    size, needs = ctx.kernel_size, ctx.needs_input_grad
+    return (
+        aggregate_op(grad, values, size, multiplier, None, False) if needs[0] else None,
+        aggregate_op(grad, x, size, multiplier, None, True) if needs[1] else None,
+        None,
+        None,
+        multiplier_grad_op(grad, x, values, size) if needs[4] else None,
+    )
+
+
+def _save_multiplier_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    filters, x, values, ctx.kernel_size = inputs
+    ctx.save_for_backward(filters, x, values)
+
+
+def _multiplier_grad_backward(ctx: Any, grad: Tensor) -> Grads:
+    filters, x, values = ctx.saved_tensors
+    size, needs = ctx.kernel_size, ctx.needs_input_grad
+    return (
+        logits_op(x, values, filters.shape[3], size, grad) if needs[0] else None,
+        aggregate_op(filters, values, size, grad, None, False) if needs[1] else None,
+        aggregate_op(filters, x, size, grad, None, True) if needs[2] else None,
+        None,
+    )
+
+
+def _save_skew(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.kernel_size, ctx.transposed = inputs
+
+
+def _skew_backward(ctx: Any, grad: Tensor) -> Grads:
+    return skew_op(grad, ctx.kernel_size, not ctx.transposed), None, None
+
+
+aggregate_op.register_autograd(_aggregate_backward, setup_context=_save_aggregate)
+logits_op.register_autograd(_logits_backward, setup_context=_save_logits)
+multiplier_grad_op.register_autograd(_multiplier_grad_backward, setup_context=_save_multiplier_grad)
+skew_op.register_autograd(_skew_backward, setup_context=_save_skew)
+
+
+# Formulas get the operator's arguments with shapes in the place of tensors. A filter applied once
+# to N tokens of C channels is N*C*K*K multiply-accumulates; a multiplier costs nothing extra.
+@register_flop_formula(torch.ops.mixer_search.aggregate)
+def _aggregate_flops(
+    filters: object, values: tuple[int, ...], kernel_size: int, *rest: object, out_shape: object
+) -> int:
+    return 2 * prod(values) * kernel_size**2
+
+
+@register_flop_formula(torch.ops.mixer_search.logits)
+def _logits_flops(
+    x: tuple[int, ...],
+    values: object,
+    groups: int,
+    kernel_size: int,
+    *rest: object,
+    out_shape: object,
+) -> int:
+    return 2 * prod(x) * kernel_size**2
+
+
+@register_flop_formula(torch.ops.mixer_search.multiplier_grad)
+def _multiplier_grad_flops(
+    filters: object, x: tuple[int, ...], values: object, kernel_size: int, *, out_shape: object
+) -> int:
+    return 2 * prod(x) * kernel_size**2

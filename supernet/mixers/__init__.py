@@ -1,0 +1,25 @@
+"""The mixers as torch modules: one class a kind, each holding all settings that a block offers.
+
+Every class has the same shape: ``Class(options, dim=, size=, block=)``, ``forward(x, mixer)`` on
+maps (B, H, W, C), and ``select(mixer)``, the state dict of the same class built for that one
+setting. A standalone network is the case of one option, so there is one implementation.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from supernet.mixers.depthwise import DepthwiseConvMixer, InhomogeneousDepthwiseConvMixer
+from supernet.mixers.elsa import ElsaMixer
+from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
+from supernet.mixers.window_attention import WindowAttentionMixer
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "window_attention": WindowAttentionMixer,
+    "neighborhood_attention": NeighborhoodAttentionMixer,
+    "depthwise_conv": DepthwiseConvMixer,
+    "inhomogeneous_depthwise_conv": InhomogeneousDepthwiseConvMixer,
+    "elsa": ElsaMixer,
+}
+
+__all__ = ["MIXERS"]

@@ -1,0 +1,113 @@
+"""What window and neighbourhood attention share: projections, terms and normalisation.
+
+The family of Zhou et al. 2023, Eq. 4: logits are any sum of ``qk``, ``qr``, ``rk`` and ``bias``.
+The papers leave some details open; these are our choices, for both areas:
+
+* The scale head_dim^-0.5 applies to every dot product (qk, qr and rk), never to the bias.
+* The tables r^k and r^q have one vector of ``dim`` channels per offset, that is, each head has its
+  own; the bias has one number per offset and head. Offsets are key minus query.
+* A projection that no term needs (q for ``bias`` alone, say) does not exist.
+* ``filter_norm`` is filter normalisation without learned parameters, with the fixed gain
+  sqrt(2) / sqrt(taps) of the spatial branch of DDF (Zhou et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from searchspace.mixers import NeighborhoodAttention, WindowAttention, split_terms
+from supernet.mixers.sharing import centre_taps, head_rows, new_linear, new_table, state_of
+
+AttentionSpec = WindowAttention | NeighborhoodAttention
+
+
+class AttentionWeights(nn.Module):
+    """The shared weights of all attention settings that a block offers.
+
+    Args:
+        options: The settings; there is one slice of every weight for each of them.
+        dim: Channels.
+        taps: Side of the largest table of offsets: 2W-1 for windows, K for neighbourhoods.
+    """
+
+    def __init__(self, options: Sequence[AttentionSpec], *, dim: int, taps: int) -> None:
+        super().__init__()
+        self.dim = dim
+        terms = {term for option in options for term in split_terms(option.terms)}
+        heads = max(option.num_heads for option in options)
+        self.parts = _parts(terms)
+        self.in_proj = new_linear(dim, dim * len(self.parts))
+        self.proj = new_linear(dim, dim)
+        self.table_qr = new_table(taps**2, dim) if "qr" in terms else None
+        self.table_rk = new_table(taps**2, dim) if "rk" in terms else None
+        self.table_bias = new_table(taps**2, heads) if "bias" in terms else None
+
+    def tables(self, option: AttentionSpec, taps: int) -> dict[str, Tensor]:
+        """Slice the tables of the setting: qr and rk (taps^2, dim), bias (taps^2, num_heads)."""
+        found: dict[str, Tensor] = {}
+        for term in split_terms(option.terms):
+            if term == "qk":
+                continue
+            table = centre_taps(getattr(self, f"table_{term}"), taps)
+            found[term] = head_rows(table, option.num_heads, dim=1) if term == "bias" else table
+        return found
+
+    def project_in(self, x: Tensor, option: AttentionSpec) -> dict[str, Tensor]:
+        """Project (..., C) to what the setting needs of ``q``, ``k`` and ``v``, unscaled."""
+        parts = _parts(split_terms(option.terms))
+        weight, bias = self._in_proj(parts)
+        return dict(zip(parts, F.linear(x, weight, bias).split(self.dim, -1), strict=True))
+
+    def select(self, option: AttentionSpec, taps: int) -> dict[str, Tensor]:
+        """Return the state of the module that has only this setting."""
+        weight, bias = self._in_proj(_parts(split_terms(option.terms)))
+        tables = {f"table_{term}": table for term, table in self.tables(option, taps).items()}
+        return {
+            "in_proj.weight": weight,
+            "in_proj.bias": bias,
+            **state_of(self.proj, "proj"),
+            **tables,
+        }
+
+    def _in_proj(self, parts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        if parts == self.parts:
+            return weight, bias
+        rows = [self.parts.index(part) for part in parts]
+        weights, biases = weight.split(self.dim), bias.split(self.dim)
+        return torch.cat([weights[row] for row in rows]), torch.cat([biases[row] for row in rows])
+
+
+def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor:
+    """Turn logits into weights over the last axis (the taps of the area).
+
+    Args:
+        logits: Shape (..., taps).
+        norm: ``softmax``, ``filter_norm`` or ``identity``.
+        masked: Boolean, broadcastable to the logits: pairs that get weight zero. For filter
+            normalisation they still count in the statistics.
+
+    Returns:
+        The weights, shaped like the logits.
+    """
+    if norm == "softmax":
+        if masked is not None:
+            logits = logits.masked_fill(masked, -100.0)
+        return logits.softmax(-1)
+    if norm == "filter_norm":
+        taps = logits.shape[-1]
+        # Unbiased, as published; a single tap has no spread. Its gradient at zero spread is zero.
+        std = logits.std(-1, keepdim=True, correction=min(taps - 1, 1))
+        logits = (logits - logits.mean(-1, keepdim=True)) / (std + 1e-10) * (2 / taps) ** 0.5
+    if masked is not None:
+        logits = logits.masked_fill(masked, 0.0)
+    return logits
+
+
+def _parts(terms: Sequence[str] | set[str]) -> tuple[str, ...]:
+    needs_q, needs_k = {"qk", "qr"} & set(terms), {"qk", "rk"} & set(terms)
+    return tuple("q" * bool(needs_q) + "k" * bool(needs_k) + "v")

@@ -1,0 +1,71 @@
+"""Attention over the K x K neighbours of every token, with any subset of the four terms.
+
+Zhou et al. 2023, Eq. 4 with the sliding area; `supernet.mixers.attention` lists what the papers
+leave open. Border rule: taps outside the map are zero keys and values that take part in the
+normalisation (their logits are the q.r term and the bias), as in the published ELSA and Outlooker
+code; it is what an unfold of zero-padded maps gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.mixers import NeighborhoodAttention, split_terms
+from supernet.kernels import aggregate, neighborhood_logits, skew
+from supernet.mixers.attention import AttentionWeights, normalise
+
+
+class NeighborhoodAttentionMixer(nn.Module):
+    """Neighbourhood attention of every setting in ``options``, weights shared.
+
+    Args:
+        options: The settings that the block offers.
+        dim: Channels.
+        size: Side of the map in tokens; any size works.
+        block: Index of the block in its stage; not used.
+    """
+
+    def __init__(
+        self, options: Sequence[NeighborhoodAttention], *, dim: int, size: int, block: int
+    ) -> None:
+        super().__init__()
+        largest = max(option.kernel_size for option in options)
+        self.attention = AttentionWeights(options, dim=dim, taps=largest)
+
+    def select(self, mixer: NeighborhoodAttention) -> dict[str, Tensor]:
+        """Return the state of the module that has only this setting."""
+        state = self.attention.select(mixer, mixer.kernel_size)
+        return {f"attention.{name}": value for name, value in state.items()}
+
+    def forward(self, x: Tensor, mixer: NeighborhoodAttention) -> Tensor:
+        """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
+        tokens = self.attention.project_in(x, mixer)
+        tables = self.attention.tables(mixer, mixer.kernel_size)
+        heads = (mixer.num_heads, -1)
+        scale = (x.shape[-1] // mixer.num_heads) ** -0.5
+        terms: list[Tensor] = []  # each (B, H, W, N, taps), the bias (N, taps)
+        if "qk" in split_terms(mixer.terms):
+            q = tokens["q"] * scale
+            terms.append(
+                neighborhood_logits(q, tokens["k"].contiguous(), mixer.num_heads, mixer.kernel_size)
+            )
+        if "qr" in tables:
+            terms.append(_dot(tokens["q"].unflatten(-1, heads) * scale, tables["qr"], heads))
+        if "rk" in tables:
+            response = _dot(tokens["k"].unflatten(-1, heads) * scale, tables["rk"], heads)
+            terms.append(skew(response, mixer.kernel_size))
+        if "bias" in tables:
+            terms.append(tables["bias"].t())
+        weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm)
+        if weights.dim() == 2:  # bias alone: the same weights at every position
+            weights = weights.expand(*x.shape[:3], -1, -1).contiguous()
+        y = aggregate(weights, tokens["v"].contiguous(), mixer.kernel_size)
+        return self.attention.proj(y)
+
+
+def _dot(x: Tensor, table: Tensor, heads: tuple[int, int]) -> Tensor:
+    """Multiply tokens (B, H, W, N, D) with each tap's vector (taps, N * D) of their head."""
+    return torch.einsum("bhwnd,tnd->bhwnt", x, table.unflatten(-1, heads))

@@ -1,0 +1,254 @@
+"""`Recipe`: everything that decides how a network is trained, read from a complete YAML file.
+
+No field has a default: what is not in the file is not done. The shipped files stand in
+``configs/recipes``, each value with its source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    rand_augment_transform,
+)
+from timm.optim import get_optimizer_info, list_optimizers
+
+from configs import config_path
+from searchspace.spec_schema import suggest
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Recipe(BaseModel):
+    """A named, complete training configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="What commands call it; the name of a shipped file.")
+    about: str = Field(description="One line for lists of recipes.")
+    source: str = Field(description="Where the values come from.")
+
+    epochs: Count = Field(description="Length of the cosine, warm-up included.")
+    warmup_epochs: NotNegative = Field(description="Linear warm-up; may be a fraction.")
+    cooldown_epochs: int = Field(ge=0, description="Epochs at min_lr after the cosine.")
+    schedule: Literal["step", "epoch"] = Field(description="When the learning rate changes.")
+    batch_size: Count = Field(description="Images in a step, over all devices.")
+
+    optimizer: str = Field(description="timm's name of an optimiser with two betas, e.g. adamw.")
+    lr: Positive = Field(description="Peak learning rate, before lr_scaling.")
+    lr_scaling: Literal["literal", "linear"] = Field(
+        description="linear: lr, warmup_lr and min_lr times batch_size / lr_base_batch."
+    )
+    lr_base_batch: Count | None = Field(description="For linear scaling; null for literal.")
+    warmup_lr: NotNegative = Field(description="Where the warm-up starts.")
+    min_lr: NotNegative = Field(description="Where the cosine ends.")
+    weight_decay: NotNegative = Field(description="None on biases and other 1-D parameters.")
+    betas: tuple[Share, Share] = Field(description="Decay of the averages of both moments.")
+    clip_grad: Positive | None = Field(description="Largest norm of all gradients; null: any.")
+    label_smoothing: Share = Field(description="Of the target, spread over all classes.")
+
+    mixup: NotNegative = Field(description="Alpha of Mixup; 0 turns it off.")
+    cutmix: NotNegative = Field(description="Alpha of CutMix; 0 turns it off.")
+    mixup_prob: Probability = Field(description="Share of batches with Mixup or CutMix.")
+    mixup_switch_prob: Probability = Field(description="Of these, CutMix where both are on.")
+
+    auto_augment: str | None = Field(description="timm's string, e.g. rand-m9-mstd0.5-inc1.")
+    color_jitter: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        description="Brightness, contrast, saturation. timm skips it where auto_augment is on."
+    )
+    random_erasing: Probability = Field(description="Share of images with an erased rectangle.")
+    random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
+        description="Filled with the mean, one random colour, or a random colour in each pixel."
+    )
+    random_erasing_place: Literal["before_mixup", "after_mixup"] = Field(
+        description="After it, a rectangle is erased from both of the images that were mixed."
+    )
+    hflip: Probability = Field(description="Mirroring; never done where the data forbids it.")
+    random_crop_padding: int = Field(
+        ge=0,
+        description="Pixels around an image before a crop of its size; 0 for none. Images that "
+        "are stored larger than the network sees them are cropped from what there is.",
+    )
+    random_crop_padding_mode: Literal["zero", "reflect"] = Field(
+        description="Black, or the image mirrored at its border."
+    )
+    random_resized_crop: tuple[Positive, Positive] | None = Field(
+        description="Least and largest share of the area of a resized crop; null for no resizing."
+    )
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = Field(
+        description="Of resized crops and of auto_augment's rotations and shears."
+    )
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="Central share of the side that evaluation sees, scaled to the image size; "
+        "null: the central img_size pixels as they are."
+    )
+
+    drop_path: Share = Field(description="Stochastic depth of the last block, linear from 0.")
+    ema_decay: Share | None = Field(description="Of the averaged weights; null for none.")
+    ema_warmup: bool = Field(description="Average over fewer steps at first (timm's warm-up).")
+
+    amp: Literal["none", "bf16", "fp16"] = Field(description="Mixed precision; fp16 is scaled.")
+    channels_last: bool = Field(description="Memory layout of images and convolutions.")
+    seed: int = Field(ge=0, description="Of weights and training, unless the caller has another.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_optimizer(self.optimizer)
+        _check_auto_augment(self.auto_augment)
+        if (self.lr_scaling == "linear") != (self.lr_base_batch is not None):
+            raise ValueError(
+                "lr_base_batch is the batch that lr holds for, and goes with lr_scaling linear "
+                f"only, got lr_scaling {self.lr_scaling} and lr_base_batch {self.lr_base_batch}. "
+                "Write a number for linear, null for literal."
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                "The warm-up is part of the epochs and cannot be longer, got warmup_epochs "
+                f"{self.warmup_epochs:g} and epochs {self.epochs}. Shorten the warm-up."
+            )
+        if max(self.min_lr, self.warmup_lr) > self.lr:
+            raise ValueError(
+                f"lr is the peak, got lr {self.lr:g}, warmup_lr {self.warmup_lr:g} and min_lr "
+                f"{self.min_lr:g}. Lower these two, or raise lr."
+            )
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(
+                "Mixup and CutMix pair the images of a batch, so batch_size must be even, "
+                f"got {self.batch_size}. Make it even."
+            )
+        scale = self.random_resized_crop
+        if scale and (self.random_crop_padding or not scale[0] <= scale[1] <= 1):
+            raise ValueError(
+                "random_resized_crop is [least, largest] with least <= largest <= 1, and takes "
+                f"the place of random_crop_padding, got {list(scale)} and "
+                f"{self.random_crop_padding}. Set one of them to null or 0."
+            )
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        """The number of epochs with the cool-down."""
+        return self.epochs + self.cooldown_epochs
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed, so that targets are probabilities."""
+        return self.mixup_prob > 0 and max(self.mixup, self.cutmix) > 0
+
+    def lr_factor(self, batch_size: int) -> float:
+        """Return what lr, warmup_lr and min_lr are multiplied by at a global batch size."""
+        return batch_size / self.lr_base_batch if self.lr_base_batch else 1.0
+
+    def peak_lr(self, batch_size: int) -> float:
+        """Return the peak learning rate at a global batch size."""
+        return self.lr * self.lr_factor(batch_size)
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by its name, or a user's own file by its path.
+
+    Raises:
+        ValueError: If there is no such recipe, or the file is not a complete and valid one.
+    """
+    path = config_path("recipes", name_or_path)
+    try:
+        return Recipe.model_validate(_read_mapping(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_explain(error)}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as the text of a file that `load_recipe` reads."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+    """Stretch or shorten a recipe to ``epochs`` in all: warm-up and cool-down in proportion."""
+    cooldown = min(round(recipe.cooldown_epochs * epochs / recipe.total_epochs), epochs - 1)
+    cosine = epochs - cooldown
+    return Recipe.model_validate(
+        {
+            **recipe.model_dump(),
+            "epochs": cosine,
+            "cooldown_epochs": cooldown,
+            "warmup_epochs": recipe.warmup_epochs * cosine / recipe.epochs,
+        }
+    )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A loader that refuses a key that occurs twice, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            problem = f"the key {repeated[0]!r} occurs twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
+def _read_mapping(path: Path) -> dict[object, object]:
+    try:
+        # A safe loader: it builds plain values only.
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: the file is not YAML: {reason}. Mend it.") from error
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "
+            "Start from a copy of a shipped recipe."
+        )
+    return data
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first thing that pydantic found in our words."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown key {place!r}. {suggest(place, Recipe.model_fields)}"
+        case "missing" if len(first["loc"]) == 1:
+            return (
+                f"{place}: the key {place!r} is missing, and a recipe is complete. "
+                "Add it; the shipped recipes have examples."
+            )
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case _:
+            return f"{place}: {first['msg']}, got {first['input']!r}. Correct the value."
+
+
+def _check_optimizer(name: str) -> None:
+    info = get_optimizer_info(name) if name in list_optimizers() else None
+    if info is None or not info.has_betas or info.num_betas != 2:
+        raise ValueError(
+            f"optimizer: timm has no optimiser {name!r} with two betas. "
+            "Write e.g. adamw, nadamw, lamb or lion."
+        )
+
+
+def _check_auto_augment(text: str | None) -> None:
+    if text is None:
+        return
+    policy = text.partition("-")[0]
+    build = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}.get(
+        policy, auto_augment_transform
+    )
+    try:
+        build(text, {})
+    except (AssertionError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"auto_augment: timm cannot read {text!r} ({error}). "
+            "Write e.g. 'rand-m9-mstd0.5-inc1', or null."
+        ) from error

@@ -1,0 +1,151 @@
+"""The main job as a user runs it: a whole search on real digits, killed, resumed, extended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search.plan import PHASES
+from search.record import Record
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+SPACE = """
+name: tiny
+img_size: 8
+patch_size: 2
+mlp_ratio: 1
+stages: [{dim: 8, depth: 1}, {dim: 16, depth: 1}]
+mixers:
+  window_attention: {window_size: 4, num_heads: [1, 2, 4], terms: [qk+bias, qr+bias, rk, bias]}
+  depthwise_conv: {kernel_size: [3, 5]}
+  elsa: {kernel_size: [3, 5], num_heads: [1, 2], lam: [0, 1, 2], gamma: [0, 1]}
+"""
+BUDGET_SECONDS = 70.0
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "80"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that was killed while its trials trained, and resumed to its end."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(SPACE)
+    words = ("run", "--budget", f"{BUDGET_SECONDS}cpu-seconds", "--space", "tiny.yaml")
+    with (folder / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command(*words), cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log
+        )
+        try:
+            wait_for_phase(folder / "run", "search", process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    with Record.open(folder / "run" / "record.db") as record:
+        before = record.spent(PHASES)
+    done = search(folder, "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    (folder / "before.txt").write_text(str(before))
+    (folder / "output.txt").write_text(done.stdout)
+    yield folder
+
+
+def command(*words: str) -> list[str]:
+    out = ["--out", "run"] if words[0] == "run" else []
+    return [sys.executable, "-m", "search", *words, *out]
+
+
+def search(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words),
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def wait_for_phase(run: Path, phase: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until some trial of a phase is running."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if (run / "record.db").exists():
+            with Record.open(run / "record.db") as record:
+                if phase in record.spent_by_phase():
+                    return
+        time.sleep(0.2)
+    raise AssertionError(f"the run never reached the phase {phase}")
+
+
+def test_a_killed_and_resumed_run_keeps_its_budget(folder: Path) -> None:
+    with Record.open(folder / "run" / "record.db") as record:
+        spent = record.spent(PHASES)
+        trials = record.trials()
+    assert 0.9 * BUDGET_SECONDS <= spent <= BUDGET_SECONDS
+    assert float((folder / "before.txt").read_text()) < spent
+    assert not any(trial.state == "running" for trial in trials)
+    judged = [(trial.key, trial.fidelity, trial.seed) for trial in trials]
+    assert len(set(judged)) == len(judged)
+
+
+def test_it_ends_with_a_front_and_the_next_commands(folder: Path) -> None:
+    output = (folder / "output.txt").read_text()
+    assert "Pareto front (train-" in output
+    assert "search pareto run" in output
+    assert "search retrain run --arch" in output
+    for name in ("report.html", "front.png", "study.db", "space.yaml"):
+        assert (folder / "run" / name).stat().st_size > 0
+
+
+def test_extracted_members_give_the_supernets_logits(folder: Path) -> None:
+    with Record.open(folder / "run" / "record.db") as record:
+        errors = record.get_meta("extraction")
+    assert errors
+    assert max(errors.values()) <= 1e-5
+
+
+def test_the_front_as_json(folder: Path) -> None:
+    shown = search(folder, "pareto", "run", "--json")
+    members = json.loads(shown.stdout)
+    keys = {"id", "key", "fidelity", "top1", "params", "macs", "latency_ms", "architecture"}
+    assert members
+    assert all(keys <= set(member) for member in members)
+    assert {member["fidelity"] for member in members} == {members[0]["fidelity"]}
+    one = search(folder, "show", f"run:{members[0]['id']}", "--json")
+    assert json.loads(one.stdout)["key"] == members[0]["key"]
+
+
+def test_status_says_what_was_spent(folder: Path) -> None:
+    assert "spent" in search(folder, "status", "run").stdout
+
+
+def test_a_second_run_into_the_folder_is_refused(folder: Path) -> None:
+    again = search(folder, "run", "--budget", "1cpu-minute")
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_retraining_reads_the_test_split_and_is_shown_beside_the_search(folder: Path) -> None:
+    assert not list((folder / "run" / "data").glob("*test*images*"))
+    members = json.loads(search(folder, "pareto", "run", "--json").stdout)
+    number = str(members[-1]["id"])
+    for expected in ("epoch 2", "test images"):
+        done = search(folder, "retrain", "run", "--arch", number, "--epochs", "2")
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    (out,) = (folder / "run" / "retrain").iterdir()
+    for name in ("model.safetensors", "architecture.json", "recipe.yaml", "result.json"):
+        assert (out / name).stat().st_size > 0
+    with Record.open(folder / "run" / "record.db") as record:
+        assert record.spent(["retrain"]) > 0
+        assert record.spent(PHASES) <= BUDGET_SECONDS
