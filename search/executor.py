@@ -34,6 +34,7 @@ from searchspace.architecture import Architecture
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["done", "failed", "lost"]
+WorkerDiedError = RayActorError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +175,10 @@ def call_all(
 ) -> list[Any]:
     """Call the same method of several actors and wait for all of them."""
     pending = [getattr(actor, method).remote(*arguments) for actor in actors]
-    while len(ray.wait(pending, num_returns=len(pending), timeout=1.0)[0]) < len(pending):
+    waiting = pending
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+        ray.get(done)  # an error of one ends the call; the others may wait for it for ever
         while_waiting()
     return list(ray.get(pending))
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from searchspace.architecture import Architecture, describe
-from supernet.evaluation import Accuracy, wilson_interval
+from supernet.evaluation import Accuracy
+from supernet.intervals import wilson_interval
 from supernet.recipe import Recipe
 from supernet.training import EMA_FILE, WEIGHTS_FILE
 

@@ -22,6 +22,8 @@ SHARES: Mapping[str, float] = {
 # What the budget pays for; retraining has a ledger of its own.
 PHASES = ("measure", *SHARES)
 
+# The finish starts a worker, which takes seconds however small the budget is.
+MIN_FINISH_SECONDS = 12.0
 MIN_PROMOTED = 10
 MIN_TRUST = 5
 MAX_TRUST = 24
@@ -97,20 +99,21 @@ def make_plan(
     Raises:
         ValueError: If the budget is too small for one step of each phase.
     """
+    shares = _shares(budget_seconds)
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
-    trials_share = (SHARES["trust"] + SHARES["promote"]) * budget_seconds
+    trials_share = (shares["trust"] + shares["promote"]) * budget_seconds
     epochs = int(trials_share / ((MIN_TRUST + MIN_PROMOTED) * epoch_seconds))
     epochs = max(1, min(epochs, max_epochs))
     trial_seconds = epochs * epoch_seconds
-    num_trust = int(SHARES["trust"] * budget_seconds / trial_seconds)
-    steps = int((SHARES["supernet"] * budget_seconds - measured_seconds) / supernet_step)
-    num_judged = int(SHARES["search"] * budget_seconds / judge_seconds)
-    num_promoted = int(SHARES["promote"] * budget_seconds / trial_seconds)
+    num_trust = int(shares["trust"] * budget_seconds / trial_seconds)
+    steps = int((shares["supernet"] * budget_seconds - measured_seconds) / supernet_step)
+    num_judged = int(shares["search"] * budget_seconds / judge_seconds)
+    num_promoted = int(shares["promote"] * budget_seconds / trial_seconds)
     if min(steps, num_judged, num_promoted) < 1:
         needed = max(
-            (measured_seconds + supernet_step * 2) / SHARES["supernet"],
-            judge_seconds / SHARES["search"],
-            trial_seconds / SHARES["promote"],
+            (measured_seconds + supernet_step * 2) / shares["supernet"],
+            judge_seconds / shares["search"],
+            trial_seconds / shares["promote"],
         )
         raise ValueError(
             f"A budget of {budget_seconds:.0f} device-seconds is too small: an epoch of a network "
@@ -118,7 +121,7 @@ def make_plan(
             "a smaller space or a smaller --img-size."
         )
     spent, until = 0.0, {}
-    for phase, share in SHARES.items():
+    for phase, share in shares.items():
         spent += share * budget_seconds
         until[phase] = spent
     costs = StepModel(trial_step_seconds)
@@ -137,6 +140,13 @@ def make_plan(
         step_seconds=tuple(trial_step_seconds),
         retrain_seconds=(costs(min(macs)) * retrain_steps, costs(max(macs)) * retrain_steps),
     )
+
+
+def _shares(budget_seconds: float) -> dict[str, float]:
+    """Return `SHARES`, with more for the finish where the budget is small."""
+    finish = min(max(SHARES["finish"], MIN_FINISH_SECONDS / budget_seconds), 0.5)
+    others = (1 - finish) / (1 - SHARES["finish"])
+    return {phase: share * others for phase, share in SHARES.items()} | {"finish": finish}
 
 
 class StepModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,19 +12,17 @@ from searchspace.architecture import Architecture
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
-    """Return a trial's losses, one for each objective (lower is better); None if not done."""
+    """Return a trial's losses, lower is better; None if it is not done.
+
+    The error is in percent, costs are in millions.
+    """
     if trial.state != "done":
         return None
-    costs = {"params": trial.params, "macs": trial.macs}
-    return losses(trial.values, costs, objectives)
-
-
-def losses(
-    values: Mapping[str, float], costs: Mapping[str, int], objectives: Sequence[str]
-) -> tuple[float, ...]:
-    """Turn top1 (percent) and costs into losses: the error in percent, the costs in millions."""
-    measured = {"top1": 100.0 - values["top1"]}
-    measured |= {name: cost / 1e6 for name, cost in costs.items()}
+    measured = {
+        "top1": 100.0 - trial.values["top1"],
+        "macs": trial.macs / 1e6,
+        "params": trial.params / 1e6,
+    }
     return tuple(measured[objective] for objective in objectives)
 
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from search.front import non_dominated
 from search.record import Trial
 from searchspace.architecture import Architecture, describe
+from supernet.intervals import NORMAL_975, wilson_interval
 
 SUPERNET = "supernet"
 OBJECTIVES = ("top1", "macs", "params", "latency_ms")
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"
-_NORMAL_975 = 1.959964
 # Student's t at 97.5 % for 1 to 10 degrees of freedom.
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
@@ -188,16 +188,6 @@ def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDA
     return np.array([columns[name] for name in objectives], dtype=float).T
 
 
-def wilson_interval(correct: float, total: float) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a proportion, in percent."""
-    z2 = _NORMAL_975**2
-    share = correct / total
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    spread = share * (1 - share) / total + z2 / (4 * total**2)
-    half = _NORMAL_975 * math.sqrt(spread) / (1 + z2 / total)
-    return 100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)
-
-
 def _check_objectives(objectives: Sequence[str]) -> None:
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or not objectives:
@@ -257,7 +247,7 @@ def _t_quantile(freedom: int) -> float:
     """Return Student's t at 97.5 %; beyond the table to two terms of Cornish and Fisher's."""
     if freedom <= len(_T_975):
         return _T_975[freedom - 1]
-    return _NORMAL_975 + (_NORMAL_975**3 + _NORMAL_975) / (4 * freedom)
+    return NORMAL_975 + (NORMAL_975**3 + NORMAL_975) / (4 * freedom)
 
 
 def _mark_front(found: Sequence[Candidate], objectives: Sequence[str]) -> tuple[Candidate, ...]:

@@ -20,7 +20,7 @@ from search.record import Trial
 from search.retrain import RetrainOptions, retrain
 from search.run_folder import RunFolder
 from searchspace.architecture import describe
-from supernet.evaluation import wilson_interval
+from supernet.intervals import wilson_interval
 from supernet.recipe import Recipe, load_recipe, with_epochs
 from supernet.training import METRICS_FILE
 

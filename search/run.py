@@ -17,7 +17,7 @@ from rich.console import Console
 
 from search.executor import (
     Cluster,
-    Outcome,
+    WorkerDiedError,
     call,
     call_all,
     form_group,
@@ -25,22 +25,23 @@ from search.executor import (
     wait_until_ready,
 )
 from search.heartbeat import Heartbeat
+from search.judging import Judging
 from search.listings import plan_table
 from search.plan import PHASES, Plan
 from search.planning import make_job, plan_from_times
 from search.progress import ProgressView, StopSignals
-from search.promotion import losses, losses_of, next_promotion
-from search.proposer import Proposer
+from search.promotion import next_promotion
 from search.results import SUPERNET, front
 from search.run_folder import RunFolder
-from search.trials import TrialRunner, fidelity_of
+from search.trials import MAX_ATTEMPTS, TrialRunner, fidelity_of
 from search.workers import StepTimes
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 
 SAVE_EVERY_SECONDS = 30.0
 TRAIN_CALL_SECONDS = 2.0
 WORTH_A_JUDGE_SECONDS = 20.0
+RESCHEDULE_SHARE = 0.05
+PACE_SHARE = 0.2
 
 
 class Interrupted(Exception):
@@ -92,6 +93,14 @@ class _Search:
 
     def measure_and_train_supernet(self) -> Plan:
         """Measure step times, print the plan, and train the shared weights to the plan's end."""
+        for _ in range(MAX_ATTEMPTS - 1):
+            try:
+                return self._measure_and_train_supernet()
+            except WorkerDiedError as error:
+                self.view.say(f"A worker died, going on from the checkpoint: {error}")
+        return self._measure_and_train_supernet()
+
+    def _measure_and_train_supernet(self) -> Plan:
         if self.record.get_meta(SUPERNET) == "done":
             return self._plan()
         devices = self.cluster.devices
@@ -166,6 +175,8 @@ class _Search:
     def finish(self, plan: Plan) -> None:
         """Check that extraction is exact, then spend what is left on judging."""
         left = plan.budget_seconds - self.record.spent(PHASES)
+        if left <= 0 and self.record.get_meta("extraction"):
+            return  # a finished run, resumed
         devices = self.cluster.devices
         # A judge takes seconds to start: one alone, unless there is work for all.
         number = devices if left > devices * WORTH_A_JUDGE_SECONDS else 1
@@ -189,83 +200,48 @@ class _Search:
         form_group(workers, while_waiting=tick)
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
-        seconds_a_step = self.record.get_meta("times")["supernet_step"] / len(workers)
-        saved, calls = time.monotonic(), 0
+        pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step
+        saved = time.monotonic()
         while step < total:
             started = time.monotonic()
-            steps = max(round(TRAIN_CALL_SECONDS / seconds_a_step), 1)
+            steps = max(round(TRAIN_CALL_SECONDS / pace), 1)
             progress = call_all(workers, "train", steps, while_waiting=tick)[0]
-            if calls > 0:  # the first call also warms up
-                seconds_a_step = (time.monotonic() - started) / (progress.step - step)
-            step, calls = progress.step, calls + 1
-            self._show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
+            measured = (time.monotonic() - started) / (progress.step - step)
+            pace += (measured - pace) * PACE_SHARE
+            step = progress.step
+            # On a machine that is slower than it was measured, the schedule ends earlier.
             left = (plan.until[SUPERNET] - self.record.spent(PHASES)) / len(workers)
-            if (total - step) * seconds_a_step > left * 1.1 + TRAIN_CALL_SECONDS:
-                total = step + max(int(left / seconds_a_step), 1)
-                call_all(workers, "shorten", total, while_waiting=tick)
-                self.view.say(f"The machine is slower than measured: {total:,} supernet steps now.")
+            fitting = min(step + max(int(left / pace), 1), plan.supernet_steps)
+            if step < total and abs(fitting - total) > total * RESCHEDULE_SHARE:
+                total = fitting
+                call_all(workers, "reschedule", total, while_waiting=tick)
+            self._show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
             if self.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 call(workers[0], "save", while_waiting=tick)
                 saved = time.monotonic()
             self._check_stop()
+        if total < plan.supernet_steps:
+            self.view.say(
+                f"The machine was slower than measured: {total:,} supernet steps instead of "
+                f"{plan.supernet_steps:,}."
+            )
         call(workers[0], "save", while_waiting=tick)
 
     def _judge(self, judges: list[Any], plan: Plan, phase: str, first: list[Architecture]) -> None:
         """Keep the judges busy with the first architectures, then with the sampler's proposals."""
-        done = self.record.trials(fidelity=SUPERNET)
-        judged = {trial.key for trial in done if trial.state in ("done", "failed")}
-        proposer = Proposer(
-            self.space,
-            sampler=self.settings.sampler,
-            seed=self.settings.seed,
-            num_losses=len(self.settings.objectives),
-            known=[(t.architecture, losses_of(t, self.settings.objectives)) for t in done],
+        judging = Judging(
+            record=self.record,
+            space=self.space,
+            settings=self.settings,
+            phase=phase,
+            first=first,
+            limit_seconds=plan.until[phase],
+            judge_seconds=plan.judge_seconds,
+            num_judges=len(judges),
+            interrupted=lambda: self.stop.requested is not None,
         )
-        waiting = [architecture for architecture in first if architecture.key not in judged]
-        proposer.exclude(waiting)
-        attempts: dict[str, int] = {}
-        pace = _Pace(plan.judge_seconds)
-
-        def ask() -> Architecture | None:
-            # What is under way and this one, on as many judges; with room for a slow moment.
-            expected = 1.3 * pace.seconds * (len(attempts) + len(judges)) + 0.2
-            if self.stop.requested or self.record.spent(PHASES) + expected > plan.until[phase]:
-                return None
-            architecture = waiting.pop(0) if waiting else proposer.ask()
-            if architecture is not None:
-                attempts[architecture.key] = self._start_judging(architecture, phase)
-            return architecture
-
-        def tell(
-            architecture: Architecture,
-            outcome: Outcome,
-            values: dict[str, float],
-            cause: str | None,
-        ) -> None:
-            self.record.finish_attempt(
-                attempts.pop(architecture.key), outcome=outcome, values=values or None, cause=cause
-            )
-            pace.add(values.get("seconds"))
-            cost = count(architecture)
-            costs = {"params": cost.params, "macs": cost.macs}
-            proposer.tell(
-                architecture,
-                losses(values, costs, self.settings.objectives) if values else None,
-            )
-
         wait_until_ready(judges, while_waiting=self._tick(phase))
-        judge_stream(judges, ask, tell, self._tick(phase))
-
-    def _start_judging(self, architecture: Architecture, phase: str) -> int:
-        cost = count(architecture)
-        architecture_id = self.record.add_architecture(
-            architecture, params=cost.params, macs=cost.macs
-        )
-        trial_id = self.record.add_trial(
-            architecture_id, fidelity=SUPERNET, seed=self.settings.seed, origin=phase
-        )
-        # The judges' time is charged as a whole, for as long as they hold their devices.
-        return self.record.start_attempt(phase, devices=0, trial_id=trial_id)
+        judge_stream(judges, judging.ask, judging.tell, self._tick(phase))
 
     def _plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
@@ -310,15 +286,3 @@ class _Search:
     def _check_stop(self) -> None:
         if self.stop.requested:
             raise Interrupted
-
-
-class _Pace:
-    """The mean of measured seconds, starting from an expectation."""
-
-    def __init__(self, expected: float) -> None:
-        self.seconds = expected
-
-    def add(self, seconds: float | None) -> None:
-        """Take a measurement in."""
-        if seconds is not None:
-            self.seconds += (seconds - self.seconds) * 0.2

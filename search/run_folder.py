@@ -99,12 +99,20 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
         with Record.create(folder / RECORD) as record:
             record.set_meta("settings", settings.to_dict())
     except BaseException:
-        shutil.rmtree(folder)
-        if existed:
-            folder.mkdir()
+        _remove(folder, keep=existed)
         raise
-    with open_run(folder) as run:
-        yield run
+    began = True
+    try:
+        with open_run(folder) as run:
+            try:
+                yield run
+            finally:
+                began = run.record.get_meta("plan") is not None
+    except ValueError:
+        # E.g. a budget that is too small, or a device that this machine does not have.
+        if not began:
+            _remove(folder, keep=existed)
+        raise
 
 
 @contextmanager
@@ -126,3 +134,9 @@ def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
             run.record.set_meta("settings", run.settings.to_dict())
         run.record.close_orphans()
         yield run
+
+
+def _remove(folder: Path, *, keep: bool) -> None:
+    shutil.rmtree(folder)
+    if keep:
+        folder.mkdir()

@@ -152,8 +152,8 @@ class SupernetWorker:
         self.trainer.load(job.supernet_folder)
         return self.trainer.step
 
-    def shorten(self, total_steps: int) -> None:
-        """End the schedule earlier, because the machine is slower than it was measured."""
+    def reschedule(self, total_steps: int) -> None:
+        """Let the schedule end at another step, to keep the budget."""
         assert self.trainer is not None
         self.trainer.total_steps = max(total_steps, self.trainer.step + 1)
 

@@ -108,10 +108,7 @@ class Architecture:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """The side of each stage's map, in tokens."""
-        sizes = [self.img_size // self.patch_size]
-        for _ in self.stages[1:]:
-            sizes.append((sizes[-1] + 1) // 2)
-        return tuple(sizes)
+        return map_sizes(self.img_size // self.patch_size, len(self.stages))
 
     @property
     def key(self) -> str:
@@ -163,6 +160,14 @@ class Architecture:
                 f"This is not a description of an architecture ({error}). "
                 "Write one with `search show TARGET --json`."
             ) from error
+
+
+def map_sizes(first: int, num_stages: int) -> tuple[int, ...]:
+    """Return the side of each stage's map in tokens: halved from stage to stage, rounded up."""
+    sizes = [first]
+    for _ in range(num_stages - 1):
+        sizes.append((sizes[-1] + 1) // 2)
+    return tuple(sizes)
 
 
 def describe(architecture: Architecture) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture, Stage, map_sizes
 from searchspace.cost import count, count_mixer
 from searchspace.mixers import (
     MIXER_KINDS,
@@ -145,10 +145,7 @@ class SearchSpace:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """The side of each stage's map, in tokens."""
-        sizes = [self.img_size // self.patch_size]
-        for _ in self.stages[1:]:
-            sizes.append((sizes[-1] + 1) // 2)
-        return tuple(sizes)
+        return map_sizes(self.img_size // self.patch_size, len(self.stages))
 
     def build(self, choose: Choose) -> Architecture:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).

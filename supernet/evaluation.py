@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-Z_95 = 1.959963984540054
-
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -64,12 +62,3 @@ def evaluate(
     if total == 0:
         raise ValueError("An accuracy needs at least one image, got none. Add images to the split.")
     return Accuracy(correct, correct_top5, total)
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % score interval (Wilson 1927) of a share, in percent."""
-    share = correct / total
-    spread = Z_95**2 / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = (share * (1 - share) * spread + (spread / 2) ** 2) ** 0.5 / (1 + spread)
-    return 100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)

@@ -8,6 +8,7 @@ smallest and random ones learn its soft targets (in-place distillation).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from supernet.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 NUM_RANDOM = 2
+MAX_BAD_STEPS = 20
 
 
 Extremes: TypeAlias = tuple[Architecture, Architecture]
@@ -99,7 +101,7 @@ class SupernetTrainer:
             weight_decay=recipe.weight_decay,
             betas=recipe.betas,
         )
-        self.step = 0
+        self.step = self._bad_steps = 0
         self._extremes = (
             space.extreme("macs", largest=True),
             space.extreme("macs", largest=False),
@@ -158,11 +160,29 @@ class SupernetTrainer:
         loss = accumulate_gradients(self.supernet, architectures, images, labels, self.recipe)
         if self.world_size > 1:
             average_gradients(self.supernet.parameters(), self.world_size)
+        self._check_finite(loss, architectures[0])
         if self.recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
         self.step += 1
         return loss
+
+    def _check_finite(self, loss: float, architecture: Architecture) -> None:
+        """Let one diverging architecture not spoil the weights of all; stop when it is the rule.
+
+        Raises:
+            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite loss.
+        """
+        self._bad_steps = 0 if math.isfinite(loss) else self._bad_steps + 1
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"The supernet's loss was not finite in {MAX_BAD_STEPS} steps, at last at step "
+                f"{self.step} for architecture {architecture.key}. Lower the recipe's lr, or "
+                "forbid the choices that diverge in the space file."
+            )
+        for parameter in self.supernet.parameters():
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         batch = next(self._batches, None)
@@ -216,9 +236,6 @@ def accumulate_gradients(
 
     Returns:
         The first architecture's loss on the labels.
-
-    Raises:
-        FloatingPointError: If a loss is not finite.
     """
     soft_targets: Tensor | None = None
     first = float("nan")
@@ -230,10 +247,5 @@ def accumulate_gradients(
             first = loss.item()
         else:
             loss = F.cross_entropy(logits, soft_targets)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The supernet's loss is {loss.item()} for architecture {architecture.key}. "
-                "Lower the recipe's lr, or forbid the choices that diverge in the space file."
-            )
         (loss / len(architectures)).backward()
     return first

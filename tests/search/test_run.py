@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLU
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed while its trials trained, and resumed to its end."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(SPACE)
@@ -54,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert done.returncode == 0, done.stderr
     (folder / "before.txt").write_text(str(before))
     (folder / "output.txt").write_text(done.stdout)
-    yield folder
+    return folder
 
 
 def command(*words: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 from pathlib import Path
@@ -131,14 +132,30 @@ def test_the_later_architectures_learn_from_the_first() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_architecture() -> None:
-    supernet = Supernet(SPACE)
-    torch.nn.init.constant_(supernet.head.weight, float("nan"))
-    architecture = SPACE.first()
-    with pytest.raises(FloatingPointError, match=architecture.key):
-        accumulate_gradients(
-            supernet, [architecture], torch.randn(2, 3, 8, 8), torch.tensor([0, 1]), RECIPE
-        )
+def test_a_loss_that_stays_infinite_stops_with_its_architecture(data: ImageData) -> None:
+    training = trainer(data, steps=100)
+    torch.nn.init.constant_(training.supernet.head.weight, float("nan"))
+    largest = SPACE.extreme("macs", largest=True)
+    with pytest.raises(FloatingPointError, match=f"20 steps.*{largest.key}"):
+        training.run(100)
+
+
+def test_one_diverging_architecture_does_not_spoil_the_weights(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(data)
+
+    def diverge(supernet: Supernet, *_: object) -> float:
+        for parameter in supernet.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan"))
+        return float("nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("supernet.supernet_training.accumulate_gradients", diverge)
+        training.run(1)
+    progress = training.run(1)
+    assert math.isfinite(progress.loss)
+    assert all(value.isfinite().all() for value in weights(training).values())
 
 
 def test_every_strategy_names_architectures_of_the_space() -> None:

@@ -19,7 +19,7 @@ from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention
 from supernet.batches import train_batches
 from supernet.checkpoint import latest_checkpoint, write_checkpoint
 from supernet.data import ImageData
-from supernet.evaluation import wilson_interval
+from supernet.intervals import wilson_interval
 from supernet.network import build_subnet
 from supernet.optimization import build_optimizer, build_scheduler
 from supernet.recipe import Recipe, load_recipe

@@ -1,0 +1,1 @@
+"""The program: command line, budget, engine, Pareto front, reports, retraining."""
