@@ -24,7 +24,10 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-Space = Annotated[str, typer.Option(help="Name or YAML file of a search space.")]
+Space = Annotated[
+    str | None,
+    typer.Option(help="Name or YAML file of a search space; default: micro, or digits for them."),
+]
 Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, or a timm name.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
@@ -42,7 +45,7 @@ def run(
     budget: Annotated[
         str | None, typer.Option(help="Device time to spend, e.g. 10cpu-minutes, 50gpu-days.")
     ] = None,
-    space: Space = "micro",
+    space: Space = None,
     data: Data = "digits",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -72,7 +75,7 @@ def run(
         if budget is None:
             raise ValueError("A run needs a budget: add e.g. --budget 10cpu-minutes.")
         settings = RunSettings(
-            space=space,
+            space=space or "",
             data=data,
             budget=budget,
             sampler=sampler,
@@ -101,7 +104,7 @@ def run(
 @app.command()
 def plan(
     budget: BudgetText,
-    space: Space = "micro",
+    space: Space = None,
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
@@ -113,7 +116,7 @@ def plan(
     from search.settings import RunSettings
 
     settings = RunSettings(
-        space=space, data=data, budget=budget, img_size=img_size, retrain_recipe=recipe or ""
+        space=space or "", data=data, budget=budget, img_size=img_size, retrain_recipe=recipe or ""
     )
     made = plan_here(settings, devices=devices)
     _console().print(plan_table(made, settings.parsed_budget.device))

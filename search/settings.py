@@ -19,9 +19,10 @@ class RunSettings:
     """The settings of a run.
 
     Attributes:
-        space: Name or path of the space; a run keeps the file's text as ``space.yaml``.
         data: Data source, see `supernet.data`.
         budget: As typed, e.g. ``10cpu-minutes``.
+        space: Name or path of the space; empty takes the one for the data. A run keeps the file's
+            text as ``space.yaml``.
         sampler: Of the search, one of `search.proposer.SAMPLERS`.
         strategy: How the supernet is trained.
         supernet_recipe, trial_recipe: Names or paths of recipes.
@@ -33,9 +34,9 @@ class RunSettings:
         command: What was typed, for the report.
     """
 
-    space: str
     data: str
     budget: str
+    space: str = ""
     sampler: str = "tpe"
     strategy: str = "sandwich"
     supernet_recipe: str = "supernet"
@@ -49,9 +50,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
-        if not self.retrain_recipe:
-            recipe = "digits" if self.data == "digits" else "micro"
-            object.__setattr__(self, "retrain_recipe", recipe)
+        default = "digits" if self.data == "digits" else "micro"
+        for name in ("space", "retrain_recipe"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, default)
         parse_budget(self.budget)
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:

@@ -77,14 +77,21 @@ class MixerChoices:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageChoices:
-    """One stage of a space: its sizes, and one `MixerChoices` for the stage or one a block."""
+    """One stage of a space: its sizes, and one `MixerChoices` for the stage or one a block.
+
+    Attributes:
+        mlp_ratios: The options of the stage's MLP ratio; with one there is no choice.
+    """
 
     dim: int
     depth: int
-    mlp_ratio: float = 4.0
+    mlp_ratios: tuple[float, ...] = (4.0,)
     choices: tuple[MixerChoices, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mlp_ratios", tuple(float(ratio) for ratio in self.mlp_ratios))
+        if not self.mlp_ratios:
+            raise ValueError("A stage needs at least one MLP ratio, got none.")
         if len(self.choices) not in (1, self.depth):
             raise ValueError(
                 "A stage has one set of choices, or one a block: "
@@ -123,7 +130,7 @@ class SearchSpace:
             StageChoices(
                 dim=stage.dim,
                 depth=stage.depth,
-                mlp_ratio=stage.mlp_ratio,
+                mlp_ratios=(stage.mlp_ratio,),
                 choices=tuple(_single_choice(mixer) for mixer in stage.mixers),
             )
             for stage in architecture.stages
@@ -150,7 +157,8 @@ class SearchSpace:
     def build(self, choose: Choose) -> Architecture:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).
 
-        Names are ``stage<i>[.block<j>].mixer`` and ``stage<i>[.block<j>].<kind>.<setting>``.
+        Names are ``stage<i>[.block<j>].mixer``, ``stage<i>[.block<j>].<kind>.<setting>`` and,
+        where a stage has several, ``stage<i>.mlp_ratio``.
         """
         stages = []
         for index, stage in enumerate(self.stages):
@@ -161,7 +169,10 @@ class SearchSpace:
                 mixers.append(choices.build(prefix, choose))
             if len(mixers) == 1:
                 mixers *= stage.depth
-            stages.append(Stage(dim=stage.dim, mlp_ratio=stage.mlp_ratio, mixers=tuple(mixers)))
+            ratio = stage.mlp_ratios[0]
+            if len(stage.mlp_ratios) > 1:
+                ratio = choose(f"stage{index}.mlp_ratio", stage.mlp_ratios)
+            stages.append(Stage(dim=stage.dim, mlp_ratio=ratio, mixers=tuple(mixers)))
         return self._architecture(stages)
 
     def choices_of(self, architecture: Architecture) -> dict[str, Setting]:
@@ -175,6 +186,10 @@ class SearchSpace:
         def look_up(name: str, options: Sequence[Setting]) -> Setting:
             place, *setting = name.split(".")
             index = int(place.removeprefix("stage"))
+            if setting == ["mlp_ratio"]:
+                ratio = architecture.stages[index].mlp_ratio
+                found[name] = _match("mlp_ratio", ratio, options, 0)
+                return found[name]
             has_block = setting[0].startswith("block")
             block = int(setting.pop(0).removeprefix("block")) if has_block else 0
             values = mixer_to_dict(architecture.stages[index].mixers[block])
@@ -194,6 +209,8 @@ class SearchSpace:
         for index, (stage, choices) in enumerate(
             zip(architecture.stages, self.stages, strict=True)
         ):
+            if stage.mlp_ratio not in choices.mlp_ratios:
+                return f"stage {index}: mlp_ratio {stage.mlp_ratio} is not offered by the space"
             for block, mixer in enumerate(stage.mixers):
                 if not choices.choices_of(block).allows(mixer):
                     return f"stage {index}, block {block}: {mixer} is forbidden by the space"
@@ -222,9 +239,8 @@ class SearchSpace:
     def size(self) -> int:
         """Count the distinct architectures, before the limits on cost."""
         return math.prod(
-            len(choices.mixers(size))
+            len(set(stage.mlp_ratios)) * math.prod(len(c.mixers(size)) for c in stage.choices)
             for stage, size in zip(self.stages, self.resolutions, strict=True)
-            for choices in stage.choices
         )
 
     def extreme(self, cost: str, *, largest: bool) -> Architecture:
@@ -242,7 +258,8 @@ class SearchSpace:
             mixers = [
                 pick(self.mixers_of(index, block), key=cost_of) for block in range(stage.depth)
             ]
-            stages.append(Stage(dim=stage.dim, mlp_ratio=stage.mlp_ratio, mixers=tuple(mixers)))
+            ratio = pick(stage.mlp_ratios)
+            stages.append(Stage(dim=stage.dim, mlp_ratio=ratio, mixers=tuple(mixers)))
         return self._architecture(stages)
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
@@ -254,11 +271,11 @@ class SearchSpace:
                     yield kind, only.first()
 
     def first(self) -> Architecture:
-        """Return the architecture of the first allowed mixer of every block."""
+        """Return the architecture of the first allowed option everywhere."""
         stages = [
             Stage(
                 dim=stage.dim,
-                mlp_ratio=stage.mlp_ratio,
+                mlp_ratio=stage.mlp_ratios[0],
                 mixers=tuple(self.mixers_of(index, block)[0] for block in range(stage.depth)),
             )
             for index, stage in enumerate(self.stages)

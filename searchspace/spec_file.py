@@ -92,18 +92,18 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"{place}.mixers: a mixer is named twice, got {kinds}. Name it once.")
     options = {kind: _read_settings(entry, kind, index) for kind in kinds}
-    mlp_ratio = entry.mlp_ratio if stage.mlp_ratio is None else stage.mlp_ratio
-    if stage.dim * mlp_ratio < 1:
+    mlp_ratios = entry.mlp_ratio if stage.mlp_ratio is None else stage.mlp_ratio
+    if stage.dim * min(mlp_ratios) < 1:
         raise ValueError(
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
-            f"got {mlp_ratio} * {stage.dim}. Enlarge one of them."
+            f"got {min(mlp_ratios)} * {stage.dim}. Enlarge one of them."
         )
     for kind in kinds:
         _check_fit(kind, options[kind], stage.dim, place)
     return StageChoices(
         dim=stage.dim,
         depth=stage.depth,
-        mlp_ratio=mlp_ratio,
+        mlp_ratios=tuple(mlp_ratios),
         choices=(MixerChoices(kinds=options, forbid=rules),)
         * (stage.depth if entry.choices_per == "block" else 1),
     )

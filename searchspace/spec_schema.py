@@ -7,11 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 # No sensible network is near the upper end; it keeps a typing mistake from filling the memory.
 _Count = Annotated[int, Field(ge=1, le=100_000)]
 _Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# One ratio, or the options of a choice.
+_Ratios = Annotated[
+    list[_Ratio],
+    Field(min_length=1),
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+]
 
 
 class _Entry(BaseModel):
@@ -24,7 +30,7 @@ class StageEntry(_Entry):
     dim: _Count
     depth: _Count
     mixers: list[str] | None = None
-    mlp_ratio: _Ratio | None = None
+    mlp_ratio: _Ratios | None = None
 
 
 class SpaceEntry(_Entry):
@@ -35,7 +41,7 @@ class SpaceEntry(_Entry):
     family: Literal["swin"] = "swin"
     img_size: _Count
     patch_size: _Count
-    mlp_ratio: _Ratio = 4.0
+    mlp_ratio: _Ratios = [4.0]
     choices_per: Literal["stage", "block"] = "stage"
     stages: Annotated[list[StageEntry], Field(min_length=1)]
     mixers: Annotated[dict[str, dict[str, object]], Field(min_length=1)]

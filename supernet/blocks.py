@@ -15,16 +15,30 @@ from supernet.mixers.sharing import BatchNorm, new_linear, state_of
 
 
 class Mlp(nn.Module):
-    """The feed-forward part of a block: dim -> hidden -> dim with GELU."""
+    """The feed-forward part of a block: dim -> hidden -> dim with GELU.
+
+    A smaller MLP is the first hidden channels of a larger one.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = new_linear(dim, hidden)
         self.fc2 = new_linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., dim) to (..., dim)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+    def select(self, hidden: int) -> dict[str, Tensor]:
+        """Return the state of the module that has only so many hidden channels."""
+        return {
+            "fc1.weight": self.fc1.weight[:hidden],
+            "fc1.bias": self.fc1.bias[:hidden],
+            "fc2.weight": self.fc2.weight[:, :hidden],
+            "fc2.bias": self.fc2.bias,
+        }
+
+    def forward(self, x: Tensor, hidden: int) -> Tensor:
+        """Map (..., dim) to (..., dim) through ``hidden`` channels."""
+        state = self.select(hidden)
+        x = F.gelu(F.linear(x, state["fc1.weight"], state["fc1.bias"]))
+        return F.linear(x, state["fc2.weight"], state["fc2.bias"])
 
 
 class Block(nn.Module):
@@ -38,7 +52,7 @@ class Block(nn.Module):
         dim: Channels.
         size: Side of the map in tokens.
         block: Index of the block in its stage.
-        mlp_ratio: Hidden channels of the MLP over ``dim``.
+        mlp_ratio: Hidden channels of the largest MLP over ``dim``.
         drop_path: Probability of dropping a residual branch of an image in training.
     """
 
@@ -66,24 +80,27 @@ class Block(nn.Module):
             self.norms["attention_mlp"] = nn.LayerNorm(dim)
         if kinds.keys() & CONV_KINDS:
             self.norms["conv_mlp"] = BatchNorm(dim)
+        self.dim = dim
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def select(self, mixer: Mixer) -> dict[str, Tensor]:
-        """Return the state of the block that has only this mixer."""
+    def select(self, mixer: Mixer, mlp_ratio: float) -> dict[str, Tensor]:
+        """Return the state of the block that has only this mixer and MLP."""
         state = self._mixer(mixer).select(mixer)
         found = {f"mixers.{mixer.kind}.{name}": value for name, value in state.items()}
         for name in _norms_of(mixer):
             found |= state_of(self.norms[name], f"norms.{name}")
-        return found | state_of(self.mlp, "mlp")
+        mlp = self.mlp.select(int(self.dim * mlp_ratio))
+        return found | {f"mlp.{name}": value for name, value in mlp.items()}
 
-    def forward(self, x: Tensor, mixer: Mixer) -> Tensor:
-        """Transform a map (B, H, W, C) with one of the block's mixers."""
+    def forward(self, x: Tensor, mixer: Mixer, mlp_ratio: float) -> Tensor:
+        """Transform a map (B, H, W, C) with one of the block's mixers and MLPs."""
         mix = self._mixer(mixer)
         *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
         mixed = before[0](x) if before else x
         x = x + self.drop_path(mix(mixed, mixer))
-        return x + self.drop_path(self.mlp(before_mlp(x)))
+        hidden = int(self.dim * mlp_ratio)
+        return x + self.drop_path(self.mlp(before_mlp(x), hidden))
 
     def _mixer(self, mixer: Mixer) -> Any:  # one of MIXERS
         if mixer.kind not in self.mixers:

@@ -43,7 +43,7 @@ class Supernet(nn.Module):
                     dim=stage.dim,
                     size=size,
                     block=block,
-                    mlp_ratio=stage.mlp_ratio,
+                    mlp_ratio=max(stage.mlp_ratios),
                     drop_path=rates.pop(0),
                 )
                 for block in range(stage.depth)
@@ -73,7 +73,7 @@ class Supernet(nn.Module):
             if index:
                 x = self.merges[index - 1](x)
             for block, mixer in zip(self._blocks(index), stage.mixers, strict=True):
-                x = block(x, mixer)
+                x = block(x, mixer, stage.mlp_ratio)
         return self.head(self.norm(x).mean((1, 2)))
 
     def select(self, architecture: Architecture) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Supernet(nn.Module):
             state.update(state_of(getattr(self, name), name))
         for index, stage in enumerate(architecture.stages):
             for number, block in enumerate(self._blocks(index)):
-                selected = block.select(stage.mixers[number])
+                selected = block.select(stage.mixers[number], stage.mlp_ratio)
                 prefix = f"stages.{index}.{number}"
                 state.update({f"{prefix}.{name}": value for name, value in selected.items()})
         return state

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
-from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 from searchspace.architecture import Architecture
@@ -28,6 +27,7 @@ from searchspace.space import SearchSpace
 from supernet.batches import train_batches
 from supernet.data import ImageData
 from supernet.network import Supernet
+from supernet.optimization import build_optimizer
 from supernet.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -94,13 +94,7 @@ class SupernetTrainer:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.supernet = Supernet(space, recipe.drop_path).to(self.device)
-        self.optimizer = create_optimizer_v2(
-            self.supernet,
-            opt=recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            betas=recipe.betas,
-        )
+        self.optimizer = build_optimizer(self.supernet, recipe)
         self.step = self._bad_steps = 0
         self._extremes = (
             space.extreme("macs", largest=True),

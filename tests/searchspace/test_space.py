@@ -41,8 +41,8 @@ def space_of(num_choices: int = 1, limits: dict[str, float] | None = None) -> Se
         img_size=16,
         patch_size=2,
         stages=(
-            StageChoices(dim=8, depth=1, mlp_ratio=1, choices=(CHOICES,)),
-            StageChoices(dim=12, depth=2, mlp_ratio=1, choices=(CHOICES,) * num_choices),
+            StageChoices(dim=8, depth=1, mlp_ratios=(1, 2), choices=(CHOICES,)),
+            StageChoices(dim=12, depth=2, mlp_ratios=(1,), choices=(CHOICES,) * num_choices),
         ),
         num_classes=3,
         limits=limits or {},

@@ -80,7 +80,7 @@ def test_options_are_read_for_each_stage() -> None:
     assert space.stages[1].choices[0].kinds["elsa"]["num_heads"] == (2, 4)
     assert list(space.stages[1].choices[0].kinds) == ["elsa"]
     assert space.limits == {"macs": 1e6, "params": 3e4}
-    assert [stage.mlp_ratio for stage in space.stages] == [2.0, 2.0]
+    assert [stage.mlp_ratios for stage in space.stages] == [(2.0,), (2.0,)]
 
 
 def test_rules_match_terms_in_any_order() -> None:
@@ -132,7 +132,8 @@ ERRORS: list[tuple[Change, str]] = [
     (remove("stages", 1, "dim"), r"stages\[1\]\.dim: the key 'dim' is missing"),
     (put("img_size", "big"), r"img_size: .*integer.*got 'big'"),
     (put("img_size", 0), r"img_size: .*greater than or equal to 1.*got 0"),
-    (put("mlp_ratio", -1), r"mlp_ratio: .*greater than 0.*got -1"),
+    (put("mlp_ratio", -1), r"mlp_ratio\[0\]: .*greater than 0.*got -1"),
+    (put("mlp_ratio", []), r"mlp_ratio: .*at least 1 item"),
     (put("mlp_ratio", 0.01), r"stages\[0\].*hidden width of the MLP"),
     (put("stages", 0, "depth", True), r"stages\[0\]\.depth: .*got True"),
     (put("stages", []), r"stages: .*at least 1 item"),

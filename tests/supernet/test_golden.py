@@ -221,7 +221,7 @@ def test_block_matches_the_published_one(name: str) -> None:
     fixture = read(name)
     block = build_block(name, fixture).eval()
     mixer, size, _, _ = BLOCKS[name]
-    check(lambda x: block(x, mixer), fixture, (*size, fixture["x"].shape[-1]))
+    check(lambda x: block(x, mixer, 4), fixture, (*size, fixture["x"].shape[-1]))
 
 
 @pytest.mark.parametrize("name", ["dw_spatial_block_a", "iddw_spatial_block_a"])
@@ -230,7 +230,7 @@ def test_batch_norms_train_as_published(name: str) -> None:
     block = build_block(name, fixture).train()
     mixer, size, _, convert = BLOCKS[name]
     x = fixture["x"].double().view(-1, *size, fixture["x"].shape[-1])
-    y = block(x, mixer)
+    y = block(x, mixer, 4)
     expected = fixture["y_train"].double().view_as(y)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
     before = state_of(fixture, "p", "b")

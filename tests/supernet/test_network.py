@@ -54,8 +54,8 @@ SPACE = SearchSpace(
     patch_size=2,
     num_classes=5,
     stages=(
-        StageChoices(dim=12, depth=2, mlp_ratio=2, choices=(every_choice(12),) * 2),
-        StageChoices(dim=24, depth=2, mlp_ratio=2, choices=(every_choice(24),)),
+        StageChoices(dim=12, depth=2, mlp_ratios=(2, 1), choices=(every_choice(12),) * 2),
+        StageChoices(dim=24, depth=2, mlp_ratios=(1, 1.5, 3), choices=(every_choice(24),)),
     ),
 )
 

@@ -39,7 +39,7 @@ SPACE = SearchSpace(
         StageChoices(
             dim=8,
             depth=2,
-            mlp_ratio=1,
+            mlp_ratios=(1,),
             choices=(
                 MixerChoices(
                     kinds={
