@@ -89,10 +89,12 @@ def run(
         )
         out = out or _default_folder(data)
         opened = create_run(out, settings)
+    if not resume:
+        console.print(f"Reading {data} ...", highlight=False, soft_wrap=True)
     with opened as folder:
         from search.run import run_search
 
-        console.print(f"Run folder: {out}", highlight=False)
+        console.print(f"Run folder: {out}", highlight=False, soft_wrap=True)
         stopped_by = run_search(folder, console, ray_address=ray_address)
         write_report(folder)
         print_outcome(folder, console)
@@ -175,7 +177,7 @@ def show(
     if json_:
         print(json.dumps(architecture_json(architecture), indent=2))
     else:
-        _console().print(architecture_table(architecture))
+        _console().print(architecture_table(architecture, name=target))
 
 
 @app.command()

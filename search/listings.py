@@ -73,7 +73,7 @@ def status_table(run: RunFolder) -> Table:
             f"{format_count(best.macs)} MACs",
         )
     plan = run.record.get_meta("plan")
-    if plan is not None:
+    if plan is not None and run.record.get_meta("phase") != "done":
         left = max(budget.amount_seconds - spent, 0.0) / plan["devices"]
         table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
     return table

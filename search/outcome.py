@@ -138,7 +138,7 @@ def _notes(run: RunFolder) -> Iterator[str]:
         worst = max(errors.values())
         is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
         yield (
-            f"Extracted, the {len(errors)} members of the front give logits {is_same}: "
+            f"Extracted, each of the {len(errors)} networks of the front gives logits {is_same}: "
             f"largest difference {worst:.1e}."
         )
 

@@ -63,11 +63,11 @@ class ProgressView:
             self._bar.update(self._task, description=phase, completed=spent, text=text)
         elif self._clock() - self._logged >= LOG_EVERY_SECONDS:
             self._logged = self._clock()
-            self._console.print(f"{phase}: {text}", highlight=False)
+            self._console.print(f"{phase}: {text}".strip(), highlight=False, soft_wrap=True)
 
     def say(self, text: RenderableType) -> None:
         """Write a line (or a table) that stays."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
     @contextmanager
     def ticking(self, show: Callable[[], None]) -> Iterator[None]:

@@ -74,6 +74,7 @@ def run_search(run: RunFolder, console: Console, *, ray_address: str | None = No
             search.judge_proposals(plan, "search", trust)
             search.train_trials(plan, "promote", None)
             search.finish(plan)
+            run.record.set_meta("phase", "done")
         except Interrupted:
             pass
         return stop.requested

@@ -27,8 +27,8 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     shows_final = any(candidate.id in final for candidate in candidates)
     shows_latency = any(candidate.latency_ms is not None for candidate in candidates)
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
-    for name in ("id", "top-1 %", "MACs", "params"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for column in ("id", "top-1 %", "MACs", "params"):
+        table.add_column(column, justify="right", no_wrap=True)
     if shows_latency:
         table.add_column("ms", justify="right", no_wrap=True)
     if shows_final:
@@ -53,14 +53,15 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     return table
 
 
-def architecture_table(architecture: Architecture) -> Table:
+def architecture_table(architecture: Architecture, *, name: str = "") -> Table:
     """Show an architecture: for each part its map, width, blocks, parameters and MACs."""
-    table = _table(f"{architecture.key}, {architecture.img_size} x {architecture.img_size} pixels")
-    for name in ("part", "map", "dim", "blocks"):
-        table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
+    side = architecture.img_size
+    table = _table(f"{name} {architecture.key}, {side} x {side} pixels".lstrip())
+    for column in ("part", "map", "dim", "blocks"):
+        table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
     table.add_column("mixers", overflow="fold")
-    for name in ("params", "MACs", "share"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for column in ("params", "MACs", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
     total = count(architecture)
     stages = zip(
         architecture.stages, architecture.resolutions, describe_stages(architecture), strict=True
