@@ -28,25 +28,18 @@ mixers:
   depthwise_conv: {kernel_size: [3, 5]}
   elsa: {kernel_size: [3, 5], num_heads: [1, 2], lam: [0, 1, 2], gamma: [0, 1]}
 """
-BUDGET_SECONDS = 70.0
+BUDGET_SECONDS = 100.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "80"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed while its trials trained, and resumed to its end."""
+    """A run that was interrupted in one phase, killed in another, and resumed to its end."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(SPACE)
-    words = ("run", "--budget", f"{BUDGET_SECONDS}cpu-seconds", "--space", "tiny.yaml")
-    with (folder / "killed.log").open("w") as log:
-        process = subprocess.Popen(
-            command(*words), cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log
-        )
-        try:
-            wait_for_phase(folder / "run", "search", process)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    first = ("run", "--budget", f"{BUDGET_SECONDS}cpu-seconds", "--space", "tiny.yaml")
+    assert stop_in(folder, first, "trust", signal.SIGINT) == 130
+    assert stop_in(folder, ("run", "--resume"), "search", signal.SIGKILL) == -signal.SIGKILL
     with Record.open(folder / "run" / "record.db") as record:
         before = record.spent(PHASES)
     done = search(folder, "run", "--resume")
@@ -56,14 +49,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*words: str) -> list[str]:
-    out = ["--out", "run"] if words[0] == "run" else []
-    return [sys.executable, "-m", "search", *words, *out]
+def stop_in(folder: Path, words: tuple[str, ...], phase: str, number: int) -> int:
+    """Start a run, send it a signal when a phase has begun; return its exit status."""
+    with (folder / f"{phase}.log").open("w") as log:
+        process = subprocess.Popen(
+            command(*words), cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log
+        )
+        try:
+            wait_for_phase(folder / "run", phase, process)
+            process.send_signal(number)
+            return process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
 
 
-def search(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str, out: str = "run") -> list[str]:
+    options = ["--out", out] if words[0] == "run" else []
+    return [sys.executable, "-m", "search", *words, *options]
+
+
+def search(folder: Path, *words: str, out: str = "run") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*words),
+        command(*words, out=out),
         cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,
@@ -84,6 +92,19 @@ def wait_for_phase(run: Path, phase: str, process: subprocess.Popen[bytes]) -> N
                     return
         time.sleep(0.2)
     raise AssertionError(f"the run never reached the phase {phase}")
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
+    log = (folder / "trust.log").read_text()
+    assert "Stopped by SIGINT. Go on with: search run --resume --out run" in log
+    assert "Traceback" not in log
+
+
+def test_a_budget_of_devices_that_are_not_there_leaves_nothing(folder: Path) -> None:
+    refused = search(folder, "run", "--budget", "1gpu-minute", "--space", "tiny.yaml", out="gpu")
+    assert refused.returncode == 2
+    assert "this cluster has no GPU" in refused.stderr
+    assert not (folder / "gpu").exists()
 
 
 def test_a_killed_and_resumed_run_keeps_its_budget(folder: Path) -> None:

@@ -1,0 +1,221 @@
+"""Laws of trials and judgements: the limit is kept, nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from search.judging import Judging
+from search.plan import Plan, make_plan
+from search.record import Record
+from search.settings import RunSettings
+from search.trials import MAX_ATTEMPTS, TrialRunner, fidelity_of, predicted_seconds
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from searchspace.spec_file import load_space
+
+SPACE = load_space("digits").replace(num_classes=10)
+VALUES = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("search.trials.time.monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
+    with Record.create(tmp_path / "record.db", clock=clock) as record:
+        yield record
+
+
+def plan_of(budget: float = 1000.0) -> Plan:
+    return make_plan(
+        budget_seconds=budget,
+        devices=2,
+        measured_seconds=1,
+        supernet_step=0.1,
+        trial_step_seconds=[(1_000_000, 0.1), (3_000_000, 0.1)],
+        judge_seconds=1.0,
+        steps_per_epoch=10,
+        max_epochs=2,
+        retrain_steps=100,
+    )
+
+
+def endless(seed: int = 0) -> Callable[[], Architecture]:
+    rng = random.Random(seed)
+    return lambda: SPACE.sample(rng)
+
+
+def runner(record: Record, tmp_path: Path, *, limit: float, stop: bool = False) -> TrialRunner:
+    return TrialRunner(
+        record=record,
+        plan=plan_of(),
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=endless(),
+        limit_seconds=limit,
+        interrupted=lambda: stop,
+        on_event=lambda text: None,
+    )
+
+
+def test_no_trial_starts_that_would_pass_the_limit(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=7.0)  # each is predicted to take 2 seconds
+    finished = 0
+    while (task := running.next()) is not None:
+        clock.now += 2.0
+        running.settle(task, outcome="done", values=VALUES, cause=None)
+        finished += 1
+    assert finished == 3
+    assert record.spent() == pytest.approx(6.0)
+
+
+def test_trials_under_way_count_against_the_limit(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=5.0)
+    started = [running.next() for _ in range(4)]
+    assert [task is not None for task in started] == [True, True, False, False]
+
+
+def test_predictions_follow_what_trials_really_took(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running, plan = runner(record, tmp_path, limit=100.0), plan_of()
+    assert predicted_seconds(record, plan, 2_000_000) == pytest.approx(2.0)
+    task = running.next()
+    assert task is not None
+    clock.now += 6.0
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert predicted_seconds(record, plan, 2_000_000) == pytest.approx(6.0)
+
+
+def test_a_lost_trial_comes_back_a_few_times_and_then_has_failed(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    seen = []
+    for _ in range(MAX_ATTEMPTS):
+        task = running.next()
+        assert task is not None
+        seen.append(task.trial_id)
+        running.settle(task, outcome="lost", values={}, cause="its worker died")
+    assert len(set(seen)) == 1
+    trial = record.trial(seen[0])
+    assert trial.state == "failed"
+    assert "its worker died" in str(trial.cause)
+    following = running.next()
+    assert following is not None
+    assert following.trial_id != seen[0]
+
+
+def test_an_interrupted_trial_waits_for_the_resumption(record: Record, tmp_path: Path) -> None:
+    task = runner(record, tmp_path, limit=1000.0).next()
+    assert task is not None
+    record.close()
+    with Record.open(tmp_path / "record.db") as reopened:
+        reopened.close_orphans()
+        again = runner(reopened, tmp_path, limit=1e9).next()
+        assert again is not None
+        assert again.trial_id == task.trial_id
+        assert runner(reopened, tmp_path, limit=1e9, stop=True).next() is None
+
+
+def test_a_finished_trial_leaves_no_checkpoint(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    checkpoint = tmp_path / "trials" / str(task.trial_id)
+    checkpoint.mkdir(parents=True)
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert not checkpoint.exists()
+
+
+def judging(record: Record, *, limit: float, first: list[Architecture] | None = None) -> Judging:
+    return Judging(
+        record=record,
+        space=SPACE,
+        settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
+        phase="search",
+        first=first or [],
+        limit_seconds=limit,
+        judge_seconds=1.0,
+        num_judges=1,
+        interrupted=lambda: False,
+    )
+
+
+def test_the_first_architectures_are_judged_first_and_once(record: Record) -> None:
+    first = [SPACE.sample(random.Random(seed)) for seed in (1, 2)]
+    asking = judging(record, limit=1e9, first=first)
+    asked = []
+    for _ in range(6):
+        architecture = asking.ask()
+        assert architecture is not None
+        asked.append(architecture)
+        asking.tell(architecture, "done", VALUES, None)
+    assert asked[:2] == first
+    assert len({architecture.key for architecture in asked}) == 6
+    resumed = judging(record, limit=1e9, first=first).ask()
+    assert resumed is not None
+    assert resumed.key not in {architecture.key for architecture in asked}
+
+
+def test_judging_ends_before_the_limit(record: Record, clock: Clock) -> None:
+    attempt = record.start_attempt("search", devices=1)
+    asking = judging(record, limit=10.0)
+    while (architecture := asking.ask()) is not None:
+        clock.now += 1.0
+        asking.tell(architecture, "done", VALUES, None)
+    record.finish_attempt(attempt, outcome="done")
+    assert 7.0 <= record.spent() <= 10.0
+
+
+def test_a_judgement_lost_with_its_judge_is_handed_out_again(record: Record) -> None:
+    asking = judging(record, limit=1e9)
+    lost = asking.ask()
+    assert lost is not None
+    asking.tell(lost, "lost", {}, "the judge died")
+    again = asking.ask()
+    assert again is not None
+    assert again.key == lost.key
+    asking.tell(again, "done", VALUES, None)
+    (trial,) = record.trials(fidelity="supernet")
+    assert trial.state == "done"
+    assert trial.num_attempts == 2
+
+
+def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
+    record: Record, tmp_path: Path
+) -> None:
+    left = judging(record, limit=1e9).ask()
+    assert left is not None
+    record.close()
+    with Record.open(tmp_path / "record.db") as reopened:
+        reopened.close_orphans()
+        again = judging(reopened, limit=1e9).ask()
+        assert again is not None
+        assert again.key == left.key
+
+
+def test_the_fidelity_names_the_epochs() -> None:
+    assert fidelity_of(plan_of()) == "train-2e"
+    assert count(SPACE.first()).macs > 0
