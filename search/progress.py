@@ -57,7 +57,7 @@ class ProgressView:
         text = (
             f"{format_seconds(spent, self._device)} spent, "
             f"{format_seconds(left, self._device)} left, end in "
-            f"{_clock_text(left / self._devices)}  {detail}"
+            f"{clock_text(left / self._devices)}  {detail}"
         )
         if self._console.is_terminal:
             self._bar.update(self._task, description=phase, completed=spent, text=text)
@@ -109,7 +109,8 @@ class StopSignals:
         self.requested = signal.Signals(number).name
 
 
-def _clock_text(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Write a duration like ``1:02:03``, or ``3 d 4 h``."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

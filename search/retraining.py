@@ -15,7 +15,7 @@ from rich.console import Console
 
 from search.executor import Cluster, take_finished
 from search.heartbeat import Heartbeat
-from search.progress import StopSignals
+from search.progress import StopSignals, clock_text
 from search.record import Trial
 from search.retrain import RetrainOptions, retrain
 from search.run_folder import RunFolder
@@ -32,6 +32,7 @@ class _Training:
     trial: Trial
     attempt: int
     out: Path
+    epochs: int
     epochs_shown: int = 0
 
 
@@ -117,7 +118,7 @@ def _work_off(
             reference = cluster.submit(
                 retrain, trial.architecture, run.data(), recipe, options, threads=threads
             )
-            running[reference] = _Training(trial, attempt, out)
+            running[reference] = _Training(trial, attempt, out, recipe.total_epochs)
             text = f"{describe(trial.architecture)}, {recipe.total_epochs} epochs of {recipe.name}"
             _say(console, trial, text)
         for reference, result, cause in take_finished(list(running)):
@@ -141,16 +142,20 @@ def _folder_name(trial: Trial, recipe: Recipe) -> str:
 
 
 def _show_epochs(console: Console, training: _Training) -> None:
-    """Print the lines that a training has added to its metrics."""
+    """Say where a training stands, when its metrics have grown."""
     metrics = training.out / METRICS_FILE
     if not metrics.is_file():
         return
     names, *rows = (line.split(",") for line in metrics.read_text().splitlines())
-    for row in rows[training.epochs_shown :]:
-        epoch = dict(zip(names, row, strict=True))
-        text = f"epoch {epoch['epoch']}, loss {float(epoch['loss']):.3f}"
-        _say(console, training.trial, f"{text}, {float(epoch['seconds']):.1f} s")
+    if len(rows) == training.epochs_shown:
+        return
     training.epochs_shown = len(rows)
+    epochs = [dict(zip(names, row, strict=True)) for row in rows]
+    mean_seconds = sum(float(epoch["seconds"]) for epoch in epochs) / len(epochs)
+    left = clock_text(mean_seconds * (training.epochs - len(epochs)))
+    loss = float(epochs[-1]["loss"])
+    text = f"epoch {len(epochs)} of {training.epochs}, loss {loss:.3f}, {left} left"
+    _say(console, training.trial, text)
 
 
 def _say(console: Console, trial: Trial, text: str) -> None:
