@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -66,6 +67,13 @@ def parse_budget(text: str) -> Budget:
         "e.g. '50gpu-days' or '12gpu-hours'; the units are seconds, minutes, hours and days, "
         "each after 'gpu-' or 'cpu-'."
     )
+
+
+def count_cores() -> int:
+    """Count the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def format_seconds(device_seconds: float, device: Device) -> str:

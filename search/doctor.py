@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import tempfile
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+
+from search.budget import count_cores
 
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "ray", "numpy", "pandas", "scikit-learn")
 LOW_DISK_GIB = 5.0
@@ -50,7 +51,7 @@ def _devices() -> str:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     return f"{cores} cores, {len(gpus)} GPUs {', '.join(gpus)}".strip()
 
 

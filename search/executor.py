@@ -28,6 +28,7 @@ from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.search import Searcher
 
+from search.budget import count_cores
 from search.workers import Job, JudgeWorker, SupernetWorker, train_alone
 from searchspace.architecture import Architecture
 
@@ -77,7 +78,7 @@ class Cluster:
     def __init__(
         self, *, device: str, address: str | None = None, max_devices: int | None = None
     ) -> None:
-        cores = len(os.sched_getaffinity(0))
+        cores = count_cores()
         ray.init(
             address=address,
             num_cpus=None if address else cores,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
 
+from search.budget import count_cores
 from search.plan import Plan, make_plan
 from search.settings import RunSettings
 from search.workers import Job, StepTimes, SupernetWorker
@@ -22,7 +22,7 @@ def plan_here(settings: RunSettings, *, devices: int | None) -> Plan:
     import torch
 
     budget = settings.parsed_budget
-    found = torch.cuda.device_count() if budget.device == "gpu" else len(os.sched_getaffinity(0))
+    found = torch.cuda.device_count() if budget.device == "gpu" else count_cores()
     if not (devices or found):
         raise ValueError(
             "The budget counts gpu time, and this machine has no GPU to measure. "

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from configs import parse_yaml
 
 # No sensible network is near the upper end; it keeps a typing mistake from filling the memory.
 _Count = Annotated[int, Field(ge=1, le=100_000)]
@@ -55,7 +56,7 @@ def read_entry(text: str) -> SpaceEntry:
     Raises:
         ValueError: If the text is not YAML, or a key is unknown, missing or of the wrong type.
     """
-    data = _read_yaml(text)
+    data = parse_yaml(text)
     if not isinstance(data, dict):
         raise ValueError(
             "the file must be a mapping with the keys "
@@ -73,31 +74,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}Known: {', '.join(names)}."
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A loader that refuses a key that occurs twice, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            problem = f"the key {repeated[0]!r} occurs twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return dict(super().construct_mapping(node, deep))
-
-
-def _read_yaml(text: str) -> object:
-    try:
-        # A safe loader: it builds plain values only.
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(
-            f"{place}the file is not YAML: {error.problem}. Mend this line."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"the file is not YAML: {error}. Save it as plain text.") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -18,7 +18,7 @@ from timm.data.auto_augment import (
 )
 from timm.optim import get_optimizer_info, list_optimizers
 
-from configs import config_path
+from configs import config_path, parse_yaml
 from searchspace.spec_schema import suggest
 
 Count = Annotated[int, Field(ge=1)]
@@ -185,24 +185,11 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A loader that refuses a key that occurs twice, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            problem = f"the key {repeated[0]!r} occurs twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return dict(super().construct_mapping(node, deep))
-
-
 def _read_mapping(path: Path) -> dict[object, object]:
     try:
-        # A safe loader: it builds plain values only.
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: the file is not YAML: {reason}. Mend it.") from error
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also text that is not UTF-8
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(
             f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "
