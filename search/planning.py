@@ -66,6 +66,7 @@ def plan_from_times(
 ) -> Plan:
     """Split the budget of the settings with measured times."""
     retrain = load_recipe(settings.retrain_recipe)
+    num_images = data.sizes["train"] + data.sizes["search"]
     return make_plan(
         budget_seconds=settings.parsed_budget.amount_seconds,
         devices=devices,
@@ -75,5 +76,5 @@ def plan_from_times(
         judge_seconds=times.judge,
         steps_per_epoch=times.steps_per_epoch,
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
-        retrain_steps=retrain.epochs * len(data.full_train()) // retrain.batch_size,
+        retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
     )

@@ -180,6 +180,32 @@ def test_unknown_targets_get_one_message(
     assert len(printed.strip().splitlines()) == 1
 
 
+TINY = """
+name: tiny
+img_size: 8
+patch_size: 2
+mlp_ratio: 1
+stages: [{dim: 8, depth: 1}]
+mixers:
+  depthwise_conv: {kernel_size: [3, 5]}
+  elsa: {kernel_size: 3, num_heads: [1, 2]}
+"""
+
+
+def test_a_plan_says_what_a_budget_buys_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    before = sorted(tmp_path.rglob("*"))
+    assert search("plan", "--budget", "2cpu-hours", "--space", "tiny.yaml") == 0
+    printed = capsys.readouterr().out
+    for phase in ("supernet", "trust", "search", "promote", "finish", "2 cpu-hours"):
+        assert phase in printed
+    assert search("plan", "--budget", "0.001cpu-seconds", "--space", "tiny.yaml") == 2
+    assert "too small" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_folder_in_use_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
