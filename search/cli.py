@@ -49,7 +49,7 @@ def run(
     data: Data = "digits",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2, nsga3 or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="nsga2, nsga3, tpe or random.")] = "nsga2",
     strategy: Annotated[str, typer.Option(help="Supernet training: sandwich or uniform.")] = (
         "sandwich"
     ),

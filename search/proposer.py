@@ -22,10 +22,12 @@ from searchspace.space import SearchSpace
 
 MAX_ASKS = 16
 
+# Asking NSGA takes milliseconds; multi-objective TPE is better per judgement, and slower than the
+# judges when a judgement is quick.
 _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=16),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=24),
     "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=24),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=16),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 SAMPLERS = tuple(_SAMPLERS)

@@ -37,7 +37,7 @@ class RunSettings:
     data: str
     budget: str
     space: str = ""
-    sampler: str = "tpe"
+    sampler: str = "nsga2"
     strategy: str = "sandwich"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"

@@ -78,7 +78,7 @@ def test_a_resumed_search_does_not_repeat_its_first_proposals() -> None:
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Unknown sampler 'best'. Known: tpe"):
+    with pytest.raises(ValueError, match=r"Unknown sampler 'best'. Known: nsga2"):
         proposer("best")
 
 
