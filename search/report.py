@@ -144,7 +144,7 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
     figure.savefig(path, dpi=160)
