@@ -14,7 +14,7 @@ from supernet.data import ImageData, prepare_data
 from supernet.recipe import load_recipe
 
 # A network is trained alone for at most this share of the full recipe's epochs.
-MAX_TRIAL_SHARE = 0.5
+MAX_TRIAL_SHARE = 0.125
 
 
 def plan_here(settings: RunSettings, *, devices: int | None) -> Plan:
