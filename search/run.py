@@ -107,15 +107,26 @@ class _Search:
         devices = self.cluster.devices
         with self.cluster.supernet_workers(self.job) as workers:
             with self._charged("measure", devices):
-                if self.record.get_meta("times") is None:
-                    times = call(workers[0], "measure", while_waiting=self._tick("measure"))
-                    self.record.set_meta("times", asdict(times))
+                self._measure(workers)
             plan = self._plan()
             self.view.say(plan_table(plan, self.budget.device))
             with self._charged(SUPERNET, devices):
                 self._train_supernet(workers, plan)
         self.record.set_meta(SUPERNET, "done")
         return plan
+
+    def _measure(self, workers: list[Any]) -> None:
+        """Let the workers find each other; the first time, measure what steps take."""
+        tick = self._tick("measure")
+        if self.record.get_meta("times") is not None:
+            form_group(workers, while_waiting=tick)
+            return
+        times: StepTimes = call(workers[0], "measure", while_waiting=tick)
+        form_group(workers, while_waiting=tick)
+        # Together they are slower than one alone is on its share.
+        together = call_all(workers, "measure_supernet", while_waiting=tick)
+        times = replace(times, supernet_step=max(together))
+        self.record.set_meta("times", asdict(times))
 
     def choose_trust_set(self, plan: Plan) -> list[Architecture]:
         """Name the networks that span the space: each mixer alone, then random ones."""
@@ -198,7 +209,6 @@ class _Search:
 
     def _train_supernet(self, workers: list[Any], plan: Plan) -> None:
         tick = self._tick(SUPERNET)
-        form_group(workers, while_waiting=tick)
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
         pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step

@@ -30,7 +30,6 @@ from supernet.evaluation import evaluate
 from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.recipe import Recipe, with_epochs
 from supernet.supernet_training import (
-    STRATEGIES,
     Progress,
     SupernetTrainer,
     accumulate_gradients,
@@ -106,9 +105,13 @@ class SupernetWorker:
 
     def address(self) -> str:
         """Return an address where the other workers find this one, the first."""
+        try:
+            host = socket.gethostbyname(socket.gethostname())
+        except socket.gaierror:  # a laptop whose name nobody knows; there is one machine then
+            host = "127.0.0.1"
         with socket.socket() as free:
             free.bind(("", 0))
-            return f"tcp://{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
+            return f"tcp://{host}:{free.getsockname()[1]}"
 
     def join(self, address: str, rank: int, world_size: int) -> None:
         """Join the group of workers that train the supernet together."""
@@ -126,30 +129,26 @@ class SupernetWorker:
             (count(subnet).macs, self._time_training([subnet], trial_batch, job.trial_recipe))
             for subnet in subnets
         )
-        sandwich = STRATEGIES[job.strategy](job.space, rng, (extremes[1], extremes[0]))
-        supernet_step = self._time_training(
-            sandwich, self._first_batch(job.supernet_recipe), job.supernet_recipe
-        )
         return StepTimes(
-            supernet_step=supernet_step,
+            supernet_step=self.measure_supernet(),
             trial_steps=trial_steps,
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
         )
 
+    def measure_supernet(self) -> float:
+        """Time a step of the shared weights, in device-seconds; all workers of a group at once."""
+        steps = 3
+        trainer = self._new_trainer(total_steps=1 + steps)
+        trainer.run(1)
+        started = time.monotonic()
+        trainer.run(steps)
+        return (time.monotonic() - started) / steps * trainer.world_size
+
     def start(self, total_steps: int) -> int:
         """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
-        job = self.job
-        self.trainer = SupernetTrainer(
-            job.space,
-            self.data,
-            job.supernet_recipe,
-            strategy=job.strategy,
-            total_steps=total_steps,
-            seed=job.seed,
-            device=job.device,
-        )
-        self.trainer.load(job.supernet_folder)
+        self.trainer = self._new_trainer(total_steps)
+        self.trainer.load(self.job.supernet_folder)
         return self.trainer.step
 
     def reschedule(self, total_steps: int) -> None:
@@ -166,6 +165,17 @@ class SupernetWorker:
         """Write the checkpoint."""
         assert self.trainer is not None
         self.trainer.save(self.job.supernet_folder)
+
+    def _new_trainer(self, total_steps: int) -> SupernetTrainer:
+        return SupernetTrainer(
+            self.job.space,
+            self.data,
+            self.job.supernet_recipe,
+            strategy=self.job.strategy,
+            total_steps=total_steps,
+            seed=self.job.seed,
+            device=self.job.device,
+        )
 
     def _first_batch(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
         batches = train_batches(
