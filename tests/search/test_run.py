@@ -21,7 +21,7 @@ SPACE = """
 name: tiny
 img_size: 8
 patch_size: 2
-mlp_ratio: 1
+mlp_ratio: [1, 0.5, 2]
 stages: [{dim: 8, depth: 1}, {dim: 16, depth: 1}]
 mixers:
   window_attention: {window_size: 4, num_heads: [1, 2, 4], terms: [qk+bias, qr+bias, rk, bias]}
@@ -169,3 +169,10 @@ def test_retraining_reads_the_test_split_and_is_shown_beside_the_search(folder: 
     with Record.open(folder / "run" / "record.db") as record:
         assert record.spent(["retrain"]) > 0
         assert record.spent(PHASES) <= BUDGET_SECONDS
+
+
+def test_the_doctor_finds_this_machine_sound(tmp_path: Path) -> None:
+    found = search(tmp_path, "doctor", "--data", "digits")
+    assert found.returncode == 0, found.stdout
+    for name in ("packages", "devices", "kernels", "network", "ray", "data"):
+        assert f"ok    {name}:" in found.stdout
