@@ -173,16 +173,18 @@ def map_sizes(first: int, num_stages: int) -> tuple[int, ...]:
 def describe(architecture: Architecture) -> str:
     """Write the mixers compactly, a stage between bars: ``elsa7 h3 | win7 h24``.
 
-    Blocks that differ inside a stage are joined by commas, with a count where they repeat.
+    Blocks that differ inside a stage are joined by commas, with a count where they repeat; an MLP
+    ratio other than 4 stands at the end, ``dw3 m2``.
     """
     return " | ".join(_describe_stage(stage) for stage in architecture.stages)
 
 
 def _describe_stage(stage: Stage) -> str:
+    mlp = "" if stage.mlp_ratio == 4 else f" m{stage.mlp_ratio:g}"
     runs = [(text, len(list(run))) for text, run in groupby(map(describe_mixer, stage.mixers))]
     if len(runs) == 1:
-        return runs[0][0]
-    return ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs)
+        return runs[0][0] + mlp
+    return ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs) + mlp
 
 
 def _is_count(value: object) -> bool:

@@ -123,3 +123,18 @@ def test_damaged_descriptions_are_refused(damage: Any) -> None:
 
     with pytest.raises(ValueError, match=r"."):
         Architecture.from_dict(data)
+
+
+def test_the_compact_text_tells_networks_apart_that_differ_in_their_mlp() -> None:
+    mixer = DepthwiseConv(kernel_size=3)
+    texts = {
+        describe(
+            Architecture(
+                img_size=8,
+                patch_size=1,
+                stages=(Stage(dim=8, mixers=(mixer,), mlp_ratio=ratio),),
+            )
+        )
+        for ratio in (0.5, 2, 4)
+    }
+    assert texts == {"dw3 m0.5", "dw3 m2", "dw3"}
