@@ -1,7 +1,8 @@
 """`Architecture`: a frozen, hashable value that describes one network completely.
 
-Equal networks are equal values and have one `key`: the mixers are canonical (`searchspace.mixers`)
-and a window that is larger than its map is stored as the map, which is what it computes.
+Equal networks are equal values and have one `key`: the mixers are canonical (`searchspace.mixers`),
+a window that is larger than its map is stored as the map, which is what it computes, and a setting
+that restates a default of its place is stored as the default.
 """
 
 from __future__ import annotations
@@ -12,31 +13,51 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, get_args
 
+from searchspace.families import FAMILIES, map_sizes
 from searchspace.mixers import (
+    CONV_KINDS,
+    DecoupledDynamicFilter,
+    DynamicDepthwiseConv,
     Elsa,
     InhomogeneousDepthwiseConv,
+    Involution,
+    LocalMlp,
     Mixer,
     WindowAttention,
+    changed_settings,
     describe_mixer,
+    elsa_qk_dim,
     mixer_from_dict,
     mixer_to_dict,
 )
 
-FAMILIES = ("swin",)
-
-# Their inner widths, dim // 4 and dim // 3 * 2, are zero below.
-_LEAST_DIM = {InhomogeneousDepthwiseConv.kind: 4, Elsa.kind: 3}
+BlockNorm = Literal["default", "layer", "batch", "centred_batch"]
+BLOCK_NORMS: tuple[str, ...] = get_args(BlockNorm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """Blocks at one resolution: their width in channels and the mixer of each block."""
+    """Blocks at one resolution: their width in channels, the mixer of each, and what they share.
+
+    Attributes:
+        norm: The norms of the blocks: ``default`` is layer norm around attention and batch norm
+            around and inside convolutions; ``layer``, ``batch`` and ``centred_batch`` (batch norm
+            with centring calibration, Gao et al. 2021) replace all norms of the blocks (Han et al.
+            2022, Table 11).
+        se_reduction: Squeeze-and-excitation on the mixer's output with dim / se_reduction hidden
+            channels; 0 for none (Han et al. 2022, Table 14: 16).
+        local_conv: Kernel size of an extra depth-wise convolution in front of the MLP; 0 for none
+            (Huang et al. 2021, Shuffle Transformer; Han et al. 2022, Table 6: 7).
+    """
 
     dim: int
     mixers: tuple[Mixer, ...]
     mlp_ratio: float = 4.0
+    norm: BlockNorm = "default"
+    se_reduction: int = 0
+    local_conv: int = 0
 
     @property
     def depth(self) -> int:
@@ -56,27 +77,24 @@ class Stage:
                 "mlp_ratio * dim, the hidden width of the MLP, must be >= 1 and finite, "
                 f"got mlp_ratio={self.mlp_ratio} and dim={self.dim}."
             )
+        _check_block_options(self)
         for mixer in self.mixers:
-            for name in ("num_heads", "num_groups"):
-                parts = getattr(mixer, name, 1)
-                if self.dim % parts:
-                    raise ValueError(
-                        f"{mixer.kind}: {name} must divide the stage's dim, "
-                        f"got {name}={parts} and dim={self.dim}."
-                    )
-            if self.dim < _LEAST_DIM.get(mixer.kind, 1):
-                raise ValueError(
-                    f"{mixer.kind} needs dim >= {_LEAST_DIM[mixer.kind]}, got dim={self.dim}."
-                )
+            _check_width(mixer, self.dim)
+        canonical = (_without_defaults(mixer, self.dim) for mixer in self.mixers)
+        object.__setattr__(self, "mixers", tuple(canonical))
+        is_conv = {mixer.kind in CONV_KINDS for mixer in self.mixers}
+        if (self.norm, is_conv) in (("layer", {False}), ("batch", {True})):
+            object.__setattr__(self, "norm", "default")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """One network: macro-architecture (family, sizes) and the mixer of every block.
+    """One network: macro-architecture (`searchspace.families`) and the mixer of every block.
 
-    The family ``swin`` is a patch embedding with layer norm, stages joined by patch merging
-    (halved resolution, rounded up), a final layer norm, mean pooling and a linear head; the micro
-    networks are small members of it.
+    Attributes:
+        patch_size: Pixels a side that become one token of the first stage.
+        stem_dim: Channels of the convolutions in front of the patches, in families that have them;
+            0 in others.
     """
 
     img_size: int
@@ -85,6 +103,7 @@ class Architecture:
     num_classes: int = 1000
     in_chans: int = 3
     family: str = "swin"
+    stem_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -99,6 +118,7 @@ class Architecture:
             )
         if not self.stages:
             raise ValueError("An architecture needs at least one stage.")
+        _check_family(self)
         canonical = (
             _shrink_windows(stage, size)
             for stage, size in zip(self.stages, self.resolutions, strict=True)
@@ -108,12 +128,23 @@ class Architecture:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """The side of each stage's map, in tokens."""
-        return map_sizes(self.img_size // self.patch_size, len(self.stages))
+        return map_sizes(self.family, self.img_size // self.patch_size, len(self.stages))
 
     @property
     def key(self) -> str:
-        """A short name that equal networks share and others do not (12 hex digits of SHA-256)."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """A short name that equal networks share and others do not (12 hex digits of SHA-256).
+
+        Only settings that differ from their defaults count, so that a key stays what it is when a
+        mixer or stage gets a new setting.
+        """
+        described = self.to_dict()
+        described["stages"] = [
+            _changed(stage) | {"mixers": [changed_settings(mixer) for mixer in stage.mixers]}
+            for stage in self.stages
+        ]
+        if not self.stem_dim:
+            del described["stem_dim"]
+        text = json.dumps(described, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> Architecture:
@@ -129,13 +160,10 @@ class Architecture:
             "num_classes": self.num_classes,
             "patch_size": self.patch_size,
             "stages": [
-                {
-                    "dim": stage.dim,
-                    "mlp_ratio": stage.mlp_ratio,
-                    "mixers": [mixer_to_dict(mixer) for mixer in stage.mixers],
-                }
+                _fields(stage) | {"mixers": [mixer_to_dict(mixer) for mixer in stage.mixers]}
                 for stage in self.stages
             ],
+            "stem_dim": self.stem_dim,
         }
 
     @classmethod
@@ -147,11 +175,7 @@ class Architecture:
         """
         try:
             stages = tuple(
-                Stage(
-                    dim=stage["dim"],
-                    mlp_ratio=stage["mlp_ratio"],
-                    mixers=tuple(mixer_from_dict(mixer) for mixer in stage["mixers"]),
-                )
+                Stage(**{**stage, "mixers": tuple(map(mixer_from_dict, stage["mixers"]))})
                 for stage in data["stages"]
             )
             return cls(**{**data, "stages": stages})
@@ -160,14 +184,6 @@ class Architecture:
                 f"This is not a description of an architecture ({error}). "
                 "Write one with `search show TARGET --json`."
             ) from error
-
-
-def map_sizes(first: int, num_stages: int) -> tuple[int, ...]:
-    """Return the side of each stage's map in tokens: halved from stage to stage, rounded up."""
-    sizes = [first]
-    for _ in range(num_stages - 1):
-        sizes.append((sizes[-1] + 1) // 2)
-    return tuple(sizes)
 
 
 def describe(architecture: Architecture) -> str:
@@ -180,22 +196,123 @@ def describe(architecture: Architecture) -> str:
 
 
 def _describe_stage(stage: Stage) -> str:
-    mlp = "" if stage.mlp_ratio == 4 else f" m{stage.mlp_ratio:g}"
+    words = []
+    if stage.mlp_ratio != 4:
+        words.append(f" m{stage.mlp_ratio:g}")
+    if stage.norm != "default":
+        words.append({"layer": " ln", "batch": " bn", "centred_batch": " ccbn"}[stage.norm])
+    if stage.se_reduction:
+        words.append(f" se{stage.se_reduction}")
+    if stage.local_conv:
+        words.append(f" +dw{stage.local_conv}")
     runs = [(text, len(list(run))) for text, run in groupby(map(describe_mixer, stage.mixers))]
-    if len(runs) == 1:
-        return runs[0][0] + mlp
-    return ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs) + mlp
+    mixers = ", ".join(
+        text if count == 1 or len(runs) == 1 else f"{count}x {text}" for text, count in runs
+    )
+    return mixers + "".join(words)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _fields(stage: Stage) -> dict[str, Any]:
+    return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+
+
+def _changed(stage: Stage) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(stage)}
+    return {name: value for name, value in _fields(stage).items() if value != defaults[name]}
+
+
+def _check_block_options(stage: Stage) -> None:
+    if stage.norm not in BLOCK_NORMS:
+        raise ValueError(f"norm must be one of {', '.join(BLOCK_NORMS)}, got {stage.norm!r}.")
+    for name in ("se_reduction", "local_conv"):
+        value = getattr(stage, name)
+        if (value != 0 and not _is_count(value)) or isinstance(value, bool):
+            raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
+    if stage.se_reduction > stage.dim:
+        raise ValueError(
+            "se_reduction must be at most the stage's dim, "
+            f"got se_reduction={stage.se_reduction} and dim={stage.dim}."
+        )
+
+
+def _check_width(mixer: Mixer, dim: int) -> None:
+    """Check that the mixer's heads and groups divide the channels, and that it has inner width."""
+    for name in ("num_heads", "num_groups", "group_channels", "channels_per_filter"):
+        parts, whole = getattr(mixer, name, 1), getattr(mixer, "v_dim", 0) or dim
+        if whole % parts:
+            raise ValueError(
+                f"{mixer.kind}: {name} must divide the stage's dim, "
+                f"got {name}={parts} and dim={whole}."
+            )
+    least = 1
+    match mixer:
+        case InhomogeneousDepthwiseConv() | DynamicDepthwiseConv():
+            least = 4  # the generator has dim // 4 hidden channels
+        case Involution():
+            least = mixer.reduction
+        case DecoupledDynamicFilter():
+            least = 1 + int(0.999 / mixer.se_ratio)
+        case Elsa():
+            least = 3  # dim // 3 * 2 channels of queries and keys
+            _check_logit_groups(mixer, dim)
+    if dim < least:
+        raise ValueError(f"{mixer.kind} needs dim >= {least}, got dim={dim}.")
+
+
+def _check_logit_groups(mixer: Elsa, dim: int) -> None:
+    qk_dim = mixer.qk_dim or elsa_qk_dim(dim, mixer.group_width)
+    if qk_dim % mixer.logit_groups or mixer.num_heads * mixer.kernel_size**2 % mixer.logit_groups:
+        raise ValueError(
+            "elsa: logit_groups must divide the channels of queries and keys and heads * "
+            f"kernel_size^2, got {mixer.logit_groups}, {qk_dim} and "
+            f"{mixer.num_heads} * {mixer.kernel_size}^2."
+        )
+
+
+def _without_defaults(mixer: Mixer, dim: int) -> Mixer:
+    """Store widths of ELSA that are those which 0 stands for as 0."""
+    if not isinstance(mixer, Elsa):
+        return mixer
+    qk_dim = 0 if mixer.qk_dim == elsa_qk_dim(dim, mixer.group_width) else mixer.qk_dim
+    v_dim = 0 if mixer.v_dim == dim else mixer.v_dim
+    return dataclasses.replace(mixer, qk_dim=qk_dim, v_dim=v_dim)
+
+
+def _check_family(architecture: Architecture) -> None:
+    family, stages = FAMILIES[architecture.family], architecture.stages
+    if family.has_conv_stem != _is_count(architecture.stem_dim):
+        raise ValueError(
+            f"stem_dim must be {'>= 1' if family.has_conv_stem else '0'} in the family "
+            f"{architecture.family!r}, got {architecture.stem_dim!r}."
+        )
+    if family.has_conv_stem and architecture.patch_size % 2:
+        raise ValueError(
+            f"patch_size must be even in the family {architecture.family!r}, whose stem halves the "
+            f"image, got {architecture.patch_size}."
+        )
+    if len({stage.dim for stage in stages[family.halvings :]}) > 1:
+        raise ValueError(
+            f"In the family {architecture.family!r} all stages behind the first must have one dim, "
+            f"got {[stage.dim for stage in stages]}."
+        )
+    if min(architecture.resolutions) < 1:
+        raise ValueError(
+            f"The map of stage {len(stages) - 1} would have no tokens: img_size "
+            f"{architecture.img_size} is too small for {len(stages)} stages."
+        )
+
+
 def _shrink_windows(stage: Stage, size: int) -> Stage:
-    mixers = tuple(
-        dataclasses.replace(mixer, window_size=min(mixer.window_size, size))
-        if isinstance(mixer, WindowAttention)
-        else mixer
-        for mixer in stage.mixers
-    )
+    mixers = tuple(on_map(mixer, size) for mixer in stage.mixers)
     return dataclasses.replace(stage, mixers=mixers)
+
+
+def on_map(mixer: Mixer, size: int) -> Mixer:
+    """Return what the mixer is on a map of that side in tokens: windows shrink to the map."""
+    if isinstance(mixer, WindowAttention | LocalMlp):
+        return dataclasses.replace(mixer, window_size=min(mixer.window_size, size))
+    return mixer

@@ -12,15 +12,18 @@ form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 Norm = Literal["softmax", "filter_norm", "identity"]
-Setting: TypeAlias = str | int | float
+AttentionConv = Literal["none", "post", "pre", "pre_depthwise", "pre_full"]
+Combine = Literal["mul", "add"]
+Setting: TypeAlias = str | int | float  # a bool is an int
 
-TERMS = ("qk", "qr", "rk", "bias")
+TERMS = ("qk", "qr", "rk", "static", "bias")
 NORMS: tuple[str, ...] = get_args(Norm)
+CONVS: tuple[str, ...] = get_args(AttentionConv)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,11 @@ class WindowAttention:
     """Attention inside (shifted) windows of ``window_size`` x ``window_size`` tokens.
 
     Swin Transformer, eq. (4), with the terms of Zhou et al., Eq. 4: ``qk`` (q_i.k_j), ``qr``
-    (q_i.r^k_{j-i}), ``rk`` (r^q_{j-i}.k_j) and ``bias`` (r^b_{j-i}).
+    (q_i.r^k_{j-i}), ``rk`` (r^q_{j-i}.k_j), ``bias`` (r^b_{j-i}), and Han et al.'s Eq. 24:
+    ``static`` (theta_{j-i}.x_i). ``conv`` is convolutional attention: ``post`` convolves the qk
+    logits over the area (Eq. 25), ``pre`` convolves the map that queries and keys are made of with
+    one 3x3 kernel for all channels (Eq. 26), ``pre_depthwise`` with one a channel, ``pre_full``
+    with a whole convolution (Eq. 27).
     """
 
     kind: ClassVar[str] = "window_attention"
@@ -37,11 +44,11 @@ class WindowAttention:
     num_heads: int
     terms: str = "qk+bias"
     norm: Norm = "softmax"
+    conv: AttentionConv = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", _canonical_terms(self.terms))
+        _check_attention(self)
         _check_positive(self, "window_size", "num_heads")
-        _check_one_of(self, "norm", NORMS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +56,8 @@ class NeighborhoodAttention:
     """Attention over the ``kernel_size`` x ``kernel_size`` neighbours of every token.
 
     Zhou et al., Eq. 4 with the sliding area. Neighbours outside the map are zero tokens that take
-    part in the normalisation, as in the published ELSA and Outlooker code.
+    part in the normalisation, as in the published ELSA and Outlooker code. The settings are those
+    of `WindowAttention`.
     """
 
     kind: ClassVar[str] = "neighborhood_attention"
@@ -58,24 +66,62 @@ class NeighborhoodAttention:
     num_heads: int
     terms: str = "qk+bias"
     norm: Norm = "softmax"
+    conv: AttentionConv = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", _canonical_terms(self.terms))
-        _check_positive(self, "num_heads")
-        _check_odd(self, "kernel_size")
-        _check_one_of(self, "norm", NORMS)
+        _check_attention(self)
+        _check_positive(self, "num_heads", "kernel_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalMlp:
+    """Window attention whose weights are parameters (Han et al. 2022, Local MLP).
+
+    One weight for each pair of tokens of a (shifted) window and head, plus Swin's relative position
+    bias. ``shared_positions`` uses the same weights in every window. As many heads as channels
+    share nothing across channels.
+    """
+
+    kind: ClassVar[str] = "local_mlp"
+    short: ClassVar[str] = "lmlp"
+    window_size: int
+    num_heads: int
+    shared_positions: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "window_size", "num_heads")
+        _check_bool(self, "shared_positions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthwiseConv:
-    """A static filter for every channel, between two 1x1 convolutions (Han et al. 2022, DW)."""
+    """A static filter for every channel, between two 1x1 convolutions (Han et al. 2022, DW).
+
+    Han's Table 4 varies the sharing: ``channels_per_filter`` channels have one filter, and without
+    ``shared_positions`` every position of the map has filters of its own.
+    """
 
     kind: ClassVar[str] = "depthwise_conv"
     short: ClassVar[str] = "dw"
     kernel_size: int
+    channels_per_filter: int = 1
+    shared_positions: bool = True
 
     def __post_init__(self) -> None:
-        _check_odd(self, "kernel_size")
+        _check_positive(self, "kernel_size", "channels_per_filter")
+        _check_bool(self, "shared_positions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicDepthwiseConv:
+    """A filter for every channel, generated from the pooled map (Han et al. 2022, D-DW)."""
+
+    kind: ClassVar[str] = "dynamic_depthwise_conv"
+    short: ClassVar[str] = "ddw"
+    kernel_size: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "kernel_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +137,72 @@ class InhomogeneousDepthwiseConv:
     num_groups: int
 
     def __post_init__(self) -> None:
-        _check_positive(self, "num_groups")
-        _check_odd(self, "kernel_size")
+        _check_positive(self, "num_groups", "kernel_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Involution:
+    """A filter generated at every position for each ``group_channels`` channels.
+
+    Li et al. 2021 (Involution), between two 1x1 convolutions as in RedNet. It differs from
+    `InhomogeneousDepthwiseConv` in its generator: dim / ``reduction`` hidden channels without bias.
+    """
+
+    kind: ClassVar[str] = "involution"
+    short: ClassVar[str] = "inv"
+    kernel_size: int
+    group_channels: int = 16
+    reduction: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "kernel_size", "group_channels", "reduction")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoupledDynamicFilter:
+    """A filter per position and head, combined with a filter per channel of each image.
+
+    Zhou et al. 2021 (DDF), in the place of attention: between the value and output projections.
+    ``combine`` multiplies or adds the two filters, both filter-normalised. ``se_ratio`` is the
+    width of the channel branch over ``dim``.
+    """
+
+    kind: ClassVar[str] = "decoupled_dynamic_filter"
+    short: ClassVar[str] = "ddf"
+    kernel_size: int
+    num_heads: int = 1
+    combine: Combine = "mul"
+    se_ratio: float = 0.2
+    dilation: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "kernel_size", "num_heads", "dilation")
+        _check_one_of(self, "combine", get_args(Combine))
+        object.__setattr__(self, "se_ratio", float(self.se_ratio))
+        if not 0 < self.se_ratio <= 1:
+            raise ValueError(f"{self.kind}: se_ratio must be in (0, 1], got {self.se_ratio}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutlookAttention:
+    """Attention that a pooled token generates for the K x K values around it, overlaps summed.
+
+    Yuan et al. 2021 (VOLO). ``stride`` is that of the pooling.
+    """
+
+    kind: ClassVar[str] = "outlook_attention"
+    short: ClassVar[str] = "outlook"
+    num_heads: int
+    kernel_size: int = 3
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_heads", "kernel_size", "stride")
+        if self.kernel_size % 2 == 0 or self.stride > self.kernel_size:
+            raise ValueError(
+                f"{self.kind}: kernel_size must be odd and at least the stride, got "
+                f"kernel_size={self.kernel_size} and stride={self.stride}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +211,9 @@ class Elsa:
 
     Zhou et al. 2023, Eq. 7-8. ``lam = 0`` has no multiplicative matrix, ``gamma = 0`` no additive
     one; the published ELSA-Swin uses ``lam = 0``, ``gamma = 1``. ``group_width`` is the width of
-    the groups of the convolution that generates the logits.
+    the groups of the convolution that generates the logits, ``logit_groups`` the number of groups
+    of the 1x1 convolution behind it. ``qk_dim`` and ``v_dim`` are the channels of queries and keys
+    and of values; 0 is the published default, two thirds of ``dim`` in whole groups, and ``dim``.
     """
 
     kind: ClassVar[str] = "elsa"
@@ -111,10 +223,13 @@ class Elsa:
     group_width: int = 4
     lam: float = 0.0
     gamma: float = 1.0
+    dilation: int = 1
+    logit_groups: int = 1
+    qk_dim: int = 0
+    v_dim: int = 0
 
     def __post_init__(self) -> None:
-        _check_positive(self, "num_heads", "group_width")
-        _check_odd(self, "kernel_size")
+        _check_positive(self, "kernel_size", "num_heads", "group_width", "dilation", "logit_groups")
         # + 0.0 turns -0.0 into 0.0, so that equal layers are equal values.
         object.__setattr__(self, "lam", float(self.lam) + 0.0)
         object.__setattr__(self, "gamma", float(self.gamma) + 0.0)
@@ -122,26 +237,58 @@ class Elsa:
             raise ValueError(f"elsa: lam must be a finite number >= 0, got {self.lam}.")
         if not abs(self.gamma) < float("inf"):
             raise ValueError(f"elsa: gamma must be a finite number, got {self.gamma}.")
+        for name in ("qk_dim", "v_dim"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(
+                    f"elsa: {name} must be an integer >= 0, got {getattr(self, name)!r}."
+                )
+        if self.qk_dim % self.group_width:
+            raise ValueError(
+                "elsa: group_width must divide qk_dim, "
+                f"got group_width={self.group_width} and qk_dim={self.qk_dim}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalAttention:
+    """Attention of every token to all tokens, or to a map reduced ``sr_ratio`` times a side.
+
+    Dosovitskiy et al. 2021; spatially reduced as in PVT and Twins-SVT (GSA): a convolution with
+    kernel and stride ``sr_ratio`` and a layer norm in front of keys and values.
+    """
+
+    kind: ClassVar[str] = "global_attention"
+    short: ClassVar[str] = "global"
+    num_heads: int
+    sr_ratio: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_heads", "sr_ratio")
 
 
 Mixer: TypeAlias = (
-    WindowAttention | NeighborhoodAttention | DepthwiseConv | InhomogeneousDepthwiseConv | Elsa
+    WindowAttention
+    | NeighborhoodAttention
+    | LocalMlp
+    | DepthwiseConv
+    | DynamicDepthwiseConv
+    | InhomogeneousDepthwiseConv
+    | Involution
+    | DecoupledDynamicFilter
+    | OutlookAttention
+    | Elsa
+    | GlobalAttention
 )
 
-MIXER_KINDS: dict[str, type[Mixer]] = {
-    cls.kind: cls
-    for cls in (
-        WindowAttention,
-        NeighborhoodAttention,
-        DepthwiseConv,
-        InhomogeneousDepthwiseConv,
-        Elsa,
-    )
-}
+MIXER_KINDS: dict[str, type[Mixer]] = {cls.kind: cls for cls in get_args(Mixer)}
 
 # Han's convolution blocks have batch norms inside and before the FFN and no norm before the mixer;
-# attention blocks are pre-norm with layer norm (reference: the published DWNet and Swin).
-CONV_KINDS = frozenset({DepthwiseConv.kind, InhomogeneousDepthwiseConv.kind})
+# attention blocks are pre-norm with layer norm (reference: the published DWNet and Swin). An
+# involution stands between 1x1 convolutions in the same way (RedNet's bottleneck).
+CONV_KINDS = frozenset(
+    cls.kind
+    for cls in (DepthwiseConv, DynamicDepthwiseConv, InhomogeneousDepthwiseConv, Involution)
+)
 
 
 def mixer_settings(kind: str) -> tuple[str, ...]:
@@ -169,30 +316,57 @@ def mixer_to_dict(mixer: Mixer) -> dict[str, Setting]:
     return {"kind": mixer.kind, **asdict(mixer)}
 
 
+def changed_settings(mixer: Mixer) -> dict[str, Setting]:
+    """Describe a mixer with the settings that differ from their defaults, and its kind."""
+    changed = {
+        field.name: getattr(mixer, field.name)
+        for field in fields(mixer)
+        if getattr(mixer, field.name) != field.default
+    }
+    return {"kind": mixer.kind, **changed}
+
+
+# How a setting that is not at its default is written, in this order.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "num_heads": lambda value: f"h{value}",
+    "terms": lambda value: str(value).replace("bias", "b"),
+    "norm": {"filter_norm": "fn", "identity": "id"}.__getitem__,
+    "conv": str,
+    "shared_positions": lambda value: "shared" if value else "unshared",
+    "channels_per_filter": lambda value: f"c{value}",
+    "num_groups": lambda value: f"g{value}",
+    "group_channels": lambda value: f"c{value}",
+    "reduction": lambda value: f"r{value}",
+    "combine": str,
+    "se_ratio": lambda value: f"se{value:g}",
+    "stride": lambda value: f"s{value}",
+    "sr_ratio": lambda value: f"sr{value}",
+    "group_width": lambda value: f"w{value}",
+    "dilation": lambda value: f"d{value}",
+    "logit_groups": lambda value: f"lg{value}",
+    "qk_dim": lambda value: f"qk{value}",
+    "v_dim": lambda value: f"v{value}",
+}
+
+
 def describe_mixer(mixer: Mixer) -> str:
     """Write a mixer compactly, e.g. ``nbhd5 h12 qr+rk+b``; defaults are left out."""
-    size = mixer.window_size if isinstance(mixer, WindowAttention) else mixer.kernel_size
+    size = getattr(mixer, "window_size", getattr(mixer, "kernel_size", ""))
+    changed = changed_settings(mixer)
     words = [f"{mixer.short}{size}"]
-    match mixer:
-        case WindowAttention() | NeighborhoodAttention():
-            words.append(f"h{mixer.num_heads}")
-            if mixer.terms != "qk+bias":
-                words.append(mixer.terms.replace("bias", "b"))
-            if mixer.norm != "softmax":
-                words.append({"filter_norm": "fn", "identity": "id"}[mixer.norm])
-        case InhomogeneousDepthwiseConv():
-            words.append(f"g{mixer.num_groups}")
-        case Elsa():
-            words.append(f"h{mixer.num_heads}")
-            if (mixer.lam, mixer.gamma) != (0.0, 1.0):
-                words.append(f"l{mixer.lam:g} g{mixer.gamma:g}")
-            if mixer.group_width != 4:
-                words.append(f"w{mixer.group_width}")
+    if "num_heads" in changed:
+        words.append(f"h{changed.pop('num_heads')}")
+    if changed.keys() & {"lam", "gamma"} and isinstance(mixer, Elsa):
+        words.append(f"l{mixer.lam:g} g{mixer.gamma:g}")
+    words += [write(changed[name]) for name, write in _WORDS.items() if name in changed]
     return " ".join(words)
 
 
 def elsa_qk_dim(dim: int, group_width: int) -> int:
-    """Return the channels of ELSA's queries and keys: two thirds of ``dim``, in whole groups."""
+    """Return the default channels of ELSA's queries and keys: two thirds of ``dim``, rounded up.
+
+    The published code divides first, ``dim // 3 * 2``, and rounds up to whole groups.
+    """
     return -(-(dim // 3 * 2) // group_width) * group_width
 
 
@@ -216,19 +390,32 @@ def _canonical_terms(terms: str) -> str:
     return "+".join(term for term in TERMS if term in parts)
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_attention(mixer: WindowAttention | NeighborhoodAttention) -> None:
+    """Check the settings of attention and bring them into one form."""
+    object.__setattr__(mixer, "terms", _canonical_terms(mixer.terms))
+    _check_one_of(mixer, "norm", NORMS)
+    _check_one_of(mixer, "conv", CONVS)
+    # A convolution of what no term uses does nothing.
+    used = {"qk"} if mixer.conv == "post" else {"qk", "qr", "rk"}
+    if not used & set(split_terms(mixer.terms)):
+        object.__setattr__(mixer, "conv", "none")
+
+
 def _check_positive(mixer: Mixer, *names: str) -> None:
     for name in names:
         value = getattr(mixer, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not _is_int(value) or value < 1:
             raise ValueError(f"{mixer.kind}: {name} must be an integer >= 1, got {value!r}.")
 
 
-def _check_odd(mixer: Mixer, name: str) -> None:
-    _check_positive(mixer, name)
-    if getattr(mixer, name) % 2 == 0:
+def _check_bool(mixer: Mixer, name: str) -> None:
+    if not isinstance(getattr(mixer, name), bool):
         raise ValueError(
-            f"{mixer.kind}: {name} must be odd, so that it has a centre, "
-            f"got {getattr(mixer, name)}."
+            f"{mixer.kind}: {name} must be true or false, got {getattr(mixer, name)!r}."
         )
 
 

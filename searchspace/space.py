@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from searchspace.architecture import Architecture, Stage, map_sizes
+from searchspace.architecture import Architecture, BlockNorm, Stage, on_map
 from searchspace.cost import count, count_mixer
+from searchspace.families import FAMILIES, map_sizes
 from searchspace.mixers import (
     MIXER_KINDS,
     Mixer,
     Setting,
-    WindowAttention,
     mixer_from_dict,
     mixer_to_dict,
 )
@@ -69,7 +69,7 @@ class MixerChoices:
         for kind, options in self.kinds.items():
             for values in itertools.product(*options.values()):
                 settings = dict(zip(options, values, strict=True))
-                mixer = _on_map(mixer_from_dict({"kind": kind, **settings}), size)
+                mixer = on_map(mixer_from_dict({"kind": kind, **settings}), size)
                 if self.allows(mixer):
                     found[mixer] = None
         return tuple(found)
@@ -81,11 +81,15 @@ class StageChoices:
 
     Attributes:
         mlp_ratios: The options of the stage's MLP ratio; with one there is no choice.
+        norm, se_reduction, local_conv: Those of all blocks; see `Stage`.
     """
 
     dim: int
     depth: int
     mlp_ratios: tuple[float, ...] = (4.0,)
+    norm: BlockNorm = "default"
+    se_reduction: int = 0
+    local_conv: int = 0
     choices: tuple[MixerChoices, ...]
 
     def __post_init__(self) -> None:
@@ -101,6 +105,17 @@ class StageChoices:
     def choices_of(self, block: int) -> MixerChoices:
         """Return the choices of a block."""
         return self.choices[block if len(self.choices) > 1 else 0]
+
+    def with_mixers(self, mixers: Sequence[Mixer], mlp_ratio: float) -> Stage:
+        """Return the stage that these choices lead to."""
+        return Stage(
+            dim=self.dim,
+            mixers=tuple(mixers),
+            mlp_ratio=mlp_ratio,
+            norm=self.norm,
+            se_reduction=self.se_reduction,
+            local_conv=self.local_conv,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +135,7 @@ class SearchSpace:
     num_classes: int = 1000
     in_chans: int = 3
     family: str = "swin"
+    stem_dim: int = 0
     limits: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
 
@@ -131,6 +147,9 @@ class SearchSpace:
                 dim=stage.dim,
                 depth=stage.depth,
                 mlp_ratios=(stage.mlp_ratio,),
+                norm=stage.norm,
+                se_reduction=stage.se_reduction,
+                local_conv=stage.local_conv,
                 choices=tuple(_single_choice(mixer) for mixer in stage.mixers),
             )
             for stage in architecture.stages
@@ -143,6 +162,7 @@ class SearchSpace:
             num_classes=architecture.num_classes,
             in_chans=architecture.in_chans,
             family=architecture.family,
+            stem_dim=architecture.stem_dim,
         )
 
     def replace(self, **changes: Any) -> SearchSpace:
@@ -152,7 +172,7 @@ class SearchSpace:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """The side of each stage's map, in tokens."""
-        return map_sizes(self.img_size // self.patch_size, len(self.stages))
+        return map_sizes(self.family, self.img_size // self.patch_size, len(self.stages))
 
     def build(self, choose: Choose) -> Architecture:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).
@@ -172,7 +192,7 @@ class SearchSpace:
             ratio = stage.mlp_ratios[0]
             if len(stage.mlp_ratios) > 1:
                 ratio = choose(f"stage{index}.mlp_ratio", stage.mlp_ratios)
-            stages.append(Stage(dim=stage.dim, mlp_ratio=ratio, mixers=tuple(mixers)))
+            stages.append(stage.with_mixers(mixers, ratio))
         return self._architecture(stages)
 
     def choices_of(self, architecture: Architecture) -> dict[str, Setting]:
@@ -249,17 +269,21 @@ class SearchSpace:
         Costs add up over blocks, so the best choice of every block is the best of the whole.
         """
         pick = max if largest else min
+        qkv_bias = FAMILIES[self.family].qkv_bias
         stages = []
         for index, (stage, size) in enumerate(zip(self.stages, self.resolutions, strict=True)):
 
-            def cost_of(mixer: Mixer, dim: int = stage.dim, size: int = size) -> int:
-                return int(getattr(count_mixer(mixer, dim=dim, size=size), cost))
+            def cost_of(mixer: Mixer, stage: StageChoices = stage, size: int = size) -> int:
+                counted = count_mixer(
+                    mixer, dim=stage.dim, size=size, qkv_bias=qkv_bias, norm=stage.norm
+                )
+                return int(getattr(counted, cost))
 
             mixers = [
                 pick(self.mixers_of(index, block), key=cost_of) for block in range(stage.depth)
             ]
             ratio = pick(stage.mlp_ratios)
-            stages.append(Stage(dim=stage.dim, mlp_ratio=ratio, mixers=tuple(mixers)))
+            stages.append(stage.with_mixers(mixers, ratio))
         return self._architecture(stages)
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
@@ -273,10 +297,9 @@ class SearchSpace:
     def first(self) -> Architecture:
         """Return the architecture of the first allowed option everywhere."""
         stages = [
-            Stage(
-                dim=stage.dim,
-                mlp_ratio=stage.mlp_ratios[0],
-                mixers=tuple(self.mixers_of(index, block)[0] for block in range(stage.depth)),
+            stage.with_mixers(
+                [self.mixers_of(index, block)[0] for block in range(stage.depth)],
+                stage.mlp_ratios[0],
             )
             for index, stage in enumerate(self.stages)
         ]
@@ -290,6 +313,7 @@ class SearchSpace:
             stages=tuple(stages),
             num_classes=self.num_classes,
             in_chans=self.in_chans,
+            stem_dim=self.stem_dim,
         )
 
 
@@ -310,9 +334,3 @@ def _single_choice(mixer: Mixer) -> MixerChoices:
 def _restrict(stage: StageChoices, kind: str) -> StageChoices:
     choices = tuple(replace(c, kinds={kind: c.kinds[kind]}) for c in stage.choices)
     return replace(stage, choices=choices)
-
-
-def _on_map(mixer: Mixer, size: int) -> Mixer:
-    if isinstance(mixer, WindowAttention):
-        return replace(mixer, window_size=min(mixer.window_size, size))
-    return mixer

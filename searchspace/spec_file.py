@@ -130,9 +130,7 @@ def _read_settings(entry: SpaceEntry, kind: str, index: int) -> Options:
         if field.name in given:
             value, place = _of_stage(given[field.name], place, index, len(entry.stages))
             options[field.name] = _read_options(field.name, value, place)
-        elif field.default is not MISSING:
-            options[field.name] = (field.default,)
-        else:
+        elif field.default is MISSING:
             raise ValueError(
                 f"{place}: {kind} needs {field.name}, it is missing. List its options."
             )

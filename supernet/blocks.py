@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, SEModule
 from torch import Tensor, nn
 
-from searchspace.mixers import CONV_KINDS, Mixer
+from searchspace.mixers import CONV_KINDS, Mixer, OutlookAttention
+from supernet.kernels import depthwise_conv
 from supernet.mixers import MIXERS
-from supernet.mixers.sharing import BatchNorm, new_linear, state_of
+from supernet.mixers.sharing import Place, new_linear, state_of
+from supernet.norms import build_norm
 
 
 class Mlp(nn.Module):
@@ -41,48 +44,55 @@ class Mlp(nn.Module):
         return F.linear(x, state["fc2.weight"], state["fc2.bias"])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockOptions:
+    """What a block has beside its mixers: see `searchspace.architecture.Stage` and `Family`.
+
+    Attributes:
+        mlp_ratio: Hidden channels of the largest MLP over ``dim``.
+        drop_path: Probability of dropping a residual branch of an image in training.
+        norm_eps: Added to the variance by layer norms.
+    """
+
+    mlp_ratio: float
+    drop_path: float = 0.0
+    norm_eps: float = 1e-5
+    se_reduction: int = 0
+    local_conv: int = 0
+
+
 class Block(nn.Module):
     """One residual block with all the mixers that a space offers it; the call names the mixer.
 
     Attention kinds are pre-norm blocks with layer norm (Swin); convolution kinds have no norm in
-    front of the mixer and batch norm in front of the MLP (DWNet). The MLP is shared by all kinds.
+    front of the mixer and batch norm in front of the MLP (DWNet). MLP, squeeze-and-excitation and
+    the extra depth-wise convolution are shared by all kinds.
 
     Args:
-        options: The mixers that the block may have.
-        dim: Channels.
-        size: Side of the map in tokens.
-        block: Index of the block in its stage.
-        mlp_ratio: Hidden channels of the largest MLP over ``dim``.
-        drop_path: Probability of dropping a residual branch of an image in training.
+        mixers: The mixers that the block may have.
+        place: Where it stands.
+        options: What else it has.
     """
 
-    def __init__(
-        self,
-        options: Sequence[Mixer],
-        *,
-        dim: int,
-        size: int,
-        block: int,
-        mlp_ratio: float,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, mixers: Sequence[Mixer], *, place: Place, options: BlockOptions) -> None:
         super().__init__()
-        kinds = {mixer.kind: [m for m in options if m.kind == mixer.kind] for mixer in options}
+        kinds = {mixer.kind: [m for m in mixers if m.kind == mixer.kind] for mixer in mixers}
         self.mixers = nn.ModuleDict(
-            {
-                kind: MIXERS[kind](same_kind, dim=dim, size=size, block=block)
-                for kind, same_kind in kinds.items()
-            }
+            {kind: MIXERS[kind](same_kind, place=place) for kind, same_kind in kinds.items()}
         )
+        dim = self.dim = place.dim
         self.norms = nn.ModuleDict()
         if not kinds.keys() <= CONV_KINDS:
-            self.norms["attention"] = nn.LayerNorm(dim)
-            self.norms["attention_mlp"] = nn.LayerNorm(dim)
+            for name in ("attention", "attention_mlp"):
+                self.norms[name] = build_norm(
+                    dim, place.norm, default="layer", eps=options.norm_eps
+                )
         if kinds.keys() & CONV_KINDS:
-            self.norms["conv_mlp"] = BatchNorm(dim)
-        self.dim = dim
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+            self.norms["conv_mlp"] = build_norm(dim, place.norm, default="batch")
+        self.se = SqueezeExcite(dim, options.se_reduction) if options.se_reduction else None
+        self.local = LocalConv(place, options.local_conv) if options.local_conv else None
+        self.mlp = Mlp(dim, int(dim * options.mlp_ratio))
+        self.drop_path = DropPath(options.drop_path)
 
     def select(self, mixer: Mixer, mlp_ratio: float) -> dict[str, Tensor]:
         """Return the state of the block that has only this mixer and MLP."""
@@ -90,6 +100,9 @@ class Block(nn.Module):
         found = {f"mixers.{mixer.kind}.{name}": value for name, value in state.items()}
         for name in _norms_of(mixer):
             found |= state_of(self.norms[name], f"norms.{name}")
+        for name in ("se", "local"):
+            if getattr(self, name) is not None:
+                found |= state_of(getattr(self, name), name)
         mlp = self.mlp.select(int(self.dim * mlp_ratio))
         return found | {f"mlp.{name}": value for name, value in mlp.items()}
 
@@ -97,10 +110,16 @@ class Block(nn.Module):
         """Transform a map (B, H, W, C) with one of the block's mixers and MLPs."""
         mix = self._mixer(mixer)
         *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
-        mixed = before[0](x) if before else x
-        x = x + self.drop_path(mix(mixed, mixer))
+        mixed = mix(before[0](x) if before else x, mixer)
+        if self.se is not None:
+            mixed = self.se(mixed)
+        # The published VOLO never drops its outlook blocks; they get no rate.
+        drop = nn.Identity() if isinstance(mixer, OutlookAttention) else self.drop_path
+        x = x + drop(mixed)
+        if self.local is not None:
+            x = x + self.local(x)
         hidden = int(self.dim * mlp_ratio)
-        return x + self.drop_path(self.mlp(before_mlp(x), hidden))
+        return x + drop(self.mlp(before_mlp(x), hidden))
 
     def _mixer(self, mixer: Mixer) -> Any:  # one of MIXERS
         if mixer.kind not in self.mixers:
@@ -109,6 +128,38 @@ class Block(nn.Module):
                 "Build the supernet from a space that contains the architecture."
             )
         return self.mixers[mixer.kind]
+
+
+class SqueezeExcite(SEModule):
+    """Squeeze-and-excitation of maps (B, H, W, C) with dim / ``reduction`` hidden channels.
+
+    Hu et al. 2018. The papers do not say where it stands; here it scales the mixer's output, in
+    front of the residual sum.
+    """
+
+    def __init__(self, dim: int, reduction: int) -> None:
+        super().__init__(dim, rd_channels=dim // reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of every image by what its mean says."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LocalConv(nn.Module):
+    """A norm and a depth-wise convolution with bias, as a residual branch in front of the MLP.
+
+    Huang et al. 2021 (Shuffle Transformer), as Han et al. 2022 add it to I-D-DW in Table 6.
+    """
+
+    def __init__(self, place: Place, kernel_size: int) -> None:
+        super().__init__()
+        self.norm = build_norm(place.dim, place.norm, default="batch")
+        self.conv = nn.Conv2d(place.dim, place.dim, kernel_size, groups=place.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the branch of a map (B, H, W, C)."""
+        weight = self.conv.weight[:, 0].contiguous()
+        return depthwise_conv(self.norm(x).contiguous(), weight, self.conv.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
+from searchspace.families import FAMILIES
 from searchspace.space import SearchSpace
-from supernet.blocks import Block, PatchEmbed, PatchMerging
-from supernet.mixers.sharing import new_linear, state_of
+from supernet.blocks import Block, BlockOptions, PatchEmbed, PatchMerging
+from supernet.mixers.sharing import Place, new_linear, state_of
 
 
 class Supernet(nn.Module):
@@ -38,17 +39,9 @@ class Supernet(nn.Module):
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                Block(
-                    space.mixers_of(index, block),
-                    dim=stage.dim,
-                    size=size,
-                    block=block,
-                    mlp_ratio=max(stage.mlp_ratios),
-                    drop_path=rates.pop(0),
-                )
-                for block in range(stage.depth)
+                _build_block(space, index, block, rates.pop(0)) for block in range(stage.depth)
             )
-            for index, (stage, size) in enumerate(zip(space.stages, space.resolutions, strict=True))
+            for index, stage in enumerate(space.stages)
         )
         self.norm = nn.LayerNorm(space.stages[-1].dim)
         self.head = new_linear(space.stages[-1].dim, space.num_classes)
@@ -101,6 +94,28 @@ class Supernet(nn.Module):
         if depths != expected:
             raise ValueError(f"The supernet has stages of depth {expected}, got {depths}.")
         return architecture
+
+
+def _build_block(space: SearchSpace, index: int, block: int, drop_path: float) -> Block:
+    """Build a block with every mixer that the space offers it."""
+    stage, family = space.stages[index], FAMILIES[space.family]
+    return Block(
+        space.mixers_of(index, block),
+        place=Place(
+            dim=stage.dim,
+            size=space.resolutions[index],
+            block=block,
+            qkv_bias=family.qkv_bias,
+            norm=stage.norm,
+        ),
+        options=BlockOptions(
+            mlp_ratio=max(stage.mlp_ratios),
+            drop_path=drop_path,
+            norm_eps=family.norm_eps,
+            se_reduction=stage.se_reduction,
+            local_conv=stage.local_conv,
+        ),
+    )
 
 
 def build_subnet(architecture: Architecture, drop_path_rate: float = 0.0) -> Supernet:

@@ -1,6 +1,6 @@
 """The mixers as torch modules: one class a kind, each holding all settings that a block offers.
 
-Every class has the same shape: ``Class(options, dim=, size=, block=)``, ``forward(x, mixer)`` on
+Every class has the same shape: ``Class(options, place=)``, ``forward(x, mixer)`` on
 maps (B, H, W, C), and ``select(mixer)``, the state dict of the same class built for that one
 setting. A standalone network is the case of one option, so there is one implementation.
 """

@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, WindowAttention, split_terms
-from supernet.mixers.sharing import centre_taps, head_rows, new_linear, new_table, state_of
+from supernet.mixers.sharing import (
+    Place,
+    centre_taps,
+    head_rows,
+    new_linear,
+    new_table,
+    state_of,
+)
 
 AttentionSpec = WindowAttention | NeighborhoodAttention
 
@@ -30,17 +37,17 @@ class AttentionWeights(nn.Module):
 
     Args:
         options: The settings; there is one slice of every weight for each of them.
-        dim: Channels.
+        place: Where the mixer stands.
         taps: Side of the largest table of offsets: 2W-1 for windows, K for neighbourhoods.
     """
 
-    def __init__(self, options: Sequence[AttentionSpec], *, dim: int, taps: int) -> None:
+    def __init__(self, options: Sequence[AttentionSpec], *, place: Place, taps: int) -> None:
         super().__init__()
-        self.dim = dim
+        dim = self.dim = place.dim
         terms = {term for option in options for term in split_terms(option.terms)}
         heads = max(option.num_heads for option in options)
         self.parts = _parts(terms)
-        self.in_proj = new_linear(dim, dim * len(self.parts))
+        self.in_proj = new_linear(dim, dim * len(self.parts), bias=place.qkv_bias)
         self.proj = new_linear(dim, dim)
         self.table_qr = new_table(taps**2, dim) if "qr" in terms else None
         self.table_rk = new_table(taps**2, dim) if "rk" in terms else None
@@ -66,20 +73,20 @@ class AttentionWeights(nn.Module):
         """Return the state of the module that has only this setting."""
         weight, bias = self._in_proj(_parts(split_terms(option.terms)))
         tables = {f"table_{term}": table for term, table in self.tables(option, taps).items()}
-        return {
-            "in_proj.weight": weight,
-            "in_proj.bias": bias,
-            **state_of(self.proj, "proj"),
-            **tables,
-        }
+        biases = {} if bias is None else {"in_proj.bias": bias}
+        return {"in_proj.weight": weight, **biases, **state_of(self.proj, "proj"), **tables}
 
-    def _in_proj(self, parts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def _in_proj(self, parts: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.in_proj.weight, self.in_proj.bias
         if parts == self.parts:
             return weight, bias
         rows = [self.parts.index(part) for part in parts]
-        weights, biases = weight.split(self.dim), bias.split(self.dim)
-        return torch.cat([weights[row] for row in rows]), torch.cat([biases[row] for row in rows])
+        weights = weight.split(self.dim)
+        picked = torch.cat([weights[row] for row in rows])
+        if bias is None:
+            return picked, None
+        biases = bias.split(self.dim)
+        return picked, torch.cat([biases[row] for row in rows])
 
 
 def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor:

@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 from searchspace.mixers import DepthwiseConv, InhomogeneousDepthwiseConv
 from supernet.kernels import aggregate, depthwise_conv
-from supernet.mixers.sharing import BatchNorm, centre_taps, head_rows, state_of
+from supernet.mixers.sharing import Place, centre_taps, head_rows, state_of
+from supernet.norms import BatchNorm, build_norm
 
 
 class Pointwise(nn.Module):
     """The 1x1 convolutions and batch norms around the spatial filter of a convolution block."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__()
+        dim, norm = place.dim, place.norm
         self.conv_in = nn.Linear(dim, dim, bias=False)
-        self.norm_in = BatchNorm(dim)
-        self.norm_mid = BatchNorm(dim)
+        self.norm_in = build_norm(dim, norm, default="batch")
+        self.norm_mid = build_norm(dim, norm, default="batch")
         self.conv_out = nn.Linear(dim, dim, bias=False)
-        self.norm_out = BatchNorm(dim)
+        self.norm_out = build_norm(dim, norm, default="batch")
 
     def enter(self, x: Tensor) -> Tensor:
         """Compute what the spatial filter sees, (B, H, W, C)."""
@@ -42,17 +44,14 @@ class DepthwiseConvMixer(nn.Module):
 
     Args:
         options: The settings that the block offers.
-        dim: Channels.
-        size: Side of the map in tokens; any size works.
-        block: Index of the block in its stage; not used.
+        place: Where the mixer stands; any map size works.
     """
 
-    def __init__(
-        self, options: Sequence[DepthwiseConv], *, dim: int, size: int, block: int
-    ) -> None:
+    def __init__(self, options: Sequence[DepthwiseConv], *, place: Place) -> None:
         super().__init__()
-        self.pointwise = Pointwise(dim)
+        self.pointwise = Pointwise(place)
         largest = max(option.kernel_size for option in options)
+        dim = place.dim
         conv = nn.Conv2d(dim, dim, largest, groups=dim)  # for its default initialisation
         assert conv.bias is not None
         self.weight = nn.Parameter(conv.weight.detach().flatten(1).t().contiguous())  # (K*K, C)
@@ -79,17 +78,13 @@ class InhomogeneousDepthwiseConvMixer(nn.Module):
 
     Args:
         options: The settings that the block offers.
-        dim: Channels.
-        size: Side of the map in tokens; any size works.
-        block: Index of the block in its stage; not used.
+        place: Where the mixer stands; any map size works.
     """
 
-    def __init__(
-        self, options: Sequence[InhomogeneousDepthwiseConv], *, dim: int, size: int, block: int
-    ) -> None:
+    def __init__(self, options: Sequence[InhomogeneousDepthwiseConv], *, place: Place) -> None:
         super().__init__()
-        hidden = dim // 4
-        self.pointwise = Pointwise(dim)
+        dim, hidden = place.dim, place.dim // 4
+        self.pointwise = Pointwise(place)
         self.reduce = nn.Linear(dim, hidden)
         self.norm = BatchNorm(hidden)
         groups = max(option.num_groups for option in options)

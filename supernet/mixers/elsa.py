@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
 from supernet.kernels import aggregate, depthwise_conv
-from supernet.mixers.sharing import centre_taps, head_rows, new_linear, new_table, state_of
+from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table, state_of
 
 
 class ElsaMixer(nn.Module):
@@ -28,16 +28,15 @@ class ElsaMixer(nn.Module):
 
     Args:
         options: The settings that the block offers; they must agree on ``group_width``.
-        dim: Channels.
-        size: Side of the map in tokens; any size works.
-        block: Index of the block in its stage; not used.
+        place: Where the mixer stands; any map size works.
 
     Raises:
         ValueError: If the options have several group widths.
     """
 
-    def __init__(self, options: Sequence[Elsa], *, dim: int, size: int, block: int) -> None:
+    def __init__(self, options: Sequence[Elsa], *, place: Place) -> None:
         super().__init__()
+        dim = place.dim
         widths = sorted({option.group_width for option in options})
         if len(widths) > 1:
             raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from searchspace.mixers import NeighborhoodAttention, split_terms
 from supernet.kernels import aggregate, neighborhood_logits, skew
 from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.mixers.sharing import Place
 
 
 class NeighborhoodAttentionMixer(nn.Module):
@@ -23,17 +24,13 @@ class NeighborhoodAttentionMixer(nn.Module):
 
     Args:
         options: The settings that the block offers.
-        dim: Channels.
-        size: Side of the map in tokens; any size works.
-        block: Index of the block in its stage; not used.
+        place: Where the mixer stands; any map size works.
     """
 
-    def __init__(
-        self, options: Sequence[NeighborhoodAttention], *, dim: int, size: int, block: int
-    ) -> None:
+    def __init__(self, options: Sequence[NeighborhoodAttention], *, place: Place) -> None:
         super().__init__()
         largest = max(option.kernel_size for option in options)
-        self.attention = AttentionWeights(options, dim=dim, taps=largest)
+        self.attention = AttentionWeights(options, place=place, taps=largest)
 
     def select(self, mixer: NeighborhoodAttention) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""

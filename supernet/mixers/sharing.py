@@ -7,16 +7,39 @@ that starts at the same channel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from searchspace.architecture import BlockNorm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where in a network a mixer stands: what a mixer's module needs to know beside its settings.
+
+    Attributes:
+        dim: Channels.
+        size: Side of the map in tokens that the network was designed for.
+        block: Index of the block in its stage.
+        qkv_bias: Whether projections to queries, keys and values have biases.
+        norm: The norms that the stage asks for; see `searchspace.architecture.Stage`.
+    """
+
+    dim: int
+    size: int
+    block: int = 0
+    qkv_bias: bool = True
+    norm: BlockNorm = "default"
 
 
 def centre_taps(table: Tensor, size: int) -> Tensor:
     """Cut the centre out of a table over offsets.
 
     Args:
-        table: Shape (S * S, ...), row-major over offsets, with S of the same parity as ``size``.
-        size: Side of the wanted table, at most S.
+        table: Shape (S * S, ...), row-major over offsets; offset zero is at S // 2.
+        size: Side of the wanted table, at most S; its offset zero is at size // 2.
 
     Returns:
         Shape (size * size, ...); the table itself when nothing is cut.
@@ -24,7 +47,7 @@ def centre_taps(table: Tensor, size: int) -> Tensor:
     full = round(table.shape[0] ** 0.5)
     if size == full:
         return table
-    start = (full - size) // 2
+    start = full // 2 - size // 2
     square = table.unflatten(0, (full, full))
     return square[start : start + size, start : start + size].flatten(0, 1)
 
@@ -67,11 +90,3 @@ def new_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of channels-last maps (B, H, W, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel over the batch and all positions."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import WindowAttention
 from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.mixers.sharing import Place
 
 
 class WindowAttentionMixer(nn.Module):
@@ -28,18 +29,15 @@ class WindowAttentionMixer(nn.Module):
 
     Args:
         options: The settings that the block offers.
-        dim: Channels.
-        size: Side of the map in tokens that the network was designed for (other sizes work).
-        block: Index of the block in its stage; its parity decides the shift.
+        place: Where the mixer stands; the parity of its block decides the shift, any map size
+            works.
     """
 
-    def __init__(
-        self, options: Sequence[WindowAttention], *, dim: int, size: int, block: int
-    ) -> None:
+    def __init__(self, options: Sequence[WindowAttention], *, place: Place) -> None:
         super().__init__()
-        self.is_shifted = block % 2 == 1
+        self.is_shifted = place.block % 2 == 1
         largest = max(option.window_size for option in options)
-        self.attention = AttentionWeights(options, dim=dim, taps=2 * largest - 1)
+        self.attention = AttentionWeights(options, place=place, taps=2 * largest - 1)
 
     def select(self, mixer: WindowAttention) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""

@@ -112,7 +112,7 @@ def test_wrong_stages_are_refused(changes: dict[str, Any], message: str) -> None
         lambda data: data.pop("img_size"),
         lambda data: data.update(colour="red"),
         lambda data: data.update(stages=3),
-        lambda data: data["stages"][0].pop("mlp_ratio"),
+        lambda data: data["stages"][0].pop("dim"),
         lambda data: data["stages"][0].update(dim="8"),
         lambda data: data["stages"][0]["mixers"][0].update(kind="conv"),
     ],

@@ -36,7 +36,7 @@ def test_order_of_terms_does_not_matter() -> None:
         for order in permutations(TERMS)
     }
 
-    assert spellings == {WindowAttention(window_size=7, num_heads=3, terms="qk+qr+rk+bias")}
+    assert spellings == {WindowAttention(window_size=7, num_heads=3, terms="qk+qr+rk+static+bias")}
 
 
 def test_spelling_of_numbers_does_not_matter() -> None:
@@ -51,7 +51,10 @@ def test_spelling_of_numbers_does_not_matter() -> None:
         ({"kind": "conv"}, "Unknown mixer 'conv'. Known mixers: window_attention"),
         ({"kind": "depthwise_conv", "window_size": 7}, "no setting 'window_size'.*kernel_size"),
         ({"kind": "depthwise_conv"}, "needs the settings kernel_size"),
-        ({"kind": "depthwise_conv", "kernel_size": 4}, "must be odd.*got 4"),
+        (
+            {"kind": "outlook_attention", "num_heads": 1, "kernel_size": 4},
+            "must be odd.*got kernel_size=4",
+        ),
         ({"kind": "depthwise_conv", "kernel_size": True}, "integer >= 1, got True"),
         ({"kind": "depthwise_conv", "kernel_size": 3.0}, "integer >= 1, got 3.0"),
         ({"kind": "window_attention", "window_size": 0, "num_heads": 1}, "window_size.*got 0"),
@@ -67,7 +70,7 @@ def test_wrong_mixers_are_refused(data: dict[str, Setting], message: str) -> Non
 
 @pytest.mark.parametrize("terms", ["", "qk+", "kq", "qk,bias"])
 def test_wrong_terms_are_refused(terms: str) -> None:
-    with pytest.raises(ValueError, match="sum of qk, qr, rk, bias"):
+    with pytest.raises(ValueError, match="sum of qk, qr, rk, static, bias"):
         NeighborhoodAttention(kernel_size=3, num_heads=1, terms=terms)
 
 

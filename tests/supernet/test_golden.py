@@ -22,7 +22,8 @@ from searchspace.mixers import (
     Mixer,
     WindowAttention,
 )
-from supernet.blocks import Block, PatchMerging
+from supernet.blocks import Block, BlockOptions, PatchMerging
+from supernet.mixers.sharing import Place
 from supernet.network import build_subnet
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -206,11 +207,8 @@ def build_block(name: str, fixture: dict[str, Tensor]) -> Block:
     dim = fixture["x"].shape[-1]
     block = Block(
         [mixer],
-        dim=dim,
-        size=max(height, width),
-        block=index,
-        mlp_ratio=4,
-        drop_path=0,
+        place=Place(dim=dim, size=max(height, width), block=index),
+        options=BlockOptions(mlp_ratio=4),
     ).double()
     load(block, convert(state_of(fixture, "p", "b")))
     return block
@@ -255,7 +253,7 @@ def test_elsa_matches_the_published_one(name: str, mixer: Elsa) -> None:
     from supernet.mixers.elsa import ElsaMixer
 
     fixture = read(name)
-    module = ElsaMixer([mixer], dim=24, size=11, block=0).double().eval()
+    module = ElsaMixer([mixer], place=Place(dim=24, size=11)).double().eval()
     load(module, elsa_module(state_of(fixture, "p"), lam=mixer.lam, gamma=mixer.gamma))
     check(lambda x: module(x, mixer), fixture, (9, 11, 24))
 
