@@ -3,7 +3,7 @@
 * ``swin`` (Liu et al. 2021): a patch embedding with layer norm, stages joined by patch merging
   (2 x 2 tokens joined, normed, projected), a final layer norm, mean pooling, a linear head. Han's
   networks and the micro networks are members of it.
-* ``volo`` (Yuan et al. 2021): a stem of three convolutions and a patch convolution, one convolution
+* ``volo`` (Yuan et al. 2021): a stem of three convolutions and a patch convolution, a convolution
   behind the first stage that halves the map, position embeddings after it, two class-attention
   blocks, and an auxiliary head on the tokens whose maximum adds half to the logits. No biases in the
   projections to queries, keys and values; blocks of outlook attention are never dropped.

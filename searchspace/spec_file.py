@@ -158,7 +158,7 @@ def _read_options(setting: str, value: object, place: str) -> tuple[Setting, ...
     """Read a list of options, or one option alone, in canonical form."""
     options: list[Setting] = []
     for option in value if isinstance(value, list) else [value]:
-        if isinstance(option, bool) or not isinstance(option, str | int | float):
+        if not isinstance(option, str | int | float):
             raise ValueError(f"{place}: an option is a number or a word, got {option!r}. Mend it.")
         canonical = _canonical(setting, option, place)
         if canonical in options:
