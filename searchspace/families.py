@@ -5,8 +5,8 @@
   networks and the micro networks are members of it.
 * ``volo`` (Yuan et al. 2021): a stem of three convolutions and a patch convolution, a convolution
   behind the first stage that halves the map, position embeddings after it, two class-attention
-  blocks, and an auxiliary head on the tokens whose maximum adds half to the logits. No biases in the
-  projections to queries, keys and values; blocks of outlook attention are never dropped.
+  blocks, and an auxiliary head on the tokens whose maximum adds half to the logits. The projections
+  to queries, keys and values have no biases; blocks of outlook attention are never dropped.
 * ``twins`` (Chu et al. 2021, Twins-SVT): a patch embedding with layer norm in front of every stage,
   a position-encoding depth-wise convolution behind the first block of each stage, a final layer
   norm, mean pooling, a linear head.

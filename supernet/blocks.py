@@ -1,4 +1,4 @@
-"""A residual block that holds every mixer it may have, and the patch layers between stages."""
+"""A residual block that holds every mixer it may have."""
 
 from __future__ import annotations
 
@@ -160,36 +160,6 @@ class LocalConv(nn.Module):
         """Compute the branch of a map (B, H, W, C)."""
         weight = self.conv.weight[:, 0].contiguous()
         return depthwise_conv(self.norm(x).contiguous(), weight, self.conv.bias)
-
-
-class PatchEmbed(nn.Module):
-    """P x P patches that do not overlap, projected and normed: images to maps (B, H, W, C)."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images of shape (B, in_chans, S, S)."""
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
-
-
-class PatchMerging(nn.Module):
-    """Halve a map: 2 x 2 tokens joined, normed, projected (Swin); odd sides are zero-padded."""
-
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = new_linear(4 * dim, out_dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, dim) to (B, ceil(H/2), ceil(W/2), out_dim)."""
-        _, height, width, _ = x.shape
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        # Published order: (0, 0), (1, 0), (0, 1), (1, 1).
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.flatten(3)))
 
 
 def _norms_of(mixer: Mixer) -> tuple[str, ...]:

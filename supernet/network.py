@@ -6,17 +6,27 @@ space with one point, so there is one implementation of everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from searchspace.architecture import Architecture
-from searchspace.families import FAMILIES
+from searchspace.families import CLASS_BLOCKS, FAMILIES
+from searchspace.mixers import Mixer
 from searchspace.space import SearchSpace
-from supernet.blocks import Block, BlockOptions, PatchEmbed, PatchMerging
-from supernet.mixers.sharing import Place, new_linear, state_of
+from supernet.blocks import Block, BlockOptions
+from supernet.macro import (
+    ClassBlock,
+    ConvStem,
+    PatchConv,
+    PatchEmbed,
+    PatchMerging,
+    PositionEncoding,
+)
+from supernet.mixers.sharing import Place, new_linear, new_table, state_of
 
 
 class Supernet(nn.Module):
@@ -32,10 +42,9 @@ class Supernet(nn.Module):
         self.space = space
         depth = sum(stage.depth for stage in space.stages)
         rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
-        self.patch_embed = PatchEmbed(space.in_chans, space.stages[0].dim, space.patch_size)
+        self.patch_embed = _build_stem(space)
         self.merges = nn.ModuleList(
-            PatchMerging(before.dim, after.dim)
-            for before, after in zip(space.stages, space.stages[1:], strict=False)
+            _build_transition(space, index) for index in range(1, len(space.stages))
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
@@ -43,9 +52,21 @@ class Supernet(nn.Module):
             )
             for index, stage in enumerate(space.stages)
         )
-        self.norm = nn.LayerNorm(space.stages[-1].dim)
-        self.head = new_linear(space.stages[-1].dim, space.num_classes)
+        dim, family = space.stages[-1].dim, FAMILIES[space.family]
+        if space.family == "twins":
+            self.encodings = nn.ModuleList(PositionEncoding(stage.dim) for stage in space.stages)
+        if space.family == "volo":
+            self.cls_token = new_table(dim)
+            ratio = max(space.stages[-1].mlp_ratios)
+            self.class_blocks = nn.ModuleList(
+                ClassBlock(dim, mlp_ratio=ratio, norm_eps=family.norm_eps)
+                for _ in range(CLASS_BLOCKS)
+            )
+            self.aux_head = new_linear(dim, space.num_classes)
+        self.norm = nn.LayerNorm(dim, eps=family.norm_eps)
+        self.head = new_linear(dim, space.num_classes)
         self.only = space.first() if space.size() == 1 else None
+        self.grad_checkpointing = False
 
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         """Classify images with one architecture of the space.
@@ -61,20 +82,77 @@ class Supernet(nn.Module):
             ValueError: If the architecture does not fit the space or is missing.
         """
         architecture = self._checked(architecture)
+        *_, x = self.stage_maps(images, architecture)
+        return self.classify(x, architecture)
+
+    def stage_maps(self, images: Tensor, architecture: Architecture) -> Iterator[Tensor]:
+        """Yield the map behind each stage, (B, H, W, C), in turn."""
         x = self.patch_embed(images)
         for index, stage in enumerate(architecture.stages):
             if index:
                 x = self.merges[index - 1](x)
-            for block, mixer in zip(self._blocks(index), stage.mixers, strict=True):
-                x = block(x, mixer, stage.mlp_ratio)
-        return self.head(self.norm(x).mean((1, 2)))
+            for number, block in enumerate(self._blocks(index)):
+                x = self._run(block, x, stage.mixers[number], stage.mlp_ratio)
+                if self.space.family == "twins" and number == 0:
+                    x = self.encodings[index](x)
+            yield x
+
+    def classify(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Turn the last map into logits (B, num_classes)."""
+        if self.space.family != "volo":
+            return self.head(self.norm(x).mean((1, 2)))
+        logits, token_logits = self._classify_tokens(x, architecture)
+        return logits + 0.5 * token_logits.amax(1)
+
+    def forward_tokens(
+        self, images: Tensor, architecture: Architecture | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Classify images and their tokens: what token labelling trains (family ``volo`` only).
+
+        Returns:
+            Logits of the class token (B, num_classes) and of each token of the last map
+            (B, N, num_classes), row by row.
+
+        Raises:
+            ValueError: If the family has no auxiliary head.
+        """
+        architecture = self._checked(architecture)
+        if self.space.family != "volo":
+            raise ValueError(
+                f"Token labels need the family 'volo', got {self.space.family!r}. "
+                "Choose a recipe without token labels."
+            )
+        *_, x = self.stage_maps(images, architecture)
+        return self._classify_tokens(x, architecture)
+
+    def _classify_tokens(self, x: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.cls_token.expand(len(x), 1, -1), x.flatten(1, 2)], 1)
+        # The class blocks have as many heads as the last mixer; heads change no weight.
+        num_heads = getattr(architecture.stages[-1].mixers[-1], "num_heads", 1)
+        for block in self._class_blocks():
+            x = block(x, num_heads, architecture.stages[-1].mlp_ratio)
+        x = self.norm(x)
+        return self.head(x[:, 0]), self.aux_head(x[:, 1:])
+
+    def _run(self, block: Block, x: Tensor, mixer: Mixer, mlp_ratio: float) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            found = checkpoint(block, x, mixer, mlp_ratio, use_reentrant=False)
+            return cast(Tensor, found)
+        return block(x, mixer, mlp_ratio)
 
     def select(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the state dict of the architecture's own network: slices of the shared weights."""
         architecture = self._checked(architecture)
         state = {}
-        for name in ("patch_embed", "merges", "norm", "head"):
-            state.update(state_of(getattr(self, name), name))
+        for name, child in self.named_children():
+            if name not in ("stages", "class_blocks"):
+                state.update(state_of(child, name))
+        if self.space.family == "volo":
+            state["cls_token"] = self.cls_token
+            for number, block in enumerate(self._class_blocks()):
+                selected = block.select(architecture.stages[-1].mlp_ratio)
+                prefix = f"class_blocks.{number}"
+                state.update({f"{prefix}.{name}": value for name, value in selected.items()})
         for index, stage in enumerate(architecture.stages):
             for number, block in enumerate(self._blocks(index)):
                 selected = block.select(stage.mixers[number], stage.mlp_ratio)
@@ -85,6 +163,9 @@ class Supernet(nn.Module):
     def _blocks(self, stage: int) -> list[Block]:
         return list(cast(Iterable[Block], self.stages[stage]))
 
+    def _class_blocks(self) -> list[ClassBlock]:
+        return list(cast(Iterable[ClassBlock], self.class_blocks))
+
     def _checked(self, architecture: Architecture | None) -> Architecture:
         architecture = architecture or self.only
         if architecture is None:
@@ -94,6 +175,27 @@ class Supernet(nn.Module):
         if depths != expected:
             raise ValueError(f"The supernet has stages of depth {expected}, got {depths}.")
         return architecture
+
+
+def _build_stem(space: SearchSpace) -> nn.Module:
+    dim = space.stages[0].dim
+    if FAMILIES[space.family].has_conv_stem:
+        return ConvStem(space.in_chans, space.stem_dim, dim, space.patch_size)
+    return PatchEmbed(space.in_chans, dim, space.patch_size)
+
+
+def _build_transition(space: SearchSpace, index: int) -> nn.Module:
+    """Build what joins a stage to the one before it."""
+    dim, out_dim = space.stages[index - 1].dim, space.stages[index].dim
+    match space.family:
+        case "swin":
+            return PatchMerging(dim, out_dim)
+        case "twins":
+            return PatchConv(dim, out_dim, norm=True)
+        case _ if index == 1:
+            return PatchConv(dim, out_dim, norm=False, embedded_size=space.resolutions[index])
+        case _:
+            return nn.Identity()
 
 
 def _build_block(space: SearchSpace, index: int, block: int, drop_path: float) -> Block:

@@ -144,7 +144,7 @@ ERRORS: list[tuple[Change, str]] = [
     (put(*WINDOW, "window_size", []), r"window_size: .*at least one option, got \[\]"),
     (put(*WINDOW, "window_size", [4, 4]), r"window_size: the option 4 is there twice"),
     (put(*WINDOW, "terms", ["qk+bias", "bias+qk"]), r"'bias\+qk' is there twice"),
-    (put(*WINDOW, "window_size", [True]), r"a number or a word, got True"),
+    (put(*WINDOW, "window_size", [True]), r"window_size must be an integer .*got True"),
     (put(*WINDOW, "window_size", [[4]]), r"a number or a word, got \[4\]"),
     (put(*WINDOW, "window_size", 0), r"window_attention: .*window_size must be .* got 0"),
     (

@@ -22,7 +22,8 @@ from searchspace.mixers import (
     Mixer,
     WindowAttention,
 )
-from supernet.blocks import Block, BlockOptions, PatchMerging
+from supernet.blocks import Block, BlockOptions
+from supernet.macro import PatchMerging
 from supernet.mixers.sharing import Place
 from supernet.network import build_subnet
 
