@@ -1,1 +1,5 @@
-"""Networks of the mixer family in torch: mixers, supernet, extraction, data and training."""
+"""Torch: mixers, blocks, the supernet, training. Importing it makes timm know our networks."""
+
+from supernet.timm_models import register
+
+register()

@@ -81,9 +81,12 @@ class Supernet(nn.Module):
         Raises:
             ValueError: If the architecture does not fit the space or is missing.
         """
-        architecture = self._checked(architecture)
+        return self.classify(self.features(images, self._checked(architecture)))
+
+    def features(self, images: Tensor, architecture: Architecture) -> Tensor:
+        """Compute normed features: (B, H, W, C), or (B, 1 + N, C) in the family ``volo``."""
         *_, x = self.stage_maps(images, architecture)
-        return self.classify(x, architecture)
+        return self.finish(x, architecture)
 
     def stage_maps(self, images: Tensor, architecture: Architecture) -> Iterator[Tensor]:
         """Yield the map behind each stage, (B, H, W, C), in turn."""
@@ -97,12 +100,26 @@ class Supernet(nn.Module):
                     x = self.encodings[index](x)
             yield x
 
-    def classify(self, x: Tensor, architecture: Architecture) -> Tensor:
-        """Turn the last map into logits (B, num_classes)."""
+    def finish(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Turn the last map into features: normed, in the family ``volo`` behind a class token."""
+        if self.space.family == "volo":
+            x = torch.cat([self.cls_token.expand(len(x), 1, -1), x.flatten(1, 2)], 1)
+            # The class blocks have as many heads as the last mixer; heads change no weight.
+            num_heads = getattr(architecture.stages[-1].mixers[-1], "num_heads", 1)
+            for block in self._class_blocks():
+                x = block(x, num_heads, architecture.stages[-1].mlp_ratio)
+        return self.norm(x)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Turn features into what the classifier sees, (B, C)."""
+        return features[:, 0] if self.space.family == "volo" else features.mean((1, 2))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Turn features into logits (B, num_classes)."""
+        logits = self.head(self.pool(features))
         if self.space.family != "volo":
-            return self.head(self.norm(x).mean((1, 2)))
-        logits, token_logits = self._classify_tokens(x, architecture)
-        return logits + 0.5 * token_logits.amax(1)
+            return logits
+        return logits + 0.5 * self.aux_head(features[:, 1:]).amax(1)
 
     def forward_tokens(
         self, images: Tensor, architecture: Architecture | None = None
@@ -122,17 +139,8 @@ class Supernet(nn.Module):
                 f"Token labels need the family 'volo', got {self.space.family!r}. "
                 "Choose a recipe without token labels."
             )
-        *_, x = self.stage_maps(images, architecture)
-        return self._classify_tokens(x, architecture)
-
-    def _classify_tokens(self, x: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
-        x = torch.cat([self.cls_token.expand(len(x), 1, -1), x.flatten(1, 2)], 1)
-        # The class blocks have as many heads as the last mixer; heads change no weight.
-        num_heads = getattr(architecture.stages[-1].mixers[-1], "num_heads", 1)
-        for block in self._class_blocks():
-            x = block(x, num_heads, architecture.stages[-1].mlp_ratio)
-        x = self.norm(x)
-        return self.head(x[:, 0]), self.aux_head(x[:, 1:])
+        features = self.features(images, architecture)
+        return self.head(self.pool(features)), self.aux_head(features[:, 1:])
 
     def _run(self, block: Block, x: Tensor, mixer: Mixer, mlp_ratio: float) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -149,8 +157,8 @@ class Supernet(nn.Module):
                 state.update(state_of(child, name))
         if self.space.family == "volo":
             state["cls_token"] = self.cls_token
-            for number, block in enumerate(self._class_blocks()):
-                selected = block.select(architecture.stages[-1].mlp_ratio)
+            for number, class_block in enumerate(self._class_blocks()):
+                selected = class_block.select(architecture.stages[-1].mlp_ratio)
                 prefix = f"class_blocks.{number}"
                 state.update({f"{prefix}.{name}": value for name, value in selected.items()})
         for index, stage in enumerate(architecture.stages):
