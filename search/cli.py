@@ -163,11 +163,22 @@ def pareto(
 
 @app.command()
 def show(
-    target: Annotated[str, typer.Argument(help="A preset, an architecture file, or RUN:ID.")],
+    target: Annotated[
+        str, typer.Argument(help="A preset, an architecture file, RUN:ID or timm:NAME.")
+    ],
     img_size: ImgSize = None,
     json_: Json = False,
 ) -> None:
     """Show one architecture: its stages, parameters and MACs."""
+    if target.startswith("timm:"):
+        from search.timm_networks import measure, timm_table
+
+        network = measure(target.removeprefix("timm:"), img_size)
+        if json_:
+            print(json.dumps(network.to_dict(), indent=2))
+        else:
+            _console().print(timm_table(network))
+        return
     from search.tables import architecture_json, architecture_table
     from search.targets import load_target
 
@@ -212,6 +223,27 @@ def retrain(
     if stopped_by:
         console.print(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(130)
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint file.")],
+    arch: Annotated[str, typer.Option(help="The preset (or file) that it was trained as.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Read a published checkpoint of Swin, VOLO or ELSA as one of our networks."""
+    from search.importing import import_checkpoint
+
+    folder = import_checkpoint(checkpoint, arch, out=out)
+    console = _console()
+    console.print(f"Wrote {folder / 'model.safetensors'}. Load it with:", highlight=False)
+    console.print(
+        "  import timm, supernet\n"
+        f'  timm.create_model("mixer_search", architecture="{folder / "architecture.json"}",\n'
+        f'                    checkpoint_path="{folder / "model.safetensors"}")',
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
