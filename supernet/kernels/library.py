@@ -35,10 +35,10 @@ FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
 _FUNCTIONS = {
-    "neighborhood_aggregate": [_POINTER] * 5 + [_INT] + [_SIZE] * 6 + [_INT],
-    "neighborhood_logits": [_POINTER] * 4 + [_SIZE] * 6 + [_INT],
-    "neighborhood_multiplier_grad": [_POINTER] * 4 + [_SIZE] * 6 + [_INT],
-    "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 5 + [_INT],
+    "neighborhood_aggregate": [_POINTER] * 5 + [_INT] * 2 + [_SIZE] * 7 + [_INT],
+    "neighborhood_logits": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
+    "neighborhood_multiplier_grad": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
+    "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
 }
 
 
@@ -46,6 +46,7 @@ def aggregate(
     filters: Tensor | None,
     values: Tensor,
     kernel_size: int,
+    dilation: int,
     multiplier: Tensor | None,
     bias: Tensor | None,
     transposed: bool,
@@ -55,36 +56,53 @@ def aggregate(
     result = torch.empty(values.shape, dtype=values.dtype)
     groups = 1 if filters is None else filters.shape[3]
     tensors = (result, _dense(filters), values, _dense(multiplier), _dense(bias))
-    _call("neighborhood_aggregate", tensors, (transposed, *values.shape, groups, kernel_size))
+    sizes = (*values.shape, groups, kernel_size, dilation)
+    _call("neighborhood_aggregate", tensors, (_per_image(multiplier), transposed, *sizes))
     return result
 
 
 def logits(
-    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+    x: Tensor,
+    values: Tensor,
+    groups: int,
+    kernel_size: int,
+    dilation: int,
+    multiplier: Tensor | None,
 ) -> Tensor:
-    """Compute ``s[i, g, o] = sum over c in g of multiplier[c, o] x[i, c] values[i + o, c]``."""
+    """Compute ``s[i, g, o] = sum over c in g of multiplier[o, c] x[i, c] values[i + o, c]``."""
     x, values = x.contiguous(), values.contiguous()
     result = torch.empty((*x.shape[:3], groups, kernel_size**2), dtype=x.dtype)
-    tensors = (result, x, values, _dense(multiplier))
-    _call("neighborhood_logits", tensors, (*x.shape, groups, kernel_size))
+    sizes = (_per_image(multiplier), *x.shape, groups, kernel_size, dilation)
+    _call("neighborhood_logits", (result, x, values, _dense(multiplier)), sizes)
     return result
 
 
-def multiplier_grad(filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int) -> Tensor:
-    """Compute ``m[c, o] = sum_i filters[i, g(c), o] x[i, c] values[i + o, c]``, shape (C, K*K)."""
+def multiplier_grad(
+    filters: Tensor | None,
+    x: Tensor,
+    values: Tensor,
+    kernel_size: int,
+    dilation: int,
+    per_image: bool,
+) -> Tensor:
+    """Compute ``m[o, c] = sum_i filters[i, g(c), o] x[i, c] values[i + o, c]``, (K*K, C).
+
+    With ``per_image`` the sum is over the pixels of each image: (B, K*K, C).
+    """
     x, values = x.contiguous(), values.contiguous()
-    result = torch.empty((x.shape[-1], kernel_size**2), dtype=x.dtype)
+    images = x.shape[:1] if per_image else ()
+    result = torch.empty((*images, kernel_size**2, x.shape[-1]), dtype=x.dtype)
     groups = 1 if filters is None else filters.shape[3]
-    tensors = (result, _dense(filters), x, values)
-    _call("neighborhood_multiplier_grad", tensors, (*x.shape, groups, kernel_size))
+    sizes = (per_image, *x.shape, groups, kernel_size, dilation)
+    _call("neighborhood_multiplier_grad", (result, _dense(filters), x, values), sizes)
     return result
 
 
-def skew(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+def skew(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     """Compute ``s[i, g, o] = terms[i + o, g, o]``, or its transpose ``terms[i - o, g, o]``."""
     terms = terms.contiguous()
     result = torch.empty(terms.shape, dtype=terms.dtype)
-    sizes = (transposed, *terms.shape[:4], kernel_size)
+    sizes = (transposed, *terms.shape[:4], kernel_size, dilation)
     _call("neighborhood_skew", (result, terms), sizes)
     return result
 
@@ -160,6 +178,10 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...])
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     if getattr(library, name)(*pointers, *sizes, torch.get_num_threads()):
         raise MemoryError(f"{name} could not allocate its buffers.")
+
+
+def _per_image(multiplier: Tensor | None) -> bool:
+    return multiplier is not None and multiplier.dim() == 3
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
