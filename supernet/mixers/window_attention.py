@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import WindowAttention, split_terms
+from supernet.kernels.normalisation import normalise
 from supernet.kernels.select import prefers_sdpa
-from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.mixers.attention import AttentionWeights
 
 
 class WindowAttentionMixer(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from searchspace.mixers import WindowAttention
+from supernet.kernels.normalisation import normalise
 from supernet.kernels.select import VARIABLE, prefers_sdpa
 from supernet.mixers import window_attention
-from supernet.mixers.attention import normalise
 from supernet.mixers.window_attention import WindowAttentionMixer
 
 TERMS = ("qk", "qk+bias", "qk+qr+rk", "qk+qr+rk+bias")
