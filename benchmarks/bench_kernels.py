@@ -79,7 +79,7 @@ def candidates(
         inputs = _leaves((*map_[:3], heads, taps), map_)
         step = _step(lambda a, v: aggregate(a, v, kernel_size), inputs)
     elif operator == "multiplier":
-        inputs = _leaves((*map_[:3], heads, taps), map_, (channels, taps))
+        inputs = _leaves((*map_[:3], heads, taps), map_, (taps, channels))
         step = _step(lambda a, v, m: aggregate(a, v, kernel_size, m), inputs)
     elif operator == "logits":
         step = _step(

@@ -55,34 +55,43 @@ INLINE void tap_row(const problem *p, REAL *sums, const REAL *values, const REAL
 typedef struct {
     problem shape;
     const REAL *filters, *values, *multiplier, *bias;
-    int transposed;
+    int per_image, transposed;
 } aggregation;
 
 /* Rows `first` to `end` - 1 of all images, with buffers of this thread's own. */
 static int aggregate_rows(const aggregation *job, REAL *result, ptrdiff_t first, ptrdiff_t end)
 {
     const problem *p = &job->shape;
-    ptrdiff_t half = p->kernel / 2, tap_pitch = p->source == EXPAND ? p->groups : 1;
+    ptrdiff_t step = p->dilation, tap_pitch = p->source == EXPAND ? p->groups : 1;
     ptrdiff_t pixel = p->groups * p->kernel, sums_size = p->width * p->pitch;
-    walk walk = {p->pitch, tap_pitch, 0, half * pixel};
+    ptrdiff_t taps = p->kernel * p->kernel;
+    walk walk = {step * p->pitch, tap_pitch, 0, p->border * pixel};
     if (job->transposed)
-        walk = (struct walk){-p->pitch, tap_pitch - pixel, 2 * half * p->pitch, 2 * half * pixel};
+        walk = (struct walk){-step * p->pitch, tap_pitch - step * pixel, 2 * p->border * p->pitch,
+                             2 * p->border * pixel};
     ring source;
-    int failed = open_ring(&source, p->kernel, p->row);
-    REAL *copy = allocate(p->source == NONE ? 0 : (p->width + 2 * half) * pixel + LANES);
+    int failed = open_ring(&source, p->slots, p->row);
+    REAL *copy = allocate(p->source == NONE ? 0 : (p->width + 2 * p->border) * pixel + LANES);
     REAL *sums = allocate(sums_size);
-    failed |= !copy || !sums;
+    REAL *factors = allocate(job->multiplier ? taps * p->pitch : 0);
+    ptrdiff_t held = -1; /* whose multiplier `factors` holds */
+    failed |= !copy || !sums || !factors;
     for (ptrdiff_t row = first; row < end && !failed; row++) {
         ptrdiff_t image = row / p->height, h = row % p->height;
+        ptrdiff_t wanted = job->per_image ? image : 0;
+        for (ptrdiff_t tap = 0; job->multiplier && held != wanted && tap < taps; tap++)
+            memcpy(factors + tap * p->pitch, job->multiplier + (wanted * taps + tap) * p->channels,
+                   (size_t)p->channels * sizeof(REAL));
+        held = wanted;
         memset(sums, 0, (size_t)sums_size * sizeof(REAL));
         for (ptrdiff_t w = 0; job->bias && w < p->width; w++)
             memcpy(sums + w * p->pitch, job->bias, (size_t)p->channels * sizeof(REAL));
         for (ptrdiff_t kh = 0; kh < p->kernel; kh++) {
-            ptrdiff_t other = job->transposed ? h - kh + half : h + kh - half;
+            ptrdiff_t down = kh * step - p->border, other = job->transposed ? h - down : h + down;
             if (other < 0 || other >= p->height)
                 continue;
             const REAL *neighbours = bordered_row(p, &source, job->values, image, other);
-            const REAL *tap = job->multiplier ? job->multiplier + kh * p->kernel * p->pitch : NULL;
+            const REAL *tap = job->multiplier ? factors + kh * p->kernel * p->pitch : NULL;
             ptrdiff_t filter_row = job->transposed ? image * p->height + other : row;
 #define CALL(size) tap_row(p, sums, neighbours, job->filters, filter_row, kh, copy, tap, walk, size)
             FOR_KERNEL(p->kernel, CALL)
@@ -92,32 +101,30 @@ static int aggregate_rows(const aggregation *job, REAL *result, ptrdiff_t first,
     }
     free(copy);
     free(sums);
+    free(factors);
     close_ring(&source);
     return failed;
 }
 
 /* y[i] = bias + sum_o filter[i, o] * v[i + o]; transposed, sum_o filter[i - o, o] * v[i - o].
- * Either `filters` (B,H,W,G,K*K) or `multiplier` (C,K*K) may be NULL, and so may `bias` (C). */
+ * Either `filters` (B,H,W,G,K*K) or `multiplier` may be NULL, and so may `bias` (C). The multiplier
+ * is (K*K,C), or (B,K*K,C) with `per_image`. */
 int neighborhood_aggregate(REAL *result, const REAL *filters, const REAL *values,
-                           const REAL *multiplier, const REAL *bias, int transposed,
+                           const REAL *multiplier, const REAL *bias, int per_image, int transposed,
                            ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
-                           ptrdiff_t groups, ptrdiff_t kernel, int threads)
+                           ptrdiff_t groups, ptrdiff_t kernel, ptrdiff_t dilation, int threads)
 {
-    aggregation job = {
-        .filters = filters, .values = values, .bias = bias, .transposed = transposed};
-    int failed =
-        describe(&job.shape, batch, height, width, channels, groups, kernel, filters != NULL);
-    REAL *taps = multiplier && !failed ? transpose_multiplier(&job.shape, multiplier) : NULL;
-    job.multiplier = taps;
-    if (!failed && (taps || !multiplier)) {
+    aggregation job = {.filters = filters, .values = values, .multiplier = multiplier,
+                       .bias = bias, .per_image = per_image, .transposed = transposed};
+    int failed = describe(&job.shape, batch, height, width, channels, groups, kernel, dilation,
+                          filters != NULL);
+    if (!failed) {
         threads = useful_threads(&job.shape, threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
         for (int thread = 0; thread < threads; thread++)
             failed |= aggregate_rows(&job, result, batch * height * thread / threads,
                                      batch * height * (thread + 1) / threads);
-    } else
-        failed = 1;
-    free(taps);
+    }
     forget(&job.shape);
     return failed;
 }
@@ -131,7 +138,7 @@ INLINE void add_products(const problem *p, REAL *sums, const REAL *x, const REAL
     for (ptrdiff_t c = 0; c < p->channels; c += LANES) {
         ptrdiff_t offset = p->offsets[c / LANES];
         lane_index lanes = p->lanes[c / LANES];
-        const REAL *filter = filters + (p->kernel / 2 * p->groups * p->kernel + first * step);
+        const REAL *filter = filters + (p->border * p->groups * p->kernel + first * step);
         vec total[count];
 #pragma GCC unroll 7
         for (ptrdiff_t kw = 0; kw < count; kw++)
@@ -140,7 +147,8 @@ INLINE void add_products(const problem *p, REAL *sums, const REAL *x, const REAL
             vec mine = *(const vec *)(x + w * p->pitch + c);
 #pragma GCC unroll 7
             for (ptrdiff_t kw = 0; kw < count; kw++) {
-                vec value = *(const vec *)(values + (w + first + kw) * p->pitch + c);
+                ptrdiff_t pixel = w + (first + kw) * p->dilation;
+                vec value = *(const vec *)(values + pixel * p->pitch + c);
                 total[kw] += mine * filtered(value, source, filter + kw * step, offset, lanes);
             }
         }
@@ -170,17 +178,17 @@ INLINE void product_row(const problem *p, REAL *sums, const REAL *x, const REAL 
 static int product_rows(const problem *p, REAL *sums, const REAL *filters, const REAL *x,
                         const REAL *values, ptrdiff_t first, ptrdiff_t end)
 {
-    ptrdiff_t half = p->kernel / 2;
+    ptrdiff_t pixels = p->width + 2 * p->border;
     ring source;
-    int failed = open_ring(&source, p->kernel, p->row);
-    REAL *copy = allocate(filters ? (p->width + 2 * half) * p->groups * p->kernel + LANES : 0);
+    int failed = open_ring(&source, p->slots, p->row);
+    REAL *copy = allocate(filters ? pixels * p->groups * p->kernel + LANES : 0);
     REAL *mine = allocate(p->width * p->pitch);
     failed |= !copy || !mine;
     for (ptrdiff_t row = first; row < end && !failed; row++) {
         ptrdiff_t image = row / p->height, h = row % p->height;
         copy_pixels(p, mine, p->pitch, x + row * p->width * p->channels, p->channels);
         for (ptrdiff_t kh = 0; kh < p->kernel; kh++) {
-            ptrdiff_t other = h + kh - half;
+            ptrdiff_t other = h + kh * p->dilation - p->border;
             if (other < 0 || other >= p->height)
                 continue;
             const REAL *neighbours = bordered_row(p, &source, values, image, other);
@@ -196,30 +204,50 @@ static int product_rows(const problem *p, REAL *sums, const REAL *filters, const
     return failed;
 }
 
-/* result[c, o] = sum_i x[i, c] * filters[i, g(c), o] * values[i + o, c]; `filters` may be NULL. */
+/* (K*K, pitch) sums of one or more threads -> (K*K, C). */
+static void add_partial(const problem *p, REAL *result, const REAL *partial, int threads)
+{
+    ptrdiff_t taps = p->kernel * p->kernel;
+    for (ptrdiff_t tap = 0; tap < taps; tap++)
+        for (ptrdiff_t c = 0; c < p->channels; c++) {
+            REAL sum = 0;
+            for (int thread = 0; thread < threads; thread++)
+                sum += partial[(thread * taps + tap) * p->pitch + c];
+            result[tap * p->channels + c] = sum;
+        }
+}
+
+/* result[o, c] = sum_i x[i, c] * filters[i, g(c), o] * values[i + o, c]; `filters` may be NULL.
+ * With `per_image` each image has its own sum: result (B, K*K, C). */
 int neighborhood_multiplier_grad(REAL *result, const REAL *filters, const REAL *x,
-                                 const REAL *values, ptrdiff_t batch, ptrdiff_t height,
-                                 ptrdiff_t width, ptrdiff_t channels, ptrdiff_t groups,
-                                 ptrdiff_t kernel, int threads)
+                                 const REAL *values, int per_image, ptrdiff_t batch,
+                                 ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
+                                 ptrdiff_t groups, ptrdiff_t kernel, ptrdiff_t dilation,
+                                 int threads)
 {
     problem p;
-    int failed = describe(&p, batch, height, width, channels, groups, kernel, filters != NULL);
-    ptrdiff_t taps = kernel * kernel;
+    int failed =
+        describe(&p, batch, height, width, channels, groups, kernel, dilation, filters != NULL);
+    ptrdiff_t size = kernel * kernel * p.pitch;
     threads = useful_threads(&p, threads);
-    REAL *partial = allocate(threads * taps * p.pitch);
+    if (per_image && threads > batch)
+        threads = batch ? (int)batch : 1;
+    ptrdiff_t parts = per_image ? batch : threads;
+    REAL *partial = allocate(threads * size);
     if (!failed && partial) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
         for (int thread = 0; thread < threads; thread++)
-            failed |= product_rows(&p, partial + thread * taps * p.pitch, filters, x, values,
-                                   batch * height * thread / threads,
-                                   batch * height * (thread + 1) / threads);
-        for (ptrdiff_t c = 0; c < channels; c++)
-            for (ptrdiff_t tap = 0; tap < taps; tap++) {
-                REAL sum = 0;
-                for (int thread = 0; thread < threads; thread++)
-                    sum += partial[(thread * taps + tap) * p.pitch + c];
-                result[c * taps + tap] = sum;
+            for (ptrdiff_t part = parts * thread / threads; part < parts * (thread + 1) / threads;
+                 part++) {
+                REAL *sums = partial + thread * size;
+                memset(sums, 0, (size_t)size * sizeof(REAL));
+                failed |= product_rows(&p, sums, filters, x, values, batch * height * part / parts,
+                                       batch * height * (part + 1) / parts);
+                if (per_image)
+                    add_partial(&p, result + part * kernel * kernel * channels, sums, 1);
             }
+        if (!per_image)
+            add_partial(&p, result, partial, threads);
     } else
         failed = 1;
     free(partial);

@@ -25,20 +25,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from supernet.kernels.area import NORMS, Area, Grads, Operands
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("aggregate.c", "logits.c"))
-HEADER = FOLDER / "neighborhood.h"
+SOURCES = tuple(FOLDER / name for name in ("aggregate.c", "logits.c", "attention.c"))
+HEADERS = tuple(FOLDER / name for name in ("neighborhood.h", "transpose.h"))
 DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long long")}
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+_RULE = [ctypes.c_double, _INT, _INT]
 _FUNCTIONS = {
-    "neighborhood_aggregate": [_POINTER] * 5 + [_INT] + [_SIZE] * 6 + [_INT],
-    "neighborhood_logits": [_POINTER] * 4 + [_SIZE] * 6 + [_INT],
-    "neighborhood_multiplier_grad": [_POINTER] * 4 + [_SIZE] * 6 + [_INT],
-    "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 5 + [_INT],
+    "neighborhood_aggregate": [_POINTER] * 5 + [_INT] * 2 + [_SIZE] * 7 + [_INT],
+    "neighborhood_logits": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
+    "neighborhood_multiplier_grad": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
+    "neighborhood_attention": [_POINTER] * 7 + _RULE + [_SIZE] * 7 + [_INT],
+    "neighborhood_attention_grad": [_POINTER] * 13 + _RULE + [_SIZE] * 7 + [_INT],
+    "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
 }
 
 
@@ -46,6 +51,7 @@ def aggregate(
     filters: Tensor | None,
     values: Tensor,
     kernel_size: int,
+    dilation: int,
     multiplier: Tensor | None,
     bias: Tensor | None,
     transposed: bool,
@@ -55,38 +61,74 @@ def aggregate(
     result = torch.empty(values.shape, dtype=values.dtype)
     groups = 1 if filters is None else filters.shape[3]
     tensors = (result, _dense(filters), values, _dense(multiplier), _dense(bias))
-    _call("neighborhood_aggregate", tensors, (transposed, *values.shape, groups, kernel_size))
+    sizes = (*values.shape, groups, kernel_size, dilation)
+    _call("neighborhood_aggregate", tensors, (_per_image(multiplier), transposed, *sizes))
     return result
 
 
 def logits(
-    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+    x: Tensor,
+    values: Tensor,
+    groups: int,
+    kernel_size: int,
+    dilation: int,
+    multiplier: Tensor | None,
 ) -> Tensor:
-    """Compute ``s[i, g, o] = sum over c in g of multiplier[c, o] x[i, c] values[i + o, c]``."""
+    """Compute ``s[i, g, o] = sum over c in g of multiplier[o, c] x[i, c] values[i + o, c]``."""
     x, values = x.contiguous(), values.contiguous()
     result = torch.empty((*x.shape[:3], groups, kernel_size**2), dtype=x.dtype)
-    tensors = (result, x, values, _dense(multiplier))
-    _call("neighborhood_logits", tensors, (*x.shape, groups, kernel_size))
+    sizes = (_per_image(multiplier), *x.shape, groups, kernel_size, dilation)
+    _call("neighborhood_logits", (result, x, values, _dense(multiplier)), sizes)
     return result
 
 
-def multiplier_grad(filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int) -> Tensor:
-    """Compute ``m[c, o] = sum_i filters[i, g(c), o] x[i, c] values[i + o, c]``, shape (C, K*K)."""
+def multiplier_grad(
+    filters: Tensor | None,
+    x: Tensor,
+    values: Tensor,
+    kernel_size: int,
+    dilation: int,
+    per_image: bool,
+) -> Tensor:
+    """Compute ``m[o, c] = sum_i filters[i, g(c), o] x[i, c] values[i + o, c]``, (K*K, C).
+
+    With ``per_image`` the sum is over the pixels of each image: (B, K*K, C).
+    """
     x, values = x.contiguous(), values.contiguous()
-    result = torch.empty((x.shape[-1], kernel_size**2), dtype=x.dtype)
+    images = x.shape[:1] if per_image else ()
+    result = torch.empty((*images, kernel_size**2, x.shape[-1]), dtype=x.dtype)
     groups = 1 if filters is None else filters.shape[3]
-    tensors = (result, _dense(filters), x, values)
-    _call("neighborhood_multiplier_grad", tensors, (*x.shape, groups, kernel_size))
+    sizes = (per_image, *x.shape, groups, kernel_size, dilation)
+    _call("neighborhood_multiplier_grad", (result, _dense(filters), x, values), sizes)
     return result
 
 
-def skew(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+def skew(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     """Compute ``s[i, g, o] = terms[i + o, g, o]``, or its transpose ``terms[i - o, g, o]``."""
     terms = terms.contiguous()
     result = torch.empty(terms.shape, dtype=terms.dtype)
-    sizes = (transposed, *terms.shape[:4], kernel_size)
+    sizes = (transposed, *terms.shape[:4], kernel_size, dilation)
     _call("neighborhood_skew", (result, terms), sizes)
     return result
+
+
+def attention(operands: Operands, area: Area) -> Tensor:
+    """Compute `supernet.kernels.composed.attention` in one pass."""
+    dense = tuple(_dense(operand) for operand in operands)
+    values = dense[2]
+    assert values is not None
+    result = torch.empty(values.shape, dtype=values.dtype)
+    _call("neighborhood_attention", (result, *dense), (*_rule(area), *values.shape, *area[:3]))
+    return result
+
+
+def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
+    """Compute `supernet.kernels.composed.attention_grad`, with the weights computed again."""
+    dense = tuple(_dense(operand) for operand in operands)
+    results = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in dense)
+    sizes = (*_rule(area), *grad.shape, *area[:3])
+    _call("neighborhood_attention_grad", (*results, grad.contiguous(), *dense), sizes)
+    return results
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -125,7 +167,7 @@ def build(dtype: torch.dtype) -> Path:
     openmp = _torch_openmp()
     link_flags = ("-shared", "-fopenmp") if openmp is None else ("-shared",)
     recipe = "\n".join((*compiler, *compile_flags, *link_flags, str(openmp), _processor()))
-    texts = [file.read_bytes() for file in (*SOURCES, HEADER)]
+    texts = [file.read_bytes() for file in (*SOURCES, *HEADERS)]
     digest = hashlib.sha256(b"".join((*texts, recipe.encode()))).hexdigest()[:20]
     target = _cache_folder() / f"neighborhood-{real}-{digest}.so"
     if target.exists():
@@ -152,14 +194,22 @@ def find_compiler() -> tuple[str, ...] | None:
     return None
 
 
-def _call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
-    result = tensors[0]
-    assert result is not None
-    library = load(result.dtype)
+def _call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[float, ...]) -> None:
+    dtype = next(tensor.dtype for tensor in tensors if tensor is not None)
+    library = load(dtype)
     assert library is not None
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    # An empty tensor's pointer may be null, which would say that the operand is not there.
+    pointers = [None if tensor is None else tensor.data_ptr() or 1 for tensor in tensors]
     if getattr(library, name)(*pointers, *sizes, torch.get_num_threads()):
         raise MemoryError(f"{name} could not allocate its buffers.")
+
+
+def _rule(area: Area) -> tuple[float, ...]:
+    return area.scale, area.has_product, NORMS.index(area.norm)
+
+
+def _per_image(multiplier: Tensor | None) -> bool:
+    return multiplier is not None and multiplier.dim() == 3
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:

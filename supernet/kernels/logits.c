@@ -1,76 +1,16 @@
 /* Products of pixels with their neighbours, computed on channel planes, and the skew of taps. */
 
 #include "neighborhood.h"
+#include "transpose.h"
 
-#ifdef __clang__
-#define INTERLEAVE(a, b, from, result)                           \
-    for (ptrdiff_t lane = 0; lane < LANES / 2; lane++) {         \
-        (result)[2 * lane] = (a)[(from) + lane];                 \
-        (result)[2 * lane + 1] = (b)[(from) + lane];             \
-    }
-#else
-#define INTERLEAVE(a, b, from, result)                           \
-    {                                                            \
-        lane_index order;                                        \
-        for (ptrdiff_t lane = 0; lane < LANES; lane++)           \
-            order[lane] = (INDEX)((from) + lane / 2 + lane % 2 * LANES); \
-        (result) = __builtin_shuffle((a), (b), order);           \
-    }
-#endif
-
-/* Transpose up to LANES x LANES REALs by perfect shuffles. Rows from `rows` on read as
- * zero; `stored` REALs of each result are written. */
-static void transpose_block(const REAL *from, ptrdiff_t from_pitch, ptrdiff_t rows,
-                            ptrdiff_t columns, REAL *to, ptrdiff_t to_pitch, ptrdiff_t stored)
-{
-    vec a[LANES], b[LANES];
-#pragma GCC unroll 16
-    for (ptrdiff_t row = 0; row < LANES; row++) {
-        a[row] = (vec){0};
-        if (row < rows && columns >= LANES)
-            a[row] = *(const unaligned_vec *)(from + row * from_pitch);
-        else if (row < rows)
-            memcpy(&a[row], from + row * from_pitch, (size_t)columns * sizeof(REAL));
-    }
-#pragma GCC unroll 4
-    for (ptrdiff_t stage = 1; stage < LANES; stage *= 2) {
-#pragma GCC unroll 8
-        for (ptrdiff_t row = 0; row < LANES / 2; row++) {
-            INTERLEAVE(a[row], a[row + LANES / 2], 0, b[2 * row])
-            INTERLEAVE(a[row], a[row + LANES / 2], LANES / 2, b[2 * row + 1])
-        }
-#pragma GCC unroll 16
-        for (ptrdiff_t row = 0; row < LANES; row++)
-            a[row] = b[row];
-    }
-#pragma GCC unroll 16
-    for (ptrdiff_t row = 0; row < LANES; row++) {
-        if (row < columns && stored >= LANES)
-            *(unaligned_vec *)(to + row * to_pitch) = a[row];
-        else if (row < columns)
-            memcpy(to + row * to_pitch, &a[row], (size_t)stored * sizeof(REAL));
-    }
-}
-
-/* (rows, columns) -> (columns, rows). With `padded`, `to` has room for whole vectors. */
-static void transpose(const REAL *from, ptrdiff_t from_pitch, ptrdiff_t rows, ptrdiff_t columns,
-                      REAL *to, ptrdiff_t to_pitch, int padded)
-{
-    for (ptrdiff_t row = 0; row < rows; row += LANES)
-        for (ptrdiff_t column = 0; column < columns; column += LANES)
-            transpose_block(from + row * from_pitch + column, from_pitch, rows - row,
-                            columns - column, to + column * to_pitch + row, to_pitch,
-                            padded ? LANES : rows - row);
-}
-
-/* result[kw, w] = sum over the channels of each group of multiplier * x[w] * y[w + kw]; planar rows
- * x (C, wide) and y (C, wide + 2 * (K / 2)), multiplier (C, K*K) from its tap row on. */
+/* result[kw, w] = sum over the channels of each group of multiplier * x[w] * y[w + kw * dilation];
+ * planar rows x (C, wide) and y (C, wide + 2 * border), multiplier (K, C) of a tap row. */
 INLINE void correlate(const problem *p, REAL *result, const REAL *x, const REAL *y, ptrdiff_t wide,
                       const REAL *multiplier, const int has_multiplier, const ptrdiff_t first,
                       const ptrdiff_t count)
 {
     ptrdiff_t depth = p->channels / p->groups, taps = p->kernel * p->kernel;
-    ptrdiff_t bordered = wide + 2 * (p->kernel / 2);
+    ptrdiff_t bordered = wide + 2 * p->border, step = p->dilation;
     for (ptrdiff_t group = 0; group < p->groups; group++)
         for (ptrdiff_t w = 0; w < wide; w += LANES) {
             vec total[count];
@@ -79,13 +19,13 @@ INLINE void correlate(const problem *p, REAL *result, const REAL *x, const REAL 
                 total[kw] = (vec){0};
             for (ptrdiff_t c = group * depth; c < (group + 1) * depth; c++) {
                 vec mine = *(const vec *)(x + c * wide + w);
-                const REAL *theirs = y + c * bordered + w + first;
+                const REAL *theirs = y + c * bordered + w + first * step;
 #pragma GCC unroll 7
                 for (ptrdiff_t kw = 0; kw < count; kw++) {
                     vec factor = mine;
                     if (has_multiplier)
-                        factor *= multiplier[c * taps + first + kw];
-                    total[kw] += factor * *(const unaligned_vec *)(theirs + kw);
+                        factor *= multiplier[(first + kw) * p->channels + c];
+                    total[kw] += factor * *(const unaligned_vec *)(theirs + kw * step);
                 }
             }
 #pragma GCC unroll 7
@@ -106,13 +46,13 @@ INLINE void correlate_row(const problem *p, REAL *result, const REAL *x, const R
 }
 
 static int correlate_rows(const problem *p, REAL *result, const REAL *x, const REAL *y,
-                          const REAL *multiplier, ptrdiff_t first, ptrdiff_t end)
+                          const REAL *multiplier, int per_image, ptrdiff_t first, ptrdiff_t end)
 {
-    ptrdiff_t half = p->kernel / 2, taps = p->groups * p->kernel * p->kernel;
-    ptrdiff_t wide = round_up(p->width), bordered = wide + 2 * half;
+    ptrdiff_t taps = p->groups * p->kernel * p->kernel, factors = taps / p->groups * p->channels;
+    ptrdiff_t wide = round_up(p->width), bordered = wide + 2 * p->border;
     ptrdiff_t row_size = p->width * p->channels;
     ring source;
-    int failed = open_ring(&source, p->kernel, p->channels * bordered);
+    int failed = open_ring(&source, p->slots, p->channels * bordered);
     REAL *mine = allocate(round_up(p->channels) * wide);
     REAL *planes = allocate(taps * wide);
     failed |= !mine || !planes;
@@ -120,7 +60,7 @@ static int correlate_rows(const problem *p, REAL *result, const REAL *x, const R
         ptrdiff_t image = row / p->height, h = row % p->height;
         transpose(x + row * row_size, p->channels, p->width, p->channels, mine, wide, 1);
         for (ptrdiff_t kh = 0; kh < p->kernel; kh++) {
-            ptrdiff_t other = h + kh - half;
+            ptrdiff_t other = h + kh * p->dilation - p->border;
             REAL *plane = planes + kh * p->kernel * wide;
             if (other < 0 || other >= p->height) {
                 for (ptrdiff_t group = 0; group < p->groups; group++)
@@ -128,14 +68,16 @@ static int correlate_rows(const problem *p, REAL *result, const REAL *x, const R
                            (size_t)(p->kernel * wide) * sizeof(REAL));
                 continue;
             }
-            ptrdiff_t slot = other % p->kernel, tag = image * p->height + other;
+            ptrdiff_t slot = other % p->slots, tag = image * p->height + other;
             REAL *neighbours = source.rows + slot * p->channels * bordered;
             if (source.tags[slot] != tag) {
                 source.tags[slot] = tag;
-                transpose(y + tag * row_size, p->channels, p->width, p->channels, neighbours + half,
-                          bordered, 1);
+                transpose(y + tag * row_size, p->channels, p->width, p->channels,
+                          neighbours + p->border, bordered, 1);
             }
-            const REAL *factor = multiplier ? multiplier + kh * p->kernel : NULL;
+            const REAL *factor = multiplier ? multiplier + kh * p->kernel * p->channels : NULL;
+            if (factor && per_image)
+                factor += image * factors;
 #define CALL(size) correlate_row(p, plane, mine, neighbours, wide, factor, size)
             FOR_KERNEL_OR_ONE(p->kernel, CALL)
 #undef CALL
@@ -148,19 +90,22 @@ static int correlate_rows(const problem *p, REAL *result, const REAL *x, const R
     return failed;
 }
 
-/* result[i, g, o] = sum over the channels c of group g of multiplier[c, o] * x[i, c] * y[i + o, c];
- * `multiplier` may be NULL. */
+/* result[i, g, o] = sum over the channels c of group g of multiplier[o, c] * x[i, c] * y[i + o, c];
+ * `multiplier` (K*K,C), or (B,K*K,C) with `per_image`, may be NULL. */
 int neighborhood_logits(REAL *result, const REAL *x, const REAL *y, const REAL *multiplier,
-                        ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
-                        ptrdiff_t groups, ptrdiff_t kernel, int threads)
+                        int per_image, ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width,
+                        ptrdiff_t channels, ptrdiff_t groups, ptrdiff_t kernel, ptrdiff_t dilation,
+                        int threads)
 {
     problem p = {.batch = batch, .height = height, .width = width, .channels = channels,
-                 .groups = groups, .kernel = kernel};
+                 .groups = groups, .kernel = kernel, .dilation = dilation,
+                 .border = kernel / 2 * dilation, .slots = (kernel - 1) * dilation + 1};
     int failed = 0;
     threads = useful_threads(&p, threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
     for (int thread = 0; thread < threads; thread++)
-        failed |= correlate_rows(&p, result, x, y, multiplier, batch * height * thread / threads,
+        failed |= correlate_rows(&p, result, x, y, multiplier, per_image,
+                                 batch * height * thread / threads,
                                  batch * height * (thread + 1) / threads);
     return failed;
 }
@@ -169,7 +114,7 @@ int neighborhood_logits(REAL *result, const REAL *x, const REAL *y, const REAL *
  * where that is outside the map. */
 int neighborhood_skew(REAL *result, const REAL *terms, int transposed, ptrdiff_t batch,
                       ptrdiff_t height, ptrdiff_t width, ptrdiff_t groups, ptrdiff_t kernel,
-                      int threads)
+                      ptrdiff_t dilation, int threads)
 {
     problem p = {.batch = batch, .height = height, .width = width, .channels = groups,
                  .kernel = kernel};
@@ -179,11 +124,11 @@ int neighborhood_skew(REAL *result, const REAL *terms, int transposed, ptrdiff_t
     for (ptrdiff_t row = 0; row < batch * height; row++)
         for (ptrdiff_t i = 0; i < width * kernel; i++) {
             ptrdiff_t w = i / kernel, kh = i % kernel;
-            ptrdiff_t dh = transposed ? half - kh : kh - half, h = row % height + dh;
+            ptrdiff_t dh = (transposed ? half - kh : kh - half) * dilation, h = row % height + dh;
             REAL *to = result + (row * width + w) * pixel + kh * kernel;
             const REAL *from = terms + ((row + dh) * width + w) * pixel + kh * kernel;
             for (ptrdiff_t kw = 0; kw < kernel; kw++) {
-                ptrdiff_t dw = transposed ? half - kw : kw - half;
+                ptrdiff_t dw = (transposed ? half - kw : kw - half) * dilation;
                 int inside = h >= 0 && h < height && w + dw >= 0 && w + dw < width;
                 for (ptrdiff_t g = 0; g < groups; g++)
                     to[g * taps + kw] = inside ? from[dw * pixel + g * taps + kw] : 0;

@@ -1,8 +1,9 @@
 /* Neighbourhood operators on channels-last maps (B, H, W, C), compiled once for each REAL type.
  *
- * The primitives are the derivatives of  sum_{i,o,c} multiplier[c,o] a[i,g(c),o] x[i,c] v[i+o,c]
- * by x, v, a and multiplier. Offset o = kh*K + kw reads pixel (h + kh - K/2, w + kw - K/2), zero
- * outside the map; group g owns the contiguous channels g*C/G ... (g+1)*C/G - 1.
+ * The primitives are the derivatives of  sum_{i,o,c} multiplier[o,c] a[i,g(c),o] x[i,c] v[i+o,c]
+ * by x, v, a and multiplier. Offset o = kh*K + kw reads pixel (h + (kh - K/2)*d, w + (kw - K/2)*d)
+ * for dilation d, zero outside the map; K may be even: then there is one offset more before the
+ * pixel than after it. Group g owns the contiguous channels g*C/G ... (g+1)*C/G - 1.
  *
  * Rows of the maps are copied into small zero-bordered buffers that stay in the cache: whole
  * vectors of channels for each pixel, so that inner loops have neither borders nor ragged ends.
@@ -38,16 +39,18 @@ typedef INDEX lane_index __attribute__((vector_size(VECTOR_BYTES), may_alias));
 enum source { NONE, BROADCAST, EXPAND };
 
 typedef struct {
-    ptrdiff_t batch, height, width, channels, groups, kernel;
+    ptrdiff_t batch, height, width, channels, groups, kernel, dilation;
+    ptrdiff_t border; /* zero pixels on either side of a row: K/2 * dilation */
+    ptrdiff_t slots;  /* rows of the map that the taps of one row span: (K - 1) * dilation + 1 */
     /* REALs of a pixel in a buffer: an odd number of vectors, so that pixels differ in cache set. */
     ptrdiff_t pitch;
-    ptrdiff_t row; /* REALs of a zero-bordered row: (width + 2 * (kernel / 2)) * pitch */
+    ptrdiff_t row; /* REALs of a zero-bordered row: (width + 2 * border) * pitch */
     enum source source;
     const ptrdiff_t *offsets; /* where each vector of channels begins in a pixel's filters */
     const lane_index *lanes;  /* EXPAND: group of each lane, counted from the vector's first */
 } problem;
 
-/* The last `kernel` rows of a map with zero borders; row r lives in slot r % kernel. */
+/* The last `slots` rows of a map with zero borders; row r lives in slot r % slots. */
 typedef struct {
     REAL *rows;
     ptrdiff_t *tags;
@@ -90,15 +93,17 @@ static inline int useful_threads(const problem *p, int threads)
 
 /* Fill in a problem; its tables are the caller's to `forget`, also when memory ran out (1). */
 static inline int describe(problem *p, ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width,
-                           ptrdiff_t channels, ptrdiff_t groups, ptrdiff_t kernel, int has_filters)
+                           ptrdiff_t channels, ptrdiff_t groups, ptrdiff_t kernel,
+                           ptrdiff_t dilation, int has_filters)
 {
     ptrdiff_t vectors = round_up(channels) / LANES, depth = channels / groups;
     ptrdiff_t pitch = (vectors | 1) * LANES;
     ptrdiff_t *offsets = malloc((size_t)vectors * sizeof(ptrdiff_t));
     lane_index *lanes = allocate(vectors * LANES);
     *p = (problem){.batch = batch, .height = height, .width = width, .channels = channels,
-                   .groups = groups, .kernel = kernel, .pitch = pitch,
-                   .row = (width + 2 * (kernel / 2)) * pitch};
+                   .groups = groups, .kernel = kernel, .dilation = dilation, .pitch = pitch,
+                   .border = kernel / 2 * dilation, .slots = (kernel - 1) * dilation + 1,
+                   .row = (width + 2 * (kernel / 2) * dilation) * pitch};
     p->source = !has_filters ? NONE : depth % LANES == 0 ? BROADCAST : EXPAND;
     p->offsets = offsets;
     p->lanes = lanes;
@@ -121,17 +126,6 @@ static inline void forget(problem *p)
     free((void *)p->lanes);
 }
 
-/* (C, K*K) -> (K*K, pitch), so that the channels of a tap are contiguous. */
-static inline REAL *transpose_multiplier(const problem *p, const REAL *multiplier)
-{
-    ptrdiff_t taps = p->kernel * p->kernel;
-    REAL *result = allocate(taps * p->pitch);
-    for (ptrdiff_t c = 0; result && c < p->channels; c++)
-        for (ptrdiff_t tap = 0; tap < taps; tap++)
-            result[tap * p->pitch + c] = multiplier[c * taps + tap];
-    return result;
-}
-
 static inline void copy_pixels(const problem *p, REAL *to, ptrdiff_t to_pitch, const REAL *from,
                                ptrdiff_t from_pitch)
 {
@@ -143,24 +137,24 @@ static inline void copy_pixels(const problem *p, REAL *to, ptrdiff_t to_pitch, c
 static inline const REAL *bordered_row(const problem *p, ring *r, const REAL *map,
                                        ptrdiff_t image, ptrdiff_t h)
 {
-    ptrdiff_t slot = h % p->kernel, tag = image * p->height + h;
+    ptrdiff_t slot = h % p->slots, tag = image * p->height + h;
     REAL *row = r->rows + slot * p->row;
     if (r->tags[slot] != tag) {
         r->tags[slot] = tag;
-        copy_pixels(p, row + p->kernel / 2 * p->pitch, p->pitch,
+        copy_pixels(p, row + p->border * p->pitch, p->pitch,
                     map + tag * p->width * p->channels, p->channels);
     }
     return row;
 }
 
-/* The K filters of one tap row for every pixel of a map row, behind a border of K/2 zero pixels:
+/* The K filters of one tap row for every pixel of a map row, behind a border of zero pixels:
  * (W, G, K) for BROADCAST, (W, K, G) for EXPAND. */
 INLINE void copy_filters(const problem *p, REAL *to, const REAL *filters, ptrdiff_t map_row,
                          ptrdiff_t kh, const ptrdiff_t kernel)
 {
     ptrdiff_t taps = kernel * kernel, groups = p->groups;
     const REAL *from = filters + map_row * p->width * groups * taps + kh * kernel;
-    to += kernel / 2 * groups * kernel;
+    to += p->border * groups * kernel;
     ptrdiff_t group_step = p->source == BROADCAST ? kernel : 1;
     ptrdiff_t tap_step = p->source == BROADCAST ? 1 : groups;
     for (ptrdiff_t w = 0; w < p->width; w++, from += groups * taps, to += groups * kernel)

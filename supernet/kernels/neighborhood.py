@@ -1,7 +1,8 @@
 """The public neighbourhood operators: checked at the door, then computed as `select` decides.
 
 Maps are channels-last, (B, H, W, C). Offset o = kh * K + kw reads the pixel at
-(h + kh - K // 2, w + kw - K // 2), zero outside the map. Group (or head) g owns the contiguous
+(h + (kh - K // 2) * dilation, w + (kw - K // 2) * dilation), zero outside the map: an even K
+reaches one tap further up and left than down and right. Group (or head) g owns the contiguous
 channels g * C/G to (g + 1) * C/G. Operands share one dtype and device; under autocast they are cast
 to its dtype. Nothing of size B*H*W*C*K*K is stored, except by ``MIXER_KERNELS=naive``.
 """
@@ -23,17 +24,25 @@ from supernet.kernels.select import depthwise_formulation, formulation
 
 
 def aggregate(
-    filters: Tensor, values: Tensor, kernel_size: int, multiplier: Tensor | None = None
+    filters: Tensor,
+    values: Tensor,
+    kernel_size: int,
+    multiplier: Tensor | None = None,
+    *,
+    dilation: int = 1,
 ) -> Tensor:
     """Sum the neighbours of every token with its own filters.
 
-    ``y[i, c] = sum over o of multiplier[c, o] * filters[i, g(c), o] * values[i + o, c]``
+    ``y[i, c] = sum over o of multiplier[o, c] * filters[i, g(c), o] * values[i + o, c]``
+
+    With a multiplier for each image it is the decoupled dynamic filter (Zhou et al. 2021, eq. 3).
 
     Args:
         filters: Shape (B, H, W, G, K*K).
         values: Shape (B, H, W, C), C divisible by G.
-        kernel_size: K, odd.
-        multiplier: Shape (C, K*K), or None for ones.
+        kernel_size: K, odd or even.
+        multiplier: Shape (K*K, C), or (B, K*K, C) for one of each image, or None for ones.
+        dilation: Pixels from one tap to the next.
 
     Returns:
         Shape (B, H, W, C).
@@ -42,6 +51,7 @@ def aggregate(
         ValueError: If shapes, dtypes or devices do not fit.
     """
     _check_taps(filters, "filters", kernel_size)
+    _check_area(kernel_size, dilation)
     _check_map(values, "values")
     _check(
         filters.shape[:3] == values.shape[:3],
@@ -52,19 +62,21 @@ def aggregate(
     _check_divides(filters.shape[3], values, "values")
     filters, values = _alike(filters, values)
     if multiplier is not None:
-        wanted = (values.shape[-1], kernel_size**2)
-        if multiplier.shape != wanted:
+        wanted = (kernel_size**2, values.shape[-1])
+        if multiplier.shape not in (wanted, (values.shape[0], *wanted)):
             raise ValueError(
-                f"The multiplier must have shape (C, K*K) = {wanted}, got "
+                f"The multiplier must have shape (K*K, C) = {wanted}, or B of them, got "
                 f"{tuple(multiplier.shape)}. Slice it to the kernel size in use."
             )
         values, multiplier = _alike(values, multiplier)
     if formulation(values) == "naive":
-        return aggregate_naive(filters, values, kernel_size, multiplier)
-    return aggregate_op(filters, values, kernel_size, multiplier, None, False)
+        return aggregate_naive(filters, values, kernel_size, multiplier, dilation=dilation)
+    return aggregate_op(filters, values, kernel_size, dilation, multiplier, None, False)
 
 
-def neighborhood_logits(queries: Tensor, keys: Tensor, num_heads: int, kernel_size: int) -> Tensor:
+def neighborhood_logits(
+    queries: Tensor, keys: Tensor, num_heads: int, kernel_size: int, *, dilation: int = 1
+) -> Tensor:
     """Multiply every query with the keys of its neighbours, head by head, without a scale.
 
     ``s[i, h, o] = sum over the channels c of head h of queries[i, c] * keys[i + o, c]``
@@ -73,7 +85,8 @@ def neighborhood_logits(queries: Tensor, keys: Tensor, num_heads: int, kernel_si
         queries: Shape (B, H, W, C).
         keys: Shape (B, H, W, C).
         num_heads: Divides C.
-        kernel_size: K, odd.
+        kernel_size: K, odd or even.
+        dilation: Pixels from one tap to the next.
 
     Returns:
         Shape (B, H, W, num_heads, K*K), zero for offsets outside the map.
@@ -81,24 +94,25 @@ def neighborhood_logits(queries: Tensor, keys: Tensor, num_heads: int, kernel_si
     Raises:
         ValueError: If shapes, dtypes or devices do not fit.
     """
-    _check_odd(kernel_size)
+    _check_area(kernel_size, dilation)
     _check_map(queries, "queries")
     _check(queries.shape == keys.shape, "Queries and keys must have one shape", queries, keys)
     _check_divides(num_heads, queries, "queries")
     queries, keys = _alike(queries, keys)
     if formulation(queries) == "naive":
-        return neighborhood_logits_naive(queries, keys, num_heads, kernel_size)
-    return logits_op(queries, keys, num_heads, kernel_size, None)
+        return neighborhood_logits_naive(queries, keys, num_heads, kernel_size, dilation=dilation)
+    return logits_op(queries, keys, num_heads, kernel_size, dilation, None)
 
 
-def skew(terms: Tensor, kernel_size: int) -> Tensor:
+def skew(terms: Tensor, kernel_size: int, *, dilation: int = 1) -> Tensor:
     """Read each tap from the neighbour that it points to: ``s[i, g, o] = terms[i + o, g, o]``.
 
     Turns what every key offers to each relative position (r^q . k) into what a query sees.
 
     Args:
         terms: Shape (B, H, W, G, K*K).
-        kernel_size: K, odd.
+        kernel_size: K, odd or even.
+        dilation: Pixels from one tap to the next.
 
     Returns:
         The same shape, zero for offsets outside the map.
@@ -107,18 +121,22 @@ def skew(terms: Tensor, kernel_size: int) -> Tensor:
         ValueError: If the shape does not fit.
     """
     _check_taps(terms, "terms", kernel_size)
+    _check_area(kernel_size, dilation)
     if formulation(terms) == "naive":
-        return skew_naive(terms, kernel_size)
-    return skew_op(terms, kernel_size, False)
+        return skew_naive(terms, kernel_size, dilation=dilation)
+    return skew_op(terms, kernel_size, dilation, False)
 
 
-def depthwise_conv(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve every channel with its own filter, padded with K // 2 zeros.
+def depthwise_conv(
+    values: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1
+) -> Tensor:
+    """Convolve every channel with its own filter; zeros outside the map, whose size stays.
 
     Args:
         values: Shape (B, H, W, C).
-        weight: Shape (C, K, K), K odd.
+        weight: Shape (C, K, K), or (B, C, K, K) for filters of each image.
         bias: Shape (C,), or None.
+        dilation: Pixels from one tap to the next.
 
     Returns:
         Shape (B, H, W, C).
@@ -128,24 +146,36 @@ def depthwise_conv(values: Tensor, weight: Tensor, bias: Tensor | None = None) -
     """
     _check_map(values, "values")
     channels, size = values.shape[-1], weight.shape[-1] if weight.dim() else 0
+    wanted = (channels, size, size)
     _check(
-        weight.shape == (channels, size, size),
-        "The weight must have shape (C, K, K) for values (B, H, W, C)",
+        weight.shape in (wanted, (values.shape[0], *wanted)),
+        "The weight must have shape (C, K, K) or (B, C, K, K) for values (B, H, W, C)",
         weight,
         values,
     )
-    _check_odd(size)
+    _check_area(size, dilation)
     values, weight = _alike(values, weight)
     if bias is not None:
         _check(bias.shape == (channels,), "The bias must have shape (C,)", bias, values)
         values, bias = _alike(values, bias)
     chosen = depthwise_formulation(values, size)
     if chosen == "naive":
-        return depthwise_conv_naive(values, weight, bias)
-    if chosen == "c":
-        return aggregate_op(None, values, size, weight.flatten(1), bias, False)
+        return depthwise_conv_naive(values, weight, bias, dilation=dilation)
+    if chosen != "torch" or weight.dim() == 4:
+        multiplier = weight.flatten(-2).transpose(-2, -1)
+        return aggregate_op(None, values, size, dilation, multiplier, bias, False)
+    return _conv2d(values, weight, bias, dilation)
+
+
+def _conv2d(values: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    channels, size = values.shape[-1], weight.shape[-1]
     image = values.permute(0, 3, 1, 2)  # channels_last in memory
-    y = F.conv2d(image, weight.unsqueeze(1), bias, padding=size // 2, groups=channels)
+    border = size // 2 * dilation
+    if size % 2 == 0:
+        after = border - dilation
+        image, border = F.pad(image, (border, after, border, after)), 0
+    weight = weight.unsqueeze(1)
+    y = F.conv2d(image, weight, bias, padding=border, dilation=dilation, groups=channels)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
@@ -163,7 +193,6 @@ def _check_map(tensor: Tensor, name: str) -> None:
 
 
 def _check_taps(tensor: Tensor, name: str, kernel_size: int) -> None:
-    _check_odd(kernel_size)
     if tensor.dim() != 5 or tensor.shape[3] == 0 or tensor.shape[4] != kernel_size**2:
         raise ValueError(
             f"The {name} must have shape (B, H, W, G, K*K) with G >= 1 and K*K = "
@@ -172,11 +201,11 @@ def _check_taps(tensor: Tensor, name: str, kernel_size: int) -> None:
         )
 
 
-def _check_odd(kernel_size: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
+def _check_area(kernel_size: int, dilation: int) -> None:
+    if kernel_size < 1 or dilation < 1:
         raise ValueError(
-            f"kernel_size must be odd, so that it has a centre, got {kernel_size}. "
-            f"Use {max(kernel_size - 1, 1)} or {max(kernel_size + 1, 1)}."
+            "The kernel size and the dilation must be at least 1, "
+            f"got {kernel_size} and {dilation}."
         )
 
 
@@ -192,7 +221,7 @@ def _check_divides(groups: int, tensor: Tensor, name: str) -> None:
 def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Cast both to the dtype of autocast where it is on; refuse two dtypes or devices."""
     device = first.device
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         first, second = first.to(dtype), second.to(dtype)
     if first.dtype != second.dtype or device != second.device:

@@ -2,7 +2,7 @@
 
 All are derivatives of one form, linear in each of its four factors,
 
-    sum over i, o, c of  multiplier[c, o] * filters[i, g(c), o] * x[i, c] * values[i + o, c]
+    sum over i, o, c of  multiplier[o, c] * filters[i, g(c), o] * x[i, c] * values[i + o, c]
 
 so the gradients of each are again these operators, to any order: `aggregate` is its derivative by
 x (transposed: by values), `logits` by the filters and `multiplier_grad` by the multiplier. Only
@@ -30,34 +30,50 @@ def aggregate_op(
     filters: Tensor | None,
     values: Tensor,
     kernel_size: int,
+    dilation: int,
     multiplier: Tensor | None,
     bias: Tensor | None,
     transposed: bool,
 ) -> Tensor:
-    """Sum neighbours (B, H, W, C) with filters (B, H, W, G, K*K) times multiplier (C, K*K)."""
-    return _primitives(values).aggregate(filters, values, kernel_size, multiplier, bias, transposed)
+    """Sum neighbours (B, H, W, C) with filters (B, H, W, G, K*K) times multiplier (K*K, C).
+
+    The multiplier may be one for each image, (B, K*K, C).
+    """
+    return _primitives(values).aggregate(
+        filters, values, kernel_size, dilation, multiplier, bias, transposed
+    )
 
 
 @torch.library.custom_op("mixer_search::logits", mutates_args=())
 def logits_op(
-    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+    x: Tensor,
+    values: Tensor,
+    groups: int,
+    kernel_size: int,
+    dilation: int,
+    multiplier: Tensor | None,
 ) -> Tensor:
     """Multiply maps (B, H, W, C) pixel by neighbour, summed over each group's channels."""
-    return _primitives(x).logits(x, values, groups, kernel_size, multiplier)
+    return _primitives(x).logits(x, values, groups, kernel_size, dilation, multiplier)
 
 
 @torch.library.custom_op("mixer_search::multiplier_grad", mutates_args=())
 def multiplier_grad_op(
-    filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int
+    filters: Tensor | None,
+    x: Tensor,
+    values: Tensor,
+    kernel_size: int,
+    dilation: int,
+    per_image: bool,
 ) -> Tensor:
-    """Sum over all pixels what `aggregate` multiplies with the multiplier (C, K*K)."""
-    return _primitives(x).multiplier_grad(filters, x, values, kernel_size)
+    """Sum over pixels what `aggregate` multiplies with the multiplier, (K*K, C) or (B, K*K, C)."""
+    return _primitives(x).multiplier_grad(filters, x, values, kernel_size, dilation, per_image)
 
 
 @torch.library.custom_op("mixer_search::skew", mutates_args=())
-def skew_op(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+def skew_op(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     """Read tap o of (B, H, W, G, K*K) from the neighbour at offset o (transposed: minus o)."""
-    return _primitives(terms).skew(terms, kernel_size, transposed)
+    return _primitives(terms).skew(terms, kernel_size, dilation, transposed)
 
 
 def _primitives(tensor: Tensor) -> ModuleType:
@@ -69,6 +85,7 @@ def _aggregate_shape(
     filters: Tensor | None,
     values: Tensor,
     kernel_size: int,
+    dilation: int,
     multiplier: Tensor | None,
     bias: Tensor | None,
     transposed: bool,
@@ -78,84 +95,102 @@ def _aggregate_shape(
 
 @logits_op.register_fake
 def _logits_shape(
-    x: Tensor, values: Tensor, groups: int, kernel_size: int, multiplier: Tensor | None
+    x: Tensor,
+    values: Tensor,
+    groups: int,
+    kernel_size: int,
+    dilation: int,
+    multiplier: Tensor | None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:3], groups, kernel_size**2))
 
 
 @multiplier_grad_op.register_fake
 def _multiplier_grad_shape(
-    filters: Tensor | None, x: Tensor, values: Tensor, kernel_size: int
+    filters: Tensor | None,
+    x: Tensor,
+    values: Tensor,
+    kernel_size: int,
+    dilation: int,
+    per_image: bool,
 ) -> Tensor:
-    return x.new_empty((x.shape[-1], kernel_size**2))
+    images = x.shape[:1] if per_image else ()
+    return x.new_empty((*images, kernel_size**2, x.shape[-1]))
 
 
 @skew_op.register_fake
-def _skew_shape(terms: Tensor, kernel_size: int, transposed: bool) -> Tensor:
+def _skew_shape(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     return terms.new_empty(terms.shape)
 
 
 # torch hands over its own context objects, which carry what `setup_context` put on them.
 def _save_aggregate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    filters, values, ctx.kernel_size, multiplier, _, ctx.transposed = inputs
+    filters, values, size, dilation, multiplier, _, ctx.transposed = inputs
+    ctx.area = (size, dilation)
     ctx.save_for_backward(filters, values, multiplier)
 
 
 def _aggregate_backward(ctx: Any, grad: Tensor) -> Grads:
     filters, values, multiplier = ctx.saved_tensors
-    size, needs = ctx.kernel_size, ctx.needs_input_grad
+    area, needs = ctx.area, ctx.needs_input_grad
     x, y = (values, grad) if ctx.transposed else (grad, values)
-    grads: list[Tensor | None] = [None] * 6
+    grads: list[Tensor | None] = [None] * 7
     if needs[0]:
-        grads[0] = logits_op(x, y, filters.shape[3], size, multiplier)
+        grads[0] = logits_op(x, y, filters.shape[3], *area, multiplier)
     if needs[1]:
-        grads[1] = aggregate_op(filters, grad, size, multiplier, None, not ctx.transposed)
-    if needs[3]:
-        grads[3] = multiplier_grad_op(filters, x, y, size)
+        grads[1] = aggregate_op(filters, grad, *area, multiplier, None, not ctx.transposed)
     if needs[4]:
-        grads[4] = grad.sum((0, 1, 2))
+        grads[4] = multiplier_grad_op(filters, x, y, *area, multiplier.dim() == 3)
+    if needs[5]:
+        grads[5] = grad.sum((0, 1, 2))
     return tuple(grads)
 
 
 def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, ctx.kernel_size, multiplier = inputs
+    x, values, _, size, dilation, multiplier = inputs
+    ctx.area = (size, dilation)
     ctx.save_for_backward(x, values, multiplier)
 
 
 def _logits_backward(ctx: Any, grad: Tensor) -> Grads:
     x, values, multiplier = ctx.saved_tensors
-    size, needs = ctx.kernel_size, ctx.needs_input_grad
-    return (
-        aggregate_op(grad, values, size, multiplier, None, False) if needs[0] else None,
-        aggregate_op(grad, x, size, multiplier, None, True) if needs[1] else None,
-        None,
-        None,
-        multiplier_grad_op(grad, x, values, size) if needs[4] else None,
-    )
+    area, needs = ctx.area, ctx.needs_input_grad
+    grads: list[Tensor | None] = [None] * 6
+    if needs[0]:
+        grads[0] = aggregate_op(grad, values, *area, multiplier, None, False)
+    if needs[1]:
+        grads[1] = aggregate_op(grad, x, *area, multiplier, None, True)
+    if needs[5]:
+        grads[5] = multiplier_grad_op(grad, x, values, *area, multiplier.dim() == 3)
+    return tuple(grads)
 
 
 def _save_multiplier_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    filters, x, values, ctx.kernel_size = inputs
+    filters, x, values, size, dilation, _ = inputs
+    ctx.area = (size, dilation)
     ctx.save_for_backward(filters, x, values)
 
 
 def _multiplier_grad_backward(ctx: Any, grad: Tensor) -> Grads:
     filters, x, values = ctx.saved_tensors
-    size, needs = ctx.kernel_size, ctx.needs_input_grad
-    return (
-        logits_op(x, values, filters.shape[3], size, grad) if needs[0] else None,
-        aggregate_op(filters, values, size, grad, None, False) if needs[1] else None,
-        aggregate_op(filters, x, size, grad, None, True) if needs[2] else None,
-        None,
-    )
+    area, needs = ctx.area, ctx.needs_input_grad
+    grads: list[Tensor | None] = [None] * 6
+    if needs[0]:
+        grads[0] = logits_op(x, values, filters.shape[3], *area, grad)
+    if needs[1]:
+        grads[1] = aggregate_op(filters, values, *area, grad, None, False)
+    if needs[2]:
+        grads[2] = aggregate_op(filters, x, *area, grad, None, True)
+    return tuple(grads)
 
 
 def _save_skew(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.kernel_size, ctx.transposed = inputs
+    _, size, dilation, ctx.transposed = inputs
+    ctx.area = (size, dilation)
 
 
 def _skew_backward(ctx: Any, grad: Tensor) -> Grads:
-    return skew_op(grad, ctx.kernel_size, not ctx.transposed), None, None
+    return skew_op(grad, *ctx.area, not ctx.transposed), None, None, None
 
 
 aggregate_op.register_autograd(_aggregate_backward, setup_context=_save_aggregate)

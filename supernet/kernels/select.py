@@ -46,6 +46,15 @@ def formulation(tensor: Tensor) -> str:
     )
 
 
+def prefers_sdpa(queries: Tensor) -> bool:
+    """Tell whether `F.scaled_dot_product_attention` computes attention in windows.
+
+    Not on a CPU: with a bias that learns, it takes PyTorch's slow path there (1.03 to 1.1 times the
+    explicit products, timm's block either way, `benchmarks/bench_kernels.py`).
+    """
+    return not queries.is_cpu and os.environ.get(VARIABLE, "auto") != "naive"
+
+
 def describe_selection() -> str:
     """Say which formulation runs for float32 on the CPU here."""
     return (

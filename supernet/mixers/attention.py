@@ -1,4 +1,4 @@
-"""What window and neighbourhood attention share: projections, terms and normalisation.
+"""What window and neighbourhood attention share: projections and tables.
 
 The family of Zhou et al. 2023, Eq. 4: logits are any sum of ``qk``, ``qr``, ``rk`` and ``bias``.
 The papers leave some details open; these are our choices, for both areas:
@@ -87,32 +87,6 @@ class AttentionWeights(nn.Module):
             return picked, None
         biases = bias.split(self.dim)
         return picked, torch.cat([biases[row] for row in rows])
-
-
-def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor:
-    """Turn logits into weights over the last axis (the taps of the area).
-
-    Args:
-        logits: Shape (..., taps).
-        norm: ``softmax``, ``filter_norm`` or ``identity``.
-        masked: Boolean, broadcastable to the logits: pairs that get weight zero. For filter
-            normalisation they still count in the statistics.
-
-    Returns:
-        The weights, shaped like the logits.
-    """
-    if norm == "softmax":
-        if masked is not None:
-            logits = logits.masked_fill(masked, -100.0)
-        return logits.softmax(-1)
-    if norm == "filter_norm":
-        taps = logits.shape[-1]
-        # Unbiased, as published; a single tap has no spread. Its gradient at zero spread is zero.
-        std = logits.std(-1, keepdim=True, correction=min(taps - 1, 1))
-        logits = (logits - logits.mean(-1, keepdim=True)) / (std + 1e-10) * (2 / taps) ** 0.5
-    if masked is not None:
-        logits = logits.masked_fill(masked, 0.0)
-    return logits
 
 
 def _parts(terms: Sequence[str] | set[str]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class ElsaMixer(nn.Module):
         v, taps = v.contiguous(), mixer.kernel_size
         slices = self._slices(mixer)
         attention = self._logits(q * k, slices, mixer).softmax(-1)
-        mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam).t().contiguous()
+        mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam)
         y = aggregate(attention, v, taps, mul)
         if mixer.gamma != 0:
             kernel = (mixer.gamma * slices["add"]).t().unflatten(1, (taps, taps))

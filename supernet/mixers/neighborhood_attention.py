@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, split_terms
-from supernet.kernels import aggregate, neighborhood_logits, skew
-from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.kernels import Area, neighborhood_attention
+from supernet.mixers.attention import AttentionWeights
 from supernet.mixers.sharing import Place
 
 
@@ -41,28 +40,21 @@ class NeighborhoodAttentionMixer(nn.Module):
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
         tokens = self.attention.project_in(x, mixer)
         tables = self.attention.tables(mixer, mixer.kernel_size)
-        heads = (mixer.num_heads, -1)
-        scale = (x.shape[-1] // mixer.num_heads) ** -0.5
-        terms: list[Tensor] = []  # each (B, H, W, N, taps), the bias (N, taps)
-        if "qk" in split_terms(mixer.terms):
-            q = tokens["q"] * scale
-            terms.append(
-                neighborhood_logits(q, tokens["k"].contiguous(), mixer.num_heads, mixer.kernel_size)
-            )
-        if "qr" in tables:
-            terms.append(_dot(tokens["q"].unflatten(-1, heads) * scale, tables["qr"], heads))
-        if "rk" in tables:
-            response = _dot(tokens["k"].unflatten(-1, heads) * scale, tables["rk"], heads)
-            terms.append(skew(response, mixer.kernel_size))
-        if "bias" in tables:
-            terms.append(tables["bias"].t())
-        weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm)
-        if weights.dim() == 2:  # bias alone: the same weights at every position
-            weights = weights.expand(*x.shape[:3], -1, -1).contiguous()
-        y = aggregate(weights, tokens["v"].contiguous(), mixer.kernel_size)
+        area = Area(
+            num_heads=mixer.num_heads,
+            kernel_size=mixer.kernel_size,
+            dilation=1,
+            scale=(x.shape[-1] // mixer.num_heads) ** -0.5,
+            has_product="qk" in split_terms(mixer.terms),
+            norm=mixer.norm,
+        )
+        y = neighborhood_attention(
+            tokens["v"],
+            area,
+            queries=tokens.get("q"),
+            keys=tokens.get("k"),
+            query_table=tables.get("qr"),
+            key_table=tables.get("rk"),
+            bias=tables.get("bias"),
+        )
         return self.attention.proj(y)
-
-
-def _dot(x: Tensor, table: Tensor, heads: tuple[int, int]) -> Tensor:
-    """Multiply tokens (B, H, W, N, D) with each tap's vector (taps, N * D) of their head."""
-    return torch.einsum("bhwnd,tnd->bhwnt", x, table.unflatten(-1, heads))

@@ -25,19 +25,32 @@ from supernet.kernels.naive import (
 )
 from supernet.kernels.select import VARIABLE, depthwise_formulation, formulation
 
-OPERATORS = ("aggregate", "multiplier", "logits", "skew", "depthwise")
+OPERATORS = (
+    "aggregate",
+    "multiplier",
+    "image_multiplier",
+    "logits",
+    "skew",
+    "depthwise",
+    "image_depthwise",
+)
 FAST = ("c", "torch")
-Shape = tuple[int, int, int, int, int, int]
+Shape = tuple[int, int, int, int, int, int, int]
 
-# (batch, height, width, groups, channels of a group, kernel size)
+# (batch, height, width, groups, channels of a group, kernel size, dilation)
 EDGES = (
-    pytest.param((1, 1, 1, 2, 3, 5), id="one pixel"),
-    pytest.param((2, 3, 2, 1, 5, 9), id="kernel larger than the map"),
-    pytest.param((1, 4, 5, 19, 1, 3), id="a filter for every channel"),
-    pytest.param((1, 5, 18, 1, 17, 3), id="one filter for all channels"),
-    pytest.param((1, 5, 3, 3, 16, 7), id="whole vectors of channels"),
-    pytest.param((2, 6, 4, 4, 3, 1), id="kernel of one tap"),
-    pytest.param((0, 4, 5, 2, 3, 3), id="empty batch"),
+    pytest.param((1, 1, 1, 2, 3, 5, 1), id="one pixel"),
+    pytest.param((2, 3, 2, 1, 5, 9, 1), id="kernel larger than the map"),
+    pytest.param((2, 3, 2, 1, 5, 12, 1), id="even kernel larger than the map"),
+    pytest.param((1, 5, 4, 2, 3, 2, 1), id="smallest even kernel"),
+    pytest.param((2, 6, 7, 2, 3, 4, 2), id="even kernel, dilated"),
+    pytest.param((1, 9, 5, 1, 3, 3, 3), id="dilation that leaves one column"),
+    pytest.param((1, 3, 4, 2, 2, 5, 7), id="dilation larger than the map"),
+    pytest.param((1, 4, 5, 19, 1, 3, 1), id="a filter for every channel"),
+    pytest.param((1, 5, 18, 1, 17, 3, 1), id="one filter for all channels"),
+    pytest.param((1, 5, 3, 3, 16, 7, 1), id="whole vectors of channels"),
+    pytest.param((2, 6, 4, 4, 3, 1, 1), id="kernel of one tap"),
+    pytest.param((0, 4, 5, 2, 3, 3, 1), id="empty batch"),
 )
 
 
@@ -67,35 +80,43 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def example(operator: str, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Make random operands that require gradients."""
-    batch, height, width, groups, depth, size = shape
+    batch, height, width, groups, depth, size, _ = shape
     channels, taps = groups * depth, size**2
     map_, filters = (batch, height, width, channels), (batch, height, width, groups, taps)
     shapes: dict[str, tuple[tuple[int, ...], ...]] = {
         "aggregate": (filters, map_),
-        "multiplier": (filters, map_, (channels, taps)),
+        "multiplier": (filters, map_, (taps, channels)),
+        "image_multiplier": (filters, map_, (batch, taps, channels)),
         "logits": (map_, map_),
         "skew": (filters,),
         "depthwise": (map_, (channels, size, size), (channels,)),
+        "image_depthwise": (map_, (batch, channels, size, size), (channels,)),
     }
     return tuple(torch.randn(s, dtype=dtype).requires_grad_() for s in shapes[operator])
 
 
 def functions(operator: str, shape: Shape) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """Return the public operator and its definition, of the operands alone."""
-    groups, size = shape[3], shape[5]
-    if operator in ("aggregate", "multiplier"):
+    groups, size, dilation = shape[3], shape[5], shape[6]
+    if operator in ("aggregate", "multiplier", "image_multiplier"):
         return (
-            lambda a, v, m=None: aggregate(a, v, size, m),
-            lambda a, v, m=None: aggregate_naive(a, v, size, m),
+            lambda a, v, m=None: aggregate(a, v, size, m, dilation=dilation),
+            lambda a, v, m=None: aggregate_naive(a, v, size, m, dilation=dilation),
         )
     if operator == "logits":
         return (
-            lambda q, k: neighborhood_logits(q, k, groups, size),
-            lambda q, k: neighborhood_logits_naive(q, k, groups, size),
+            lambda q, k: neighborhood_logits(q, k, groups, size, dilation=dilation),
+            lambda q, k: neighborhood_logits_naive(q, k, groups, size, dilation=dilation),
         )
     if operator == "skew":
-        return lambda t: skew(t, size), lambda t: skew_naive(t, size)
-    return depthwise_conv, depthwise_conv_naive
+        return (
+            lambda t: skew(t, size, dilation=dilation),
+            lambda t: skew_naive(t, size, dilation=dilation),
+        )
+    return (
+        lambda v, w, b: depthwise_conv(v, w, b, dilation=dilation),
+        lambda v, w, b: depthwise_conv_naive(v, w, b, dilation=dilation),
+    )
 
 
 def assert_equals_definition(
@@ -107,11 +128,11 @@ def assert_equals_definition(
     fast, definition = functions(operator, shape)
     y, wanted = fast(*inputs), definition(*exact)
     grad = torch.randn(wanted.shape, dtype=torch.float64)
+    assert y.is_contiguous()
     actual = (y, *torch.autograd.grad(y, inputs, grad.to(dtype)))
     expected = (wanted, *torch.autograd.grad(wanted, exact, grad))
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == dtype
-        assert a.is_contiguous()
         scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
         torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
 
@@ -136,7 +157,8 @@ def test_formulations_equal_the_definition_at_the_edges(
         st.integers(1, 19),
         st.integers(1, 5),
         st.integers(1, 17),
-        st.sampled_from((1, 3, 5, 7, 9)),
+        st.integers(1, 12),
+        st.integers(1, 3),
     ),
 )
 def test_formulations_equal_the_definition(operator: str, name: str, shape: Shape) -> None:
@@ -151,7 +173,7 @@ def test_formulations_equal_the_definition(operator: str, name: str, shape: Shap
     [("c", torch.float32, 1e-5), ("torch", torch.float32, 1e-5), ("torch", torch.bfloat16, 2e-2)],
 )
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("shape", [(2, 5, 17, 2, 16, 5), (1, 9, 4, 7, 3, 7)])
+@pytest.mark.parametrize("shape", [(2, 5, 17, 2, 16, 5, 1), (1, 9, 4, 7, 3, 7, 2)])
 def test_low_precision_stays_close_to_float64(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -171,7 +193,7 @@ def test_gradients_equal_finite_differences(
     monkeypatch: pytest.MonkeyPatch, name: str, operator: str
 ) -> None:
     use(monkeypatch, name)
-    shape = (1, 2, 3, 2, 2, 3)
+    shape = (2, 2, 3, 2, 2, 2, 1)
     fast, _ = functions(operator, shape)
     inputs = example(operator, shape, torch.float64)
 
@@ -187,16 +209,24 @@ def test_the_operators_fulfil_torch_librarys_contract(
 ) -> None:
     use(monkeypatch, "c")
     ops = torch.ops.mixer_search
-    x = example(operator, (1, 2, 3, 2, 2, 3), torch.float64)
+    x = example(operator, (2, 2, 3, 2, 2, 3, 1), torch.float64)
     calls = {
-        "aggregate": (ops.aggregate.default, (*x, 3, None, None, False)),
-        "multiplier": (ops.multiplier_grad.default, (x[0], x[1 % len(x)], x[1 % len(x)], 3)),
-        "logits": (ops.logits.default, (*x, 2, 3, None)),
-        "skew": (ops.skew.default, (x[0], 3, False)),
-        "depthwise": (ops.aggregate.default, (None, x[0], 3, x[1 % len(x)].flatten(1), None, True)),
+        "aggregate": lambda: (ops.aggregate.default, (*x, 3, 1, None, None, False)),
+        "multiplier": lambda: (ops.multiplier_grad.default, (x[0], x[1], x[1], 3, 1, False)),
+        "image_multiplier": lambda: (ops.multiplier_grad.default, (x[0], x[1], x[1], 3, 1, True)),
+        "logits": lambda: (ops.logits.default, (*x, 2, 3, 1, None)),
+        "skew": lambda: (ops.skew.default, (x[0], 3, 1, False)),
+        "depthwise": lambda: (
+            ops.aggregate.default,
+            (None, x[0], 3, 1, x[1].flatten(1).t(), None, True),
+        ),
+        "image_depthwise": lambda: (
+            ops.aggregate.default,
+            (None, x[0], 3, 1, x[1].flatten(2).mT, None, False),
+        ),
     }
 
-    torch.library.opcheck(*calls[operator])
+    torch.library.opcheck(*calls[operator]())
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -206,7 +236,7 @@ def test_memory_layout_of_the_operands_does_not_matter(
     use(monkeypatch, name)
     filters = torch.randn(1, 4, 5, 9, 2).transpose(3, 4)
     values, keys = torch.randn(1, 4, 5, 12).split(6, -1)
-    multiplier = torch.randn(9, 6).t()
+    multiplier = torch.randn(6, 9).t()
 
     torch.testing.assert_close(
         aggregate(filters, values, 3, multiplier), aggregate_naive(filters, values, 3, multiplier)
@@ -223,7 +253,7 @@ def test_results_repeat_and_are_right_on_several_threads(
 ) -> None:
     use(monkeypatch, "c")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    shape = (2, 17, 16, 4, 16, 7)
+    shape = (2, 17, 16, 4, 16, 7, 1)
     fast, _ = functions(operator, shape)
     inputs = example(operator, shape, torch.float64)
 
@@ -234,12 +264,14 @@ def test_results_repeat_and_are_right_on_several_threads(
 
 
 @pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("operator", ["aggregate", "multiplier", "logits", "skew"])
+@pytest.mark.parametrize(
+    "operator", ["aggregate", "multiplier", "image_multiplier", "logits", "skew"]
+)
 def test_the_forward_pass_saves_nothing_but_inputs(
     monkeypatch: pytest.MonkeyPatch, name: str, operator: str
 ) -> None:
     use(monkeypatch, name)
-    shape = (1, 4, 5, 2, 3, 3)
+    shape = (1, 4, 5, 2, 3, 3, 1)
     fast, _ = functions(operator, shape)
     inputs = example(operator, shape, torch.float32)
     saved: list[int] = []
@@ -260,7 +292,7 @@ def test_flops_are_two_for_each_tap_of_each_channel(
     monkeypatch: pytest.MonkeyPatch, name: str, operator: str, num_passes: int
 ) -> None:
     use(monkeypatch, name)
-    shape = (2, 4, 5, 2, 3, 3)
+    shape = (2, 4, 5, 2, 3, 3, 1)
     fast, _ = functions(operator, shape)
     inputs = example(operator, shape, torch.float32)
     forward = 2 * (2 * 4 * 5) * (2 * 3) * 3**2
@@ -279,7 +311,7 @@ def test_a_depthwise_convolution_counts_like_an_aggregation(
     monkeypatch: pytest.MonkeyPatch, name: str, size: int
 ) -> None:
     use(monkeypatch, name)
-    values, weight, bias = example("depthwise", (2, 4, 5, 2, 3, size), torch.float32)
+    values, weight, bias = example("depthwise", (2, 4, 5, 2, 3, size, 1), torch.float32)
 
     with FlopCounterMode(display=False) as counter:
         depthwise_conv(values, weight, bias)
@@ -288,7 +320,7 @@ def test_a_depthwise_convolution_counts_like_an_aggregation(
 
 
 def test_autocast_brings_the_operands_to_its_dtype() -> None:
-    values, weight, _ = example("depthwise", (1, 4, 5, 2, 3, 3), torch.float32)
+    values, weight, _ = example("depthwise", (1, 4, 5, 2, 3, 3, 1), torch.float32)
     filters = torch.randn(1, 4, 5, 2, 9)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -308,7 +340,7 @@ def test_without_a_working_compiler_torch_serves_and_the_log_says_so_once(
     compiler.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n", encoding="utf-8")
     compiler.chmod(0o755)
     monkeypatch.setattr(library, "find_compiler", lambda: (str(compiler),) if broken else None)
-    filters, values = example("aggregate", (1, 4, 5, 2, 3, 3), torch.float32)
+    filters, values = example("aggregate", (1, 4, 5, 2, 3, 3, 1), torch.float32)
 
     with caplog.at_level(logging.WARNING):
         results = [aggregate(filters, values, 3) for _ in range(2)]
@@ -370,7 +402,7 @@ def test_an_impossible_formulation_is_refused(
 
 def test_the_naive_formulation_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "naive")
-    shape = (1, 3, 4, 2, 2, 3)
+    shape = (1, 3, 4, 2, 2, 3, 1)
     for operator in OPERATORS:
         fast, definition = functions(operator, shape)
         inputs = example(operator, shape, torch.float32)
@@ -384,19 +416,20 @@ MAP, FILTERS = torch.zeros(1, 4, 5, 6), torch.zeros(1, 4, 5, 2, 9)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: aggregate(FILTERS, MAP, 4), r"odd.* got 4"),
+        (lambda: aggregate(FILTERS, MAP, 4), r"16, got \(1, 4, 5, 2, 9\)"),
+        (lambda: aggregate(FILTERS, MAP, 3, dilation=0), r"at least 1, got 3 and 0"),
         (lambda: aggregate(FILTERS, MAP, 5), r"25, got \(1, 4, 5, 2, 9\)"),
         (lambda: aggregate(FILTERS, MAP[0], 3), r"\(B, H, W, C\).* got shape \(4, 5, 6\)"),
         (lambda: aggregate(FILTERS, MAP[:, :3], 3), r"\(1, 4, 5, 2, 9\) and \(1, 3, 5, 6\)"),
         (lambda: aggregate(FILTERS, MAP[..., :5], 3), r"got 2 and 5"),
-        (lambda: aggregate(FILTERS, MAP, 3, torch.zeros(6, 25)), r"\(6, 9\), got \(6, 25\)"),
+        (lambda: aggregate(FILTERS, MAP, 3, torch.zeros(25, 6)), r"\(9, 6\), .* got \(25, 6\)"),
+        (lambda: aggregate(FILTERS, MAP, 3, torch.zeros(2, 9, 6)), r"got \(2, 9, 6\)"),
         (lambda: aggregate(FILTERS, MAP.double(), 3), r"torch.float32 .*torch.float64"),
         (lambda: neighborhood_logits(MAP, MAP[..., :3], 3, 3), r"\(1, 4, 5, 6\) and .*, 3\)"),
         (lambda: neighborhood_logits(MAP, MAP, 4, 3), r"got 4 and 6"),
-        (lambda: neighborhood_logits(MAP, MAP, 2, 0), r"odd.* got 0"),
+        (lambda: neighborhood_logits(MAP, MAP, 2, 0), r"at least 1, got 0"),
         (lambda: skew(FILTERS[0], 3), r"got \(4, 5, 2, 9\)"),
         (lambda: depthwise_conv(MAP, torch.zeros(5, 3, 3)), r"\(5, 3, 3\) and \(1, 4, 5, 6\)"),
-        (lambda: depthwise_conv(MAP, torch.zeros(6, 2, 2)), r"odd.* got 2"),
         (lambda: depthwise_conv(MAP, torch.zeros(6, 3, 3), torch.zeros(5)), r"\(5,\) and"),
     ],
 )

@@ -1,0 +1,597 @@
+/* Neighbourhood attention in one pass: logits, normalisation and aggregation of one row at a time.
+ *
+ *   s[i, o] = scale * (product * q_i.k_{i+o} + q_i.qr_o + k_{i+o}.rk_o) + bias_o,  a = norm_o(s)
+ *   y_i = sum_o a[i, o] v_{i+o}
+ *
+ * One unit of work is one head of one image, walked row by row on channel planes: a row's weights
+ * for all K*K taps live in the cache and nowhere else. The backward pass computes them again and
+ * keeps those of the (K - 1) * dilation + 1 rows that reach a pixel, so that gradients of keys and
+ * values are gathered, never scattered. Rows outside the map are zero keys and values.
+ */
+
+#include <math.h>
+
+#include "transpose.h"
+
+enum norm { SOFTMAX, FILTER_NORM, IDENTITY };
+
+typedef struct {
+    ptrdiff_t batch, height, width, channels, heads, kernel, dilation;
+    ptrdiff_t depth, taps, border, slots, wide, bordered;
+    const REAL *q, *k, *v, *qr, *rk, *bias, *grad; /* NULL where a term is not there */
+    REAL *y, *dq, *dk, *dv;
+    REAL scale;
+    int product, norm;
+} attention;
+
+/* The memory of one thread. Planes of weights are (K*K, wide), rows of maps (depth, bordered). */
+typedef struct {
+    ring q, k, v, grad;
+    REAL *planes, *grads;          /* weights and gradients of the logits of one row */
+    REAL *skewed, *skewed_grads;   /* the same of `slots` rows, each tap moved to the pixel it reads */
+    REAL *spread, *mean;           /* filter normalisation: 1 / (std + eps) and std of each pixel */
+    REAL *row;                     /* one row of results */
+    REAL *dqr, *drk, *dbias;       /* this thread's sums: (K*K, C) twice, (K*K, heads, LANES) */
+} workspace;
+
+INLINE vec where(lane_index mask, vec yes, vec no)
+{
+    return (vec)((mask & (lane_index)yes) | (~mask & (lane_index)no));
+}
+
+/* e^x for x <= 0, within rounding; NaN stays NaN. */
+INLINE vec exponential(vec x)
+{
+    static const double inverse_factorials[] = {
+        1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
+        1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+    const int is_float = sizeof(REAL) == 4, degree = is_float ? 7 : 13;
+    const vec low = (vec){0} + (REAL)(is_float ? -87 : -708);
+    /* Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the lowest bits. */
+    const vec magic = (vec){0} + (REAL)(is_float ? 0x1.8p23 : 0x1.8p52);
+    x = where(x < low, low, x);
+    vec shifted = x * (REAL)1.4426950408889634 + magic, n = shifted - magic;
+    vec r = x - n * (REAL)0x1.62e4p-1 - n * (REAL)1.4286068203094173e-06;
+    vec sum = (vec){0} + (REAL)inverse_factorials[degree];
+#pragma GCC unroll 13
+    for (int i = degree - 1; i >= 0; i--)
+        sum = sum * r + (REAL)inverse_factorials[i];
+    lane_index exponent = (lane_index)shifted - (lane_index)magic + (INDEX)(is_float ? 127 : 1023);
+    return sum * (vec)(exponent << (INDEX)(is_float ? 23 : 52));
+}
+
+/* A row of one head of a map as zero-bordered channel planes, from the ring where it is there. */
+static const REAL *planar_row(const attention *a, ring *r, const REAL *map, ptrdiff_t unit,
+                              ptrdiff_t h)
+{
+    ptrdiff_t slot = h % a->slots, tag = unit * a->height + h;
+    REAL *row = r->rows + slot * a->depth * a->bordered;
+    if (r->tags[slot] != tag) {
+        r->tags[slot] = tag;
+        ptrdiff_t pixel = (unit / a->heads * a->height + h) * a->width;
+        transpose(map + pixel * a->channels + unit % a->heads * a->depth, a->channels, a->width,
+                  a->depth, row + a->border, a->bordered, 1);
+    }
+    return row;
+}
+
+/* plane[kw, w] += sum over c of f * y[c, w + kw * dilation] with f = x[c, w], table[kw, c] or their
+ * sum, for `count` taps (a constant). */
+INLINE void correlate(const attention *a, REAL *plane, const REAL *x, const REAL *y,
+                      const REAL *table, const int product, const int has_table,
+                      const ptrdiff_t count)
+{
+    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+        vec total[count];
+#pragma GCC unroll 7
+        for (ptrdiff_t kw = 0; kw < count; kw++)
+            total[kw] = *(vec *)(plane + kw * a->wide + w);
+        for (ptrdiff_t c = 0; c < a->depth; c++) {
+            vec mine = {0};
+            if (product)
+                mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
+            const REAL *theirs = y + c * a->bordered + w;
+#pragma GCC unroll 7
+            for (ptrdiff_t kw = 0; kw < count; kw++) {
+                vec factor = mine;
+                if (has_table)
+                    factor += table[kw * a->channels + c];
+                total[kw] += factor * *(const unaligned_vec *)(theirs + kw * a->dilation);
+            }
+        }
+#pragma GCC unroll 7
+        for (ptrdiff_t kw = 0; kw < count; kw++)
+            *(vec *)(plane + kw * a->wide + w) = total[kw];
+    }
+}
+
+/* plane[kw, w] += sum over c of table[kw, c] * x[c, w]. */
+INLINE void respond(const attention *a, REAL *plane, const REAL *x, const REAL *table,
+                    const ptrdiff_t count)
+{
+    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+        vec total[count];
+#pragma GCC unroll 7
+        for (ptrdiff_t kw = 0; kw < count; kw++)
+            total[kw] = *(vec *)(plane + kw * a->wide + w);
+        for (ptrdiff_t c = 0; c < a->depth; c++) {
+            vec mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
+#pragma GCC unroll 7
+            for (ptrdiff_t kw = 0; kw < count; kw++)
+                total[kw] += mine * table[kw * a->channels + c];
+        }
+#pragma GCC unroll 7
+        for (ptrdiff_t kw = 0; kw < count; kw++)
+            *(vec *)(plane + kw * a->wide + w) = total[kw];
+    }
+}
+
+/* sums[c, w] += sum over kw of plane[kw, w] * (y[c, w + start + kw * step] + table[kw, c]), either
+ * part left out, `block` channels (a constant) at a time. */
+INLINE void gather_block(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
+                         ptrdiff_t start, ptrdiff_t step, const REAL *table, const int has_map,
+                         const int has_table, const ptrdiff_t kernel, const ptrdiff_t block)
+{
+    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+        vec total[block];
+#pragma GCC unroll 4
+        for (ptrdiff_t c = 0; c < block; c++)
+            total[c] = *(vec *)(sums + c * a->wide + w);
+#pragma GCC unroll 7
+        for (ptrdiff_t kw = 0; kw < kernel; kw++) {
+            vec weight = *(const vec *)(plane + kw * a->wide + w);
+#pragma GCC unroll 4
+            for (ptrdiff_t c = 0; c < block; c++) {
+                vec value = {0};
+                if (has_map)
+                    value = *(const unaligned_vec *)(y + c * a->bordered + w + start + kw * step);
+                if (has_table)
+                    value += table[kw * a->channels + c];
+                total[c] += weight * value;
+            }
+        }
+#pragma GCC unroll 4
+        for (ptrdiff_t c = 0; c < block; c++)
+            *(vec *)(sums + c * a->wide + w) = total[c];
+    }
+}
+
+INLINE void gather(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
+                   ptrdiff_t start, ptrdiff_t step, const REAL *table, const int has_map,
+                   const int has_table, const ptrdiff_t kernel)
+{
+    ptrdiff_t c = 0;
+    for (; c + 4 <= a->depth; c += 4)
+        gather_block(a, sums + c * a->wide, plane, has_map ? y + c * a->bordered : y, start, step,
+                     has_table ? table + c : table, has_map, has_table, kernel, 4);
+    for (; c < a->depth; c++)
+        gather_block(a, sums + c * a->wide, plane, has_map ? y + c * a->bordered : y, start, step,
+                     has_table ? table + c : table, has_map, has_table, kernel, 1);
+}
+
+/* One tap row of logits from what is there: queries x, keys y (NULL outside the map), tables. */
+INLINE void add_logits(const attention *a, REAL *plane, const REAL *x, const REAL *y,
+                       const REAL *query_table, const REAL *key_table, int product,
+                       const ptrdiff_t count)
+{
+    for (ptrdiff_t first = 0; first < a->kernel; first += count) {
+        REAL *to = plane + first * a->wide;
+        const REAL *theirs = y ? y + first * a->dilation : NULL;
+        const REAL *keys = key_table ? key_table + first * a->channels : NULL;
+        if (query_table)
+            respond(a, to, x, query_table + first * a->channels, count);
+        if (y && product && key_table)
+            correlate(a, to, x, theirs, keys, 1, 1, count);
+        else if (y && product)
+            correlate(a, to, x, theirs, NULL, 1, 0, count);
+        else if (y && key_table)
+            correlate(a, to, x, theirs, keys, 0, 1, count);
+    }
+}
+
+/* One tap row of sums over neighbours or table rows; see `gather_block`. */
+INLINE void add_sums(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
+                     ptrdiff_t start, ptrdiff_t step, const REAL *table, const ptrdiff_t kernel)
+{
+    if (y && table)
+        gather(a, sums, plane, y, start, step, table, 1, 1, kernel);
+    else if (y)
+        gather(a, sums, plane, y, start, step, NULL, 1, 0, kernel);
+    else if (table)
+        gather(a, sums, plane, NULL, start, step, table, 0, 1, kernel);
+}
+
+static void normalise(const attention *a, workspace *m, ptrdiff_t head)
+{
+    ptrdiff_t degrees = a->taps > 1 ? a->taps - 1 : 1;
+    REAL gain = (REAL)sqrt(2.0 / (double)a->taps);
+    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+        REAL *plane = m->planes + w;
+        vec highest = (vec){0} - (REAL)INFINITY, sum = {0}, squares = {0};
+        for (ptrdiff_t o = 0; o < a->taps; o++) {
+            vec s = *(vec *)(plane + o * a->wide) * a->scale;
+            if (a->bias)
+                s += a->bias[o * a->heads + head];
+            *(vec *)(plane + o * a->wide) = s;
+            highest = where(s < highest, highest, s);
+            sum += s;
+        }
+        if (a->norm == SOFTMAX) {
+            sum = (vec){0};
+            for (ptrdiff_t o = 0; o < a->taps; o++) {
+                vec e = exponential(*(vec *)(plane + o * a->wide) - highest);
+                *(vec *)(plane + o * a->wide) = e;
+                sum += e;
+            }
+            sum = 1 / sum;
+            for (ptrdiff_t o = 0; o < a->taps; o++)
+                *(vec *)(plane + o * a->wide) *= sum;
+        } else if (a->norm == FILTER_NORM) {
+            vec mean = sum / (REAL)a->taps, std, factor;
+            for (ptrdiff_t o = 0; o < a->taps; o++) {
+                vec u = *(vec *)(plane + o * a->wide) - mean;
+                *(vec *)(plane + o * a->wide) = u;
+                squares += u * u;
+            }
+            for (ptrdiff_t lane = 0; lane < LANES; lane++)
+                std[lane] = (REAL)sqrt((double)squares[lane] / (double)degrees);
+            factor = gain / (std + (REAL)1e-10);
+            for (ptrdiff_t o = 0; o < a->taps; o++)
+                *(vec *)(plane + o * a->wide) *= factor;
+            *(vec *)(m->spread + w) = factor;
+            *(vec *)(m->mean + w) = std;
+        }
+    }
+}
+
+/* Gradients of the weights -> gradients of the scaled logits, zero in lanes outside the map. */
+static void normalise_grads(const attention *a, workspace *m, ptrdiff_t head)
+{
+    ptrdiff_t degrees = a->taps > 1 ? a->taps - 1 : 1;
+    REAL gain = (REAL)sqrt(2.0 / (double)a->taps);
+    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+        REAL *plane = m->planes + w, *grads = m->grads + w;
+        vec dot = {0}, sum = {0}, zero = {0}, factor = zero + 1, inside;
+        for (ptrdiff_t lane = 0; lane < LANES; lane++)
+            inside[lane] = w + lane < a->width;
+        for (ptrdiff_t o = 0; o < a->taps; o++) {
+            vec g = *(vec *)(grads + o * a->wide);
+            dot += g * *(vec *)(plane + o * a->wide);
+            sum += g;
+        }
+        if (a->norm == FILTER_NORM) {
+            vec std = *(vec *)(m->mean + w);
+            factor = *(vec *)(m->spread + w);
+            sum /= (REAL)a->taps;
+            dot /= gain * (REAL)degrees * std;
+            dot = where(std == zero, zero, dot);
+        }
+        for (ptrdiff_t o = 0; o < a->taps; o++) {
+            vec g = *(vec *)(grads + o * a->wide), weight = *(vec *)(plane + o * a->wide);
+            if (a->norm == SOFTMAX)
+                g = weight * (g - dot);
+            else if (a->norm == FILTER_NORM)
+                g = factor * (g - sum) - weight * dot;
+            g = where(inside == zero, zero, g);
+            if (a->bias)
+                *(vec *)(m->dbias + (o * a->heads + head) * LANES) += g;
+            *(vec *)(grads + o * a->wide) = g * a->scale;
+        }
+    }
+}
+
+/* The weights of row h of a unit, in m->planes. */
+static void weigh(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t h)
+{
+    ptrdiff_t channel = unit % a->heads * a->depth;
+    const REAL *x = a->q ? planar_row(a, &m->q, a->q, unit, h) : NULL;
+    memset(m->planes, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
+    for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+        ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
+        int inside = a->k && other >= 0 && other < a->height;
+        const REAL *y = inside ? planar_row(a, &m->k, a->k, unit, other) : NULL;
+        const REAL *queries = a->qr ? a->qr + row * a->channels + channel : NULL;
+        const REAL *keys = a->rk ? a->rk + row * a->channels + channel : NULL;
+#define CALL(size) add_logits(a, m->planes + row * a->wide, x, y, queries, keys, a->product, size)
+        FOR_KERNEL_OR_ONE(a->kernel, CALL)
+#undef CALL
+    }
+    normalise(a, m, unit % a->heads);
+}
+
+/* Write a row of planes (depth, wide) to one head of a map. */
+static void leave(const attention *a, const REAL *planes, REAL *map, ptrdiff_t unit, ptrdiff_t h)
+{
+    ptrdiff_t pixel = (unit / a->heads * a->height + h) * a->width;
+    transpose(planes, a->wide, a->depth, a->width,
+              map + pixel * a->channels + unit % a->heads * a->depth, a->channels, 0);
+}
+
+static void clear_row(const attention *a, workspace *m)
+{
+    memset(m->row, 0, (size_t)(a->depth * a->wide) * sizeof(REAL));
+}
+
+static void attend(const attention *a, workspace *m, ptrdiff_t unit)
+{
+    for (ptrdiff_t h = 0; h < a->height; h++) {
+        weigh(a, m, unit, h);
+        clear_row(a, m);
+        for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+            ptrdiff_t other = h + kh * a->dilation - a->border;
+            if (other < 0 || other >= a->height)
+                continue;
+            const REAL *y = planar_row(a, &m->v, a->v, unit, other);
+            const REAL *plane = m->planes + kh * a->kernel * a->wide;
+#define CALL(size) add_sums(a, m->row, plane, y, 0, a->dilation, NULL, size)
+            FOR_KERNEL(a->kernel, CALL)
+#undef CALL
+        }
+        leave(a, m->row, a->y, unit, h);
+    }
+}
+
+/* to[o, w + (kw - K/2) * dilation] = from[o, w]: each tap where its neighbour is. */
+static void skew_planes(const attention *a, REAL *to, const REAL *from)
+{
+    memset(to, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
+    for (ptrdiff_t o = 0; o < a->taps; o++) {
+        ptrdiff_t shift = o % a->kernel * a->dilation - a->border;
+        ptrdiff_t first = shift < 0 ? -shift : 0;
+        ptrdiff_t end = shift > 0 ? a->width - shift : a->width;
+        if (first < end)
+            memcpy(to + o * a->wide + first + shift, from + o * a->wide + first,
+                   (size_t)(end - first) * sizeof(REAL));
+    }
+}
+
+/* table[o, c] += sum over w of planes[o, w] * map[w, c] for `count` taps (a constant). */
+INLINE void add_table_taps(const attention *a, REAL *table, const REAL *planes, const REAL *map,
+                           const ptrdiff_t count)
+{
+    ptrdiff_t c = 0;
+    for (; c + LANES <= a->depth; c += LANES) {
+        vec total[count];
+#pragma GCC unroll 7
+        for (ptrdiff_t o = 0; o < count; o++)
+            total[o] = *(unaligned_vec *)(table + o * a->channels + c);
+        for (ptrdiff_t w = 0; w < a->width; w++) {
+            vec value = *(const unaligned_vec *)(map + w * a->channels + c);
+#pragma GCC unroll 7
+            for (ptrdiff_t o = 0; o < count; o++)
+                total[o] += value * planes[o * a->wide + w];
+        }
+#pragma GCC unroll 7
+        for (ptrdiff_t o = 0; o < count; o++)
+            *(unaligned_vec *)(table + o * a->channels + c) = total[o];
+    }
+    for (; c < a->depth; c++)
+        for (ptrdiff_t o = 0; o < count; o++)
+            for (ptrdiff_t w = 0; w < a->width; w++)
+                table[o * a->channels + c] += planes[o * a->wide + w] * map[w * a->channels + c];
+}
+
+static void add_table(const attention *a, REAL *table, const REAL *planes, const REAL *map,
+                      ptrdiff_t count)
+{
+    ptrdiff_t o = 0;
+    for (; o + 7 <= count; o += 7)
+        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, 7);
+    for (; o < count; o++)
+        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, 1);
+}
+
+/* The gradients of the logits of row h, and from them those of its queries and of q's table. */
+static void weigh_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t h)
+{
+    ptrdiff_t channel = unit % a->heads * a->depth, pixel = unit / a->heads * a->height + h;
+    const REAL *mine = planar_row(a, &m->grad, a->grad, unit, h);
+    weigh(a, m, unit, h);
+    memset(m->grads, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
+    for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+        ptrdiff_t other = h + kh * a->dilation - a->border;
+        if (other < 0 || other >= a->height)
+            continue;
+        const REAL *y = planar_row(a, &m->v, a->v, unit, other);
+        REAL *plane = m->grads + kh * a->kernel * a->wide;
+#define CALL(size) add_logits(a, plane, mine, y, NULL, NULL, 1, size)
+        FOR_KERNEL_OR_ONE(a->kernel, CALL)
+#undef CALL
+    }
+    normalise_grads(a, m, unit % a->heads);
+    if (!a->q)
+        return;
+    clear_row(a, m);
+    for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+        ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
+        int inside = a->product && other >= 0 && other < a->height;
+        const REAL *y = inside ? planar_row(a, &m->k, a->k, unit, other) : NULL;
+        const REAL *table = a->qr ? a->qr + row * a->channels + channel : NULL;
+#define CALL(size) add_sums(a, m->row, m->grads + row * a->wide, y, 0, a->dilation, table, size)
+        FOR_KERNEL(a->kernel, CALL)
+#undef CALL
+    }
+    leave(a, m->row, a->dq, unit, h);
+    if (a->qr)
+        add_table(a, m->dqr + channel, m->grads,
+                  a->q + pixel * a->width * a->channels + channel, a->taps);
+}
+
+/* The gradients of the keys and values of row j, and of k's table, from all rows that read it. */
+static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t j)
+{
+    ptrdiff_t channel = unit % a->heads * a->depth, size = a->taps * a->wide;
+    ptrdiff_t pixel = unit / a->heads * a->height + j, start = 2 * a->border;
+    for (int is_key = 0; is_key < (a->k ? 2 : 1); is_key++) {
+        clear_row(a, m);
+        for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+            ptrdiff_t i = j - kh * a->dilation + a->border, row = kh * a->kernel;
+            if (i < 0 || i >= a->height)
+                continue;
+            REAL *planes = is_key ? m->skewed_grads : m->skewed;
+            planes += i % a->slots * size + row * a->wide;
+            const REAL *y = NULL, *table = NULL;
+            if (!is_key)
+                y = planar_row(a, &m->grad, a->grad, unit, i);
+            else if (a->product)
+                y = planar_row(a, &m->q, a->q, unit, i);
+            if (is_key && a->rk) {
+                table = a->rk + row * a->channels + channel;
+                add_table(a, m->drk + row * a->channels + channel, planes,
+                          a->k + pixel * a->width * a->channels + channel, a->kernel);
+            }
+#define CALL(size) add_sums(a, m->row, planes, y, start, -a->dilation, table, size)
+            FOR_KERNEL(a->kernel, CALL)
+#undef CALL
+        }
+        leave(a, m->row, is_key ? a->dk : a->dv, unit, j);
+    }
+}
+
+static void attend_grads(const attention *a, workspace *m, ptrdiff_t unit)
+{
+    ptrdiff_t size = a->taps * a->wide;
+    for (ptrdiff_t h = 0; h < a->height + a->border; h++) {
+        if (h < a->height) {
+            weigh_grads(a, m, unit, h);
+            skew_planes(a, m->skewed + h % a->slots * size, m->planes);
+            if (a->k)
+                skew_planes(a, m->skewed_grads + h % a->slots * size, m->grads);
+        }
+        if (h >= a->border)
+            collect_grads(a, m, unit, h - a->border);
+    }
+}
+
+static int open_workspace(const attention *a, workspace *m)
+{
+    ptrdiff_t rows = a->depth * a->bordered, planes = a->taps * a->wide;
+    int grad = a->grad != NULL;
+    *m = (workspace){0};
+    int failed = open_ring(&m->q, a->slots, a->q ? rows : 0);
+    failed |= open_ring(&m->k, a->slots, a->k ? rows : 0);
+    failed |= open_ring(&m->v, a->slots, rows);
+    failed |= open_ring(&m->grad, a->slots, grad ? rows : 0);
+    m->planes = allocate(planes);
+    m->grads = allocate(grad * planes);
+    m->skewed = allocate(grad * a->slots * planes);
+    m->skewed_grads = allocate(grad * (a->k != NULL) * a->slots * planes);
+    m->spread = allocate(a->wide);
+    m->mean = allocate(a->wide);
+    m->row = allocate(a->depth * a->wide);
+    m->dqr = allocate(grad * (a->qr != NULL) * a->taps * a->channels);
+    m->drk = allocate(grad * (a->rk != NULL) * a->taps * a->channels);
+    m->dbias = allocate(grad * (a->bias != NULL) * a->taps * a->heads * LANES);
+    return failed || !m->planes || !m->grads || !m->skewed || !m->skewed_grads || !m->spread ||
+           !m->mean || !m->row || !m->dqr || !m->drk || !m->dbias;
+}
+
+static void close_workspace(workspace *m)
+{
+    close_ring(&m->q);
+    close_ring(&m->k);
+    close_ring(&m->v);
+    close_ring(&m->grad);
+    REAL *all[] = {m->planes, m->grads, m->skewed, m->skewed_grads, m->spread,
+                   m->mean,   m->row,   m->dqr,    m->drk,          m->dbias};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+        free(all[i]);
+}
+
+static int run(attention *a, workspace *all, int threads)
+{
+    ptrdiff_t units = a->batch * a->heads;
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
+    for (int thread = 0; thread < threads; thread++) {
+        failed |= open_workspace(a, all + thread);
+        for (ptrdiff_t unit = units * thread / threads;
+             unit < units * (thread + 1) / threads && !failed; unit++) {
+            if (a->grad)
+                attend_grads(a, all + thread, unit);
+            else
+                attend(a, all + thread, unit);
+        }
+    }
+    return failed;
+}
+
+static void derive(attention *a)
+{
+    a->depth = a->channels / a->heads;
+    a->taps = a->kernel * a->kernel;
+    a->border = a->kernel / 2 * a->dilation;
+    a->slots = (a->kernel - 1) * a->dilation + 1;
+    a->wide = round_up(a->width);
+    a->bordered = a->wide + 2 * a->border;
+}
+
+static int thread_count(const attention *a, int threads)
+{
+    problem p = {.batch = a->batch, .height = a->height, .width = a->width,
+                 .channels = a->channels, .kernel = a->kernel};
+    threads = useful_threads(&p, threads);
+    ptrdiff_t units = a->batch * a->heads;
+    return units < 1 ? 1 : units < threads ? (int)units : threads;
+}
+
+/* y of maps q, k, v (B,H,W,C), tables qr, rk (K*K,C) and bias (K*K,heads); all but v may be NULL. */
+int neighborhood_attention(REAL *y, const REAL *q, const REAL *k, const REAL *v, const REAL *qr,
+                           const REAL *rk, const REAL *bias, double scale, int product, int norm,
+                           ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
+                           ptrdiff_t heads, ptrdiff_t kernel, ptrdiff_t dilation, int threads)
+{
+    attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
+                   .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
+                   .qr = qr, .rk = rk, .bias = bias, .y = y, .scale = (REAL)scale,
+                   .product = product, .norm = norm};
+    derive(&a);
+    threads = thread_count(&a, threads);
+    workspace *all = calloc((size_t)threads, sizeof(workspace));
+    int failed = all ? run(&a, all, threads) : 1;
+    for (int thread = 0; all && thread < threads; thread++)
+        close_workspace(all + thread);
+    free(all);
+    return failed;
+}
+
+/* result[i] = the sum over threads, in their order, of `parts` items of one of their tables. */
+static void add_tables(REAL *result, workspace *all, int threads, ptrdiff_t size, ptrdiff_t parts,
+                       size_t member)
+{
+    for (ptrdiff_t i = 0; result && i < size; i++) {
+        REAL sum = 0;
+        for (int thread = 0; thread < threads; thread++)
+            for (ptrdiff_t part = 0; part < parts; part++)
+                sum += (*(REAL **)((char *)(all + thread) + member))[i * parts + part];
+        result[i] = sum;
+    }
+}
+
+/* The gradients of `neighborhood_attention` for the gradient of y; results are NULL where their
+ * operand is. */
+int neighborhood_attention_grad(REAL *dq, REAL *dk, REAL *dv, REAL *dqr, REAL *drk, REAL *dbias,
+                                const REAL *grad, const REAL *q, const REAL *k, const REAL *v,
+                                const REAL *qr, const REAL *rk, const REAL *bias, double scale,
+                                int product, int norm, ptrdiff_t batch, ptrdiff_t height,
+                                ptrdiff_t width, ptrdiff_t channels, ptrdiff_t heads,
+                                ptrdiff_t kernel, ptrdiff_t dilation, int threads)
+{
+    attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
+                   .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
+                   .qr = qr, .rk = rk, .bias = bias, .grad = grad, .dq = dq, .dk = dk, .dv = dv,
+                   .scale = (REAL)scale, .product = product, .norm = norm};
+    derive(&a);
+    threads = thread_count(&a, threads);
+    workspace *all = calloc((size_t)threads, sizeof(workspace));
+    int failed = all ? run(&a, all, threads) : 1;
+    if (!failed) {
+        add_tables(dqr, all, threads, a.taps * channels, 1, offsetof(workspace, dqr));
+        add_tables(drk, all, threads, a.taps * channels, 1, offsetof(workspace, drk));
+        add_tables(dbias, all, threads, a.taps * heads, LANES, offsetof(workspace, dbias));
+    }
+    for (int thread = 0; all && thread < threads; thread++)
+        close_workspace(all + thread);
+    free(all);
+    return failed;
+}

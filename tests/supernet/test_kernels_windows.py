@@ -1,0 +1,94 @@
+"""Shifted windows: one additive tensor for bias and mask, explicit products or the fused kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from searchspace.mixers import WindowAttention
+from supernet.kernels.normalisation import normalise
+from supernet.kernels.select import VARIABLE, prefers_sdpa
+from supernet.mixers import window_attention
+from supernet.mixers.sharing import Place
+from supernet.mixers.window_attention import WindowAttentionMixer
+
+TERMS = ("qk", "qk+bias", "qk+qr+rk", "qk+qr+rk+bias")
+
+
+def gradients(module: WindowAttentionMixer, x: Tensor, mixer: WindowAttention) -> list[Tensor]:
+    y = module(x, mixer)
+    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return [y, *torch.autograd.grad(y, [x, *module.parameters()], weight)]
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("block", [0, 1])
+def test_the_fused_kernel_computes_what_the_explicit_products_do(
+    monkeypatch: pytest.MonkeyPatch, terms: str, block: int
+) -> None:
+    torch.manual_seed(0)
+    mixer = WindowAttention(window_size=3, num_heads=2, terms=terms)
+    module = WindowAttentionMixer([mixer], place=Place(dim=6, size=7, block=block)).double()
+    x = torch.randn(2, 7, 6, 6, dtype=torch.float64, requires_grad=True)
+    explicit = gradients(module, x, mixer)
+
+    monkeypatch.setattr(window_attention, "prefers_sdpa", lambda queries: True)
+    fused = gradients(module, x, mixer)
+
+    for a, b in zip(fused, explicit, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("terms", [*TERMS, "bias", "qr", "rk"])
+@pytest.mark.parametrize("norm", ["softmax", "filter_norm", "identity"])
+def test_tokens_that_were_no_neighbours_before_the_shift_do_not_meet(terms: str, norm: str) -> None:
+    torch.manual_seed(0)
+    mixer = WindowAttention(window_size=4, num_heads=2, terms=terms, norm=norm)
+    module = WindowAttentionMixer([mixer], place=Place(dim=6, size=8, block=1))
+    x = torch.randn(1, 8, 8, 6)
+    other = x.clone()
+    other[:, :2] += 10.0
+
+    changed = (module(x, mixer) != module(other, mixer)).any(-1)
+
+    # Statistics of filter normalisation see all pairs of a window.
+    if norm != "filter_norm":
+        assert not changed[:, 2:].any()
+    assert changed[:, :2].all()
+
+
+def test_masked_weights_are_zero_and_no_denormal_number() -> None:
+    masked = torch.tensor([False, True, False])
+
+    weights = normalise(torch.tensor([0.3, 50.0, -0.2]), "softmax", masked)
+
+    assert weights[1] == 0
+    torch.testing.assert_close(weights[[0, 2]], torch.tensor([0.3, -0.2]).softmax(0))
+
+
+def test_a_shift_adds_no_pass_over_the_logits() -> None:
+    mixer = WindowAttention(window_size=7, num_heads=2)
+    x = torch.randn(2, 14, 14, 8, requires_grad=True)
+    counts = []
+    for block in (0, 1):
+        module = WindowAttentionMixer([mixer], place=Place(dim=8, size=14, block=block))
+        module(x, mixer)  # fills the caches of offsets and masks
+        with torch.profiler.profile(record_shapes=True) as profile:
+            module(x, mixer).sum().backward()
+        counts.append(sum(_touches_logits(event.input_shapes) for event in profile.events()))
+
+    assert 0 < counts[1] <= counts[0]
+
+
+def _touches_logits(shapes: list[list[int]]) -> bool:
+    return [2, 4, 2, 49, 49] in shapes
+
+
+def test_the_fused_kernel_serves_accelerators_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert not prefers_sdpa(torch.zeros(1))
+    assert prefers_sdpa(torch.zeros(1, device="meta"))
+
+    monkeypatch.setenv(VARIABLE, "naive")
+    assert not prefers_sdpa(torch.zeros(1, device="meta"))
