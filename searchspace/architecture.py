@@ -23,9 +23,7 @@ from searchspace.mixers import (
     Elsa,
     InhomogeneousDepthwiseConv,
     Involution,
-    LocalMlp,
     Mixer,
-    WindowAttention,
     changed_settings,
     describe_mixer,
     elsa_qk_dim,
@@ -34,6 +32,9 @@ from searchspace.mixers import (
 )
 
 BlockNorm = Literal["default", "layer", "batch", "centred_batch"]
+# Windows, and cells that keys are reduced over, are at most the map.
+SHRINKING = ("window_size", "sr_ratio")
+
 BLOCK_NORMS: tuple[str, ...] = get_args(BlockNorm)
 
 
@@ -312,7 +313,7 @@ def _shrink_windows(stage: Stage, size: int) -> Stage:
 
 
 def on_map(mixer: Mixer, size: int) -> Mixer:
-    """Return what the mixer is on a map of that side in tokens: windows shrink to the map."""
-    if isinstance(mixer, WindowAttention | LocalMlp):
-        return dataclasses.replace(mixer, window_size=min(mixer.window_size, size))
-    return mixer
+    """Return what the mixer is on a map of that side in tokens: `SHRINKING` settings fit it."""
+    shrunk = {name: min(getattr(mixer, name, 0), size) for name in SHRINKING}
+    changed = {name: value for name, value in shrunk.items() if value < getattr(mixer, name, 0)}
+    return dataclasses.replace(mixer, **changed) if changed else mixer

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from searchspace.architecture import Architecture, BlockNorm, Stage, on_map
+from searchspace.architecture import SHRINKING, Architecture, BlockNorm, Stage, on_map
 from searchspace.cost import count, count_mixer
 from searchspace.families import FAMILIES, map_sizes
 from searchspace.mixers import (
@@ -320,7 +320,7 @@ class SearchSpace:
 def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) -> Setting:
     """Find the option that is stored as ``wanted`` (a window larger than its map is the map)."""
     for option in options:
-        if option == wanted or (name == "window_size" and min(int(option), size) == wanted):
+        if option == wanted or (name in SHRINKING and min(int(option), size) == wanted):
             return option
     raise ValueError(f"The space offers {name} {list(options)}, the architecture has {wanted!r}.")
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import BLOCK_NORMS, Architecture, Stage
+from searchspace.families import FAMILIES
 from searchspace.mixers import (
+    CONVS,
     NORMS,
     TERMS,
+    DecoupledDynamicFilter,
     DepthwiseConv,
+    DynamicDepthwiseConv,
     Elsa,
+    GlobalAttention,
     InhomogeneousDepthwiseConv,
+    Involution,
+    LocalMlp,
     Mixer,
     NeighborhoodAttention,
+    OutlookAttention,
     WindowAttention,
 )
 
-ODD_SIZES = st.sampled_from((1, 3, 5, 7))
-TERM_SUMS = st.lists(st.sampled_from(TERMS), min_size=1, max_size=4, unique=True).map("+".join)
+KERNEL_SIZES = st.sampled_from((1, 2, 3, 4, 5, 7))
+TERM_SUMS = st.lists(st.sampled_from(TERMS), min_size=1, max_size=5, unique=True).map("+".join)
 
 
 def divisors(number: int) -> st.SearchStrategy[int]:
@@ -27,45 +35,110 @@ def divisors(number: int) -> st.SearchStrategy[int]:
 
 def mixers(dim: int) -> st.SearchStrategy[Mixer]:
     """Draw any mixer for a width of at least 4 channels."""
-    attention = {
+    return st.one_of(_attention(dim), _static(dim), _dynamic(dim))
+
+
+def _attention(dim: int) -> st.SearchStrategy[Mixer]:
+    terms = {
         "num_heads": divisors(dim),
         "terms": TERM_SUMS,
         "norm": st.sampled_from(NORMS),
+        "conv": st.sampled_from(CONVS),
     }
     return st.one_of(
-        st.builds(WindowAttention, window_size=st.integers(1, 9), **attention),
-        st.builds(NeighborhoodAttention, kernel_size=ODD_SIZES, **attention),
-        st.builds(DepthwiseConv, kernel_size=ODD_SIZES),
-        st.builds(InhomogeneousDepthwiseConv, kernel_size=ODD_SIZES, num_groups=divisors(dim)),
+        st.builds(WindowAttention, window_size=st.integers(1, 9), **terms),
+        st.builds(NeighborhoodAttention, kernel_size=KERNEL_SIZES, **terms),
+        st.builds(GlobalAttention, num_heads=divisors(dim), sr_ratio=st.integers(1, 3)),
+        st.builds(
+            OutlookAttention,
+            num_heads=divisors(dim),
+            kernel_size=st.sampled_from((3, 5)),
+            stride=st.integers(1, 3),
+        ),
         st.builds(
             Elsa,
-            kernel_size=ODD_SIZES,
+            kernel_size=KERNEL_SIZES,
             num_heads=divisors(dim),
             group_width=st.sampled_from((1, 2, 4, 8)),
-            lam=st.sampled_from((0.0, 1.0, 2.0)),
+            lam=st.sampled_from((0.0, 0.5, 1.0, 2.0)),
             gamma=st.sampled_from((-1.0, 0.0, 0.5, 1.0)),
+            dilation=st.integers(1, 2),
+        ),
+    )
+
+
+def _static(dim: int) -> st.SearchStrategy[Mixer]:
+    return st.one_of(
+        st.builds(
+            LocalMlp,
+            window_size=st.integers(1, 9),
+            num_heads=divisors(dim),
+            shared_positions=st.booleans(),
+        ),
+        st.builds(
+            DepthwiseConv,
+            kernel_size=KERNEL_SIZES,
+            channels_per_filter=divisors(dim),
+            shared_positions=st.booleans(),
+        ),
+    )
+
+
+def _dynamic(dim: int) -> st.SearchStrategy[Mixer]:
+    return st.one_of(
+        st.builds(DynamicDepthwiseConv, kernel_size=KERNEL_SIZES),
+        st.builds(InhomogeneousDepthwiseConv, kernel_size=KERNEL_SIZES, num_groups=divisors(dim)),
+        st.builds(
+            Involution,
+            kernel_size=KERNEL_SIZES,
+            group_channels=divisors(dim),
+            reduction=st.sampled_from((1, 2, 4)),
+        ),
+        st.builds(
+            DecoupledDynamicFilter,
+            kernel_size=KERNEL_SIZES,
+            num_heads=divisors(dim),
+            combine=st.sampled_from(("mul", "add")),
+            se_ratio=st.sampled_from((0.3, 0.5, 1.0)),
+            dilation=st.integers(1, 2),
         ),
     )
 
 
 @st.composite
-def stages(draw: st.DrawFn) -> Stage:
+def stages(draw: st.DrawFn, dim: int | None = None) -> Stage:
     """Draw a narrow stage of one to three blocks, each with its own mixer."""
-    dim = draw(st.sampled_from((4, 6, 8, 12, 16)))
+    dim = dim or draw(st.sampled_from((4, 6, 8, 12, 16)))
     blocks = draw(st.lists(mixers(dim), min_size=1, max_size=3))
     return Stage(
-        dim=dim, mixers=tuple(blocks), mlp_ratio=draw(st.sampled_from((0.5, 1.0, 2.5, 4.0)))
+        dim=dim,
+        mixers=tuple(blocks),
+        mlp_ratio=draw(st.sampled_from((0.5, 1.0, 2.5, 4.0))),
+        norm=draw(st.sampled_from(BLOCK_NORMS)),
+        se_reduction=draw(st.sampled_from((0, 0, 2, 4))),
+        local_conv=draw(st.sampled_from((0, 0, 3))),
     )
 
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Draw a small network; its maps have odd sides too."""
-    patch_size = draw(st.sampled_from((1, 2, 4)))
+    """Draw a small network of any family; its maps have odd sides too."""
+    family = draw(st.sampled_from(tuple(FAMILIES)))
+    rule = FAMILIES[family]
+    number = draw(st.integers(1, 3))
+    # Families that round down need a token left in the last stage.
+    least = 1 if rule.rounds_up else 2 ** min(number - 1, rule.halvings)
+    patch_size = draw(st.sampled_from((2, 4) if rule.has_conv_stem else (1, 2, 4)))
+    drawn = [draw(stages()) for _ in range(min(number, rule.halvings))]
+    if number > rule.halvings:
+        dim = draw(st.sampled_from((4, 8, 12)))
+        drawn += [draw(stages(dim)) for _ in range(number - rule.halvings)]
     return Architecture(
-        img_size=patch_size * draw(st.integers(1, 9)),
+        family=family,
+        img_size=patch_size * draw(st.integers(least, 9)),
         patch_size=patch_size,
-        stages=tuple(draw(st.lists(stages(), min_size=1, max_size=3))),
+        stages=tuple(drawn),
         num_classes=draw(st.integers(1, 12)),
         in_chans=draw(st.sampled_from((1, 3))),
+        stem_dim=draw(st.integers(1, 4)) if rule.has_conv_stem else 0,
     )
