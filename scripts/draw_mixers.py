@@ -128,7 +128,7 @@ def _responses(module: nn.Module, mixer: Mixer, x: Tensor, *, channel: int) -> n
 def _blind(module: nn.Module, *, channel: int) -> None:
     """Let nothing that makes weights see the channel."""
     for name, parameter in module.named_parameters():
-        if name.endswith(GENERATORS) or name == "weight" and parameter.dim() == 4:
+        if name.endswith(GENERATORS) or (name == "weight" and parameter.dim() == 4):
             parameter[..., channel] = 0
         if name.endswith("in_proj.weight"):
             parameter[:-DIM, channel] = 0

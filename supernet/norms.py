@@ -12,7 +12,17 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of channels-last maps (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel over the batch and all positions."""
+        """Normalise each channel over the batch and all positions.
+
+        Raises:
+            ValueError: In train mode, if there is one image of one position (a pooled map).
+        """
+        if self.training and x.shape[0] * x.shape[1] * x.shape[2] == 1:
+            raise ValueError(
+                "Batch norm in train mode needs more than one value a channel, got a batch of one "
+                "image whose map is 1 x 1 (or pooled). Train with a batch size of at least 2, drop "
+                "a last batch of one image, or call eval()."
+            )
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

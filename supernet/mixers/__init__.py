@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from torch import nn
 
-from supernet.mixers.depthwise import DepthwiseConvMixer, InhomogeneousDepthwiseConvMixer
+from supernet.mixers.depthwise import DepthwiseConvMixer
+from supernet.mixers.dynamic_depthwise import DynamicDepthwiseConvMixer
 from supernet.mixers.elsa import ElsaMixer
+from supernet.mixers.inhomogeneous import InhomogeneousDepthwiseConvMixer, InvolutionMixer
+from supernet.mixers.local_mlp import LocalMlpMixer
 from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
 from supernet.mixers.window_attention import WindowAttentionMixer
 
 MIXERS: dict[str, type[nn.Module]] = {
     "window_attention": WindowAttentionMixer,
     "neighborhood_attention": NeighborhoodAttentionMixer,
+    "local_mlp": LocalMlpMixer,
     "depthwise_conv": DepthwiseConvMixer,
+    "dynamic_depthwise_conv": DynamicDepthwiseConvMixer,
     "inhomogeneous_depthwise_conv": InhomogeneousDepthwiseConvMixer,
+    "involution": InvolutionMixer,
     "elsa": ElsaMixer,
 }
 

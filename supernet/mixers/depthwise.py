@@ -1,122 +1,99 @@
-"""Depth-wise convolution blocks of Han et al. 2022: static (DW) and inhomogeneous dynamic (I-D-DW).
+"""Static depth-wise convolution (Han et al. 2022, DW), with the weight sharing of their Table 4.
 
-https://arxiv.org/abs/2106.04263, as in the first published DWNet code: a 1x1 convolution without
-bias, batch norm, ReLU, the spatial filter, batch norm, ReLU, a 1x1 convolution without bias, batch
-norm. There is no norm in front; convolutions keep PyTorch's default initialisation.
+``channels_per_filter`` neighbouring channels have one filter. With ``shared_positions=False`` every
+position of the map has filters of its own (a locally connected layer); every channel has one bias
+either way, as Han's parameter counts say (23.9M and 26.2M for the tiny network).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from searchspace.mixers import DepthwiseConv, InhomogeneousDepthwiseConv
+from searchspace.mixers import DepthwiseConv
 from supernet.kernels import aggregate, depthwise_conv
-from supernet.mixers.sharing import Place, centre_taps, head_rows, state_of
-from supernet.norms import BatchNorm, build_norm
-
-
-class Pointwise(nn.Module):
-    """The 1x1 convolutions and batch norms around the spatial filter of a convolution block."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        dim, norm = place.dim, place.norm
-        self.conv_in = nn.Linear(dim, dim, bias=False)
-        self.norm_in = build_norm(dim, norm, default="batch")
-        self.norm_mid = build_norm(dim, norm, default="batch")
-        self.conv_out = nn.Linear(dim, dim, bias=False)
-        self.norm_out = build_norm(dim, norm, default="batch")
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Compute what the spatial filter sees, (B, H, W, C)."""
-        return F.relu(self.norm_in(self.conv_in(x)))
-
-    def leave(self, y: Tensor) -> Tensor:
-        """Compute the output of the block from the filtered map."""
-        return self.norm_out(self.conv_out(F.relu(self.norm_mid(y))))
+from supernet.mixers.pointwise import Pointwise
+from supernet.mixers.sharing import Place, centre_taps, check_map_size, head_rows, state_of
 
 
 class DepthwiseConvMixer(nn.Module):
-    """Depth-wise convolution of every kernel size in ``options``: centred slices of the largest.
+    """Depth-wise convolution of every setting in ``options``.
+
+    Smaller kernels are centres of the largest. A filter for more channels is the finest filter that
+    begins at the same channel. Filters for all positions and filters for each position are separate
+    weights; the bias is one.
 
     Args:
         options: The settings that the block offers.
-        place: Where the mixer stands; any map size works.
+        place: Where the mixer stands. Any map size works, except that filters for each position
+            belong to maps of ``place.size``.
     """
 
     def __init__(self, options: Sequence[DepthwiseConv], *, place: Place) -> None:
         super().__init__()
-        self.pointwise = Pointwise(place)
-        largest = max(option.kernel_size for option in options)
         dim = place.dim
-        conv = nn.Conv2d(dim, dim, largest, groups=dim)  # for its default initialisation
-        assert conv.bias is not None
-        self.weight = nn.Parameter(conv.weight.detach().flatten(1).t().contiguous())  # (K*K, C)
-        self.bias = nn.Parameter(conv.bias.detach())
+        self.size = place.size
+        self.pointwise = Pointwise(place)
+        self.weight = self.position_weight = None
+        if shared := [option for option in options if option.shared_positions]:
+            self.weight = nn.Parameter(_new_filters(shared, dim).t().contiguous())  # (K*K, F)
+        if unshared := [option for option in options if not option.shared_positions]:
+            table = _new_filters(unshared, dim, positions=place.size**2)
+            table = table.t().unflatten(1, (place.size**2, -1))
+            self.position_weight = nn.Parameter(table.contiguous())  # (K*K, H*W, F)
+        bound = 1 / max(option.kernel_size for option in options)
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
 
     def select(self, mixer: DepthwiseConv) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
-        weight = centre_taps(self.weight, mixer.kernel_size)
-        return {**state_of(self.pointwise, "pointwise"), "weight": weight, "bias": self.bias}
-
-    def forward(self, x: Tensor, mixer: DepthwiseConv) -> Tensor:
-        """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        weight = centre_taps(self.weight, mixer.kernel_size)
-        kernel = weight.t().unflatten(1, (mixer.kernel_size, mixer.kernel_size))
-        y = depthwise_conv(self.pointwise.enter(x).contiguous(), kernel.contiguous(), self.bias)
-        return self.pointwise.leave(y)
-
-
-class InhomogeneousDepthwiseConvMixer(nn.Module):
-    """Filters generated at every position (I-D-DW), shared by the channels of a group.
-
-    The generator is a bottleneck on the pixel: dim -> dim / 4 with bias, batch norm, ReLU,
-    -> groups * K * K with bias. The filter is not normalised and has no additive bias.
-
-    Args:
-        options: The settings that the block offers.
-        place: Where the mixer stands; any map size works.
-    """
-
-    def __init__(self, options: Sequence[InhomogeneousDepthwiseConv], *, place: Place) -> None:
-        super().__init__()
-        dim, hidden = place.dim, place.dim // 4
-        self.pointwise = Pointwise(place)
-        self.reduce = nn.Linear(dim, hidden)
-        self.norm = BatchNorm(hidden)
-        groups = max(option.num_groups for option in options)
-        taps = max(option.kernel_size for option in options) ** 2
-        generate = nn.Linear(hidden, groups * taps)  # for its default initialisation
-        weight = generate.weight.detach().unflatten(0, (groups, taps))
-        self.weight = nn.Parameter(weight.transpose(0, 1).contiguous())  # (K*K, G, hidden)
-        self.bias = nn.Parameter(generate.bias.detach().view(groups, taps).t().contiguous())
-
-    def select(self, mixer: InhomogeneousDepthwiseConv) -> dict[str, Tensor]:
-        """Return the state of the module that has only this setting."""
-        weight, bias = self._generator(mixer)
+        name = "weight" if mixer.shared_positions else "position_weight"
         return {
             **state_of(self.pointwise, "pointwise"),
-            **state_of(self.reduce, "reduce"),
-            **state_of(self.norm, "norm"),
-            "weight": weight,
-            "bias": bias,
+            "bias": self.bias,
+            name: self._filters(mixer),
         }
 
-    def forward(self, x: Tensor, mixer: InhomogeneousDepthwiseConv) -> Tensor:
-        """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        x = self.pointwise.enter(x)
-        weight, bias = self._generator(mixer)
-        hidden = F.relu(self.norm(self.reduce(x)))
-        # Group-major, as `aggregate` wants its filters: (G * K*K, hidden).
-        filters = F.linear(hidden, weight.transpose(0, 1).flatten(0, 1), bias.t().flatten())
-        filters = filters.unflatten(-1, (mixer.num_groups, mixer.kernel_size**2))
-        return self.pointwise.leave(aggregate(filters, x.contiguous(), mixer.kernel_size))
+    def forward(self, x: Tensor, mixer: DepthwiseConv) -> Tensor:
+        """Mix the tokens of a map of shape (B, H, W, C); the shape stays.
 
-    def _generator(self, mixer: InhomogeneousDepthwiseConv) -> tuple[Tensor, Tensor]:
-        """Slice the generator's last layer: (K*K, G, hidden) and (K*K, G)."""
-        weight, bias = (centre_taps(table, mixer.kernel_size) for table in (self.weight, self.bias))
-        groups = mixer.num_groups
-        return head_rows(weight, groups, dim=1), head_rows(bias, groups, dim=1)
+        Raises:
+            ValueError: If positions have their own filters and the map has another size.
+        """
+        return self.pointwise.leave(self.convolve(self.pointwise.enter(x), mixer))
+
+    def convolve(self, x: Tensor, mixer: DepthwiseConv) -> Tensor:
+        """Apply the spatial filter alone to (B, H, W, C)."""
+        filters = self._filters(mixer)
+        if not mixer.shared_positions:
+            check_map_size(x, mixer, size=self.size)
+            return _filter_positions(x, filters, mixer.kernel_size) + self.bias
+        rows = filters.t().repeat_interleave(mixer.channels_per_filter, 0)  # (C, K*K)
+        kernel = rows.unflatten(1, (mixer.kernel_size, mixer.kernel_size))
+        return depthwise_conv(x.contiguous(), kernel.contiguous(), self.bias)
+
+    def _filters(self, mixer: DepthwiseConv) -> Tensor:
+        """Slice the filters of the setting: (K*K, F), unshared (K*K, H*W, F)."""
+        table = self.weight if mixer.shared_positions else self.position_weight
+        assert table is not None
+        filters = self.bias.shape[0] // mixer.channels_per_filter
+        return head_rows(centre_taps(table, mixer.kernel_size), filters, dim=table.dim() - 1)
+
+
+def _new_filters(options: Sequence[DepthwiseConv], dim: int, *, positions: int = 1) -> Tensor:
+    """Draw the finest filters of the options as `nn.Conv2d` would, (positions * F, K*K)."""
+    kernel = max(option.kernel_size for option in options)
+    filters = dim // min(option.channels_per_filter for option in options)
+    return torch.empty(positions * filters, kernel**2).uniform_(-1 / kernel, 1 / kernel)
+
+
+def _filter_positions(x: Tensor, filters: Tensor, kernel_size: int) -> Tensor:
+    """Filter a map (B, H, W, C) with filters (K*K, H*W, F) that depend on the position only."""
+    batch, height, width, _ = x.shape
+    num_filters = filters.shape[-1]
+    # One map whose groups hold the channels of all images: no filter is repeated for a batch.
+    folded = x.unflatten(-1, (num_filters, -1)).permute(1, 2, 3, 0, 4).flatten(2)
+    areas = filters.permute(1, 2, 0).unflatten(0, (height, width))  # (H, W, F, K*K)
+    y = aggregate(areas[None].contiguous(), folded[None].contiguous(), kernel_size)
+    return y[0].unflatten(-1, (num_filters, batch, -1)).permute(3, 0, 1, 2, 4).flatten(3)

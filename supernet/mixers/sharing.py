@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import BlockNorm
+from searchspace.mixers import Mixer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +72,20 @@ def head_rows(table: Tensor, num_heads: int, *, dim: int) -> Tensor:
         return table.unflatten(dim, (num_heads, step)).select(dim + 1, 0)
     rows = torch.arange(num_heads, device=table.device) * full // num_heads
     return table.index_select(dim, rows)
+
+
+def check_map_size(x: Tensor, mixer: Mixer, *, size: int) -> None:
+    """Refuse a map (B, H, W, C) that is not ``size`` x ``size``, for weights of each position.
+
+    Raises:
+        ValueError: If the map has another size.
+    """
+    if x.shape[1:3] != (size, size):
+        raise ValueError(
+            f"{mixer.kind} with shared_positions=False has weights for each position of "
+            f"{size} x {size} tokens, got a map of {x.shape[1]} x {x.shape[2]}. Build the network "
+            "for images of this size, or share the positions."
+        )
 
 
 def state_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from searchspace.mixers import Elsa, GlobalAttention, OutlookAttention, WindowAt
 from supernet.macro import ClassBlock, PositionEncoding
 from supernet.network import build_subnet
 from supernet.published import convert
-from tests.supernet.test_golden import check, load, read, state_of, take
+from tests.golden import check, load, read, state_of, take
 
 VOLO = Architecture(
     family="volo",
