@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from supernet.mixers.decoupled_dynamic_filter import DecoupledDynamicFilterMixer
 from supernet.mixers.depthwise import DepthwiseConvMixer, InhomogeneousDepthwiseConvMixer
 from supernet.mixers.elsa import ElsaMixer
+from supernet.mixers.global_attention import GlobalAttentionMixer
 from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
+from supernet.mixers.outlook_attention import OutlookAttentionMixer
 from supernet.mixers.window_attention import WindowAttentionMixer
 
 MIXERS: dict[str, type[nn.Module]] = {
@@ -19,7 +22,10 @@ MIXERS: dict[str, type[nn.Module]] = {
     "neighborhood_attention": NeighborhoodAttentionMixer,
     "depthwise_conv": DepthwiseConvMixer,
     "inhomogeneous_depthwise_conv": InhomogeneousDepthwiseConvMixer,
+    "decoupled_dynamic_filter": DecoupledDynamicFilterMixer,
+    "outlook_attention": OutlookAttentionMixer,
     "elsa": ElsaMixer,
+    "global_attention": GlobalAttentionMixer,
 }
 
 __all__ = ["MIXERS"]
