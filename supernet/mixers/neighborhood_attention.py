@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from searchspace.mixers import NeighborhoodAttention, split_terms
 from supernet.kernels import aggregate, neighborhood_logits, skew
 from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.mixers.convolutional_attention import convolve_logits, respond
 from supernet.mixers.sharing import Place
 
 
@@ -39,21 +40,25 @@ class NeighborhoodAttentionMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: NeighborhoodAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        tokens = self.attention.project_in(x, mixer)
+        tokens = self.attention.project_in(x, mixer, self.attention.convolve(x, mixer))
         tables = self.attention.tables(mixer, mixer.kernel_size)
         heads = (mixer.num_heads, -1)
         scale = (x.shape[-1] // mixer.num_heads) ** -0.5
         terms: list[Tensor] = []  # each (B, H, W, N, taps), the bias (N, taps)
         if "qk" in split_terms(mixer.terms):
             q = tokens["q"] * scale
-            terms.append(
-                neighborhood_logits(q, tokens["k"].contiguous(), mixer.num_heads, mixer.kernel_size)
+            logits = neighborhood_logits(
+                q.contiguous(), tokens["k"].contiguous(), mixer.num_heads, mixer.kernel_size
             )
+            kernel = self.attention.post_kernel_of(mixer)
+            terms.append(logits if kernel is None else convolve_logits(logits, kernel))
         if "qr" in tables:
             terms.append(_dot(tokens["q"].unflatten(-1, heads) * scale, tables["qr"], heads))
         if "rk" in tables:
             response = _dot(tokens["k"].unflatten(-1, heads) * scale, tables["rk"], heads)
             terms.append(skew(response, mixer.kernel_size))
+        if "static" in tables:
+            terms.append(respond(x, tables["static"]))
         if "bias" in tables:
             terms.append(tables["bias"].t())
         weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm)

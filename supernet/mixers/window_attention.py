@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import WindowAttention
 from supernet.mixers.attention import AttentionWeights, normalise
+from supernet.mixers.convolutional_attention import convolve_logits, static_in_windows
 from supernet.mixers.sharing import Place
 
 
@@ -49,11 +50,15 @@ class WindowAttentionMixer(nn.Module):
         _, height, width, _ = x.shape
         window = min(mixer.window_size, max(height, width))
         shift = window // 2 if self.is_shifted and window < min(height, width) else 0
-        padded = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        if shift:
-            padded = padded.roll((-shift, -shift), (1, 2))
-        grid = (padded.shape[1], padded.shape[2])
-        mixed = self._attend(_partition(padded, window), mixer, window, grid, shift)
+        grid = (height + -height % window, width + -width % window)
+
+        def cut(map_BHWC: Tensor) -> Tensor:
+            padded = F.pad(map_BHWC, (0, 0, 0, grid[1] - width, 0, grid[0] - height))
+            return _partition(padded.roll((-shift, -shift), (1, 2)) if shift else padded, window)
+
+        convolved = self.attention.convolve(x, mixer)
+        cut_convolved = None if convolved is None else cut(convolved)
+        mixed = self._attend(cut(x), cut_convolved, mixer, window, grid, shift)
         y = _merge(mixed, window, grid)
         if shift:
             y = y.roll((shift, shift), (1, 2))
@@ -62,13 +67,14 @@ class WindowAttentionMixer(nn.Module):
     def _attend(
         self,
         x_BWLC: Tensor,
+        convolved: Tensor | None,
         mixer: WindowAttention,
         window: int,
         grid: tuple[int, int],
         shift: int,
     ) -> Tensor:
         heads = (mixer.num_heads, -1)
-        tokens = self.attention.project_in(x_BWLC, mixer)
+        tokens = self.attention.project_in(x_BWLC, mixer, convolved)
         q, k, v = (
             tokens[part].unflatten(-1, heads).transpose(2, 3) if part in tokens else None
             for part in "qkv"
@@ -80,12 +86,16 @@ class WindowAttentionMixer(nn.Module):
         logits: Tensor | None = None
         if "qk" in mixer.terms and q is not None and k is not None:
             logits = (q * scale) @ k.transpose(-2, -1)
+            if (kernel := self.attention.post_kernel_of(mixer)) is not None:
+                logits = convolve_logits(logits.transpose(2, 3), kernel).transpose(2, 3)
         if "qr" in tables and q is not None:
             r = tables["qr"][offsets].unflatten(-1, heads)  # (L, L, N, D)
             logits = _add(logits, torch.einsum("bwnid,ijnd->bwnij", q * scale, r))
         if "rk" in tables and k is not None:
             r = tables["rk"][offsets].unflatten(-1, heads)
             logits = _add(logits, torch.einsum("ijnd,bwnjd->bwnij", r, k * scale))
+        if "static" in tables:
+            logits = _add(logits, static_in_windows(x_BWLC, tables["static"], offsets))
         if "bias" in tables:
             logits = _add(logits, tables["bias"][offsets].permute(2, 0, 1))
         masked = _foreign_pairs(*grid, window, shift, x_BWLC.device) if shift else None
