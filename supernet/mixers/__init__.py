@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from supernet.mixers.decoupled_dynamic_filter import DecoupledDynamicFilterMixer
 from supernet.mixers.depthwise import DepthwiseConvMixer
 from supernet.mixers.dynamic_depthwise import DynamicDepthwiseConvMixer
 from supernet.mixers.elsa import ElsaMixer
+from supernet.mixers.global_attention import GlobalAttentionMixer
 from supernet.mixers.inhomogeneous import InhomogeneousDepthwiseConvMixer, InvolutionMixer
 from supernet.mixers.local_mlp import LocalMlpMixer
 from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
+from supernet.mixers.outlook_attention import OutlookAttentionMixer
 from supernet.mixers.window_attention import WindowAttentionMixer
 
 MIXERS: dict[str, type[nn.Module]] = {
@@ -25,7 +28,10 @@ MIXERS: dict[str, type[nn.Module]] = {
     "dynamic_depthwise_conv": DynamicDepthwiseConvMixer,
     "inhomogeneous_depthwise_conv": InhomogeneousDepthwiseConvMixer,
     "involution": InvolutionMixer,
+    "decoupled_dynamic_filter": DecoupledDynamicFilterMixer,
+    "outlook_attention": OutlookAttentionMixer,
     "elsa": ElsaMixer,
+    "global_attention": GlobalAttentionMixer,
 }
 
 __all__ = ["MIXERS"]

@@ -59,12 +59,5 @@ class DynamicDepthwiseConvMixer(nn.Module):
         """Apply the spatial filter alone to (B, H, W, C)."""
         size = mixer.kernel_size
         filters = self.generator(x.mean((1, 2), keepdim=True), self.dim, size)  # (B, 1, 1, C, K*K)
-        return _filter_images(x, filters.flatten(0, 3).unflatten(-1, (size, size)), self.bias)
-
-
-def _filter_images(x: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
-    """Convolve image b of (B, H, W, C) with kernels b*C to (b+1)*C of (B*C, K, K)."""
-    batch, _, _, dim = x.shape
-    folded = x.permute(1, 2, 0, 3).flatten(2)[None]  # one image of B*C channels
-    y = depthwise_conv(folded.contiguous(), kernels.contiguous())
-    return y[0].unflatten(-1, (batch, dim)).permute(2, 0, 1, 3) + bias
+        kernels = filters.flatten(1, 3).unflatten(-1, (size, size))
+        return depthwise_conv(x.contiguous(), kernels.contiguous()) + self.bias

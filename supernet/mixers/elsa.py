@@ -7,7 +7,8 @@ included. The ghost head turns a head's attention into a filter for every channe
     filter[c, o] = mul[c, o]^lam * attention[head(c), o] + gamma * add[c, o]
 
 and its additive part is a depth-wise convolution of the values. Head h owns the contiguous
-channels h*C/H to (h+1)*C/H, as in the published code (the paper's Algorithm 1 interleaves).
+channels h*C/H to (h+1)*C/H, as in the published code (the paper's Algorithm 1 interleaves). The
+dilation is that of the convolution and of the area.
 """
 
 from __future__ import annotations
@@ -20,101 +21,189 @@ from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
 from supernet.kernels import aggregate, depthwise_conv
-from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table, state_of
+from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table
 
 
 class ElsaMixer(nn.Module):
-    """ELSA of every setting in ``options``, weights shared over kernel size, heads, lam and gamma.
+    """ELSA of every setting in ``options``, weights shared.
+
+    Fewer channels of queries and keys, or of values, are the first ones. An output channel of a
+    narrower group, or of logits in groups, uses the weights of the same input channels.
 
     Args:
-        options: The settings that the block offers; they must agree on ``group_width``.
+        options: The settings that the block offers; every ``group_width`` divides the largest.
         place: Where the mixer stands; any map size works.
 
     Raises:
-        ValueError: If the options have several group widths.
+        ValueError: If a group width does not divide the largest.
     """
 
     def __init__(self, options: Sequence[Elsa], *, place: Place) -> None:
         super().__init__()
-        dim = place.dim
-        widths = sorted({option.group_width for option in options})
-        if len(widths) > 1:
-            raise ValueError(
-                f"elsa: the options of one block must have one group_width, got {widths}. "
-                "Give the space one group_width."
-            )
-        self.qk_dim = elsa_qk_dim(dim, widths[0])
+        dim = self.dim = place.dim
+        self.group_width = _widest_group(options)
+        self.qk_dim = max(self._qk_dim(option) for option in options)
+        self.v_dim = max(option.v_dim or dim for option in options)
         heads = max(option.num_heads for option in options)
-        kernel = max(option.kernel_size for option in options)
-        self.in_proj = nn.Linear(dim, 2 * self.qk_dim + dim)
-        self.proj = new_linear(dim, dim)
-        conv = nn.Conv2d(self.qk_dim, self.qk_dim, kernel, groups=self.qk_dim // widths[0])
-        assert conv.bias is not None
+        taps = max(option.kernel_size for option in options) ** 2
+        # One grouping of the logits is stored as such; several are parts of ungrouped weights.
+        groupings = {(o.logit_groups, o.num_heads, o.kernel_size, o.qk_dim) for o in options}
+        self.logit_width = self.qk_dim // (options[0].logit_groups if len(groupings) == 1 else 1)
+        self.in_proj = nn.Linear(dim, 2 * self.qk_dim + self.v_dim, bias=place.qkv_bias)
+        self.proj = new_linear(self.v_dim, dim)
         # Tables over taps come first on axis 0, so that one function slices them all.
-        self.conv_weight = nn.Parameter(conv.weight.detach().flatten(2).permute(2, 0, 1).clone())
-        self.conv_bias = nn.Parameter(conv.bias.detach())
-        logits = nn.Linear(self.qk_dim, heads * kernel**2)
-        weight = logits.weight.detach().unflatten(0, (heads, -1)).transpose(0, 1)
-        self.logit_weight = nn.Parameter(weight.clone())  # (K*K, heads, qk_dim)
-        self.logit_bias = nn.Parameter(logits.bias.detach().view(heads, -1).t().clone())
+        conv_inputs = self.group_width * taps
+        self.conv_weight = _uniform(taps, self.qk_dim, self.group_width, inputs=conv_inputs)
+        self.conv_bias = _uniform(self.qk_dim, inputs=conv_inputs)
+        self.logit_weight = _uniform(taps, heads, self.logit_width, inputs=self.logit_width)
+        self.logit_bias = _uniform(taps, heads, inputs=self.logit_width)
         has_mul = any(option.lam != 0 for option in options)
         has_add = any(option.gamma != 0 for option in options)
-        self.mul = nn.Parameter(torch.randn(kernel**2, dim)) if has_mul else None
-        self.add = new_table(kernel**2, dim) if has_add else None
+        self.mul = nn.Parameter(torch.randn(taps, self.v_dim)) if has_mul else None
+        self.add = new_table(taps, self.v_dim) if has_add else None
 
     def select(self, mixer: Elsa) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
+        weight, bias = self._in_proj(mixer)
         return {
-            **state_of(self.in_proj, "in_proj"),
-            **state_of(self.proj, "proj"),
-            "conv_bias": self.conv_bias,
+            "in_proj.weight": weight,
+            **({} if bias is None else {"in_proj.bias": bias}),
+            "proj.weight": self._proj_weight(mixer),
+            "proj.bias": self.proj.bias,
             **self._slices(mixer),
         }
 
     def forward(self, x: Tensor, mixer: Elsa) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        q, k, v = self.in_proj(x).split((self.qk_dim, self.qk_dim, x.shape[-1]), -1)
-        v, taps = v.contiguous(), mixer.kernel_size
+        qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
+        q, k, v = F.linear(x, *self._in_proj(mixer)).split((qk_dim, qk_dim, v_dim), -1)
         slices = self._slices(mixer)
         attention = self._logits(q * k, slices, mixer).softmax(-1)
         mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam)
-        y = aggregate(attention, v, taps, mul)
+        y = aggregate(attention, v.contiguous(), mixer.kernel_size, mul, dilation=mixer.dilation)
         if mixer.gamma != 0:
-            kernel = (mixer.gamma * slices["add"]).t().unflatten(1, (taps, taps))
-            y = y + depthwise_conv(v, kernel.contiguous())
-        return self.proj(y)
+            square = (mixer.kernel_size, mixer.kernel_size)
+            kernel = (mixer.gamma * slices["add"]).t().unflatten(1, square)
+            y = y + depthwise_conv(v.contiguous(), kernel.contiguous(), dilation=mixer.dilation)
+        return F.linear(y, self._proj_weight(mixer), self.proj.bias)
 
     def _logits(self, product: Tensor, slices: dict[str, Tensor], mixer: Elsa) -> Tensor:
         """Generate the logits (B, H, W, heads, K*K) from the Hadamard product (B, H, W, qk_dim)."""
-        taps = mixer.kernel_size
-        weight = slices["conv_weight"].permute(1, 2, 0).unflatten(-1, (taps, taps))
-        groups = self.qk_dim // mixer.group_width
+        size, dilation = mixer.kernel_size, mixer.dilation
+        weight = slices["conv_weight"].permute(1, 2, 0).unflatten(-1, (size, size))
+        image = product.permute(0, 3, 1, 2)
+        padding = size // 2 * dilation
+        if size % 2 == 0:
+            # An even kernel reaches one tap further up and left.
+            before, after = padding, padding - dilation
+            image, padding = F.pad(image, (before, after, before, after)), 0
+        groups = product.shape[-1] // mixer.group_width
         hidden = F.conv2d(
-            product.permute(0, 3, 1, 2), weight, self.conv_bias, padding=taps // 2, groups=groups
-        ).permute(0, 2, 3, 1)
+            image, weight, slices["conv_bias"], padding=padding, dilation=dilation, groups=groups
+        )
+        hidden = F.gelu(hidden).permute(0, 2, 3, 1)
         weight = slices["logit_weight"].transpose(0, 1).flatten(0, 1)
-        logits = F.linear(F.gelu(hidden), weight, slices["logit_bias"].t().flatten())
-        return logits.unflatten(-1, (mixer.num_heads, taps**2))
+        bias = slices["logit_bias"].t().flatten()
+        logits = _grouped_linear(hidden, weight, bias, mixer.logit_groups)
+        return logits.unflatten(-1, (mixer.num_heads, size**2))
+
+    def _qk_dim(self, mixer: Elsa) -> int:
+        return mixer.qk_dim or elsa_qk_dim(self.dim, mixer.group_width)
+
+    def _in_proj(self, mixer: Elsa) -> tuple[Tensor, Tensor | None]:
+        """Pick the rows of q, k and v: the first of each."""
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
+        if (qk_dim, v_dim) == (self.qk_dim, self.v_dim):
+            return weight, bias
+        starts = ((0, qk_dim), (self.qk_dim, qk_dim), (2 * self.qk_dim, v_dim))
+        picked = torch.cat([weight[start : start + rows] for start, rows in starts])
+        if bias is None:
+            return picked, None
+        return picked, torch.cat([bias[start : start + rows] for start, rows in starts])
+
+    def _proj_weight(self, mixer: Elsa) -> Tensor:
+        return self.proj.weight[:, : mixer.v_dim or self.dim]
 
     def _slices(self, mixer: Elsa) -> dict[str, Tensor]:
-        tables: dict[str, Tensor] = {"conv_weight": self.conv_weight}
-        tables["logit_weight"] = head_rows(self.logit_weight, mixer.num_heads, dim=1)
-        tables["logit_bias"] = head_rows(self.logit_bias, mixer.num_heads, dim=1)
+        tables = {
+            "conv_weight": self.conv_weight[:, : self._qk_dim(mixer)],
+            "logit_weight": head_rows(self.logit_weight, mixer.num_heads, dim=1),
+            "logit_bias": head_rows(self.logit_bias, mixer.num_heads, dim=1),
+        }
+        v_dim = mixer.v_dim or self.dim
         if mixer.lam != 0 and self.mul is not None:
-            tables["mul"] = self.mul
+            tables["mul"] = self.mul[:, :v_dim]
         if mixer.gamma != 0 and self.add is not None:
-            tables["add"] = self.add
-        return {name: centre_taps(table, mixer.kernel_size) for name, table in tables.items()}
+            tables["add"] = self.add[:, :v_dim]
+        found = {name: centre_taps(table, mixer.kernel_size) for name, table in tables.items()}
+        found["conv_weight"] = self._narrow_groups(found["conv_weight"], mixer.group_width)
+        found["logit_weight"] = self._narrow_logits(found["logit_weight"], mixer)
+        found["conv_bias"] = self.conv_bias[: self._qk_dim(mixer)]
+        return found
+
+    def _narrow_groups(self, weight: Tensor, width: int) -> Tensor:
+        """Cut (K*K, qk_dim, widest) to the input channels of narrower groups, (..., width)."""
+        if width == self.group_width:
+            return weight
+        channel = torch.arange(weight.shape[1], device=weight.device)
+        start = channel // width * width % self.group_width
+        inputs = start[:, None] + torch.arange(width, device=weight.device)
+        return weight.gather(2, inputs.expand(len(weight), -1, -1))
+
+    def _narrow_logits(self, weight: Tensor, mixer: Elsa) -> Tensor:
+        """Cut (K*K, heads, inputs) to the input channels of each logit's group."""
+        taps, heads, _ = weight.shape
+        width = self._qk_dim(mixer) // mixer.logit_groups
+        if width == self.logit_width:
+            return weight
+        if mixer.logit_groups == 1:
+            return weight[..., :width]
+        # The published 1x1 convolution groups its outputs head by head, tap by tap.
+        output = torch.arange(heads * taps, device=weight.device).view(heads, taps).t()
+        start = output // (heads * taps // mixer.logit_groups) * width
+        return weight.gather(2, start[..., None] + torch.arange(width, device=weight.device))
 
 
 def signed_power(base: Tensor, exponent: float) -> Tensor:
-    """Raise to a power >= 0: as published for integers, sign(x) * |x|^p between them.
+    """Raise to a power > 0: as published for integers, sign(x) * |x|^p between them.
 
-    The published code gives NaN for a negative base and a fractional exponent.
+    The published code gives NaN for a negative base and a fractional exponent. Where a power would
+    leave half the exponent range of the dtype (|x|^p > 1e19 in float32) it stays there, so that
+    neither it nor its gradient becomes infinite.
     """
     if exponent == 1:
         return base
+    limits = torch.finfo(base.dtype)
+    if exponent > 1:
+        reach = limits.max ** (0.5 / exponent)
+        base = base.clamp(-reach, reach)
     if float(exponent).is_integer():
         return base ** int(exponent)
     # The floor keeps the gradient finite at zero for exponents below one.
-    return base.sign() * base.abs().clamp_min(1e-12) ** exponent
+    return base.sign() * base.abs().clamp_min(max(1e-12, limits.tiny)) ** exponent
+
+
+def _widest_group(options: Sequence[Elsa]) -> int:
+    widths = sorted({option.group_width for option in options})
+    if any(widths[-1] % width for width in widths):
+        raise ValueError(
+            "elsa: every group_width of a block must divide the largest, so that they can share "
+            f"weights, got {widths}. Give the space widths like 2, 4 and 8."
+        )
+    return widths[-1]
+
+
+def _uniform(*shape: int, inputs: int) -> nn.Parameter:
+    """Make weights with the default initialisation of PyTorch's layers of so many inputs."""
+    bound = inputs**-0.5
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+
+
+def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Apply a 1x1 convolution in groups to (..., inputs): weight (outputs, inputs / groups)."""
+    if groups == 1:
+        return F.linear(x, weight, bias)
+    parts = x.unflatten(-1, (groups, -1))
+    y = torch.einsum("...gi,goi->...go", parts, weight.unflatten(0, (groups, -1)))
+    return y.flatten(-2) + bias

@@ -9,7 +9,6 @@ Shape suffixes: B images, W windows of an image, L tokens of a window, N num_hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,16 @@ from searchspace.mixers import WindowAttention, split_terms
 from supernet.kernels.normalisation import normalise
 from supernet.kernels.select import prefers_sdpa
 from supernet.mixers.attention import AttentionWeights
+from supernet.mixers.convolutional_attention import convolve_logits, static_in_windows
 from supernet.mixers.sharing import Place
+from supernet.mixers.windows import (
+    Tiling,
+    cut_windows,
+    foreign_pairs,
+    join_windows,
+    pair_offsets,
+    tile,
+)
 
 
 class WindowAttentionMixer(nn.Module):
@@ -48,29 +56,23 @@ class WindowAttentionMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: WindowAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        _, height, width, _ = x.shape
-        window = min(mixer.window_size, max(height, width))
-        shift = window // 2 if self.is_shifted and window < min(height, width) else 0
-        padded = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        if shift:
-            padded = padded.roll((-shift, -shift), (1, 2))
-        grid = (padded.shape[1], padded.shape[2])
-        mixed = self._attend(_partition(padded, window), mixer, window, grid, shift)
-        y = _merge(mixed, window, grid)
-        if shift:
-            y = y.roll((shift, shift), (1, 2))
-        return y[:, :height, :width]
+        tiling = tile(
+            (x.shape[1], x.shape[2]), window=mixer.window_size, is_shifted=self.is_shifted
+        )
+        convolved = self.attention.convolve(x, mixer)
+        cut_convolved = None if convolved is None else cut_windows(convolved, tiling)
+        mixed = self._attend(cut_windows(x, tiling), cut_convolved, mixer, tiling)
+        return join_windows(mixed, tiling)
 
     def _attend(
         self,
         x_BWLC: Tensor,
+        convolved: Tensor | None,
         mixer: WindowAttention,
-        window: int,
-        grid: tuple[int, int],
-        shift: int,
+        tiling: Tiling,
     ) -> Tensor:
         heads = (mixer.num_heads, -1)
-        tokens = self.attention.project_in(x_BWLC, mixer)
+        tokens = self.attention.project_in(x_BWLC, mixer, convolved)
         q, k, v = (
             tokens[part].unflatten(-1, heads).transpose(2, 3) if part in tokens else None
             for part in "qkv"
@@ -78,8 +80,8 @@ class WindowAttentionMixer(nn.Module):
         assert v is not None
         scale = v.shape[-1] ** -0.5
         tables = self.attention.tables(mixer, 2 * mixer.window_size - 1)
-        offsets = _offsets(window, mixer.window_size, x_BWLC.device)
-        masked = _foreign_pairs(*grid, window, shift, x_BWLC.device) if shift else None
+        offsets = pair_offsets(tiling.window, mixer.window_size, x_BWLC.device)
+        masked = foreign_pairs(tiling, x_BWLC.device)[:, None] if tiling.shift else None
         terms: list[Tensor] = []  # each broadcasts to (B, W, N, L, L)
         if "bias" in tables:
             bias = _gather(tables["bias"], offsets).permute(2, 0, 1)
@@ -93,10 +95,16 @@ class WindowAttentionMixer(nn.Module):
         if "rk" in tables and k is not None:
             r = _gather(tables["rk"], offsets).unflatten(-1, heads)
             terms.append(torch.einsum("ijnd,bwnjd->bwnij", r, k * scale))
+        if "static" in tables:
+            terms.append(static_in_windows(x_BWLC, tables["static"], offsets))
         if "qk" in split_terms(mixer.terms) and q is not None and k is not None:
-            if mixer.norm == "softmax" and prefers_sdpa(q):
+            kernel = self.attention.post_kernel_of(mixer)
+            if kernel is None and mixer.norm == "softmax" and prefers_sdpa(q):
                 return self._leave(_sdpa(q, k, v, terms, masked))
-            terms.append((q * scale) @ k.transpose(-2, -1))
+            logits = (q * scale) @ k.transpose(-2, -1)
+            if kernel is not None:
+                logits = convolve_logits(logits.transpose(2, 3), kernel).transpose(2, 3)
+            terms.append(logits)
         weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm, masked)
         return self._leave(weights @ v)
 
@@ -119,48 +127,3 @@ def _gather(table: Tensor, offsets: Tensor) -> Tensor:
     wide tables r^k and r^q.
     """
     return table.index_select(0, offsets.flatten()).unflatten(0, offsets.shape)
-
-
-def _partition(x_BHWC: Tensor, window: int) -> Tensor:
-    """Cut (B, H, W, C) into (B, windows, tokens of a window, C), both row-major."""
-    batch, height, width, dim = x_BHWC.shape
-    x = x_BHWC.view(batch, height // window, window, width // window, window, dim)
-    return x.transpose(2, 3).reshape(batch, -1, window * window, dim)
-
-
-def _merge(x_BWLC: Tensor, window: int, grid: tuple[int, int]) -> Tensor:
-    """Invert `_partition` for a map of ``grid`` = (H, W) tokens."""
-    batch, _, _, dim = x_BWLC.shape
-    rows, columns = grid[0] // window, grid[1] // window
-    x = x_BWLC.view(batch, rows, columns, window, window, dim)
-    return x.transpose(2, 3).reshape(batch, *grid, dim)
-
-
-# Cached tensors outlive the call: made in inference mode, they could not be used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _offsets(window: int, table_window: int, device: torch.device) -> Tensor:
-    """Index the table of side 2 * table_window - 1 by (query, key): the offset key minus query."""
-    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    reach, side = table_window - 1, 2 * table_window - 1
-    index = (y[None] - y[:, None] + reach) * side + x[None] - x[:, None] + reach
-    return index.to(device)  # (L, L)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _foreign_pairs(
-    height: int, width: int, window: int, shift: int, device: torch.device
-) -> Tensor:
-    """Mark the pairs of a shifted window that were not neighbours before the roll.
-
-    Returns:
-        Booleans of shape (windows, 1, L, L).
-    """
-    region = torch.zeros(1, height, width, 1)
-    spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for index, (rows, columns) in enumerate((r, c) for r in spans for c in spans):
-        region[:, rows, columns] = index
-    ids = _partition(region, window)[0, :, :, 0]  # (windows, L)
-    return (ids[:, None, :, None] != ids[:, None, None, :]).to(device)
