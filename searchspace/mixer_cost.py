@@ -185,7 +185,8 @@ def _count_ddf(mixer: DecoupledDynamicFilter, dim: int, tokens: int, qkv_bias: b
     channel = count_linear(dim, hidden, 1) + count_linear(hidden, dim * area, 1)
     deviations = Cost(dim * area, 0)
     values = count_linear(dim, dim, tokens, bias=qkv_bias) + count_linear(dim, dim, tokens)
-    return values + spatial + channel + deviations + Cost(0, tokens * dim * area)
+    applied = 2 if mixer.combine == "add" else 1
+    return values + spatial + channel + deviations + Cost(0, tokens * applied * dim * area)
 
 
 def _count_outlook(mixer: OutlookAttention, dim: int, size: int, qkv_bias: bool) -> Cost:
