@@ -203,9 +203,7 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[float, ...
         raise MemoryError(f"{name} could not allocate its buffers.")
 
 
-def _lay_out(
-    operands: Operands, area: Area
-) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
+def _lay_out(operands: Operands, area: Area) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Bring the operands into memory as C wants them; return the maps' pitches and the rule too."""
     maps = [None if x is None else _pixels(x) for x in operands[:3]]
     pitches = [0 if x is None else x.stride(2) for x in maps]

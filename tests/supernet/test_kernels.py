@@ -389,7 +389,11 @@ def test_small_convolutions_go_to_torch_and_large_ones_to_c(
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("fast", "one of auto, c, torch, naive, got 'fast'"), ("c", "float64, got torch.bfloat16")],
+    [
+        ("fast", "one of auto, c, triton, torch, naive, got 'fast'"),
+        ("c", "float64, got torch.bfloat16"),
+        ("triton", "GPU tensors"),
+    ],
 )
 def test_an_impossible_formulation_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str, message: str
