@@ -256,6 +256,46 @@ def test_it_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch, name:
         torch.testing.assert_close(a, e)
 
 
+class Attend(torch.nn.Module):
+    """Attention as a module, which is what `torch.export` takes."""
+
+    def __init__(self, area: Area) -> None:
+        super().__init__()
+        self.area = area
+
+    def forward(self, operands: dict[str, Tensor]) -> Tensor:
+        """Attend with the product only."""
+        return neighborhood_attention(area=self.area, **operands)
+
+
+def test_it_can_be_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "c")
+    operands, area = example((2, 4, 5, 2, 3, 3, 1), ALL_TERMS)
+    operands = {name: x.detach() for name, x in operands.items()}
+
+    program = torch.export.export(Attend(area), (operands,))
+
+    torch.testing.assert_close(program.module()(operands), definition(operands, area))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_maps_may_be_views_of_one_projection_and_of_any_layout(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    use(monkeypatch, name)
+    operands, area = example((2, 4, 5, 2, 3, 3, 1), ALL_TERMS)
+    wanted = definition(operands, area)
+    packed = torch.cat([operands[name] for name in ("queries", "keys", "values")], -1)
+    views = dict(zip(("queries", "keys", "values"), packed.split(6, -1), strict=True))
+    turned = {name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in views.items()}
+
+    for maps in (views, turned):
+        assert not any(x.is_contiguous() for x in maps.values())
+        torch.testing.assert_close(
+            neighborhood_attention(area=area, **{**operands, **maps}), wanted
+        )
+
+
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_flops_are_two_for_each_tap_channel_and_product(
