@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -234,9 +233,15 @@ def measure_peak(batch: int, side: int, channels: int, heads: int, size: int) ->
         torch.autograd.grad(y, inputs, y.detach())
 
     run(1, 8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     run(batch, side)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return peak_bytes() - before
+
+
+def peak_bytes() -> int:
+    """Read this process's peak memory; getrusage's mark starts with that of the parent process."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

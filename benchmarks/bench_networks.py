@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -160,9 +159,15 @@ def measure_peak(name: str, mode: str, *, images: int, device: torch.device) -> 
         torch.cuda.reset_peak_memory_stats(device)
         run(network, batch)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     run(network, batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return peak_mebibytes() - before
+
+
+def peak_mebibytes() -> float:
+    """Read this process's peak memory; getrusage's mark starts with that of the parent process."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 
 
 if __name__ == "__main__":

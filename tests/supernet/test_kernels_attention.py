@@ -329,7 +329,7 @@ def test_autocast_brings_the_operands_to_its_dtype() -> None:
 # 4 * (K^2 * W * (2 + 2 * S) + 4 * S * D * (W + 2 * (K // 2) * d)), S = (K - 1) * d + 1 rows,
 # W rounded up to whole vectors; plus the sums of the tables, 4 * (2 * K^2 * C + 16 * K^2 * heads).
 MEMORY = """
-import resource, torch
+import torch
 from supernet.kernels import Area, neighborhood_attention
 torch.set_num_threads(1)
 def leaf(*shape):
@@ -342,7 +342,9 @@ def step(batch, size):
                                key_table=tables[1], bias=tables[2])
     torch.autograd.grad(y, x + tables, y)
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its high-water mark starts with that of the process that started this one.
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 step(1, 8)
 before = peak()
 step(8, 56)
@@ -352,6 +354,8 @@ print(peak() - before)
 
 def test_memory_is_operands_results_and_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "c")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell a process's peak memory in /proc")
     map_bytes = 4 * 8 * 56 * 56 * 96
     rows = 4 * (49 * 64 * (2 + 2 * 7) + 4 * 7 * 32 * (64 + 6)) + 4 * (2 * 49 * 96 + 16 * 49 * 3)
 
@@ -365,7 +369,7 @@ def test_memory_is_operands_results_and_a_few_rows(monkeypatch: pytest.MonkeyPat
     ).stdout
 
     # Three operands, y and three gradients; the weights alone would be 8 * 56 * 56 * 3 * 49 floats.
-    assert int(output) <= 7 * map_bytes + rows + 2**21
+    assert 6 * map_bytes < int(output) <= 7 * map_bytes + rows + 2**21
     assert int(output) < 7 * map_bytes + 4 * 8 * 56 * 56 * 3 * 49
 
 
