@@ -18,6 +18,7 @@ enum norm { SOFTMAX, FILTER_NORM, IDENTITY };
 typedef struct {
     ptrdiff_t batch, height, width, channels, heads, kernel, dilation;
     ptrdiff_t depth, taps, border, slots, wide, bordered;
+    ptrdiff_t q_pitch, k_pitch, v_pitch; /* REALs from pixel to pixel of the maps */
     const REAL *q, *k, *v, *qr, *rk, *bias, *grad; /* NULL where a term is not there */
     REAL *y, *dq, *dk, *dv;
     REAL scale;
@@ -61,16 +62,16 @@ INLINE vec exponential(vec x)
 }
 
 /* A row of one head of a map as zero-bordered channel planes, from the ring where it is there. */
-static const REAL *planar_row(const attention *a, ring *r, const REAL *map, ptrdiff_t unit,
-                              ptrdiff_t h)
+static const REAL *planar_row(const attention *a, ring *r, const REAL *map, ptrdiff_t pitch,
+                              ptrdiff_t unit, ptrdiff_t h)
 {
     ptrdiff_t slot = h % a->slots, tag = unit * a->height + h;
     REAL *row = r->rows + slot * a->depth * a->bordered;
     if (r->tags[slot] != tag) {
         r->tags[slot] = tag;
         ptrdiff_t pixel = (unit / a->heads * a->height + h) * a->width;
-        transpose(map + pixel * a->channels + unit % a->heads * a->depth, a->channels, a->width,
-                  a->depth, row + a->border, a->bordered, 1);
+        transpose(map + pixel * pitch + unit % a->heads * a->depth, pitch, a->width, a->depth,
+                  row + a->border, a->bordered, 1);
     }
     return row;
 }
@@ -78,7 +79,7 @@ static const REAL *planar_row(const attention *a, ring *r, const REAL *map, ptrd
 /* plane[kw, w] += sum over c of f * y[c, w + kw * dilation] with f = x[c, w], table[kw, c] or their
  * sum, for `count` taps (a constant). */
 INLINE void correlate(const attention *a, REAL *plane, const REAL *x, const REAL *y,
-                      const REAL *table, const int product, const int has_table,
+                      const REAL *table, const int product, const int has_table, const int shift,
                       const ptrdiff_t count)
 {
     for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
@@ -91,12 +92,19 @@ INLINE void correlate(const attention *a, REAL *plane, const REAL *x, const REAL
             if (product)
                 mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
             const REAL *theirs = y + c * a->bordered + w;
+            vec low = {0}, high = {0};
+            if (shift) {
+                low = *(const vec *)theirs;
+                high = *(const vec *)(theirs + LANES);
+            }
 #pragma GCC unroll 7
             for (ptrdiff_t kw = 0; kw < count; kw++) {
                 vec factor = mine;
                 if (has_table)
                     factor += table[kw * a->channels + c];
-                total[kw] += factor * *(const unaligned_vec *)(theirs + kw * a->dilation);
+                vec value = shift ? shifted(low, high, kw)
+                                  : (vec)*(const unaligned_vec *)(theirs + kw * a->dilation);
+                total[kw] += factor * value;
             }
         }
 #pragma GCC unroll 7
@@ -126,47 +134,63 @@ INLINE void respond(const attention *a, REAL *plane, const REAL *x, const REAL *
     }
 }
 
-/* sums[c, w] += sum over kw of plane[kw, w] * (y[c, w + start + kw * step] + table[kw, c]), either
- * part left out, `block` channels (a constant) at a time. */
-INLINE void gather_block(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                         ptrdiff_t start, ptrdiff_t step, const REAL *table, const int has_map,
-                         const int has_table, const ptrdiff_t kernel, const ptrdiff_t block)
+/* sums[c, w] += sum over kw of plane[kw, w] * (y[c, w + kw * dilation] + table[kw, c]), either part
+ * left out; backwards, the first tap reads last. */
+INLINE void gather(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
+                   const REAL *table, const int backwards, const int has_map, const int has_table,
+                   const int shift, const ptrdiff_t kernel)
 {
+    ptrdiff_t start = backwards ? 2 * a->border : 0;
+    ptrdiff_t step = backwards ? -a->dilation : a->dilation;
     for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
-        vec total[block];
-#pragma GCC unroll 4
-        for (ptrdiff_t c = 0; c < block; c++)
-            total[c] = *(vec *)(sums + c * a->wide + w);
+        vec weights[shift ? kernel : 1];
 #pragma GCC unroll 7
-        for (ptrdiff_t kw = 0; kw < kernel; kw++) {
-            vec weight = *(const vec *)(plane + kw * a->wide + w);
-#pragma GCC unroll 4
-            for (ptrdiff_t c = 0; c < block; c++) {
+        for (ptrdiff_t kw = 0; shift && kw < kernel; kw++)
+            weights[kw] = *(const vec *)(plane + kw * a->wide + w);
+        for (ptrdiff_t c = 0; c < a->depth; c++) {
+            vec total = *(vec *)(sums + c * a->wide + w), low = {0}, high = {0};
+            const REAL *theirs = y + c * a->bordered + w;
+            if (has_map && shift) {
+                low = *(const vec *)theirs;
+                high = *(const vec *)(theirs + LANES);
+            }
+#pragma GCC unroll 7
+            for (ptrdiff_t kw = 0; kw < kernel; kw++) {
                 vec value = {0};
-                if (has_map)
-                    value = *(const unaligned_vec *)(y + c * a->bordered + w + start + kw * step);
+                if (has_map && shift)
+                    value = shifted(low, high, backwards ? kernel - 1 - kw : kw);
+                else if (has_map)
+                    value = *(const unaligned_vec *)(theirs + start + kw * step);
                 if (has_table)
                     value += table[kw * a->channels + c];
-                total[c] += weight * value;
+                total += (shift ? weights[kw] : *(const vec *)(plane + kw * a->wide + w)) * value;
             }
+            *(vec *)(sums + c * a->wide + w) = total;
         }
-#pragma GCC unroll 4
-        for (ptrdiff_t c = 0; c < block; c++)
-            *(vec *)(sums + c * a->wide + w) = total[c];
     }
 }
 
-INLINE void gather(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                   ptrdiff_t start, ptrdiff_t step, const REAL *table, const int has_map,
-                   const int has_table, const ptrdiff_t kernel)
+INLINE void correlate_with(const attention *a, REAL *plane, const REAL *x, const REAL *y,
+                           const REAL *table, int product, const int shift, const ptrdiff_t count)
 {
-    ptrdiff_t c = 0;
-    for (; c + 4 <= a->depth; c += 4)
-        gather_block(a, sums + c * a->wide, plane, has_map ? y + c * a->bordered : y, start, step,
-                     has_table ? table + c : table, has_map, has_table, kernel, 4);
-    for (; c < a->depth; c++)
-        gather_block(a, sums + c * a->wide, plane, has_map ? y + c * a->bordered : y, start, step,
-                     has_table ? table + c : table, has_map, has_table, kernel, 1);
+    if (product && table)
+        correlate(a, plane, x, y, table, 1, 1, shift, count);
+    else if (product)
+        correlate(a, plane, x, y, NULL, 1, 0, shift, count);
+    else if (table)
+        correlate(a, plane, x, y, table, 0, 1, shift, count);
+}
+
+INLINE void gather_with(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
+                        const REAL *table, const int backwards, const int shift,
+                        const ptrdiff_t kernel)
+{
+    if (y && table)
+        gather(a, sums, plane, y, table, backwards, 1, 1, shift, kernel);
+    else if (y)
+        gather(a, sums, plane, y, NULL, backwards, 1, 0, shift, kernel);
+    else if (table)
+        gather(a, sums, plane, sums, table, backwards, 0, 1, shift, kernel);
 }
 
 /* One tap row of logits from what is there: queries x, keys y (NULL outside the map), tables. */
@@ -180,26 +204,32 @@ INLINE void add_logits(const attention *a, REAL *plane, const REAL *x, const REA
         const REAL *keys = key_table ? key_table + first * a->channels : NULL;
         if (query_table)
             respond(a, to, x, query_table + first * a->channels, count);
-        if (y && product && key_table)
-            correlate(a, to, x, theirs, keys, 1, 1, count);
-        else if (y && product)
-            correlate(a, to, x, theirs, NULL, 1, 0, count);
-        else if (y && key_table)
-            correlate(a, to, x, theirs, keys, 0, 1, count);
+        if (y && CAN_SHIFT && count > 1 && a->dilation == 1)
+            correlate_with(a, to, x, theirs, keys, product, 1, count);
+        else if (y)
+            correlate_with(a, to, x, theirs, keys, product, 0, count);
     }
 }
 
-/* One tap row of sums over neighbours or table rows; see `gather_block`. */
+/* One tap row of sums over neighbours or table rows; `kernel` is a constant where it is 3, 5 or 7. */
 INLINE void add_sums(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                     ptrdiff_t start, ptrdiff_t step, const REAL *table, const ptrdiff_t kernel)
+                     const REAL *table, const int backwards, const int shift,
+                     const ptrdiff_t kernel)
 {
-    if (y && table)
-        gather(a, sums, plane, y, start, step, table, 1, 1, kernel);
-    else if (y)
-        gather(a, sums, plane, y, start, step, NULL, 1, 0, kernel);
-    else if (table)
-        gather(a, sums, plane, NULL, start, step, table, 0, 1, kernel);
+    if (shift && CAN_SHIFT && a->dilation == 1)
+        gather_with(a, sums, plane, y, table, backwards, 1, kernel);
+    else
+        gather_with(a, sums, plane, y, table, backwards, 0, kernel);
 }
+
+/* Call with the kernel size, and whether vectors may be shifted. */
+#define FOR_KERNEL_AND_SHIFT(size, call) \
+    switch (size) {                      \
+    case 3: call(1, 3); break;           \
+    case 5: call(1, 5); break;           \
+    case 7: call(1, 7); break;           \
+    default: call(0, size);              \
+    }
 
 static void normalise(const attention *a, workspace *m, ptrdiff_t head)
 {
@@ -284,12 +314,12 @@ static void normalise_grads(const attention *a, workspace *m, ptrdiff_t head)
 static void weigh(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t h)
 {
     ptrdiff_t channel = unit % a->heads * a->depth;
-    const REAL *x = a->q ? planar_row(a, &m->q, a->q, unit, h) : NULL;
+    const REAL *x = a->q ? planar_row(a, &m->q, a->q, a->q_pitch, unit, h) : NULL;
     memset(m->planes, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
     for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
         ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
         int inside = a->k && other >= 0 && other < a->height;
-        const REAL *y = inside ? planar_row(a, &m->k, a->k, unit, other) : NULL;
+        const REAL *y = inside ? planar_row(a, &m->k, a->k, a->k_pitch, unit, other) : NULL;
         const REAL *queries = a->qr ? a->qr + row * a->channels + channel : NULL;
         const REAL *keys = a->rk ? a->rk + row * a->channels + channel : NULL;
 #define CALL(size) add_logits(a, m->planes + row * a->wide, x, y, queries, keys, a->product, size)
@@ -321,10 +351,10 @@ static void attend(const attention *a, workspace *m, ptrdiff_t unit)
             ptrdiff_t other = h + kh * a->dilation - a->border;
             if (other < 0 || other >= a->height)
                 continue;
-            const REAL *y = planar_row(a, &m->v, a->v, unit, other);
+            const REAL *y = planar_row(a, &m->v, a->v, a->v_pitch, unit, other);
             const REAL *plane = m->planes + kh * a->kernel * a->wide;
-#define CALL(size) add_sums(a, m->row, plane, y, 0, a->dilation, NULL, size)
-            FOR_KERNEL(a->kernel, CALL)
+#define CALL(shift, size) add_sums(a, m->row, plane, y, NULL, 0, shift, size)
+            FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
         }
         leave(a, m->row, a->y, unit, h);
@@ -347,7 +377,7 @@ static void skew_planes(const attention *a, REAL *to, const REAL *from)
 
 /* table[o, c] += sum over w of planes[o, w] * map[w, c] for `count` taps (a constant). */
 INLINE void add_table_taps(const attention *a, REAL *table, const REAL *planes, const REAL *map,
-                           const ptrdiff_t count)
+                           ptrdiff_t pitch, const ptrdiff_t count)
 {
     ptrdiff_t c = 0;
     for (; c + LANES <= a->depth; c += LANES) {
@@ -356,7 +386,7 @@ INLINE void add_table_taps(const attention *a, REAL *table, const REAL *planes, 
         for (ptrdiff_t o = 0; o < count; o++)
             total[o] = *(unaligned_vec *)(table + o * a->channels + c);
         for (ptrdiff_t w = 0; w < a->width; w++) {
-            vec value = *(const unaligned_vec *)(map + w * a->channels + c);
+            vec value = *(const unaligned_vec *)(map + w * pitch + c);
 #pragma GCC unroll 7
             for (ptrdiff_t o = 0; o < count; o++)
                 total[o] += value * planes[o * a->wide + w];
@@ -368,31 +398,31 @@ INLINE void add_table_taps(const attention *a, REAL *table, const REAL *planes, 
     for (; c < a->depth; c++)
         for (ptrdiff_t o = 0; o < count; o++)
             for (ptrdiff_t w = 0; w < a->width; w++)
-                table[o * a->channels + c] += planes[o * a->wide + w] * map[w * a->channels + c];
+                table[o * a->channels + c] += planes[o * a->wide + w] * map[w * pitch + c];
 }
 
 static void add_table(const attention *a, REAL *table, const REAL *planes, const REAL *map,
-                      ptrdiff_t count)
+                      ptrdiff_t pitch, ptrdiff_t count)
 {
     ptrdiff_t o = 0;
     for (; o + 7 <= count; o += 7)
-        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, 7);
+        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, pitch, 7);
     for (; o < count; o++)
-        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, 1);
+        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, pitch, 1);
 }
 
 /* The gradients of the logits of row h, and from them those of its queries and of q's table. */
 static void weigh_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t h)
 {
     ptrdiff_t channel = unit % a->heads * a->depth, pixel = unit / a->heads * a->height + h;
-    const REAL *mine = planar_row(a, &m->grad, a->grad, unit, h);
+    const REAL *mine = planar_row(a, &m->grad, a->grad, a->channels, unit, h);
     weigh(a, m, unit, h);
     memset(m->grads, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
     for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
         ptrdiff_t other = h + kh * a->dilation - a->border;
         if (other < 0 || other >= a->height)
             continue;
-        const REAL *y = planar_row(a, &m->v, a->v, unit, other);
+        const REAL *y = planar_row(a, &m->v, a->v, a->v_pitch, unit, other);
         REAL *plane = m->grads + kh * a->kernel * a->wide;
 #define CALL(size) add_logits(a, plane, mine, y, NULL, NULL, 1, size)
         FOR_KERNEL_OR_ONE(a->kernel, CALL)
@@ -405,23 +435,24 @@ static void weigh_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdif
     for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
         ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
         int inside = a->product && other >= 0 && other < a->height;
-        const REAL *y = inside ? planar_row(a, &m->k, a->k, unit, other) : NULL;
+        const REAL *y = inside ? planar_row(a, &m->k, a->k, a->k_pitch, unit, other) : NULL;
         const REAL *table = a->qr ? a->qr + row * a->channels + channel : NULL;
-#define CALL(size) add_sums(a, m->row, m->grads + row * a->wide, y, 0, a->dilation, table, size)
-        FOR_KERNEL(a->kernel, CALL)
+#define CALL(shift, size) \
+    add_sums(a, m->row, m->grads + row * a->wide, y, table, 0, shift, size)
+        FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
     }
     leave(a, m->row, a->dq, unit, h);
     if (a->qr)
         add_table(a, m->dqr + channel, m->grads,
-                  a->q + pixel * a->width * a->channels + channel, a->taps);
+                  a->q + pixel * a->width * a->q_pitch + channel, a->q_pitch, a->taps);
 }
 
 /* The gradients of the keys and values of row j, and of k's table, from all rows that read it. */
 static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t j)
 {
     ptrdiff_t channel = unit % a->heads * a->depth, size = a->taps * a->wide;
-    ptrdiff_t pixel = unit / a->heads * a->height + j, start = 2 * a->border;
+    ptrdiff_t pixel = unit / a->heads * a->height + j;
     for (int is_key = 0; is_key < (a->k ? 2 : 1); is_key++) {
         clear_row(a, m);
         for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
@@ -432,16 +463,16 @@ static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrd
             planes += i % a->slots * size + row * a->wide;
             const REAL *y = NULL, *table = NULL;
             if (!is_key)
-                y = planar_row(a, &m->grad, a->grad, unit, i);
+                y = planar_row(a, &m->grad, a->grad, a->channels, unit, i);
             else if (a->product)
-                y = planar_row(a, &m->q, a->q, unit, i);
+                y = planar_row(a, &m->q, a->q, a->q_pitch, unit, i);
             if (is_key && a->rk) {
                 table = a->rk + row * a->channels + channel;
                 add_table(a, m->drk + row * a->channels + channel, planes,
-                          a->k + pixel * a->width * a->channels + channel, a->kernel);
+                          a->k + pixel * a->width * a->k_pitch + channel, a->k_pitch, a->kernel);
             }
-#define CALL(size) add_sums(a, m->row, planes, y, start, -a->dilation, table, size)
-            FOR_KERNEL(a->kernel, CALL)
+#define CALL(shift, size) add_sums(a, m->row, planes, y, table, 1, shift, size)
+            FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
         }
         leave(a, m->row, is_key ? a->dk : a->dv, unit, j);
@@ -523,7 +554,7 @@ static void derive(attention *a)
     a->border = a->kernel / 2 * a->dilation;
     a->slots = (a->kernel - 1) * a->dilation + 1;
     a->wide = round_up(a->width);
-    a->bordered = a->wide + 2 * a->border;
+    a->bordered = a->wide + round_up(2 * a->border);
 }
 
 static int thread_count(const attention *a, int threads)
@@ -535,16 +566,18 @@ static int thread_count(const attention *a, int threads)
     return units < 1 ? 1 : units < threads ? (int)units : threads;
 }
 
-/* y of maps q, k, v (B,H,W,C), tables qr, rk (K*K,C) and bias (K*K,heads); all but v may be NULL. */
+/* y of maps q, k, v (B,H,W,C), whose pixels may lie further apart than C, tables qr, rk (K*K,C) and bias (K*K,heads); all but v may be NULL. */
 int neighborhood_attention(REAL *y, const REAL *q, const REAL *k, const REAL *v, const REAL *qr,
-                           const REAL *rk, const REAL *bias, double scale, int product, int norm,
+                           const REAL *rk, const REAL *bias, ptrdiff_t q_pitch, ptrdiff_t k_pitch,
+                           ptrdiff_t v_pitch, double scale, int product, int norm,
                            ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
                            ptrdiff_t heads, ptrdiff_t kernel, ptrdiff_t dilation, int threads)
 {
     attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
                    .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
                    .qr = qr, .rk = rk, .bias = bias, .y = y, .scale = (REAL)scale,
-                   .product = product, .norm = norm};
+                   .product = product, .norm = norm,
+                   .q_pitch = q_pitch, .k_pitch = k_pitch, .v_pitch = v_pitch};
     derive(&a);
     threads = thread_count(&a, threads);
     workspace *all = calloc((size_t)threads, sizeof(workspace));
@@ -572,15 +605,16 @@ static void add_tables(REAL *result, workspace *all, int threads, ptrdiff_t size
  * operand is. */
 int neighborhood_attention_grad(REAL *dq, REAL *dk, REAL *dv, REAL *dqr, REAL *drk, REAL *dbias,
                                 const REAL *grad, const REAL *q, const REAL *k, const REAL *v,
-                                const REAL *qr, const REAL *rk, const REAL *bias, double scale,
-                                int product, int norm, ptrdiff_t batch, ptrdiff_t height,
+                                const REAL *qr, const REAL *rk, const REAL *bias, ptrdiff_t q_pitch,
+                                ptrdiff_t k_pitch, ptrdiff_t v_pitch, double scale, int product, int norm, ptrdiff_t batch, ptrdiff_t height,
                                 ptrdiff_t width, ptrdiff_t channels, ptrdiff_t heads,
                                 ptrdiff_t kernel, ptrdiff_t dilation, int threads)
 {
     attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
                    .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
                    .qr = qr, .rk = rk, .bias = bias, .grad = grad, .dq = dq, .dk = dk, .dv = dv,
-                   .scale = (REAL)scale, .product = product, .norm = norm};
+                   .scale = (REAL)scale, .product = product, .norm = norm,
+                   .q_pitch = q_pitch, .k_pitch = k_pitch, .v_pitch = v_pitch};
     derive(&a);
     threads = thread_count(&a, threads);
     workspace *all = calloc((size_t)threads, sizeof(workspace));

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels import composed, library, loops
+from supernet.kernels import composed, library
 from supernet.kernels.area import Area, Grads
+from supernet.kernels.operators import primitives_for
 from supernet.kernels.select import formulation
 
 
@@ -38,7 +39,7 @@ def attention_op(
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
     if formulation(values) == "c":
         return library.attention(operands, area)
-    return composed.attention(loops, operands, area)
+    return composed.attention(primitives_for(values), operands, area)
 
 
 @torch.library.custom_op("mixer_search::attention_grad", mutates_args=())
@@ -63,7 +64,7 @@ def attention_grad_op(
     if formulation(values) == "c":
         grads = library.attention_grad(grad, operands, area)
     else:
-        grads = composed.attention_grad(loops, grad, operands, area)
+        grads = composed.attention_grad(primitives_for(values), grad, operands, area)
     return [found.contiguous() for found in grads if found is not None]
 
 

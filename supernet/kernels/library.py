@@ -36,7 +36,7 @@ DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long long"
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
-_RULE = [ctypes.c_double, _INT, _INT]
+_RULE = [_SIZE] * 3 + [ctypes.c_double, _INT, _INT]
 _FUNCTIONS = {
     "neighborhood_aggregate": [_POINTER] * 5 + [_INT] * 2 + [_SIZE] * 7 + [_INT],
     "neighborhood_logits": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
@@ -114,19 +114,18 @@ def skew(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Te
 
 def attention(operands: Operands, area: Area) -> Tensor:
     """Compute `supernet.kernels.composed.attention` in one pass."""
-    dense = tuple(_dense(operand) for operand in operands)
-    values = dense[2]
-    assert values is not None
+    dense, rule = _lay_out(operands, area)
+    values = operands[2]
     result = torch.empty(values.shape, dtype=values.dtype)
-    _call("neighborhood_attention", (result, *dense), (*_rule(area), *values.shape, *area[:3]))
+    _call("neighborhood_attention", (result, *dense), (*rule, *values.shape, *area[:3]))
     return result
 
 
 def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     """Compute `supernet.kernels.composed.attention_grad`, with the weights computed again."""
-    dense = tuple(_dense(operand) for operand in operands)
-    results = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in dense)
-    sizes = (*_rule(area), *grad.shape, *area[:3])
+    dense, rule = _lay_out(operands, area)
+    results = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in operands)
+    sizes = (*rule, *grad.shape, *area[:3])
     _call("neighborhood_attention_grad", (*results, grad.contiguous(), *dense), sizes)
     return results
 
@@ -204,8 +203,20 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[float, ...
         raise MemoryError(f"{name} could not allocate its buffers.")
 
 
-def _rule(area: Area) -> tuple[float, ...]:
-    return area.scale, area.has_product, NORMS.index(area.norm)
+def _lay_out(operands: Operands, area: Area) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
+    """Bring the operands into memory as C wants them; return the maps' pitches and the rule too."""
+    maps = [None if x is None else _pixels(x) for x in operands[:3]]
+    pitches = [0 if x is None else x.stride(2) for x in maps]
+    rule = (*pitches, area.scale, area.has_product, NORMS.index(area.norm))
+    return (*maps, *(_dense(x) for x in operands[3:])), rule
+
+
+def _pixels(map_: Tensor) -> Tensor:
+    """Copy a map (B, H, W, C) unless its pixels lie evenly, as those of a packed projection do."""
+    _, height, width, channels = map_.shape
+    pitch = map_.stride(2)
+    strides = (height * width * pitch, width * pitch, pitch, 1)
+    return map_ if map_.stride() == strides and pitch >= channels else map_.contiguous()
 
 
 def _per_image(multiplier: Tensor | None) -> bool:

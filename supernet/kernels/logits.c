@@ -4,13 +4,14 @@
 #include "transpose.h"
 
 /* result[kw, w] = sum over the channels of each group of multiplier * x[w] * y[w + kw * dilation];
- * planar rows x (C, wide) and y (C, wide + 2 * border), multiplier (K, C) of a tap row. */
+ * planar rows x (C, wide) and y (C, wide + 2 * border in whole vectors), multiplier (K, C) of a tap
+ * row. */
 INLINE void correlate(const problem *p, REAL *result, const REAL *x, const REAL *y, ptrdiff_t wide,
                       const REAL *multiplier, const int has_multiplier, const ptrdiff_t first,
-                      const ptrdiff_t count)
+                      const ptrdiff_t count, const int shift)
 {
     ptrdiff_t depth = p->channels / p->groups, taps = p->kernel * p->kernel;
-    ptrdiff_t bordered = wide + 2 * p->border, step = p->dilation;
+    ptrdiff_t bordered = wide + round_up(2 * p->border), step = p->dilation;
     for (ptrdiff_t group = 0; group < p->groups; group++)
         for (ptrdiff_t w = 0; w < wide; w += LANES) {
             vec total[count];
@@ -20,12 +21,19 @@ INLINE void correlate(const problem *p, REAL *result, const REAL *x, const REAL 
             for (ptrdiff_t c = group * depth; c < (group + 1) * depth; c++) {
                 vec mine = *(const vec *)(x + c * wide + w);
                 const REAL *theirs = y + c * bordered + w + first * step;
+                vec low = {0}, high = {0};
+                if (shift) {
+                    low = *(const vec *)theirs;
+                    high = *(const vec *)(theirs + LANES);
+                }
 #pragma GCC unroll 7
                 for (ptrdiff_t kw = 0; kw < count; kw++) {
                     vec factor = mine;
                     if (has_multiplier)
                         factor *= multiplier[(first + kw) * p->channels + c];
-                    total[kw] += factor * *(const unaligned_vec *)(theirs + kw * step);
+                    vec value = shift ? shifted(low, high, kw)
+                                      : (vec)*(const unaligned_vec *)(theirs + kw * step);
+                    total[kw] += factor * value;
                 }
             }
 #pragma GCC unroll 7
@@ -39,9 +47,11 @@ INLINE void correlate_row(const problem *p, REAL *result, const REAL *x, const R
 {
     for (ptrdiff_t first = 0; first < p->kernel; first += count) {
         if (multiplier)
-            correlate(p, result, x, y, wide, multiplier, 1, first, count);
+            correlate(p, result, x, y, wide, multiplier, 1, first, count, 0);
+        else if (CAN_SHIFT && count > 1 && p->dilation == 1)
+            correlate(p, result, x, y, wide, multiplier, 0, first, count, 1);
         else
-            correlate(p, result, x, y, wide, multiplier, 0, first, count);
+            correlate(p, result, x, y, wide, multiplier, 0, first, count, 0);
     }
 }
 
@@ -49,7 +59,7 @@ static int correlate_rows(const problem *p, REAL *result, const REAL *x, const R
                           const REAL *multiplier, int per_image, ptrdiff_t first, ptrdiff_t end)
 {
     ptrdiff_t taps = p->groups * p->kernel * p->kernel, factors = taps / p->groups * p->channels;
-    ptrdiff_t wide = round_up(p->width), bordered = wide + 2 * p->border;
+    ptrdiff_t wide = round_up(p->width), bordered = wide + round_up(2 * p->border);
     ptrdiff_t row_size = p->width * p->channels;
     ring source;
     int failed = open_ring(&source, p->slots, p->channels * bordered);

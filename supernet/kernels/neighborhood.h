@@ -183,6 +183,27 @@ INLINE vec filtered(vec x, const enum source source, const REAL *filters, ptrdif
     return x;
 }
 
+/* Whether vectors that overlap are cut out of two aligned ones: loading each would cross a cache
+ * line every time. It needs neighbours one apart, and no more of them than there are lanes. */
+#if defined(__AVX512F__) && !defined(__clang__)
+#define CAN_SHIFT 1
+/* Lanes n to n + LANES - 1 of two vectors in a row. */
+INLINE vec shifted(vec low, vec high, const ptrdiff_t n)
+{
+    lane_index order;
+    for (ptrdiff_t lane = 0; lane < LANES; lane++)
+        order[lane] = (INDEX)(n + lane);
+    return __builtin_shuffle(low, high, order);
+}
+#else
+#define CAN_SHIFT 0
+INLINE vec shifted(vec low, vec high, const ptrdiff_t n)
+{
+    (void)high;
+    return n ? (vec){0} : low;
+}
+#endif
+
 /* Call with the kernel size as a constant where it is a common one. */
 #define FOR_KERNEL(size, call) \
     switch (size) {            \

@@ -39,7 +39,7 @@ def aggregate_op(
 
     The multiplier may be one for each image, (B, K*K, C).
     """
-    return _primitives(values).aggregate(
+    return primitives_for(values).aggregate(
         filters, values, kernel_size, dilation, multiplier, bias, transposed
     )
 
@@ -54,7 +54,7 @@ def logits_op(
     multiplier: Tensor | None,
 ) -> Tensor:
     """Multiply maps (B, H, W, C) pixel by neighbour, summed over each group's channels."""
-    return _primitives(x).logits(x, values, groups, kernel_size, dilation, multiplier)
+    return primitives_for(x).logits(x, values, groups, kernel_size, dilation, multiplier)
 
 
 @torch.library.custom_op("mixer_search::multiplier_grad", mutates_args=())
@@ -67,17 +67,24 @@ def multiplier_grad_op(
     per_image: bool,
 ) -> Tensor:
     """Sum over pixels what `aggregate` multiplies with the multiplier, (K*K, C) or (B, K*K, C)."""
-    return _primitives(x).multiplier_grad(filters, x, values, kernel_size, dilation, per_image)
+    return primitives_for(x).multiplier_grad(filters, x, values, kernel_size, dilation, per_image)
 
 
 @torch.library.custom_op("mixer_search::skew", mutates_args=())
 def skew_op(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     """Read tap o of (B, H, W, G, K*K) from the neighbour at offset o (transposed: minus o)."""
-    return _primitives(terms).skew(terms, kernel_size, dilation, transposed)
+    return primitives_for(terms).skew(terms, kernel_size, dilation, transposed)
 
 
-def _primitives(tensor: Tensor) -> ModuleType:
-    return library if formulation(tensor) == "c" else loops
+def primitives_for(tensor: Tensor) -> ModuleType:
+    """Return the module whose primitives serve operands like this tensor."""
+    chosen = formulation(tensor)
+    if chosen == "triton":
+        # Not every torch brings Triton.
+        from supernet.kernels import triton_primitives
+
+        return triton_primitives
+    return library if chosen == "c" else loops
 
 
 @aggregate_op.register_fake

@@ -3,13 +3,15 @@
 ``MIXER_KERNELS`` forces one of them:
 
 * ``naive``: the definition through unfold, for debugging;
+* ``triton``: Triton (float32, float16, bfloat16 on a GPU, or anywhere in Triton's interpreter);
 * ``torch``: plain torch, tap by tap; depth-wise convolution through `F.conv2d`;
 * ``c``: the C library (float32 and float64 on CPU);
-* ``auto`` (default): ``c`` where it can run, else ``torch``.
+* ``auto`` (default): ``c`` on a CPU and ``triton`` on a GPU where they can run, else ``torch``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
@@ -17,15 +19,16 @@ from torch import Tensor
 
 from supernet.kernels import library
 
-FORMULATIONS = ("auto", "c", "torch", "naive")
+FORMULATIONS = ("auto", "c", "triton", "torch", "naive")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 VARIABLE = "MIXER_KERNELS"
 
 
 def formulation(tensor: Tensor) -> str:
-    """Choose ``c``, ``torch`` or ``naive`` for operands like this tensor.
+    """Choose ``c``, ``triton``, ``torch`` or ``naive`` for operands like this tensor.
 
     Raises:
-        ValueError: If ``MIXER_KERNELS`` is not a formulation, or is ``c`` where C cannot run.
+        ValueError: If ``MIXER_KERNELS`` is not a formulation, or is one that cannot run here.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted in ("torch", "naive"):
@@ -35,15 +38,29 @@ def formulation(tensor: Tensor) -> str:
             f"{VARIABLE} must be one of {', '.join(FORMULATIONS)}, got {wanted!r}. "
             "Unset it to choose by device and dtype."
         )
-    if tensor.is_cpu and library.is_available(tensor.dtype):
+    if wanted != "triton" and tensor.is_cpu and library.is_available(tensor.dtype):
         return "c"
+    if wanted != "c" and _runs_triton(tensor, is_wanted=wanted == "triton"):
+        return "triton"
     if wanted == "auto":
         return "torch"
+    if wanted == "triton":
+        names = ", ".join(str(dtype) for dtype in TRITON_DTYPES)
+        raise ValueError(
+            f"{VARIABLE}=triton needs Triton and GPU tensors of {names}, got {tensor.dtype} on "
+            f"{tensor.device}. Set {VARIABLE}=auto, or TRITON_INTERPRET=1 to debug on a CPU."
+        )
     names = ", ".join(str(dtype) for dtype in library.DTYPES)
     raise ValueError(
         f"{VARIABLE}=c needs a working C compiler and CPU tensors of {names}, got {tensor.dtype} "
         f"on {tensor.device}. Set {VARIABLE}=auto, or install gcc."
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_triton() -> bool:
+    """Tell whether Triton is installed (it comes with torch for Linux)."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def prefers_sdpa(queries: Tensor) -> bool:
@@ -72,6 +89,15 @@ def depthwise_formulation(values: Tensor, kernel_size: int) -> str:
     """
     chosen = formulation(values)
     forced = os.environ.get(VARIABLE) == "c"
+    if chosen == "triton":
+        return "torch"  # cuDNN
     if chosen == "c" and not forced and kernel_size <= 3 and values.dtype == torch.float32:
         return "torch"
     return chosen
+
+
+def _runs_triton(tensor: Tensor, *, is_wanted: bool) -> bool:
+    """Tell whether Triton takes operands like this tensor; its interpreter only when asked for."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    has_device = tensor.is_cuda or (is_wanted and is_interpreted)
+    return has_device and tensor.dtype in TRITON_DTYPES and has_triton()

@@ -306,6 +306,21 @@ def test_flops_are_two_for_each_tap_of_each_channel(
 
 
 @pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_they_compile_without_graph_breaks(
+    monkeypatch: pytest.MonkeyPatch, name: str, operator: str
+) -> None:
+    use(monkeypatch, name)
+    shape = (2, 4, 5, 2, 3, 4, 1)
+    fast, definition = functions(operator, shape)
+    inputs = example(operator, shape, torch.float64)
+
+    y = torch.compile(fast, fullgraph=True, backend="aot_eager")(*inputs)
+
+    torch.testing.assert_close(y, definition(*inputs))
+
+
+@pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_depthwise_convolution_counts_like_an_aggregation(
     monkeypatch: pytest.MonkeyPatch, name: str, size: int
@@ -389,7 +404,11 @@ def test_small_convolutions_go_to_torch_and_large_ones_to_c(
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("fast", "one of auto, c, torch, naive, got 'fast'"), ("c", "float64, got torch.bfloat16")],
+    [
+        ("fast", "one of auto, c, triton, torch, naive, got 'fast'"),
+        ("c", "float64, got torch.bfloat16"),
+        ("triton", "GPU tensors"),
+    ],
 )
 def test_an_impossible_formulation_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str, message: str

@@ -256,6 +256,46 @@ def test_it_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch, name:
         torch.testing.assert_close(a, e)
 
 
+class Attend(torch.nn.Module):
+    """Attention as a module, which is what `torch.export` takes."""
+
+    def __init__(self, area: Area) -> None:
+        super().__init__()
+        self.area = area
+
+    def forward(self, operands: dict[str, Tensor]) -> Tensor:
+        """Attend with the product only."""
+        return neighborhood_attention(area=self.area, **operands)
+
+
+def test_it_can_be_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "c")
+    operands, area = example((2, 4, 5, 2, 3, 3, 1), ALL_TERMS)
+    operands = {name: x.detach() for name, x in operands.items()}
+
+    program = torch.export.export(Attend(area), (operands,))
+
+    torch.testing.assert_close(program.module()(operands), definition(operands, area))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_maps_may_be_views_of_one_projection_and_of_any_layout(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    use(monkeypatch, name)
+    operands, area = example((2, 4, 5, 2, 3, 3, 1), ALL_TERMS)
+    wanted = definition(operands, area)
+    packed = torch.cat([operands[name] for name in ("queries", "keys", "values")], -1)
+    views = dict(zip(("queries", "keys", "values"), packed.split(6, -1), strict=True))
+    turned = {name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in views.items()}
+
+    for maps in (views, turned):
+        assert not any(x.is_contiguous() for x in maps.values())
+        torch.testing.assert_close(
+            neighborhood_attention(area=area, **{**operands, **maps}), wanted
+        )
+
+
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_flops_are_two_for_each_tap_channel_and_product(
@@ -286,10 +326,11 @@ def test_autocast_brings_the_operands_to_its_dtype() -> None:
 
 
 # Peak memory of one thread beside operands and results, in bytes, of heads with D channels:
-# 4 * (K^2 * W * (2 + 2 * S) + 4 * S * D * (W + 2 * (K // 2) * d)), S = (K - 1) * d + 1 rows,
-# W rounded up to whole vectors; plus the sums of the tables, 4 * (2 * K^2 * C + 16 * K^2 * heads).
+# 4 * (K^2 * W * (2 + 2 * S) + 4 * S * D * (W + R)), S = (K - 1) * d + 1 rows,
+# W and R = 2 * (K // 2) * d in whole vectors; plus the sums of the tables,
+# 4 * (2 * K^2 * C + 16 * K^2 * heads).
 MEMORY = """
-import resource, torch
+import torch
 from supernet.kernels import Area, neighborhood_attention
 torch.set_num_threads(1)
 def leaf(*shape):
@@ -302,7 +343,9 @@ def step(batch, size):
                                key_table=tables[1], bias=tables[2])
     torch.autograd.grad(y, x + tables, y)
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its high-water mark starts with that of the process that started this one.
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 step(1, 8)
 before = peak()
 step(8, 56)
@@ -312,8 +355,10 @@ print(peak() - before)
 
 def test_memory_is_operands_results_and_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "c")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell a process's peak memory in /proc")
     map_bytes = 4 * 8 * 56 * 56 * 96
-    rows = 4 * (49 * 64 * (2 + 2 * 7) + 4 * 7 * 32 * (64 + 6)) + 4 * (2 * 49 * 96 + 16 * 49 * 3)
+    rows = 4 * (49 * 64 * (2 + 2 * 7) + 4 * 7 * 32 * (64 + 16)) + 4 * (2 * 49 * 96 + 16 * 49 * 3)
 
     output = subprocess.run(
         [sys.executable, "-c", MEMORY],
@@ -325,7 +370,7 @@ def test_memory_is_operands_results_and_a_few_rows(monkeypatch: pytest.MonkeyPat
     ).stdout
 
     # Three operands, y and three gradients; the weights alone would be 8 * 56 * 56 * 3 * 49 floats.
-    assert int(output) <= 7 * map_bytes + rows + 2**21
+    assert 6 * map_bytes < int(output) <= 7 * map_bytes + rows + 2**21
     assert int(output) < 7 * map_bytes + 4 * 8 * 56 * 56 * 3 * 49
 
 
