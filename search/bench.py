@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optuna.samplers import BaseSampler
 from scipy.stats import t as student
 
-from search.bench_problems import Problem
+from search.bench_problems import TABLE_SOURCE, Problem, built_in_problem, table_problem
 from search.sampling.asking import SAMPLERS, Asking, default_sampler
 from search.sampling.guided_sampler import GuidedSampler
 
@@ -65,7 +66,6 @@ def compare(
     *,
     seeds: int,
     checkpoints: Sequence[int],
-    report: Callable[[str, int], None] = lambda searcher, seed: None,
 ) -> Iterator[Row]:
     """Run searchers one after another.
 
@@ -74,7 +74,6 @@ def compare(
         searchers: Names of `SEARCHERS`.
         seeds: 0 to this, exclusive.
         checkpoints: Evaluations after which the front is measured, ascending.
-        report: Called before each run.
 
     Raises:
         ValueError: For an unknown searcher.
@@ -85,7 +84,6 @@ def compare(
     for searcher in searchers:
         fractions, distinct = [], []
         for seed in range(seeds):
-            report(searcher, seed)
             designs = search(problem, searcher, seed=seed, evaluations=checkpoints[-1])
             fractions.append([problem.fraction(designs[:count]) for count in checkpoints])
             keys = {problem.space.key(design) for design in designs}
@@ -117,13 +115,39 @@ def search(problem: Problem, searcher: str, *, seed: int, evaluations: int) -> l
     return designs
 
 
-def table_head(problem: Problem, checkpoints: Sequence[int]) -> str:
-    """Return the head of the table in Markdown."""
-    columns = ["searcher", *(f"@{count}" for count in checkpoints), "distinct"]
-    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+def print_table(
+    table: Path | None,
+    *,
+    problem: str,
+    searchers: Sequence[str] | None,
+    seeds: int,
+    evaluations: int,
+    line: Callable[[str], None],
+) -> None:
+    """Write the table in Markdown, each line as soon as it is known.
 
+    Args:
+        table: NAS-Bench-Macro; None for a built-in problem.
+        problem: The built-in one's name.
+        searchers: Names of `SEARCHERS`; None for `DEFAULT_SEARCHERS`.
+        seeds: Runs of each.
+        evaluations: Of each run; fronts are measured after a quarter, a half and all of them.
+        line: Called with every line.
 
-def table_row(row: Row) -> str:
-    """Return one line of the table in Markdown: means ± half of the 95 % interval."""
-    cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in row.intervals()]
-    return f"| {row.searcher} | {' | '.join(cells)} | {row.distinct:.0%} |"
+    Raises:
+        ValueError: For an unknown problem or searcher, or a file that is not the table.
+    """
+    if table is None:
+        line(f"{TABLE_SOURCE}\nWithout it, here is the problem {problem!r}, which is built in.\n")
+    chosen = built_in_problem(problem) if table is None else table_problem(table)
+    checkpoints = (evaluations // 4, evaluations // 2, evaluations)
+    rows = compare(chosen, searchers or DEFAULT_SEARCHERS, seeds=seeds, checkpoints=checkpoints)
+    line(
+        f"{chosen.name}: hypervolume of {' and '.join(chosen.losses)} as a share of "
+        f"{chosen.full_is}, mean of {seeds} seeds ± half of its 95 % interval.\n"
+    )
+    columns = ["searcher", *(f"@{count}" for count in checkpoints), f"distinct of {evaluations}"]
+    line(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in row.intervals()]
+        line(f"| {row.searcher} | {' | '.join(cells)} | {row.distinct:.0%} |")

@@ -6,6 +6,7 @@ measured, always with the reference point 1.01 in every objective.
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,9 +17,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from search.front import hypervolume, non_dominated
+from search.proposer import design_space
 from search.sampling.candidates import breed
 from search.sampling.design_space import Choose, DesignSpace, Draw, draw_random
 from searchspace.architecture import Architecture
@@ -104,6 +111,22 @@ def table_problem(path: Path) -> Problem:
     )
 
 
+def built_in_problem(name: str) -> Problem:
+    """Make one of the problems that need no file.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    problems: dict[str, Callable[[], Problem]] = {
+        "conditional": conditional_problem,
+        "micro": micro_problem,
+        "micro-3": lambda: micro_problem(("error", "macs", "params")),
+    }
+    if name not in problems:
+        raise ValueError(f"Unknown problem {name!r}. Known: {', '.join(problems)}.")
+    return problems[name]()
+
+
 def conditional_problem(seed: int = 7) -> Problem:
     """Return a conditional mixed problem of two losses, none of them known before evaluation.
 
@@ -137,41 +160,40 @@ def micro_problem(objectives: tuple[str, ...] = ("error", "macs"), seed: int = 3
 
     def observe(network: Architecture) -> Matrix:
         noise = 0.5 * _effect("noise", network.key, seed=seed)
-        return judge(network) + np.eye(len(objectives))[0] * noise
+        losses = judge(network)
+        losses[0] += noise
+        return losses
 
-    space = DesignSpace(
-        walk=lambda choose: networks.build(
-            lambda name, options: choose(name, CategoricalDistribution(tuple(options)))
-        ),
-        key=lambda network: network,
-        is_allowed=lambda network: networks.violation(network) is None,
-        known_losses=lambda network: (None, *costs(network)),
-    )
-    name = "micro" if len(objectives) == 2 else f"micro, {len(objectives)} losses"
+    space = design_space(networks, known_losses=lambda network: (None, *costs(network)))
+    name = "micro" if len(objectives) == 2 else f"micro-{len(objectives)}"
     return _synthetic(name, objectives, space, judge, observe)
+
+
+_KIND = CategoricalDistribution(("attention", "conv", "mlp", "skip"))
+_ACT = CategoricalDistribution(("relu", "gelu", "silu"))
+_SETTINGS: dict[str, dict[str, BaseDistribution]] = {
+    "attention": {
+        "heads": IntDistribution(1, 16, log=True),
+        "norm": CategoricalDistribution(("softmax", "filter", "none")),
+        "terms": CategoricalDistribution(("qk", "qk+bias", "qr", "bias")),
+        "scale": FloatDistribution(0.1, 10.0, log=True),
+    },
+    "conv": {
+        "kernel": IntDistribution(3, 11, step=2),
+        "dynamic": CategoricalDistribution((False, True)),
+        "gamma": FloatDistribution(0.0, 1.0),
+    },
+    "mlp": {"ratio": FloatDistribution(0.5, 4.0, step=0.5)},
+    "skip": {},
+}
 
 
 def _walk_blocks(choose: Choose) -> dict[str, Any]:
     design: dict[str, Any] = {}
-
-    def ask(name: str, distribution: Any) -> Any:
-        design[name] = choose(name, distribution)
-        return design[name]
-
     for block in range(6):
-        kind = ask(f"b{block}.kind", CategoricalDistribution(("attention", "conv", "mlp", "skip")))
-        if kind == "attention":
-            ask(f"b{block}.heads", IntDistribution(1, 16, log=True))
-            ask(f"b{block}.norm", CategoricalDistribution(("softmax", "filter", "none")))
-            ask(f"b{block}.terms", CategoricalDistribution(("qk", "qk+bias", "qr", "bias")))
-            ask(f"b{block}.scale", FloatDistribution(0.1, 10.0, log=True))
-        elif kind == "conv":
-            ask(f"b{block}.kernel", IntDistribution(3, 11, step=2))
-            ask(f"b{block}.dynamic", CategoricalDistribution((False, True)))
-            ask(f"b{block}.gamma", FloatDistribution(0.0, 1.0))
-        elif kind == "mlp":
-            ask(f"b{block}.ratio", FloatDistribution(0.5, 4.0, step=0.5))
-        ask(f"b{block}.act", CategoricalDistribution(("relu", "gelu", "silu")))
+        kind = design[f"b{block}.kind"] = choose(f"b{block}.kind", _KIND)
+        for setting, distribution in {**_SETTINGS[kind], "act": _ACT}.items():
+            design[f"b{block}.{setting}"] = choose(f"b{block}.{setting}", distribution)
     return design
 
 
@@ -192,7 +214,7 @@ def _judge_blocks(design: Mapping[str, Any], seed: int) -> Matrix:
             else:
                 cost *= 1.0 + 0.05 * abs(_effect(name, value, "cost", seed=seed))
     kinds = [design[f"b{block}.kind"] for block in range(6)]
-    for place, pair in enumerate(zip(kinds, kinds[1:], strict=False)):
+    for place, pair in enumerate(itertools.pairwise(kinds)):
         error += _effect("pair", place, pair, seed=seed)
         cost *= 1.1 if pair[0] != pair[1] else 1.0
     return np.array([error, cost])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 
 from search.sampling.asking import SAMPLERS, Asking, study_trial
 from search.sampling.design_space import DesignSpace, Draw, draw
@@ -33,9 +33,17 @@ def design_space(
         space: Its rules and limits are constraints that cost no evaluation.
         known_losses: For each loss its value where it is closed-form, None where it is not.
     """
+    distributions: dict[str, CategoricalDistribution] = {}
+
+    def distribution_of(name: str, options: Sequence[Any]) -> CategoricalDistribution:
+        # One object a name: comparing two is what would take the sampler's time.
+        if name not in distributions:
+            distributions[name] = CategoricalDistribution(tuple(options))
+        return distributions[name]
+
     return DesignSpace(
         walk=lambda choose: space.build(
-            lambda name, options: choose(name, CategoricalDistribution(tuple(options)))
+            lambda name, options: choose(name, distribution_of(name, options))
         ),
         key=lambda architecture: architecture,
         is_allowed=lambda architecture: space.violation(architecture) is None,
@@ -69,12 +77,13 @@ class Proposer:
         known_losses: KnownLosses = lambda architecture: (),
     ) -> None:
         self.space = space
+        self._designs = design_space(space, known_losses=known_losses)
         self._asking = Asking(
-            design_space(space, known_losses=known_losses),
+            self._designs,
             sampler=sampler,
             seed=seed,
             num_losses=num_losses,
-            known=[(draw_of(space, architecture), losses) for architecture, losses in known],
+            known=[(self._draw_of(architecture), losses) for architecture, losses in known],
         )
 
     def ask(self) -> Architecture | None:
@@ -88,17 +97,18 @@ class Proposer:
 
     def tell(self, architecture: Architecture, losses: Sequence[float] | None) -> None:
         """Report the losses of any architecture; None when it could not be judged."""
-        self._asking.tell(draw_of(self.space, architecture), losses)
+        self._asking.tell(self._draw_of(architecture), losses)
+
+    def _draw_of(self, architecture: Architecture) -> Draw[Architecture]:
+        return draw_of(self.space, self._designs, architecture)
 
 
-def draw_of(space: SearchSpace, architecture: Architecture) -> Draw[Architecture]:
+def draw_of(
+    space: SearchSpace, designs: DesignSpace[Architecture], architecture: Architecture
+) -> Draw[Architecture]:
     """Find the choices that lead to an architecture."""
     choices = space.choices_of(architecture)
-
-    def look_up(name: str, distribution: BaseDistribution) -> Any:
-        return choices[name]
-
-    return draw(design_space(space), look_up)
+    return draw(designs, lambda name, distribution: choices[name])
 
 
 class Mirror:
@@ -126,10 +136,11 @@ class Mirror:
     ) -> None:
         """Add the results that the file does not hold yet."""
         new = [result for result in results if result[0].key not in self._present]
+        designs = design_space(space)
         self._study.add_trials(
             [
                 study_trial(
-                    draw_of(space, architecture),
+                    draw_of(space, designs, architecture),
                     losses,
                     user_attrs={"architecture": architecture.key},
                 )

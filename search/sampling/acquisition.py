@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from search.sampling.surrogate import (
 Matrix = NDArray[np.float64]
 
 # Candidates of a round, and those that are kept: for the next round, for the next ask.
-CANDIDATES, KEPT = 160, 80
+CANDIDATES, KEPT = 120, 60
 MAX_PARENTS = 60
 # Boxes grow with the square (three objectives) or cube (four) of the points of the front.
 MAX_FRONT = {1: 1, 2: 1000, 3: 80}
@@ -76,6 +76,8 @@ class _Scoring:
         self, history: History[Any], surrogate: Surrogate, start: int, rng: np.random.Generator
     ) -> None:
         self._history = history
+        # Features and known losses of candidates: they are asked for several times.
+        self._read: dict[Hashable, list[Matrix]] = {}
         groups = history.features.groups
         everything = Data.of(history.rows, history.losses, history.known, start=start)
         surrogate.fit(everything, groups, rng)
@@ -115,8 +117,15 @@ class _Scoring:
         return [draws[index] for index in chosen]
 
     def _predict(self, draws: Sequence[Draw[Any]]) -> tuple[Matrix, dict[int, Prediction]]:
-        known = self._data.scaled(self._history.known_losses(draws))
-        return predict(self._posteriors, self._history.encode(draws), known)
+        new = [one for one in draws if one.key not in self._read]
+        rows, known = self._history.encode(new), self._data.scaled(self._history.known_losses(new))
+        self._read |= {one.key: pair for one, *pair in zip(new, rows, known, strict=True)}
+        pairs = [self._read[one.key] for one in draws]
+        return predict(
+            self._posteriors,
+            np.array([row for row, _ in pairs]),
+            np.array([losses for _, losses in pairs]),
+        )
 
     def _score(self, means: Matrix, predictions: dict[int, Prediction]) -> Matrix:
         deviations = np.zeros_like(means)

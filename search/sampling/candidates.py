@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from search.sampling.design_space import (
     draw_random,
     every_draw,
     from_unit,
+    is_same,
     random_value,
     to_unit,
 )
@@ -71,11 +72,11 @@ def breed(
     found: dict[Hashable, Draw[T]] = {}
     for _ in range(count):
         kind = rng.random()
-        parent = parents[rng.integers(len(parents))]
+        parent = parents[int(rng.integers(len(parents)))]
         if kind < MUTATION_SHARE:
             child = _mutate(space, parent, rng)
         elif kind < MUTATION_SHARE + CROSSOVER_SHARE:
-            child = _cross(space, parent, parents[rng.integers(len(parents))], rng)
+            child = _cross(space, parent, parents[int(rng.integers(len(parents)))], rng)
         else:
             child = draw_random(space, rng)
         if child.key not in seen and child.key not in found and space.is_allowed(child.design):
@@ -98,7 +99,7 @@ def _mutate(space: DesignSpace[T], parent: Draw[T], rng: np.random.Generator) ->
     changed = {names[index] for index in rng.choice(len(names), num_changes, replace=False)}
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
-        if parent.distributions.get(name) != distribution:
+        if not is_same(parent.distributions.get(name), distribution):
             return random_value(distribution, rng)
         value = parent.choices[name]
         return _neighbour(distribution, value, rng) if name in changed else value
@@ -121,11 +122,11 @@ def _cross(
     parents = (first, second)
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
-        having = [parent for parent in parents if parent.distributions.get(name) == distribution]
+        having = [
+            parent for parent in parents if is_same(parent.distributions.get(name), distribution)
+        ]
         if not having:
             return random_value(distribution, rng)
         return having[rng.integers(len(having))].choices[name]
 
     return draw(space, choose)
-
-

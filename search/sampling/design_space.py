@@ -51,6 +51,11 @@ class Draw(Generic[T]):
     key: Hashable
 
 
+def is_same(first: BaseDistribution | None, second: BaseDistribution) -> bool:
+    """Tell whether two distributions are equal; quick where they are one object."""
+    return first is second or first == second
+
+
 def draw(space: DesignSpace[T], choose: Choose) -> Draw[T]:
     """Walk once and keep the choices."""
     choices: dict[str, Any] = {}
@@ -77,17 +82,9 @@ def every_draw(space: DesignSpace[T]) -> Iterator[Draw[T]]:
     """
     path: list[int] | None = []
     while path is not None:
-        widths: list[int] = []
-        prefix = path
-
-        def follow(name: str, distribution: BaseDistribution) -> Any:
-            values = _values(distribution)
-            place = prefix[len(widths)] if len(widths) < len(prefix) else 0
-            widths.append(len(values))
-            return values[place]
-
-        yield draw(space, follow)
-        path = _next_path([*prefix, *[0] * (len(widths) - len(prefix))], widths)
+        one, widths = _draw_path(space, path)
+        yield one
+        path = _next_path([*path, *[0] * (len(widths) - len(path))], widths)
 
 
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -135,6 +132,19 @@ def from_unit(distribution: BaseDistribution, unit: float) -> Any:
         return low + unit * (high - low)
     count = round((high - low) / step) + 1
     return min(low + step * min(int(unit * count), count - 1), high)
+
+
+def _draw_path(space: DesignSpace[T], path: Sequence[int]) -> tuple[Draw[T], list[int]]:
+    """Take the options at these places, then the first ones; also return how many there were."""
+    widths: list[int] = []
+
+    def follow(name: str, distribution: BaseDistribution) -> Any:
+        values = _values(distribution)
+        place = path[len(widths)] if len(widths) < len(path) else 0
+        widths.append(len(values))
+        return values[place]
+
+    return draw(space, follow), widths
 
 
 def _values(distribution: BaseDistribution) -> Sequence[Any]:

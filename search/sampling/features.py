@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from search.sampling.design_space import to_unit
+from search.sampling.design_space import is_same, to_unit
 
 Matrix = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class FeatureSpace:
     def learn(self, distributions: Mapping[str, BaseDistribution]) -> None:
         """Make room for the choices of a walk."""
         for name, distribution in distributions.items():
-            if self._distributions.get(name) == distribution:
+            if is_same(self._distributions.get(name), distribution):
                 continue
             self._distributions[name] = distribution
             self._group_of.setdefault(name, len(self._group_of))
@@ -55,7 +55,7 @@ class FeatureSpace:
     def covers(self, distributions: Mapping[str, BaseDistribution]) -> bool:
         """Tell whether these choices are learned."""
         return all(
-            self._distributions.get(name) == distribution
+            is_same(self._distributions.get(name), distribution)
             for name, distribution in distributions.items()
         )
 

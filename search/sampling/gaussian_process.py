@@ -117,7 +117,8 @@ class Prediction:
     @property
     def deviation(self) -> Matrix:
         """The standard deviation of the value without its noise, of shape (c,)."""
-        return np.sqrt(self._scale * self._variance)
+        deviation: Matrix = np.sqrt(self._scale * self._variance)
+        return deviation
 
     def await_value(self, index: int) -> None:
         """Lower the uncertainty as a value at a candidate would."""

@@ -71,7 +71,8 @@ class History(Generic[T]):
             values = self.space.known_losses(one.design)
             if values:
                 row[:] = [np.nan if value is None else value for value in values]
-        return known * self.signs
+        known *= self.signs
+        return known
 
     def update(self, trials: Sequence[FrozenTrial], planned: Mapping[int, Draw[T]]) -> None:
         """Read trials that finished since, and those that are under way.

@@ -8,6 +8,8 @@ known is one with no deviation.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
@@ -40,7 +42,7 @@ def free_boxes(front: Matrix, reference: Matrix) -> tuple[Matrix, Matrix]:
         lower = np.column_stack([np.full(len(free), -np.inf), edges[:-1]])
         return lower, np.column_stack([free, edges[1:]])
     lowers, uppers = [], []
-    for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
         if low < high:
             before = front[:index, :-1]
             lower, upper = free_boxes(before[non_dominated(before)], reference[:-1])
@@ -86,4 +88,3 @@ def _expected_below(edges: Matrix, mean: Matrix, deviation: Matrix) -> Matrix:
     below: Matrix = np.maximum((finite - mean) * ndtr(z) + deviation * density, 0.0)
     below[:, ~np.isfinite(edges)] = 0.0
     return below
-

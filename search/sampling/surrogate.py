@@ -55,7 +55,7 @@ class Data:
             start: The first so many designs were not chosen by their losses. What is usual is
                 taken from them: later ones may be crowded at a hopeless end of the front.
         """
-        succeeded = ~np.isnan(losses).any(axis=1)
+        succeeded = np.asarray(np.isfinite(losses).all(axis=1))
         unknown = tuple(np.flatnonzero(np.isnan(known).any(axis=0)).tolist())
         good = losses[succeeded]
         usual, best = good[:start], good.min(axis=0)
