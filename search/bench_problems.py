@@ -131,7 +131,7 @@ def conditional_problem(seed: int = 7) -> Problem:
     """Return a conditional mixed problem of two losses, none of them known before evaluation.
 
     Six blocks of one of four kinds, each kind with settings of its own (categories, integers, a
-    float): 24 to 36 choices. The error adds the effects of every block, of neighbouring blocks and
+    float): 12 to 36 choices. The error adds the effects of every block, of neighbouring blocks and
     of the settings; the cost is a product over blocks, as a latency with stalls would be.
     """
     space = DesignSpace(walk=_walk_blocks, key=lambda design: frozenset(design.items()))
