@@ -49,7 +49,9 @@ def run(
     data: Data = "digits",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    sampler: Annotated[str, typer.Option(help="nsga2, nsga3, tpe or random.")] = "nsga2",
+    sampler: Annotated[
+        str, typer.Option(help="guided, nsga2, nsga3, tpe, gp or random.")
+    ] = "guided",
     strategy: Annotated[str, typer.Option(help="Supernet training: sandwich or uniform.")] = (
         "sandwich"
     ),
@@ -268,6 +270,25 @@ def recipes() -> None:
     from search.listings import recipes_table
 
     _console().print(recipes_table())
+
+
+@app.command()
+def bench(
+    table: Annotated[Path | None, typer.Option(help="NAS-Bench-Macro's JSON file.")] = None,
+    problem: Annotated[
+        str, typer.Option(help="Without a table: conditional, micro or micro-3.")
+    ] = "conditional",
+    samplers: Annotated[str | None, typer.Option(help="Comma-separated; default: all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 10,
+    evaluations: Annotated[int, typer.Option(help="Of each run.", min=4)] = 400,
+) -> None:
+    """Measure samplers on a problem whose evaluations cost nothing."""
+    from search.bench import print_table
+
+    names = None if samplers is None else tuple(samplers.split(","))
+    print_table(
+        table, problem=problem, searchers=names, seeds=seeds, evaluations=evaluations, line=print
+    )
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from search.executor import Outcome
 from search.plan import PHASES
-from search.promotion import losses_of
+from search.promotion import known_losses, losses_of
 from search.proposer import Proposer
 from search.record import Record
 from search.results import SUPERNET
@@ -62,6 +62,7 @@ class Judging:
             seed=settings.seed,
             num_losses=len(settings.objectives),
             known=[(t.architecture, losses_of(t, settings.objectives)) for t in known],
+            known_losses=lambda architecture: known_losses(architecture, settings.objectives),
         )
         self._proposer.exclude(self._waiting)
         self._running: dict[str, tuple[int, int]] = {}  # key: trial, attempt

@@ -7,30 +7,48 @@ from everything that is known; what a sampler proposes again or wrongly costs no
 
 from __future__ import annotations
 
-import random
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState
 
+from search.sampling.asking import SAMPLERS, Asking, study_trial
+from search.sampling.design_space import DesignSpace, Draw, draw
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
-MAX_ASKS = 16
+__all__ = ["SAMPLERS", "Mirror", "Proposer", "design_space"]
 
-# Asking NSGA takes milliseconds; multi-objective TPE is better per judgement, and slower than the
-# judges when a judgement is quick.
-_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=24),
-    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=24),
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=16),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-SAMPLERS = tuple(_SAMPLERS)
+KnownLosses = Callable[[Architecture], Sequence[float | None]]
+
+
+def design_space(
+    space: SearchSpace, *, known_losses: KnownLosses = lambda architecture: ()
+) -> DesignSpace[Architecture]:
+    """Describe a space of architectures to a sampler.
+
+    Args:
+        space: Its rules and limits are constraints that cost no evaluation.
+        known_losses: For each loss its value where it is closed-form, None where it is not.
+    """
+    distributions: dict[str, CategoricalDistribution] = {}
+
+    def distribution_of(name: str, options: Sequence[Any]) -> CategoricalDistribution:
+        # One object a name: comparing two is what would take the sampler's time.
+        if name not in distributions:
+            distributions[name] = CategoricalDistribution(tuple(options))
+        return distributions[name]
+
+    return DesignSpace(
+        walk=lambda choose: space.build(
+            lambda name, options: choose(name, distribution_of(name, options))
+        ),
+        key=lambda architecture: architecture,
+        is_allowed=lambda architecture: space.violation(architecture) is None,
+        known_losses=known_losses,
+    )
 
 
 class Proposer:
@@ -39,10 +57,10 @@ class Proposer:
     Args:
         space: What may be proposed.
         sampler: One of `SAMPLERS`.
-        seed: Of the sampler; the number of known results is added, because a seeded study that is
-            rebuilt would repeat its suggestions.
+        seed: Of the sampler; see `Asking`.
         num_losses: Number of objectives, all minimised.
         known: Architectures with their losses (None where judging failed) from earlier.
+        known_losses: See `design_space`; the guided sampler does not predict what is known.
 
     Raises:
         ValueError: For an unknown sampler.
@@ -56,84 +74,41 @@ class Proposer:
         seed: int,
         num_losses: int,
         known: Iterable[tuple[Architecture, Sequence[float] | None]] = (),
+        known_losses: KnownLosses = lambda architecture: (),
     ) -> None:
-        if sampler not in _SAMPLERS:
-            raise ValueError(f"Unknown sampler {sampler!r}. Known: {', '.join(SAMPLERS)}.")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # NSGA-III warns that it is experimental; the user chose it by name.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        known = list(known)
         self.space = space
-        self._rng = random.Random(seed + len(known))
-        self._study = optuna.create_study(
-            directions=["minimize"] * num_losses, sampler=_SAMPLERS[sampler](seed + len(known))
+        self._designs = design_space(space, known_losses=known_losses)
+        self._asking = Asking(
+            self._designs,
+            sampler=sampler,
+            seed=seed,
+            num_losses=num_losses,
+            known=[(self._draw_of(architecture), losses) for architecture, losses in known],
         )
-        self._seen = {architecture.key for architecture, _ in known}
-        self._asked: dict[str, optuna.Trial] = {}
-        for architecture, losses in known:
-            if losses is not None:
-                self._study.add_trial(study_trial(space, architecture, losses))
 
     def ask(self) -> Architecture | None:
-        """Propose a new architecture, or None when (nearly) all of the space is known."""
-        for _ in range(MAX_ASKS):
-            trial = self._study.ask()
-            architecture = self.space.build(trial.suggest_categorical)
-            if self._is_new(architecture):
-                return self._remember(architecture, trial)
-            self._study.tell(trial, state=TrialState.FAIL)
-        for _ in range(MAX_ASKS * 16):
-            architecture = self.space.sample(self._rng)
-            if architecture.key not in self._seen:
-                self._study.enqueue_trial(self.space.choices_of(architecture))
-                trial = self._study.ask()
-                self.space.build(trial.suggest_categorical)
-                return self._remember(architecture, trial)
-        return None
+        """Propose a new architecture, or None when all of the space is known."""
+        found = self._asking.ask()
+        return None if found is None else found.design
 
     def exclude(self, architectures: Iterable[Architecture]) -> None:
         """Do not propose these; somebody else has them judged."""
-        self._seen |= {architecture.key for architecture in architectures}
+        self._asking.exclude(architectures)
 
     def tell(self, architecture: Architecture, losses: Sequence[float] | None) -> None:
         """Report the losses of any architecture; None when it could not be judged."""
-        trial = self._asked.pop(architecture.key, None)
-        self._seen.add(architecture.key)
-        if trial is None:
-            if losses is not None:
-                self._study.add_trial(study_trial(self.space, architecture, losses))
-        elif losses is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, list(losses))
+        self._asking.tell(self._draw_of(architecture), losses)
 
-    def _is_new(self, architecture: Architecture) -> bool:
-        return architecture.key not in self._seen and self.space.violation(architecture) is None
-
-    def _remember(self, architecture: Architecture, trial: optuna.Trial) -> Architecture:
-        self._seen.add(architecture.key)
-        self._asked[architecture.key] = trial
-        return architecture
+    def _draw_of(self, architecture: Architecture) -> Draw[Architecture]:
+        return draw_of(self.space, self._designs, architecture)
 
 
-def study_trial(
-    space: SearchSpace, architecture: Architecture, losses: Sequence[float]
-) -> optuna.trial.FrozenTrial:
-    """Write a judged architecture as a finished Optuna trial."""
-    params = space.choices_of(architecture)
-    distributions: dict[str, Any] = {}
-
-    def look_up(name: str, options: Sequence[Any]) -> Any:
-        distributions[name] = CategoricalDistribution(tuple(options))
-        return params[name]
-
-    space.build(look_up)
-    return optuna.trial.create_trial(
-        params=params,
-        distributions=distributions,
-        values=list(losses),
-        user_attrs={"architecture": architecture.key},
-    )
+def draw_of(
+    space: SearchSpace, designs: DesignSpace[Architecture], architecture: Architecture
+) -> Draw[Architecture]:
+    """Find the choices that lead to an architecture."""
+    choices = space.choices_of(architecture)
+    return draw(designs, lambda name, distribution: choices[name])
 
 
 class Mirror:
@@ -161,5 +136,15 @@ class Mirror:
     ) -> None:
         """Add the results that the file does not hold yet."""
         new = [result for result in results if result[0].key not in self._present]
-        self._study.add_trials([study_trial(space, *result) for result in new])
+        designs = design_space(space)
+        self._study.add_trials(
+            [
+                study_trial(
+                    draw_of(space, designs, architecture),
+                    losses,
+                    user_attrs={"architecture": architecture.key},
+                )
+                for architecture, losses in new
+            ]
+        )
         self._present |= {architecture.key for architecture, _ in new}

@@ -37,7 +37,7 @@ class RunSettings:
     data: str
     budget: str
     space: str = ""
-    sampler: str = "nsga2"
+    sampler: str = "guided"
     strategy: str = "sandwich"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"

@@ -19,7 +19,12 @@ FORBIDDEN = {
 }
 ENGINE_FILES = {
     "ray": {"search/executor.py", "search/doctor.py"},
-    "optuna": {"search/proposer.py"},
+    "optuna": {
+        "search/proposer.py",
+        "search/bench.py",
+        "search/bench_problems.py",
+        *(f.relative_to(ROOT).as_posix() for f in (ROOT / "search" / "sampling").glob("*.py")),
+    },
 }
 # Each takes from a tenth of a second to some seconds to import.
 HEAVY = ("matplotlib", "optuna", "pandas", "plotly", "ray", "scipy", "sklearn", "timm", "torch")

@@ -23,6 +23,7 @@ COMMANDS = (
     "presets",
     "spaces",
     "recipes",
+    "bench",
     "doctor",
 )
 

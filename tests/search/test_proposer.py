@@ -47,7 +47,7 @@ def proposer(sampler: str, known: list[Architecture] | None = None) -> Proposer:
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
 def test_proposals_are_distinct_and_allowed_until_the_space_is_exhausted(sampler: str) -> None:
     asking, found = proposer(sampler), []
     while (architecture := asking.ask()) is not None:
@@ -78,7 +78,7 @@ def test_a_resumed_search_does_not_repeat_its_first_proposals() -> None:
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Unknown sampler 'best'. Known: nsga2"):
+    with pytest.raises(ValueError, match=r"Unknown sampler 'best'. Known: guided, nsga2"):
         proposer("best")
 
 

@@ -1,0 +1,1 @@
+"""A predictor-guided multi-objective sampler for Optuna; `guided_sampler.GuidedSampler` is it."""
