@@ -201,9 +201,8 @@ def _uniform(*shape: int, inputs: int) -> nn.Parameter:
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """Apply a 1x1 convolution in groups to (..., inputs): weight (outputs, inputs / groups)."""
+    """Apply a 1x1 convolution in groups to (B, H, W, inputs): weight (outputs, inputs / groups)."""
     if groups == 1:
         return F.linear(x, weight, bias)
-    parts = x.unflatten(-1, (groups, -1))
-    y = torch.einsum("...gi,goi->...go", parts, weight.unflatten(0, (groups, -1)))
-    return y.flatten(-2) + bias
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias, groups=groups)
+    return y.permute(0, 2, 3, 1)
