@@ -37,7 +37,7 @@ WINDOWS = [
 NEIGHBORS = [
     NeighborhoodAttention(kernel_size=size, num_heads=heads, terms=terms, norm=norm, conv=conv)
     for size, heads, terms, norm, conv in product(
-        (3, 5), (2, 4), ("qk+bias", "static+bias"), ("softmax", "identity"), CONVS
+        (2, 3, 5), (2, 4), ("qk+bias", "static+bias"), ("softmax", "identity"), CONVS
     )
 ]
 FILTERS = [
@@ -182,6 +182,29 @@ def test_bias_alone_with_a_head_a_channel_is_a_depthwise_convolution() -> None:
     filtered = conv(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     expected = linear(module, "attention.proj", filtered)
+    torch.testing.assert_close(module(x, mixer), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 4, 5])
+@pytest.mark.parametrize("terms", ["qk+bias", "qk+qr+rk+static+bias"])
+def test_neighborhoods_of_any_size_are_as_defined(size: int, terms: str) -> None:
+    """Odd and even kernels, on a map that the largest do not fit; with and without static terms."""
+    heads = 3
+    mixer = NeighborhoodAttention(kernel_size=size, num_heads=heads, terms=terms)
+    module = build(mixer)
+    state = {name.removeprefix("attention."): v for name, v in module.state_dict().items()}
+    x = maps(2, 4, 3)
+    q, k, v = linear(module, "attention.in_proj", x).chunk(3, -1)
+    products = q[..., None] * neighbors(k, size)  # (B, H, W, C, taps)
+    if "qr" in terms:
+        products = products + q[..., None] * state["table_qr"].t()
+        products = products + neighbors(k, size) * state["table_rk"].t()
+    logits = products.unflatten(3, (heads, -1)).sum(4) * (DIM // heads) ** -0.5
+    if "static" in terms:
+        logits = logits + torch.einsum("bhwc,tnc->bhwnt", x, state["table_static"])
+    weights = (logits + state["table_bias"].t()).softmax(-1).repeat_interleave(DIM // heads, 3)
+
+    expected = linear(module, "attention.proj", (weights * neighbors(v, size)).sum(-1))
     torch.testing.assert_close(module(x, mixer), expected, rtol=0, atol=1e-12)
 
 
