@@ -1,0 +1,128 @@
+"""What a training step costs inside the supernet, beside the same step of the extracted network.
+
+    python benchmarks/bench_supernet_step.py --space micro --batch-size 64
+    python benchmarks/bench_supernet_step.py --space swin_t --batch-size 4 --repeats 3
+
+Both sides take turns in one process: forward, backward, clipping, AdamW (fused on both sides). For
+each architecture the ratio of the medians is printed, then the median over all architectures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from searchspace.architecture import Architecture, describe
+from searchspace.space import SearchSpace
+from searchspace.spec_file import load_space
+from supernet.network import Supernet, extract
+from supernet.optimization import weight_decay_groups
+from supernet.recipe import Recipe, load_recipe
+from supernet.supernet_training import accumulate_gradients, build_shared_optimizer
+from supernet.usage import used_weights
+
+Step = Callable[[], object]
+
+
+def main() -> None:
+    """Print one line for each architecture and the medians at the end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--space", default="micro")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--architectures", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    space, recipe = load_space(arguments.space), load_recipe("supernet")
+    print(
+        f"torch {torch.__version__}, {arguments.threads} thread(s), {platform.machine()}, "
+        f"{arguments.device}, {space.name}, batch {arguments.batch_size}"
+    )
+    torch.manual_seed(0)
+    supernet = Supernet(space).to(arguments.device).train()
+    optimizer = build_shared_optimizer(supernet, recipe)
+    batch = _batch(space, arguments.batch_size, arguments.device)
+    rng = random.Random(0)
+    ratios = []
+    for _ in range(arguments.architectures):
+        architecture = space.sample(rng)
+        inside = _inside(supernet, optimizer, architecture, batch, recipe)
+        outside = _outside(supernet, architecture, batch, recipe)
+        first, second = _medians((inside, outside), arguments.repeats, arguments.device)
+        ratios.append(first / second)
+        print(
+            f"{ratios[-1]:.3f}  {1e3 * first:8.1f} ms inside  {1e3 * second:8.1f} ms alone  "
+            f"{describe(architecture)}",
+            flush=True,
+        )
+    quarter = statistics.quantiles(ratios, n=4)
+    print(
+        f"median {statistics.median(ratios):.3f}, quartiles {quarter[0]:.3f} to {quarter[2]:.3f}, "
+        f"largest {max(ratios):.3f}"
+    )
+
+
+def _batch(space: SearchSpace, size: int, device: str) -> tuple[Tensor, Tensor]:
+    images = torch.randn(size, space.in_chans, space.img_size, space.img_size, device=device)
+    return images, torch.randint(space.num_classes, (size,), device=device)
+
+
+def _inside(
+    supernet: Supernet,
+    optimizer: torch.optim.Optimizer,
+    architecture: Architecture,
+    batch: tuple[Tensor, Tensor],
+    recipe: Recipe,
+) -> Step:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        accumulate_gradients(supernet, [architecture], *batch, recipe)
+        torch.nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
+        optimizer.update(used_weights(supernet, [architecture]))
+
+    return step
+
+
+def _outside(
+    supernet: Supernet, architecture: Architecture, batch: tuple[Tensor, Tensor], recipe: Recipe
+) -> Step:
+    network = extract(supernet, architecture)
+    optimizer = torch.optim.AdamW(
+        weight_decay_groups(network, recipe.weight_decay), lr=recipe.lr, fused=True
+    )
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        accumulate_gradients(network, [architecture], *batch, recipe)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+def _medians(steps: Sequence[Step], repeats: int, device: str) -> list[float]:
+    """Run the steps in turn and return the median seconds of each; the first round warms up."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for round_ in range(repeats + 1):
+        order = list(range(len(steps)))[:: -1 if round_ % 2 else 1]
+        for index in order:
+            start = time.perf_counter()
+            steps[index]()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if round_:
+                seconds[index].append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+if __name__ == "__main__":
+    main()
