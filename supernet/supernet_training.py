@@ -31,7 +31,7 @@ from supernet.shared_adamw import SharedAdamW
 from supernet.strategies import DISTILLING, STRATEGIES
 from supernet.supernet_checkpoint import load_training, save_supernet
 from supernet.training import AMP_DTYPES
-from supernet.usage import used_weights
+from supernet.usage import Usage, UsedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class SupernetTrainer:
         torch.manual_seed(seed)
         self.supernet = Supernet(space, recipe.drop_path).to(self.device)
         self.optimizer = build_shared_optimizer(self.supernet, recipe)
+        self.used_weights = UsedWeights(self.supernet)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.ema = (
             None
@@ -169,16 +170,9 @@ class SupernetTrainer:
             FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite gradient.
         """
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.supernet.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if math.isfinite(norm.item()):
+        used = self.used_weights(architectures)
+        if apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad):
             self._bad_steps = 0
-            if self.recipe.clip_grad is not None:
-                torch.nn.utils.clip_grads_with_norm_(
-                    self.supernet.parameters(), self.recipe.clip_grad, norm
-                )
-            used = used_weights(self.supernet, architectures)
-            self.optimizer.update(used)
             if self.ema is not None:
                 self.ema.update(self.supernet, self.optimizer, used)
         else:
@@ -267,6 +261,25 @@ def accumulate_gradients(
         share = loss / len(architectures)
         (share if scaler is None else scaler.scale(share)).backward()
     return float("nan") if first is None else first.item()
+
+
+def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> bool:
+    """Clip the gradients and change the used weights, unless a gradient is not finite.
+
+    Args:
+        clip_grad: Largest norm of all gradients; None for any.
+
+    Returns:
+        Whether the weights were changed.
+    """
+    trained = [parameter for parameter in used if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if not math.isfinite(norm.item()):
+        return False
+    if clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, clip_grad, norm)
+    optimizer.update(used)
+    return True
 
 
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
