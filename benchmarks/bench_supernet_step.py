@@ -24,7 +24,6 @@ from searchspace.architecture import Architecture, describe
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from supernet.network import Supernet, extract
-from supernet.optimization import weight_decay_groups
 from supernet.recipe import Recipe, load_recipe
 from supernet.shared_adamw import SharedAdamW
 from supernet.supernet_training import (
@@ -103,7 +102,7 @@ def _outside(
 ) -> Step:
     network = extract(supernet, architecture)
     optimizer = torch.optim.AdamW(
-        weight_decay_groups(network, recipe.weight_decay), lr=recipe.lr, fused=True
+        network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
 
     def step() -> None:

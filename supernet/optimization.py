@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
@@ -14,23 +12,18 @@ from supernet.recipe import Recipe
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser over `weight_decay_groups`."""
-    return create_optimizer_v2(
-        weight_decay_groups(network, recipe.weight_decay),
-        opt=recipe.optimizer,
-        lr=recipe.peak_lr(recipe.batch_size),
-        betas=recipe.betas,
-    )
-
-
-def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group a network's parameters for an optimiser: biases and 1-D ones have no weight decay.
+    """Build the recipe's optimiser; biases and 1-D parameters have no weight decay.
 
     A bias is what is named so (``proj.bias``, ``table_bias``): shared biases have a row for each
     head, and are no less biases for having two dimensions.
     """
     biases = [name for name, _ in network.named_parameters() if name.endswith("bias")]
-    return param_groups_weight_decay(network, weight_decay, no_weight_decay_list=biases)
+    return create_optimizer_v2(
+        param_groups_weight_decay(network, recipe.weight_decay, no_weight_decay_list=biases),
+        opt=recipe.optimizer,
+        lr=recipe.peak_lr(recipe.batch_size),
+        betas=recipe.betas,
+    )
 
 
 def build_scheduler(

@@ -168,8 +168,14 @@ def _features(
     *others, (_, features) = seen
     scale = 0.0
     for norm, value in others:
-        # Layer norm: over the channels of a token; batch norm: over all positions of a channel.
-        axes = [-1] if isinstance(norm, nn.LayerNorm) else [0, 1, 2]
-        variance = value.var(axes, unbiased=False).mean().item()
+        variance = value.var(_normed_axes(norm), unbiased=False).mean().item()
         scale += 0.5 * math.log(variance + 1e-5)
     return features, scale
+
+
+def _normed_axes(norm: nn.Module) -> list[int]:
+    """Name the axes of a norm's input that its statistics run over."""
+    if isinstance(norm, nn.LayerNorm):
+        return [-1]
+    # torch's own is channels-first; ours are channels-last (`supernet.mixers.sharing`).
+    return [0, 2, 3] if type(norm) is nn.BatchNorm2d else [0, 1, 2]

@@ -24,7 +24,7 @@ from supernet.batches import steps_per_epoch, train_batches
 from supernet.data import ImageData
 from supernet.ema import SharedEma
 from supernet.network import Supernet
-from supernet.optimization import weight_decay_groups
+from supernet.optimization import build_optimizer
 from supernet.recipe import Recipe
 from supernet.seeding import derived_seed
 from supernet.shared_adamw import SharedAdamW
@@ -283,13 +283,11 @@ def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | N
 
 
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
-    """Build the optimiser of shared weights with a recipe's learning rate, decay and betas."""
-    return SharedAdamW(
-        weight_decay_groups(supernet, recipe.weight_decay),
-        lr=recipe.peak_lr(recipe.batch_size),
-        betas=recipe.betas,
-        fused=True,
-    )
+    """Build the recipe's AdamW for shared weights: its groups, learning rate, decay and betas."""
+    wanted = build_optimizer(supernet, recipe)
+    names = ("params", "lr", "betas", "eps", "weight_decay")
+    groups = [{name: group[name] for name in names} for group in wanted.param_groups]
+    return SharedAdamW(groups, fused=True)
 
 
 def _check(recipe: Recipe, strategy: str) -> None:
