@@ -24,6 +24,7 @@ COMMANDS = (
     "spaces",
     "recipes",
     "doctor",
+    "ladder",
 )
 
 
