@@ -228,8 +228,8 @@ def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
     num_points = estimators[0].tau.num_points if estimators else 0
     if num_points < MIN_POINTS:
         return "supernet", (
-            f"{num_points} networks trained alone are too few to say whether the supernet's ranking "
-            f"can be trusted ({MIN_POINTS} are needed); it is used unchecked."
+            f"{num_points} networks trained alone are too few to say whether the supernet's "
+            f"ranking can be trusted ({MIN_POINTS} are needed); it is used unchecked."
         )
     best = max((SUPERNET, PREDICTOR), key=lambda name: taus.get(name, -1.0))
     rivals = {name: tau for name, tau in taus.items() if name not in (SUPERNET, PREDICTOR)}
