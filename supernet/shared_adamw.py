@@ -8,7 +8,8 @@ of a slice that is used for the first time is that of a first step (else the ste
 three times too large). Decoupled weight decay likewise counts used steps only.
 
 Parameters that are always used whole take torch's fused kernel. Only those that a step uses in part
-keep a count for each element, from then on.
+count the steps of their parts from then on: one count for all elements that were always used
+together along an axis, as the rows of a projection are.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from supernet.usage import Usage
 class SharedAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) over used elements.
 
-    The state has torch's names (``step``, ``exp_avg``, ``exp_avg_sq``); ``step`` has the shape of
-    its parameter once that was used in part.
+    The state has torch's names (``step``, ``exp_avg``, ``exp_avg_sq``); ``step`` has a shape that
+    broadcasts to its parameter's once that was used in part.
     """
 
     def update(self, used: Usage) -> None:
@@ -33,6 +34,7 @@ class SharedAdamW(torch.optim.AdamW):
 
         Args:
             used: From `supernet.usage.UsedWeights`; gradients of other parameters are dropped.
+                Elements that are not used have gradient zero, as backward leaves them.
         """
         in_parts = []
         for group in self.param_groups:
@@ -54,7 +56,7 @@ class SharedAdamW(torch.optim.AdamW):
                     parameter.grad = gradient
 
     def uses(self, parameter: Tensor) -> Tensor:
-        """Return how often a parameter was used: a number, or one for each element."""
+        """Return how often a parameter was used: a number, or one for each part (broadcasts)."""
         state = self.state.get(parameter)
         return state["step"] if state else torch.zeros((), device=parameter.device)
 
@@ -63,43 +65,45 @@ class SharedAdamW(torch.optim.AdamW):
     ) -> None:
         """Update parameters that count their elements' steps; each line is one for all of them."""
         parameters, gradients = [p for p, _ in parts], [gradient for _, gradient in parts]
-        states = [self._state_in_elements(parameter) for parameter in parameters]
-        masks = [torch.ones_like(p) if (m := used[p]) is None else m for p in parameters]
+        masks = [torch.ones((), device=p.device) if (m := used[p]) is None else m for p, _ in parts]
+        states = [self._state_in_parts(p, mask) for p, mask in zip(parameters, masks, strict=True)]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
         steps = [state["step"] for state in states]
         beta1, beta2 = group["betas"]
+        lr, weight_decay = group["lr"], group["weight_decay"]
         torch._foreach_add_(steps, masks)
         torch._foreach_lerp_(means, gradients, torch._foreach_mul(masks, 1 - beta1))
-        torch._foreach_lerp_(
-            squares, torch._foreach_mul(gradients, gradients), torch._foreach_mul(masks, 1 - beta2)
-        )
+        torch._foreach_mul_(squares, _complements(torch._foreach_mul(masks, 1 - beta2)))
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         taken = torch._foreach_clamp_min(steps, 1)  # never used: all else is zero there
-        spreads = torch._foreach_div(squares, _corrections(beta2, taken))
-        torch._foreach_sqrt_(spreads)
+        second = _complements(torch._foreach_pow(beta2, taken))
+        torch._foreach_sqrt_(second)
+        spreads = torch._foreach_sqrt(squares)
+        torch._foreach_div_(spreads, second)
         torch._foreach_add_(spreads, group["eps"])
-        changes = torch._foreach_div(means, _corrections(beta1, taken))
-        torch._foreach_div_(changes, spreads)
-        if group["weight_decay"]:
-            torch._foreach_add_(changes, parameters, alpha=group["weight_decay"])
-        torch._foreach_mul_(changes, masks)
-        torch._foreach_add_(parameters, changes, alpha=-group["lr"])
+        changes = torch._foreach_div(means, spreads)
+        shares = torch._foreach_div(masks, _complements(torch._foreach_pow(beta1, taken)))
+        if weight_decay:
+            kept = _complements(torch._foreach_mul(masks, lr * weight_decay))
+            torch._foreach_mul_(parameters, kept)
+        torch._foreach_addcmul_(parameters, changes, shares, -lr)
 
-    def _state_in_elements(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return the parameter's state with a step count for each element."""
+    def _state_in_parts(self, parameter: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return the parameter's state, with a step count for each part of the mask."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros_like(parameter)
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        elif state["step"].dim() == 0:
-            state["step"] = state["step"].expand_as(parameter).clone()
+        shape = torch.broadcast_shapes(state["step"].shape, mask.shape)
+        if state["step"].shape != shape:
+            state["step"] = state["step"].expand(shape).clone()
         return state
 
 
-def _corrections(beta: float, steps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return 1 - beta^t, what the moments are divided by."""
-    found: tuple[Tensor, ...] = torch._foreach_pow(beta, steps)
-    torch._foreach_mul_(found, -1)
-    torch._foreach_add_(found, 1)
-    return found
+def _complements(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Turn each x into 1 - x, in place."""
+    torch._foreach_mul_(values, -1)
+    torch._foreach_add_(values, 1)
+    return values

@@ -41,7 +41,8 @@ class UsedWeights:
             architectures: Of one step; what any of them uses is used.
 
         Returns:
-            Masks are shaped like their parameter, of its type, 1 where used and 0 elsewhere.
+            Masks are of the type of their parameter, 1 where used and 0 elsewhere. They have its
+            number of axes, and size 1 along those where they do not change.
         """
         found: Usage = {}
         for architecture in dict.fromkeys(architectures):
@@ -80,10 +81,13 @@ class UsedWeights:
         """Keep one tensor for each different mask; many settings use the same elements."""
         if bool(used.all()):
             return None
+        for axis in range(used.dim()):
+            first = used.narrow(axis, 0, 1)
+            used = first if torch.equal(used, first.expand_as(used)) else used
         mask = used.to(parameter.dtype)
         known = self._masks.setdefault(parameter, [])
         for other in known:
-            if torch.equal(other, mask):
+            if other.shape == mask.shape and torch.equal(other, mask):
                 return other
         known.append(mask)
         return mask

@@ -102,7 +102,9 @@ def test_several_architectures_use_what_any_of_them_uses() -> None:
     for name, parameter in supernet.named_parameters():
         mask = found.get(parameter, torch.zeros_like(parameter))
         mask = torch.ones_like(parameter) if mask is None else mask
-        assert torch.equal(mask.bool(), expected[0][name] | expected[1][name]), name
+        assert torch.equal(
+            mask.bool().expand_as(parameter), expected[0][name] | expected[1][name]
+        ), name
 
 
 def test_every_element_is_trained_as_adamw_trains_it_alone() -> None:
@@ -121,6 +123,25 @@ def test_every_element_is_trained_as_adamw_trains_it_alone() -> None:
             alone[index].grad = gradient[index]
             optimizers[index].step()
     torch.testing.assert_close(weight.detach(), torch.stack([p.detach() for p in alone]))
+
+
+def test_parts_that_are_told_apart_later_keep_their_count() -> None:
+    """Rows first, then columns: each element is trained as if it were alone."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(3, 2))
+    shared = SharedAdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
+    alone = [torch.nn.Parameter(value.clone()) for value in weight.detach().flatten()]
+    optimizers = [torch.optim.AdamW([p], lr=0.1, weight_decay=0.2) for p in alone]
+    rows, columns = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[1.0, 0.0]])
+    for mask in (None, rows, rows, columns, None, columns, rows):
+        used = torch.ones(3, 2) if mask is None else mask.expand(3, 2)
+        weight.grad = torch.randn(3, 2) * used
+        shared.update({weight: mask})
+        for index in used.flatten().nonzero().flatten().tolist():
+            alone[index].grad = weight.grad.flatten()[index]
+            optimizers[index].step()
+    expected = torch.stack([p.detach() for p in alone]).view(3, 2)
+    torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_an_average_counts_the_steps_that_used_its_element() -> None:
