@@ -54,7 +54,7 @@ class UsedWeights:
         return found
 
     def _look_up(self, architecture: Architecture, keys: dict[str, Hashable]) -> None:
-        parameters = [p for p in self._supernet.parameters() if p.requires_grad]
+        parameters: list[Tensor] = [p for p in self._supernet.parameters() if p.requires_grad]
         values: dict[Hashable, list[Tensor]] = {key: [] for key in keys.values()}
         with torch.enable_grad():
             for name, value in self._supernet.select(architecture).items():
