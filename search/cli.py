@@ -52,7 +52,7 @@ def run(
     sampler: Annotated[
         str, typer.Option(help="guided, nsga2, nsga3, tpe, gp or random.")
     ] = "guided",
-    strategy: Annotated[str, typer.Option(help="Supernet training: sandwich or uniform.")] = (
+    strategy: Annotated[str, typer.Option(help="Supernet training: sandwich, fair or uniform.")] = (
         "sandwich"
     ),
     objectives: Objectives = "top1,macs",
@@ -246,6 +246,38 @@ def import_(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def ladder(
+    target: Annotated[str, typer.Argument(metavar="RUN:ID", help="A network of a run.")],
+    step: Annotated[
+        list[str] | None,
+        typer.Option(help="inside, extracted, recalibrated, fine-tuned, retrained; default: all."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Of fine-tuning and of retraining.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of these trainings.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
+    from search.ladder import STEPS, climb
+    from search.run_folder import open_run
+    from supernet.intervals import wilson_interval
+
+    folder, colon, number = target.rpartition(":")
+    if not colon or not number.isdecimal():
+        raise ValueError(f"Name a network of a run as RUN:ID, e.g. runs/digits:12, got {target!r}.")
+    console = _console()
+    with open_run(Path(folder)) as run:
+        steps = tuple(step or STEPS)
+        for rung in climb(run, int(number), steps=steps, epochs=epochs, seed=seed, device=device):
+            low, high = wilson_interval(rung.accuracy.correct, rung.accuracy.total)
+            console.print(
+                f"{rung.step:13} {rung.accuracy.top1:6.2f} %  ({low:.1f} to {high:.1f})  "
+                f"{rung.about}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()

@@ -1,20 +1,32 @@
-"""Trust: does a cheap estimate rank networks as training them alone does?"""
+"""Trust: does a cheap estimate rank networks as training them alone does?
+
+The trust report of a run compares every estimator on the networks of the trust phase: the
+supernet, zero-cost proxies, parameters, MACs and a predictor. The run then judges by what won.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search.predictor import MIN_NETWORKS, cross_validated
 from search.record import Trial
 from search.results import SUPERNET, candidates, is_trained_alone
+from searchspace.architecture import Architecture
 
 # With fewer points a bootstrap says next to nothing: it often draws the same two or three.
 MIN_POINTS = 5
 NUM_RESAMPLES = 2_000
-ESTIMATORS = (SUPERNET, "params", "macs")
+PREDICTOR = "predictor"
+COSTS = ("params", "macs")
+
+Judge: TypeAlias = Literal["supernet", "predictor", "training"]
+Scores: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +53,7 @@ class TrustPoint:
         id: Of the architecture.
         top1: In percent, trained alone.
         supernet: Top-1 in percent with inherited weights.
+        proxies: Zero-cost scores by name, where they were computed.
     """
 
     id: int
@@ -48,6 +61,42 @@ class TrustPoint:
     supernet: float
     params: int
     macs: int
+    architecture: Architecture
+    proxies: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatorTrust:
+    """How well one estimator ranks: over all networks, and among the best third.
+
+    Attributes:
+        name: ``supernet``, a proxy, ``params``, ``macs`` or ``predictor``.
+        tau: Over all networks.
+        top_tau: Over the third of the networks that are best when trained alone.
+        estimates: One value for each point, in their order; more is predicted to be better.
+    """
+
+    name: str
+    tau: KendallTau
+    top_tau: KendallTau
+    estimates: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrustReport:
+    """What the trust phase found.
+
+    Attributes:
+        points: The networks that were trained alone, for the scatter plots.
+        estimators: Every estimator, in the order in which they are shown.
+        judge: What the run judges networks by from here on.
+        verdict: That choice and its reason in words.
+    """
+
+    points: tuple[TrustPoint, ...]
+    estimators: tuple[EstimatorTrust, ...]
+    judge: Judge
+    verdict: str
 
 
 def kendall_tau_interval(
@@ -84,10 +133,13 @@ def kendall_tau_interval(
     return KendallTau(tau=float(tau), low=float(low), high=float(high), num_points=num_points)
 
 
-def trust_points(trials: Sequence[Trial]) -> tuple[TrustPoint, ...]:
+def trust_points(trials: Sequence[Trial], proxies: Scores | None = None) -> tuple[TrustPoint, ...]:
     """List the networks of the trust phase that have both an estimate and a training of their own.
 
     Networks that were promoted are left out: they were chosen by the very estimate.
+
+    Args:
+        proxies: Zero-cost scores by the key of the architecture and the name of the proxy.
     """
     chosen = [t for t in trials if t.origin == "trust" and is_trained_alone(t.fidelity)]
     if not chosen or not any(t.fidelity == SUPERNET and t.state == "done" for t in trials):
@@ -101,6 +153,8 @@ def trust_points(trials: Sequence[Trial]) -> tuple[TrustPoint, ...]:
             supernet=estimates[trained.id],
             params=trained.params,
             macs=trained.macs,
+            architecture=trained.architecture,
+            proxies=(proxies or {}).get(trained.key, {}),
         )
         for trained in candidates(chosen, fidelity=fidelity)
         if trained.id in estimates
@@ -108,12 +162,91 @@ def trust_points(trials: Sequence[Trial]) -> tuple[TrustPoint, ...]:
 
 
 def trust_taus(points: Sequence[TrustPoint], *, rng: np.random.Generator) -> dict[str, KendallTau]:
-    """Compare the ranking of each of `ESTIMATORS` with that of training alone."""
+    """Compare the ranking of each estimator with that of training alone."""
+    return {found.name: found.tau for found in estimator_trust(points, rng=rng)}
+
+
+def trust_report(points: Sequence[TrustPoint], *, rng: np.random.Generator) -> TrustReport:
+    """Compare all estimators on the networks of the trust phase and choose what to judge by."""
+    estimators = estimator_trust(points, rng=rng)
+    judge, verdict = choose_judge(estimators)
+    return TrustReport(points=tuple(points), estimators=estimators, judge=judge, verdict=verdict)
+
+
+def estimator_trust(
+    points: Sequence[TrustPoint], *, rng: np.random.Generator
+) -> tuple[EstimatorTrust, ...]:
+    """Measure every estimator that all the points have."""
     trained = [point.top1 for point in points]
-    return {
-        name: kendall_tau_interval([getattr(p, name) for p in points], trained, rng=rng)
-        for name in ESTIMATORS
-    }
+    estimates = {SUPERNET: [point.supernet for point in points]}
+    for name in points[0].proxies if points else ():
+        scores = [point.proxies.get(name, math.nan) for point in points]
+        if all(map(math.isfinite, scores)):
+            estimates[name] = scores
+    for name in COSTS:
+        estimates[name] = [float(getattr(point, name)) for point in points]
+    if len(points) >= MIN_NETWORKS:
+        networks = [point.architecture for point in points]
+        estimates[PREDICTOR] = cross_validated(networks, trained, seed=0).tolist()
+    return tuple(
+        compare(name, values, trained, rng=rng) for name, values in estimates.items() if points
+    )
+
+
+def compare(
+    name: str,
+    estimates: Sequence[float],
+    trained: Sequence[float],
+    *,
+    rng: np.random.Generator,
+) -> EstimatorTrust:
+    """Measure one estimator against accuracies of training alone.
+
+    The interval of the best third holds for these networks as the best third: which networks are
+    among them is not resampled.
+    """
+    number = -(-len(trained) // 3)
+    best = sorted(range(len(trained)), key=lambda index: -trained[index])[:number]
+    return EstimatorTrust(
+        name=name,
+        tau=kendall_tau_interval(estimates, trained, rng=rng),
+        top_tau=kendall_tau_interval(
+            [estimates[index] for index in best], [trained[index] for index in best], rng=rng
+        ),
+        estimates=tuple(estimates),
+    )
+
+
+def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
+    """Choose what a run judges networks by, and say why.
+
+    The supernet or the predictor, whichever has the larger tau, if it is positive and above those
+    of parameters, MACs and every proxy; otherwise networks are trained alone for a short time.
+    With fewer than `MIN_POINTS` networks nothing is known, and the supernet stays.
+    """
+    taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
+    num_points = estimators[0].tau.num_points if estimators else 0
+    if num_points < MIN_POINTS:
+        return "supernet", (
+            f"{num_points} networks trained alone are too few to say whether the supernet's "
+            f"ranking can be trusted ({MIN_POINTS} are needed); it is used unchecked."
+        )
+    best = max((SUPERNET, PREDICTOR), key=lambda name: taus.get(name, -1.0))
+    rivals = {name: tau for name, tau in taus.items() if name not in (SUPERNET, PREDICTOR)}
+    rival = max(rivals, key=lambda name: rivals[name])
+    found = f"tau {taus[best]:.2f} over {num_points} networks"
+    if taus[best] > max(rivals[rival], 0.0):
+        words = f"Networks are judged by the {best}, {found}; the best of the others, {rival}, has "
+        return ("supernet" if best == SUPERNET else "predictor"), f"{words}{rivals[rival]:.2f}."
+    reason = (
+        f"no better than {rival} ({rivals[rival]:.2f})"
+        if rivals[rival] >= taus[best]
+        else "which is no agreement"
+    )
+    return "training", (
+        f"Neither the supernet nor the predictor can be trusted here: the better one, the {best}, "
+        f"has {found}, {reason}. Networks are judged by short training alone."
+    )
 
 
 def _tau_b(

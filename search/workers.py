@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model
 from torch import Tensor
 
 from searchspace.architecture import Architecture
@@ -29,6 +28,7 @@ from supernet.data import ImageData, open_data
 from supernet.evaluation import evaluate
 from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.recipe import Recipe, with_epochs
+from supernet.supernet_checkpoint import load_supernet
 from supernet.supernet_training import (
     Progress,
     SupernetTrainer,
@@ -254,9 +254,8 @@ class JudgeWorker:
 
     def __init__(self, job: Job, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        supernet = Supernet(job.space)
-        load_model(supernet, str(_saved_weights(job)))
-        self._judge = Judge(job, supernet=supernet.to(job.device).eval())
+        supernet = load_supernet(job.supernet_folder, job.space)
+        self._judge = Judge(job, supernet=supernet.to(job.device))
 
     def ping(self) -> None:
         """Answer: the worker is ready."""
@@ -302,13 +301,6 @@ def train_alone(
     )
     accuracy = train(network.to(job.device), data, recipe, options).accuracy
     return {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
-
-
-def _saved_weights(job: Job) -> Path:
-    found = sorted(job.supernet_folder.glob("supernet-*.safetensors"))
-    if not found:
-        raise FileNotFoundError(f"No supernet in {job.supernet_folder}.")
-    return found[-1]
 
 
 def _calibration_images(job: Job, data: ImageData) -> list[Tensor]:

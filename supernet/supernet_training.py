@@ -1,56 +1,41 @@
-"""Training the shared weights: which architectures a step trains, and the resumable trainer.
+"""Training the shared weights: the resumable, distributed trainer.
 
-Each rule names the architectures of one step; the step accumulates their gradients. ``sandwich``
-(Yu et al. 2019, slimmable networks; 2020, BigNAS) trains the largest on the labels and lets the
-smallest and random ones learn its soft targets (in-place distillation).
+A step names its architectures (`supernet.strategies`), adds up their gradients on one batch, and
+changes what they use and nothing else (`supernet.usage`, `supernet.shared_adamw`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
-from supernet.batches import train_batches
+from supernet.batches import steps_per_epoch, train_batches
 from supernet.data import ImageData
+from supernet.ema import SharedEma
 from supernet.network import Supernet
 from supernet.optimization import build_optimizer
 from supernet.recipe import Recipe
+from supernet.seeding import derived_seed
+from supernet.shared_adamw import SharedAdamW
+from supernet.strategies import DISTILLING, STRATEGIES
+from supernet.supernet_checkpoint import load_training, save_supernet
+from supernet.training import AMP_DTYPES
+from supernet.usage import Usage, UsedWeights
 
 logger = logging.getLogger(__name__)
 
-NUM_RANDOM = 2
 MAX_BAD_STEPS = 20
-
-
-Extremes: TypeAlias = tuple[Architecture, Architecture]
-Strategy: TypeAlias = Callable[[SearchSpace, random.Random, Extremes], list[Architecture]]
-
-
-def uniform(space: SearchSpace, rng: random.Random, _: Extremes) -> list[Architecture]:
-    """Name one random architecture (single path, uniform sampling; Guo et al. 2019)."""
-    return [space.sample(rng)]
-
-
-def sandwich(space: SearchSpace, rng: random.Random, extremes: Extremes) -> list[Architecture]:
-    """Name the largest and the smallest architecture by MACs, and two random ones."""
-    return [*extremes, *(space.sample(rng) for _ in range(NUM_RANDOM))]
-
-
-STRATEGIES: dict[str, Strategy] = {"uniform": uniform, "sandwich": sandwich}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +56,8 @@ class SupernetTrainer:
     Args:
         space: The space; its number of classes is the data's.
         data: Where the train split comes from.
-        recipe: Batch size, optimiser, augmentation; its epochs are not used, `total_steps` is.
+        recipe: Batch size, learning rate, augmentation, dropped paths, averaging, precision; its
+            epochs are not used, `total_steps` is. Its optimiser must be adamw.
         strategy: One of `STRATEGIES`.
         total_steps: Length of the schedule: warm-up of at most 10 %, then cosine to ``min_lr``.
         seed: Of the weights, the architectures and the order of the data.
@@ -89,12 +75,20 @@ class SupernetTrainer:
         seed: int,
         device: str = "cpu",
     ) -> None:
+        _check(recipe, strategy)
         self.space, self.data, self.recipe = space, data, recipe
         self.strategy, self.total_steps, self.seed = strategy, total_steps, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.supernet = Supernet(space, recipe.drop_path).to(self.device)
-        self.optimizer = build_optimizer(self.supernet, recipe)
+        self.optimizer = build_shared_optimizer(self.supernet, recipe)
+        self.used_weights = UsedWeights(self.supernet)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.ema = (
+            None
+            if recipe.ema_decay is None
+            else SharedEma(self.supernet, decay=recipe.ema_decay, warmup=recipe.ema_warmup)
+        )
         self.step = self._bad_steps = 0
         self._extremes = (
             space.extreme("macs", largest=True),
@@ -104,40 +98,41 @@ class SupernetTrainer:
         if dist.is_initialized():
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._split = data.split("train")
-        self._epoch_steps = max(len(self._split) // recipe.batch_size, 1)
+        self._epoch_steps = steps_per_epoch(len(self._split), recipe)
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
 
     def run(self, steps: int) -> Progress:
         """Take so many steps, or fewer where the schedule ends."""
         last = min(self.step + steps, self.total_steps)
-        losses = [self._take_step() for _ in range(self.step, last)]
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            losses = [self._take_step() for _ in range(self.step, last)]
         loss = sum(losses) / len(losses) if losses else float("nan")
         return Progress(step=self.step, loss=loss, lr=self._learning_rate())
 
     def save(self, folder: Path) -> None:
-        """Write ``supernet.safetensors`` and ``training.pt``; the second names the step of both."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / f"supernet-{self.step}.safetensors"
-        save_model(self.supernet, str(weights))
-        state = {"step": self.step, "weights": weights.name}
-        state |= {"total_steps": self.total_steps, "optimizer": self.optimizer.state_dict()}
-        state["torch_rng"] = torch.get_rng_state()
-        temporary = folder / "training.pt.partial"
-        torch.save(state, temporary)
-        os.replace(temporary, folder / "training.pt")
-        for old in folder.glob("supernet-*.safetensors"):
-            if old.name != weights.name:
-                old.unlink()
+        """Write the checkpoint; see `supernet.supernet_checkpoint`."""
+        state = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "bad_steps": self._bad_steps,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        averaged = None if self.ema is None else self.ema.supernet
+        save_supernet(
+            folder, step=self.step, supernet=self.supernet, averaged=averaged, training=state
+        )
 
     def load(self, folder: Path) -> bool:
         """Go on from what `save` wrote; False when there is nothing."""
-        if not (folder / "training.pt").exists():
+        averaged = None if self.ema is None else self.ema.supernet
+        state = load_training(folder, self.supernet, averaged, device=self.device)
+        if state is None:
             return False
-        state = torch.load(folder / "training.pt", map_location=self.device, weights_only=True)
-        load_model(self.supernet, str(folder / state["weights"]), device=str(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.step, self.total_steps = state["step"], state["total_steps"]
-        torch.set_rng_state(state["torch_rng"].cpu())
+        self._bad_steps = state["bad_steps"]
         self._batches = iter(())
         return True
 
@@ -147,36 +142,50 @@ class SupernetTrainer:
         architectures = STRATEGIES[self.strategy](
             self.space, random.Random(f"{self.seed}/{self.step}"), self._extremes
         )
+        # Dropped paths are a function of the step, so that a checkpoint holds no random state.
+        torch.manual_seed(derived_seed(self.seed, "step", self.step, self.rank))
         self.supernet.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(self.supernet, architectures, images, labels, self.recipe)
+        loss = accumulate_gradients(
+            self.supernet,
+            architectures,
+            images,
+            labels,
+            self.recipe,
+            distil=self.strategy in DISTILLING,
+            scaler=self.scaler,
+        )
         if self.world_size > 1:
             average_gradients(self.supernet.parameters(), self.world_size)
-        self._check_finite(loss, architectures[0])
-        if self.recipe.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.clip_grad)
-        self.optimizer.step()
+        self._update(architectures)
         self.step += 1
         return loss
 
-    def _check_finite(self, loss: float, architecture: Architecture) -> None:
-        """Let one diverging architecture not spoil the weights of all; stop when it is the rule.
+    def _update(self, architectures: Sequence[Architecture]) -> None:
+        """Change the weights that the architectures use, unless their gradients are not finite.
 
         Raises:
-            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite loss.
+            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite gradient.
         """
-        self._bad_steps = 0 if math.isfinite(loss) else self._bad_steps + 1
+        self.scaler.unscale_(self.optimizer)
+        used = self.used_weights(architectures)
+        if apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad):
+            self._bad_steps = 0
+            if self.ema is not None:
+                self.ema.update(self.supernet, self.optimizer, used)
+        else:
+            # One diverging architecture must not spoil the weights of all.
+            self._bad_steps += 1
+        if self.scaler.is_enabled():
+            self.scaler.update()
         if self._bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"The supernet's loss was not finite in {MAX_BAD_STEPS} steps, at last at step "
-                f"{self.step} for architecture {architecture.key}. Lower the recipe's lr, or "
-                "forbid the choices that diverge in the space file."
+                f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at "
+                f"step {self.step} for architecture {architectures[0].key}. Lower the recipe's "
+                "lr, or forbid the choices that diverge in the space file."
             )
-        for parameter in self.supernet.parameters():
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         batch = next(self._batches, None)
@@ -221,25 +230,73 @@ def accumulate_gradients(
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
+    *,
+    distil: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """Add up the gradients of the architectures' mean loss; later ones learn from the first.
+    """Add up the gradients of the architectures' mean loss, in the recipe's precision.
 
     Args:
         images: Shape (B, in_chans, S, S).
         labels: Class indices (B,) or, after mixup, class probabilities (B, num_classes).
+        distil: The first architecture learns the labels, the others its soft targets; without,
+            all learn the labels.
+        scaler: For fp16; the gradients are then scaled.
 
     Returns:
         The first architecture's loss on the labels.
     """
     soft_targets: Tensor | None = None
-    first = float("nan")
+    first: Tensor | None = None
     for architecture in architectures:
-        logits = supernet(images, architecture)
+        with torch.autocast(images.device.type, AMP_DTYPES[recipe.amp], recipe.amp != "none"):
+            logits = supernet(images, architecture)
+        logits = logits.float()
         if soft_targets is None:
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            soft_targets = logits.detach().softmax(-1)
-            first = loss.item()
+            soft_targets = logits.detach().softmax(-1) if distil else None
         else:
             loss = F.cross_entropy(logits, soft_targets)
-        (loss / len(architectures)).backward()
-    return first
+        first = loss.detach() if first is None else first
+        share = loss / len(architectures)
+        (share if scaler is None else scaler.scale(share)).backward()
+    return float("nan") if first is None else first.item()
+
+
+def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> bool:
+    """Clip the gradients and change the used weights, unless a gradient is not finite.
+
+    Args:
+        clip_grad: Largest norm of all gradients; None for any.
+
+    Returns:
+        Whether the weights were changed.
+    """
+    trained = [parameter for parameter in used if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if not math.isfinite(norm.item()):
+        return False
+    if clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, clip_grad, norm)
+    optimizer.update(used)
+    return True
+
+
+def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
+    """Build the recipe's AdamW for shared weights: its groups, learning rate, decay and betas."""
+    wanted = build_optimizer(supernet, recipe)
+    names = ("params", "lr", "betas", "eps", "weight_decay")
+    groups = [{name: group[name] for name in names} for group in wanted.param_groups]
+    return SharedAdamW(groups, fused=True)
+
+
+def _check(recipe: Recipe, strategy: str) -> None:
+    if recipe.optimizer != "adamw":
+        raise ValueError(
+            "Shared weights are trained with adamw, which leaves unused ones alone, got the "
+            f"optimizer {recipe.optimizer!r} in the recipe {recipe.name!r}. Write adamw there."
+        )
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"Unknown strategy {strategy!r} for the supernet. Known: {', '.join(STRATEGIES)}."
+        )

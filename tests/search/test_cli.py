@@ -25,6 +25,7 @@ COMMANDS = (
     "recipes",
     "bench",
     "doctor",
+    "ladder",
 )
 
 

@@ -1,0 +1,99 @@
+"""What a run judges by after its trust phase, and which network that makes the next one to train.
+
+The choice is made once and kept in the record, so that a resumed run does not change its mind. See
+`search.trust.choose_judge` for the rule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from search.front import crowding_distance, non_dominated_rank
+from search.predictor import Predictor
+from search.promotion import losses_of
+from search.record import Record, Trial
+from search.results import SUPERNET
+from search.trust import Judge, Scores, TrustReport, trust_points, trust_report
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from searchspace.space import SearchSpace
+
+JUDGE, PROXY_SCORES = "judge", "proxies"
+NUM_CANDIDATES = 500
+
+
+def report_of(record: Record, *, seed: int) -> TrustReport | None:
+    """Make the trust report of a run from its record; None before there is anything to compare."""
+    scores = cast(Scores, record.get_meta(PROXY_SCORES) or {})
+    points = trust_points(record.trials(), scores)
+    return trust_report(points, rng=np.random.default_rng(seed)) if points else None
+
+
+def judge_of(record: Record, *, seed: int) -> Judge:
+    """Return what the run judges by; the first call after the trust phase decides and writes it."""
+    stored = record.get_meta(JUDGE)
+    if stored is not None:
+        return cast(Judge, stored)
+    report = report_of(record, seed=seed)
+    judge: Judge = "supernet" if report is None else report.judge
+    record.set_meta(JUDGE, judge)
+    return judge
+
+
+def next_predicted(
+    space: SearchSpace,
+    trials: Sequence[Trial],
+    *,
+    high: str,
+    objectives: Sequence[str],
+    seed: int,
+) -> Architecture | None:
+    """Choose the network to train alone next by the predicted accuracy of many.
+
+    The predictor learns from all networks trained at fidelity ``high``. Candidates are random
+    networks and those that the supernet judged; among these without a trial at ``high``, one with
+    the most room around it on the front of predicted losses is chosen.
+
+    Args:
+        seed: The number of trials at ``high`` is added, so that each call draws others.
+
+    Returns:
+        None when all candidates were tried, or fewer than two networks are trained.
+    """
+    tried = [trial for trial in trials if trial.fidelity == high]
+    known = [trial for trial in tried if trial.state == "done"]
+    if len(known) < 2:
+        return None
+    rng = random.Random(seed + len(tried))
+    drawn = [trial.architecture for trial in trials if trial.fidelity == SUPERNET]
+    drawn += [space.sample(rng) for _ in range(NUM_CANDIDATES)]
+    keys = {trial.key for trial in tried}
+    candidates = list({a.key: a for a in drawn if a.key not in keys}.values())
+    if not candidates:
+        return None
+    predictor = Predictor(
+        [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
+    )
+    predicted = [
+        _losses(architecture, top1, objectives)
+        for architecture, top1 in zip(candidates, predictor(candidates), strict=True)
+    ]
+    done = [losses for trial in known if (losses := losses_of(trial, objectives)) is not None]
+    points = np.array([*predicted, *done], dtype=float)
+    ranks = non_dominated_rank(points)[: len(candidates)]
+    best = np.flatnonzero(ranks == ranks.min())
+    # Room is measured among all of the rank; infinite at its ends, where the first one is taken.
+    return candidates[int(best[int(np.argmax(crowding_distance(points[best])))])]
+
+
+def _losses(
+    architecture: Architecture, top1: float, objectives: Sequence[str]
+) -> tuple[float, ...]:
+    """Compute what `search.promotion.losses_of` gives for a trial, from a predicted accuracy."""
+    cost = count(architecture)
+    values = {"top1": 100.0 - top1, "macs": cost.macs / 1e6, "params": cost.params / 1e6}
+    return tuple(values[objective] for objective in objectives)

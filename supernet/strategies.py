@@ -1,0 +1,95 @@
+"""Which architectures a step of the supernet trains: each strategy is one small function.
+
+All are given the same: the space, a generator that is a function of seed and step, and the largest
+and smallest architecture. The step accumulates the gradients of what they name, on one batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
+
+NUM_RANDOM = 2
+MAX_CYCLES = 100
+
+Extremes: TypeAlias = tuple[Architecture, Architecture]
+Strategy: TypeAlias = Callable[[SearchSpace, random.Random, Extremes], list[Architecture]]
+
+
+def uniform(space: SearchSpace, rng: random.Random, _: Extremes) -> list[Architecture]:
+    """Name one random architecture (single path, uniform sampling; Guo et al. 2019)."""
+    return [space.sample(rng)]
+
+
+def fair(space: SearchSpace, rng: random.Random, _: Extremes) -> list[Architecture]:
+    """Name architectures that use every mixer kind of every choice equally often.
+
+    Strict fairness (FairNAS, Chu et al. 2021, https://arxiv.org/abs/1907.01845): as many
+    architectures as the largest choice has kinds, each choice's kinds in an order of their own.
+    Where a choice has fewer kinds, these come again in turn, so that no kind is used more than
+    once more than another. Settings inside a kind are uniform.
+
+    Raises:
+        ValueError: If the limits of the space allow no such cycle.
+    """
+    for _attempt in range(MAX_CYCLES):
+        cycle = _fair_cycle(space, rng)
+        if cycle is not None:
+            return cycle
+    raise ValueError(
+        f"The limits of the space {space.name!r} leave no fair cycle over its mixers: "
+        f"{MAX_CYCLES} were tried. Loosen the limits, or train with uniform or sandwich."
+    )
+
+
+def sandwich(space: SearchSpace, rng: random.Random, extremes: Extremes) -> list[Architecture]:
+    """Name the largest and the smallest architecture by MACs, and two random ones.
+
+    Yu and Huang 2019 (slimmable networks); with soft targets from the largest (in-place
+    distillation) in Yu et al. 2020 (BigNAS).
+    """
+    return [*extremes, *(space.sample(rng) for _ in range(NUM_RANDOM))]
+
+
+STRATEGIES: dict[str, Strategy] = {"uniform": uniform, "fair": fair, "sandwich": sandwich}
+# Strategies whose first architecture teaches the others of its step.
+DISTILLING = frozenset({"sandwich"})
+
+
+def _fair_cycle(space: SearchSpace, rng: random.Random) -> list[Architecture] | None:
+    """Draw one cycle, or None where settings that the space allows were not found."""
+    orders: dict[str, list[Any]] = {}
+
+    def kinds_in_order(name: str, options: Sequence[Any]) -> Any:
+        if name.endswith(".mixer") and name not in orders:
+            orders[name] = rng.sample(options, len(options))
+        return options[0] if name not in orders else orders[name][0]
+
+    # The walk asks for every mixer, whatever the other answers are.
+    space.build(kinds_in_order)
+    length = max((len(order) for order in orders.values()), default=1)
+    cycle = []
+    for turn in range(length):
+        turn_of = {name: order[turn % len(order)] for name, order in orders.items()}
+        architecture = _with_kinds(space, rng, turn_of)
+        if architecture is None:
+            return None
+        cycle.append(architecture)
+    return cycle
+
+
+def _with_kinds(
+    space: SearchSpace, rng: random.Random, kinds: dict[str, Any]
+) -> Architecture | None:
+    def choose(name: str, options: Sequence[Any]) -> Any:
+        return kinds.get(name) or rng.choice(options)
+
+    for _ in range(MAX_CYCLES):
+        architecture = space.build(choose)
+        if space.violation(architecture) is None:
+            return architecture
+    return None
