@@ -83,8 +83,10 @@ def losses(result: TrainingResult) -> list[float]:
 
 def published_lr(recipe: Recipe, step: int, steps: int) -> float:
     """Compute the rate of a step as the papers' code does (Swin lr_scheduler.py, timm 0.4)."""
-    factor = recipe.batch_size / recipe.lr_base_batch if recipe.lr_scaling == "linear" else 1
-    peak, start, end = (factor * lr for lr in (recipe.lr, recipe.warmup_lr, recipe.min_lr))
+    factor = recipe.batch_size / recipe.lr_base_batch if recipe.lr_base_batch else 1
+    peak, start, end = recipe.lr * factor, recipe.warmup_lr, recipe.min_lr
+    if recipe.lr_scaling == "linear":
+        start, end = start * factor, end * factor
     epoch = step / steps if recipe.schedule == "step" else step // steps
     if epoch < recipe.warmup_epochs:
         return start + (peak - start) * epoch / recipe.warmup_epochs
@@ -138,6 +140,7 @@ def test_biases_and_one_dimensional_parameters_are_not_decayed() -> None:
 
     assert decays == {}
     for name, parameter in network.named_parameters():
+        # All biases, those of relative positions among them, as in Swin.
         is_free = parameter.ndim == 1 or name.rpartition(".")[2].endswith("bias")
         assert found[name] == (0.0 if is_free else 0.05), name
     # The relative position bias and the ghost head, as Swin and ELSA have them.
