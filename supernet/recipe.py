@@ -189,6 +189,11 @@ class Recipe(BaseModel):
                 "Token labels are mixed by MixToken, so mixup and cutmix must be 0 with "
                 f"token_labels, got {self.mixup:g} and {self.cutmix:g}. Turn them off."
             )
+        if self.compile and (self.gradient_checkpointing or self.token_labels):
+            raise ValueError(
+                "compile does not go with gradient_checkpointing or token_labels, which hook into "
+                "the network's parts. Turn one of them off."
+            )
         if self.token_labels and not self.random_resized_crop:
             raise ValueError(
                 "Label maps are cropped with the images, so token_labels need random_resized_crop, "

@@ -219,7 +219,7 @@ def test_a_resumed_training_equals_the_undisturbed_one_to_the_last_bit(
     assert (result.raw, result.ema) == (expected.raw, expected.ema)
     assert [report.epoch for report in seen] == [1, 2, 3, 4]
     rows = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[0] == "epoch,epochs,seconds,loss,lr"
+    assert rows[0].startswith("epoch,epochs,seconds,loss,lr,images,")
     assert [float(row.split(",")[3]) for row in rows[1:]] == losses(expected)
 
 
