@@ -198,7 +198,7 @@ def token_label_loss(
     if recipe.ground_truth:
         truth = targets[:, :, 0]
         agrees = truth.argmax(1) == teacher.argmax(1)
-        of_teacher = (0.9 - 0.4 * agrees.to(targets))[:, None]
+        of_teacher = (0.9 - 0.4 * agrees)[:, None]
         teacher = of_teacher * teacher + (1 - of_teacher) * truth
     kept = 1 - box.area / token_logits.shape[1]
     if kept < 1:

@@ -372,6 +372,7 @@ def test_a_rollback_in_the_first_epoch_goes_back_to_the_start_and_three_are_enou
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:Dynamo")
 def test_a_compiled_training_runs(data: ImageData) -> None:
     expected, _ = trained(data, changed(FULL, epochs=1, warmup_epochs=0, drop_path=0.0))
