@@ -215,6 +215,44 @@ def retrain(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="safetensors, onnx, torch; several with commas.")
+    ] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="Folder; default: export/ beside it.")] = None,
+) -> None:
+    """Write a retrained network for others to load, and check what was written."""
+    from search.exporting import export_retrained
+
+    for written in export_retrained(target, format_.split(","), out):
+        _console().print(f"{written.path}: {written.checked}", highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def eval_(
+    target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
+    data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
+    real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """Measure a retrained network: accuracy on the test split, throughput, latency."""
+    import tempfile
+
+    from search.evaluating import evaluate_retrained, evaluation_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = evaluate_retrained(
+            target, data=data, real_labels=real_labels, device=device, folder=Path(folder) / "data"
+        )
+    if json_:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _console().print(evaluation_table(found))
+
+
+@app.command()
 def presets() -> None:
     """List the architectures that have a name."""
     from search.listings import presets_table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -49,8 +50,8 @@ def _checkpointed_forward(block: nn.Module, *arguments: Any) -> Any:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Let batch norms use the batch and learn nothing from it."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -58,4 +59,5 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)
