@@ -189,24 +189,45 @@ def retrain(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[list[int], typer.Option(help="Of weights and data order; repeatable.")] = [0],  # noqa: B006 - typer reads it once
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the supernet's weights.")
+    ] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="Start from this retraining or file of weights.")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Another side of the images.")] = None,
+    taps: Annotated[
+        str | None, typer.Option(help="Turn windows and kernels of a size into another: 7:12.")
+    ] = None,
+    token_labels: Annotated[
+        Path | None, typer.Option(help="Folder of label maps, for volo_310e.")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="That train one network together.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that make batches; default: 8 for a GPU.")
+    ] = None,
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.outcome import write_report
-    from search.retraining import retrain_members
+    from search.retraining import RetrainPlan, retrain_members
     from search.run_folder import open_run
 
     with open_run(run) as folder:
         console = _console()
-        stopped_by = retrain_members(
-            folder,
-            arch,
+        wanted = RetrainPlan(
             recipe=recipe,
             epochs=epochs,
             seeds=seed,
-            console=console,
-            ray_address=ray_address,
+            inherit=inherit,
+            start=start,
+            img_size=img_size,
+            taps=_taps(taps),
+            token_labels=token_labels,
+            devices=devices,
+            workers=workers,
         )
+        stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
         write_report(folder)
         console.print(f"Report: {folder.report}", highlight=False)
     if stopped_by:
@@ -310,6 +331,15 @@ def _limits(max_macs: str | None, max_params: str | None) -> dict[str, float]:
 
     given = {"macs": max_macs, "params": max_params}
     return {name: parse_quantity(text) for name, text in given.items() if text is not None}
+
+
+def _taps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    old, colon, new = text.partition(":")
+    if not (colon and old.isdecimal() and new.isdecimal()):
+        raise ValueError(f"--taps is OLD:NEW, e.g. 7:12, got {text!r}.")
+    return int(old), int(new)
 
 
 def _default_folder(data: str) -> Path:

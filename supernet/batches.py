@@ -11,15 +11,17 @@ Shape suffixes: B images, H and W their sides in pixels, C channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.auto_augment import posterize
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
@@ -294,6 +296,7 @@ class _Augmentation:
             mean=data.mean,
             separate=True,
         )
+        mend_posterize(recolor.transforms)
         erase = RandomErasing(
             recipe.random_erasing,
             mode=recipe.random_erasing_mode,
@@ -347,6 +350,24 @@ class _Augmentation:
             if self.erase is not None and erases_last:
                 normal = self.erase(normal)
         return normal, targets, cropped_maps
+
+
+def mend_posterize(transforms: Iterable[Any]) -> None:
+    """Let timm's posterize keep no bits, which its strings reach at magnitude 10 and Pillow refuses.
+
+    The image is black then, as it was with the Pillow of the papers' time.
+    """
+    for transform in transforms:
+        policy = getattr(transform, "policy", ())  # AutoAugment: lists of operations
+        for operation in (*getattr(transform, "ops", ()), *(op for ops in policy for op in ops)):
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return posterize(image, bits_to_keep, **settings)
 
 
 def _squares(images: Augmentable, data: ImageData) -> PixelArray:

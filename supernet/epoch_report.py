@@ -66,3 +66,13 @@ def to_csv(history: Sequence[EpochReport]) -> str:
     names = [field.name for field in fields(EpochReport)]
     rows = [[str(getattr(report, name)) for name in names] for report in history]
     return "\n".join(",".join(row) for row in [names, *rows]) + "\n"
+
+
+def read_csv(text: str) -> list[EpochReport]:
+    """Read what `to_csv` wrote."""
+    names, *rows = (line.split(",") for line in text.splitlines())
+    kinds = {field.name: int if field.type == "int" else float for field in fields(EpochReport)}
+    return [
+        EpochReport(**{name: kinds[name](value) for name, value in zip(names, row, strict=True)})  # type: ignore[arg-type]
+        for row in rows
+    ]

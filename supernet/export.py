@@ -32,6 +32,9 @@ def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
         images: An example, shape (2 or more, C, H, W).
     """
     network.eval()
+    for parameter in network.parameters():
+        # torch.export.save cannot store a permuted tensor without a warning.
+        parameter.data = parameter.data.contiguous()
     with _naive_operators():
         with torch.no_grad():
             # Tensors that are made once and kept must be made before tracing, or traced ones stay.

@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from timm.data.auto_augment import RandAugment
 from timm.data.transforms_factory import transforms_imagenet_train
 
@@ -21,7 +22,7 @@ from searchspace.mixers import (
     NeighborhoodAttention,
     WindowAttention,
 )
-from supernet.batches import steps_per_epoch
+from supernet.batches import mend_posterize, steps_per_epoch
 from supernet.network import build_subnet
 from supernet.optimization import build_optimizer, build_scheduler
 from supernet.recipe import Recipe, load_recipe
@@ -224,6 +225,19 @@ def test_the_string_of_the_augmentation_means_two_operations_of_magnitude_nine()
     assert augment.num_layers == 2
     for operation in augment.ops:
         assert (operation.magnitude, operation.magnitude_std, operation.prob) == (9, 0.5, 0.5)
+
+
+def test_the_strings_largest_posterization_is_black_and_no_error() -> None:
+    # Magnitude 9 with deviation 0.5 reaches 10, where no bits are left.
+    _, recolor, _ = transforms_imagenet_train(8, auto_augment="rand-m10-inc1", separate=True)
+    mend_posterize(recolor.transforms)
+    (augment,) = recolor.transforms
+    (operation,) = (op for op in augment.ops if "Posterize" in op.name)
+    operation.prob = 1.0
+
+    image = operation(Image.new("RGB", (8, 8), (200, 100, 50)))
+
+    assert image.getcolors() == [(64, (0, 0, 0))]
 
 
 MIXERS = (

@@ -144,9 +144,10 @@ def test_on_cifar_a_killed_micro_training_equals_the_undisturbed_one(
 ) -> None:
     if not CIFAR.exists():
         pytest.skip("The CIFAR-10 subset is not at ../shared/data.")
-    data = prepare_data(str(CIFAR), img_size=32, folder=tmp_path / "data")
-    recipe = changed("micro", epochs=3, warmup_epochs=1, amp=amp)
-    data = replace(data, sizes={"train": 2048, "search": 256, "test": 0})
+    whole = prepare_data(str(CIFAR), img_size=32, folder=tmp_path / "data").full_train()
+    (tmp_path / "few").mkdir()
+    data = tiny_data(tmp_path / "few", whole.images[:2000], whole.labels[:2000], num_search=200)
+    recipe = changed("micro", epochs=4, warmup_epochs=1, amp=amp)
     started = time.perf_counter()
     expected, result = trained_micro(data, recipe, tmp_path / "undisturbed")
     seconds = time.perf_counter() - started
