@@ -353,7 +353,7 @@ class _Augmentation:
 
 
 def mend_posterize(transforms: Iterable[Any]) -> None:
-    """Let timm's posterize keep no bits, which its strings reach at magnitude 10 and Pillow refuses.
+    """Let timm's posterize keep no bits: its strings reach that at magnitude 10, Pillow refuses it.
 
     The image is black then, as it was with the Pillow of the papers' time.
     """
