@@ -202,24 +202,45 @@ def retrain(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[list[int], typer.Option(help="Of weights and data order; repeatable.")] = [0],  # noqa: B006 - typer reads it once
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the supernet's weights.")
+    ] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="Start from this retraining or file of weights.")
+    ] = None,
+    img_size: Annotated[int | None, typer.Option(help="Another side of the images.")] = None,
+    taps: Annotated[
+        str | None, typer.Option(help="Turn windows and kernels of a size into another: 7:12.")
+    ] = None,
+    token_labels: Annotated[
+        Path | None, typer.Option(help="Folder of label maps, for volo_310e.")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="That train one network together.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that make batches; default: 8 for a GPU.")
+    ] = None,
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.outcome import write_report
-    from search.retraining import retrain_members
+    from search.retraining import RetrainPlan, retrain_members
     from search.run_folder import open_run
 
     with open_run(run) as folder:
         console = _console()
-        stopped_by = retrain_members(
-            folder,
-            arch,
+        wanted = RetrainPlan(
             recipe=recipe,
             epochs=epochs,
             seeds=seed,
-            console=console,
-            ray_address=ray_address,
+            inherit=inherit,
+            start=start,
+            img_size=img_size,
+            taps=_taps(taps),
+            token_labels=token_labels,
+            devices=devices,
+            workers=workers,
         )
+        stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
         write_report(folder)
         console.print(f"Report: {folder.report}", highlight=False)
     if stopped_by:
@@ -278,6 +299,44 @@ def ladder(
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="safetensors, onnx, torch; several with commas.")
+    ] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="Folder; default: export/ beside it.")] = None,
+) -> None:
+    """Write a retrained network for others to load, and check what was written."""
+    from search.exporting import export_retrained
+
+    for written in export_retrained(target, format_.split(","), out):
+        _console().print(f"{written.path}: {written.checked}", highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def eval_(
+    target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
+    data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
+    real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """Measure a retrained network: accuracy on the test split, throughput, latency."""
+    import tempfile
+
+    from search.evaluating import evaluate_retrained, evaluation_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = evaluate_retrained(
+            target, data=data, real_labels=real_labels, device=device, folder=Path(folder) / "data"
+        )
+    if json_:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _console().print(evaluation_table(found))
 
 
 @app.command()
@@ -357,6 +416,15 @@ def _limits(max_macs: str | None, max_params: str | None) -> dict[str, float]:
 
     given = {"macs": max_macs, "params": max_params}
     return {name: parse_quantity(text) for name, text in given.items() if text is not None}
+
+
+def _taps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    old, colon, new = text.partition(":")
+    if not (colon and old.isdecimal() and new.isdecimal()):
+        raise ValueError(f"--taps is OLD:NEW, e.g. 7:12, got {text!r}.")
+    return int(old), int(new)
 
 
 def _default_folder(data: str) -> Path:

@@ -109,6 +109,15 @@ network = build_subnet(architecture).eval()
 load_model(network, "{rows[-1][1]}")
 ```
 
+Or as one of timm's networks:
+
+```
+import timm, supernet
+network = timm.create_model(
+    "mixer_search", architecture="architecture.json", checkpoint_path="{rows[-1][1]}"
+)
+```
+
 It takes RGB images scaled to 0..1, less the mean {_numbers(result.mean)}, divided by the
 deviation {_numbers(result.std)}, of shape (batch, channels, height, width).
 """

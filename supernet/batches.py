@@ -1,33 +1,64 @@
 """Batches of images: what a recipe does to them in training, and the plain ones of evaluation.
 
-Order and augmentation are functions of seed, epoch and batch number alone. Crops, flips and
-normalisation run on whole uint8 batches; images pass through PIL only where a recipe asks for
-resized crops, auto_augment or color_jitter, which are timm's, as are Mixup and random erasing.
+Order and augmentation are functions of seed, epoch, batch and shard number alone, so any number of
+processes and loader workers makes the same batches. Stored images are cropped, mirrored and
+normalised as whole uint8 batches; images pass through PIL only where they are streamed or a recipe
+asks for resized crops, auto_augment or color_jitter, which are timm's, as are Mixup and erasing.
 
 Shape suffixes: B images, H and W their sides in pixels, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.auto_augment import posterize
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms_factory import transforms_imagenet_train
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from supernet.data import ImageData, Split
+from supernet.data import ImageData, Split, square
+from supernet.data.image_data import CROP_FRACTION
+from supernet.data.streaming import StreamedImages
 from supernet.recipe import Recipe
 from supernet.seeding import derived_seed, seeded_globals
+from supernet.token_labels import CroppedMaps, LabelMaps, MappedCrop
 
 PixelArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
+Augmentable = PixelArray | Sequence[Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """Images that pass through the network together.
+
+    Attributes:
+        images: Shape (B, 3, img_size, img_size), normalised.
+        targets: Class indices (B,), or class probabilities (B, num_classes) where the recipe mixes.
+        maps: The label maps of the images, cropped as they are, where the recipe has token labels.
+        share: Of the images of the step; the weight of the shard's loss.
+        read_seconds: Spent on reading and decoding.
+        augment_seconds: Spent on augmentation.
+    """
+
+    images: Tensor
+    targets: Tensor
+    maps: CroppedMaps | None
+    share: float
+    read_seconds: float
+    augment_seconds: float
 
 
 def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
@@ -36,17 +67,18 @@ def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
 
 
 def train_batches(
-    split: Split, data: ImageData, recipe: Recipe, *, epoch: int, seed: int
+    split: Split, data: ImageData, recipe: Recipe, *, epoch: int, seed: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Make one epoch's augmented batches in random order.
+    """Make one epoch's augmented batches in random order, each in one piece.
 
     An incomplete last batch is left out, unless it is the only one. Mixup needs pairs: of an only
     batch of odd length one image is left out.
 
     Args:
-        split: The images, of side ``data.stored_size``.
+        split: The images, of side ``data.stored_size``, or streamed.
         data: Says how to normalise, the side that networks see, and whether flips are allowed.
         epoch: Counts from 0.
+        workers: Processes that make them; 0 for this one.
 
     Yields:
         Images of shape (B, 3, img_size, img_size), normalised; targets: class indices of shape
@@ -56,40 +88,184 @@ def train_batches(
     Raises:
         ValueError: If there are fewer than two images.
     """
+    whole = recipe.model_copy(update={"shard_size": None})
+    for (shard,) in train_shards(split, data, whole, epoch=epoch, seed=seed, workers=workers):
+        yield shard.images, shard.targets
+
+
+def train_shards(
+    split: Split,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    maps: LabelMaps | None = None,
+) -> Iterator[list[Shard]]:
+    """Make one epoch's batches as `train_batches` does, each as the list of its shards.
+
+    Args:
+        rank: This process takes the shards ``rank``, ``rank + world_size``, ... of a step.
+        world_size: The number of processes.
+        maps: Label maps of the images, for a recipe with token labels.
+
+    Raises:
+        ValueError: If there are too few images for the processes.
+    """
     if len(split) < 2:
         raise ValueError(f"Training needs at least 2 images, got {len(split)}. Add images.")
-    order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(len(split))
-    augment = _Augmentation.of(data, recipe)
-    for step in range(steps_per_epoch(len(split), recipe)):
-        rows = order[step * recipe.batch_size :][: recipe.batch_size]
-        if recipe.mixes:
-            rows = rows[: len(rows) // 2 * 2]
-        labels = torch.from_numpy(split.labels[rows])
-        yield augment(split.images[rows], labels, derived_seed(seed, "batch", epoch, step))
+    batch = min(recipe.batch_size, len(split))
+    num_shards = -(-batch // (recipe.shard_size or batch))
+    if num_shards % world_size:
+        raise ValueError(
+            "Every process takes the same number of shards of a batch, so their number must be a "
+            f"multiple of the processes, got {num_shards} shards and {world_size} processes. Set "
+            f"the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+        )
+    maker = _ShardMaker(
+        split=split,
+        recipe=recipe,
+        order=_epoch_order(len(split), recipe, derived_seed(seed, "order", epoch)),
+        num_shards=num_shards,
+        epoch=epoch,
+        seed=seed,
+        maps=maps,
+        augment=_Augmentation.of(data, recipe),
+    )
+    mine = range(rank, num_shards, world_size)
+    wanted = [(step, n) for step in range(steps_per_epoch(len(split), recipe)) for n in mine]
+    # Order is kept; a worker makes whole shards, one after another.
+    shards = iter(
+        DataLoader(maker, batch_size=None, sampler=wanted, num_workers=workers)
+        if workers
+        else map(maker.__getitem__, wanted)
+    )
+    while step := list(islice(shards, len(mine))):
+        yield step
 
 
 def eval_batches(
-    split: Split, data: ImageData, batch_size: int, crop_pct: float | None = None
+    split: Split,
+    data: ImageData,
+    batch_size: int,
+    crop_pct: float | None = None,
+    *,
+    crop_mode: str = "center",
+    interpolation: str = "bicubic",
+    workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make batches of all images in their order, cropped at the centre and normalised.
 
     Args:
-        crop_pct: Share of the stored side that is seen, scaled (bicubic) to ``img_size``; None
-            takes the central ``img_size`` pixels as they are.
+        crop_pct: Share of the side that is seen, scaled to ``img_size``, above 1 with a black
+            frame; None takes the central ``img_size`` pixels of stored images as they are, and
+            0.875 of streamed ones.
+        crop_mode: For streamed images, as in timm; stored ones are central squares.
+        interpolation: Of the scaling.
 
     Yields:
         Images of shape (B, 3, img_size, img_size) and class indices of shape (B,).
     """
-    stored = split.images.shape[1]
-    side = data.img_size if crop_pct is None else round(stored * crop_pct)
-    start = (stored - side) // 2
-    centre = slice(start, start + side)
-    for first in range(0, len(split), batch_size):
-        chunk = slice(first, first + batch_size)
-        images = _normalize(np.array(split.images[chunk, centre, centre]), data)
-        if side != data.img_size:
-            images = F.interpolate(images, data.img_size, mode="bicubic", antialias=True)
-        yield images, torch.from_numpy(np.array(split.labels[chunk]))
+    maker = _EvalMaker(split, data, batch_size, crop_pct, crop_mode, interpolation)
+    firsts = range(0, len(split), batch_size)
+    if workers:
+        yield from DataLoader(maker, batch_size=None, sampler=list(firsts), num_workers=workers)
+    else:
+        yield from map(maker.__getitem__, firsts)
+
+
+def _epoch_order(num_images: int, recipe: Recipe, seed: int) -> IntArray:
+    order = np.random.default_rng(seed).permutation(num_images)
+    # The copies of an image go to different shards, as DeiT's sampler gives them to its GPUs.
+    return np.repeat(order, recipe.repeated_augmentation)[:num_images]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ShardMaker(Dataset[Shard]):
+    """Makes any shard of an epoch, in whatever process it runs."""
+
+    split: Split
+    recipe: Recipe
+    order: IntArray
+    num_shards: int
+    epoch: int
+    seed: int
+    maps: LabelMaps | None
+    augment: _Augmentation
+
+    def __getitem__(self, place: tuple[int, int]) -> Shard:
+        step, number = place
+        batch = self.order[step * self.recipe.batch_size :][: self.recipe.batch_size]
+        rows = batch[number :: self.num_shards]
+        if self.recipe.mixes or self.maps is not None:
+            rows = rows[: len(rows) // 2 * 2]
+        # A batch in one piece has no shard number, so that its images are those of older versions.
+        parts = (step,) if self.num_shards == 1 else (step, number)
+        started = time.perf_counter()
+        stored = self.split.images
+        images = stored.read(rows) if isinstance(stored, StreamedImages) else stored[rows]
+        labels = torch.from_numpy(self.split.labels[rows])
+        cropped = None if self.maps is None else [self.maps.load(row) for row in rows.tolist()]
+        read = time.perf_counter()
+        seed = derived_seed(self.seed, "batch", self.epoch, *parts)
+        tensor, targets, maps = self.augment(images, labels, seed, cropped)
+        return Shard(
+            images=tensor,
+            targets=targets,
+            maps=maps,
+            share=1.0 if self.num_shards == 1 else len(rows) / len(batch),
+            read_seconds=read - started,
+            augment_seconds=time.perf_counter() - read,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
+    """Makes the evaluation batch that begins at any image."""
+
+    split: Split
+    data: ImageData
+    batch_size: int
+    crop_pct: float | None
+    crop_mode: str
+    interpolation: str
+
+    def __getitem__(self, first: int) -> tuple[Tensor, Tensor]:
+        chunk = slice(first, first + self.batch_size)
+        labels = torch.from_numpy(np.array(self.split.labels[chunk]))
+        stored = self.split.images
+        if isinstance(stored, StreamedImages):
+            return self._transformed(stored.read(np.arange(first, first + len(labels)))), labels
+        return self._cropped(stored[chunk]), labels
+
+    def _transformed(self, images: Sequence[Image.Image]) -> Tensor:
+        transform = transforms_imagenet_eval(
+            self.data.img_size,
+            crop_pct=self.crop_pct or CROP_FRACTION,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            normalize=False,
+        )
+        pixels = torch.stack([transform(image) for image in images])
+        return _normalize(pixels.permute(0, 2, 3, 1).numpy(), self.data)
+
+    def _cropped(self, images_BHWC: PixelArray) -> Tensor:
+        stored, wanted = images_BHWC.shape[1], self.data.img_size
+        side = wanted if self.crop_pct is None else round(stored * self.crop_pct)
+        if side > stored:
+            before = (side - stored) // 2
+            frame = (before, side - stored - before)
+            images_BHWC = np.pad(images_BHWC, ((0, 0), frame, frame, (0, 0)))
+            stored = side
+        start = (stored - side) // 2
+        centre = slice(start, start + side)
+        images = _normalize(np.array(images_BHWC[:, centre, centre]), self.data)
+        if side == wanted:
+            return images
+        return F.interpolate(images, wanted, mode=self.interpolation, antialias=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +276,7 @@ class _Augmentation:
     recipe: Recipe
     flip: float
     resize_and_flip: Callable[[Image.Image], Image.Image] | None
+    mapped_crop: MappedCrop | None
     recolor: Callable[[Image.Image], Image.Image] | None
     erase: Callable[[Tensor], Tensor] | None
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
@@ -119,7 +296,13 @@ class _Augmentation:
             mean=data.mean,
             separate=True,
         )
-        erase = RandomErasing(recipe.random_erasing, mode=recipe.random_erasing_mode, device="cpu")
+        mend_posterize(recolor.transforms)
+        erase = RandomErasing(
+            recipe.random_erasing,
+            mode=recipe.random_erasing_mode,
+            max_count=recipe.random_erasing_count,
+            device="cpu",
+        )
         mix = Mixup(
             mixup_alpha=recipe.mixup,
             cutmix_alpha=recipe.cutmix,
@@ -133,29 +316,66 @@ class _Augmentation:
             recipe=recipe,
             flip=flip,
             resize_and_flip=resize_and_flip if recipe.random_resized_crop else None,
+            mapped_crop=MappedCrop.of(resize_and_flip, flip) if recipe.token_labels else None,
             recolor=recolor if recolor.transforms else None,
             erase=erase if recipe.random_erasing else None,
             mix=mix if recipe.mixes else None,
         )
 
-    def __call__(self, images_BHWC: PixelArray, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        images: Augmentable,
+        labels: Tensor,
+        seed: int,
+        maps: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, CroppedMaps | None]:
+        cropped_maps = None
         with seeded_globals(seed):
-            if self.resize_and_flip is None:
-                rng = np.random.default_rng(seed)
-                images_BHWC = _crop_and_flip(images_BHWC, self, rng)
-            for transform in (self.resize_and_flip, self.recolor):
-                if transform is not None:
-                    images_BHWC = _through_pil(images_BHWC, transform)
-            images = _normalize(images_BHWC, self.data)
+            if self.mapped_crop is not None and maps is not None:
+                images, cropped_maps = self.mapped_crop(images, maps)
+            elif self.resize_and_flip is not None:
+                images = _through_pil(images, self.resize_and_flip)
+            else:
+                pixels = _squares(images, self.data)
+                images = _crop_and_flip(pixels, self, np.random.default_rng(seed))
+            if self.recolor is not None:
+                images = _through_pil(images, self.recolor)
+            normal = _normalize(np.asarray(images), self.data)
             erases_last = self.recipe.random_erasing_place == "after_mixup"
             if self.erase is not None and not erases_last:
-                images = self.erase(images)
+                normal = self.erase(normal)
             targets = labels
             if self.mix is not None:
-                images, targets = self.mix(images, labels)
+                normal, targets = self.mix(normal, labels)
             if self.erase is not None and erases_last:
-                images = self.erase(images)
-        return images, targets
+                normal = self.erase(normal)
+        return normal, targets, cropped_maps
+
+
+def mend_posterize(transforms: Iterable[Any]) -> None:
+    """Let timm's posterize keep no bits: its strings reach that at magnitude 10, Pillow refuses it.
+
+    The image is black then, as it was with the Pillow of the papers' time.
+    """
+    for transform in transforms:
+        policy = getattr(transform, "policy", ())  # AutoAugment: lists of operations
+        for operation in (*getattr(transform, "ops", ()), *(op for ops in policy for op in ops)):
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return posterize(image, bits_to_keep, **settings)
+
+
+def _squares(images: Augmentable, data: ImageData) -> PixelArray:
+    """Scale streamed images to the squares that they would be stored as."""
+    if isinstance(images, np.ndarray):
+        return images
+    side = round(data.img_size / CROP_FRACTION)
+    return np.stack([np.asarray(square(image, side)) for image in images])
 
 
 def _crop_and_flip(
@@ -197,9 +417,10 @@ def _reflect(indices: IntArray, size: int) -> IntArray:
 
 
 def _through_pil(
-    images_BHWC: PixelArray, transform: Callable[[Image.Image], Image.Image]
+    images: Augmentable, transform: Callable[[Image.Image], Image.Image]
 ) -> PixelArray:
-    return np.stack([np.asarray(transform(Image.fromarray(image))) for image in images_BHWC])
+    pictures = map(Image.fromarray, images) if isinstance(images, np.ndarray) else images
+    return np.stack([np.asarray(transform(image)) for image in pictures])
 
 
 def _normalize(images_BHWC: PixelArray, data: ImageData) -> Tensor:

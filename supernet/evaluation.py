@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,10 @@ class Accuracy:
 
 
 def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str | torch.device
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: str | torch.device,
+    on_logits: Callable[[Tensor], None] | None = None,
 ) -> Accuracy:
     """Classify images in eval mode, and put the network back into the mode that it was in.
 
@@ -43,6 +46,7 @@ def evaluate(
 
     Args:
         batches: Images of shape (B, C, H, W) and class indices of shape (B,).
+        on_logits: Called with the logits (B, num_classes) of every batch.
 
     Raises:
         ValueError: If there are no images.
@@ -53,6 +57,8 @@ def evaluate(
     with torch.inference_mode():
         for images, labels in batches:
             logits = network(images.to(device)).float()
+            if on_logits is not None:
+                on_logits(logits)
             top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = (top5 == labels.to(device)[:, None]) & logits.isfinite().all(1, keepdim=True)
             correct += int(hits[:, 0].sum())

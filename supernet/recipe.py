@@ -1,13 +1,15 @@
 """`Recipe`: everything that decides how a network is trained, read from a complete YAML file.
 
 No field has a default: what is not in the file is not done. The shipped files stand in
-``configs/recipes``, each value with its source.
+``configs/recipes``, each value with its source. What a model size changes stands in ``sizes``, and
+``swin_300e:base`` names the recipe of one of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +30,22 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+class TokenLabels(BaseModel):
+    """Token labelling (Jiang et al. 2021): a loss at every token, on a teacher's label maps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dense_weight: NotNegative = Field(description="Of the mean loss of all tokens.")
+    cls_weight: Positive = Field(description="Of the loss of the class logits.")
+    ground_truth: bool = Field(
+        description="Class target: half truth and half teacher where they agree, a tenth truth "
+        "where they do not; false: the teacher's."
+    )
+    mix_token: NotNegative = Field(
+        description="Beta(a, a) of MixToken's share, after the patch embedding; 0 turns it off."
+    )
+
+
 class Recipe(BaseModel):
     """A named, complete training configuration."""
 
@@ -42,19 +60,38 @@ class Recipe(BaseModel):
     cooldown_epochs: int = Field(ge=0, description="Epochs at min_lr after the cosine.")
     schedule: Literal["step", "epoch"] = Field(description="When the learning rate changes.")
     batch_size: Count = Field(description="Images in a step, over all devices.")
+    shard_size: Count | None = Field(
+        description="Images that pass through the network together, so what batch norms and Mixup "
+        "see; a step's gradients are the mean over its shards, on however many devices. Null: "
+        "the whole batch."
+    )
+    repeated_augmentation: Count = Field(
+        description="Times that an image is in an epoch, each time augmented anew, of so many "
+        "fewer images; 1 for none (Hoffer et al. 2020)."
+    )
 
     optimizer: str = Field(description="timm's name of an optimiser with two betas, e.g. adamw.")
     lr: Positive = Field(description="Peak learning rate, before lr_scaling.")
-    lr_scaling: Literal["literal", "linear"] = Field(
-        description="linear: lr, warmup_lr and min_lr times batch_size / lr_base_batch."
+    lr_scaling: Literal["literal", "linear", "peak"] = Field(
+        description="linear: lr, warmup_lr and min_lr times batch_size / lr_base_batch; peak: lr "
+        "alone; literal: none."
     )
-    lr_base_batch: Count | None = Field(description="For linear scaling; null for literal.")
+    lr_base_batch: Count | None = Field(description="For linear and peak; null for literal.")
     warmup_lr: NotNegative = Field(description="Where the warm-up starts.")
     min_lr: NotNegative = Field(description="Where the cosine ends.")
     weight_decay: NotNegative = Field(description="None on biases and other 1-D parameters.")
+    no_weight_decay: tuple[str, ...] = Field(
+        description="Patterns of further parameters without weight decay, e.g. '*table_bias'."
+    )
     betas: tuple[Share, Share] = Field(description="Decay of the averages of both moments.")
+    eps: Positive = Field(description="Added to the root of the second moment.")
     clip_grad: Positive | None = Field(description="Largest norm of all gradients; null: any.")
     label_smoothing: Share = Field(description="Of the target, spread over all classes.")
+    token_labels: TokenLabels | None = Field(description="Token labelling; null for none.")
+    bad_loss: Literal["stop", "skip", "rollback"] = Field(
+        description="When a loss is not finite: stop; leave the step out, at most 20 in a row; or "
+        "go back to the last checkpoint and on with another order, at most 3 times."
+    )
 
     mixup: NotNegative = Field(description="Alpha of Mixup; 0 turns it off.")
     cutmix: NotNegative = Field(description="Alpha of CutMix; 0 turns it off.")
@@ -66,6 +103,7 @@ class Recipe(BaseModel):
         description="Brightness, contrast, saturation. timm skips it where auto_augment is on."
     )
     random_erasing: Probability = Field(description="Share of images with an erased rectangle.")
+    random_erasing_count: Count = Field(description="Most rectangles in an image.")
     random_erasing_mode: Literal["const", "rand", "pixel"] = Field(
         description="Filled with the mean, one random colour, or a random colour in each pixel."
     )
@@ -82,14 +120,22 @@ class Recipe(BaseModel):
         description="Black, or the image mirrored at its border."
     )
     random_resized_crop: tuple[Positive, Positive] | None = Field(
-        description="Least and largest share of the area of a resized crop; null for no resizing."
+        description="Least and largest share of the area of a resized crop, of aspect ratio 3/4 to "
+        "4/3; null for no resizing."
     )
     train_interpolation: Literal["random", "bilinear", "bicubic"] = Field(
         description="Of resized crops and of auto_augment's rotations and shears."
     )
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="Central share of the side that evaluation sees, scaled to the image size; "
-        "null: the central img_size pixels as they are."
+    crop_pct: Annotated[float, Field(gt=0, le=2)] | None = Field(
+        description="Central share of the shorter side that evaluation sees, scaled to the image "
+        "size; above 1 with a black frame; null: the central img_size pixels as they are."
+    )
+    crop_mode: Literal["center", "squash"] = Field(
+        description="Evaluation keeps the aspect ratio (center), or scales both sides to the size "
+        "(squash); prepared arrays hold central squares, where both are one."
+    )
+    eval_interpolation: Literal["bilinear", "bicubic"] = Field(
+        description="Of evaluation's scaling."
     )
 
     drop_path: Share = Field(description="Stochastic depth of the last block, linear from 0.")
@@ -98,17 +144,25 @@ class Recipe(BaseModel):
 
     amp: Literal["none", "bf16", "fp16"] = Field(description="Mixed precision; fp16 is scaled.")
     channels_last: bool = Field(description="Memory layout of images and convolutions.")
+    gradient_checkpointing: bool = Field(
+        description="Compute every block twice and keep less in memory; the same numbers."
+    )
+    compile: bool = Field(description="Run the network through torch.compile.")
     seed: int = Field(ge=0, description="Of weights and training, unless the caller has another.")
+    sizes: dict[str, dict[str, Any]] = Field(
+        description="What the recipe NAME:SIZE has instead, by size; the values above hold for "
+        "the first size, or for all."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_optimizer(self.optimizer)
         _check_auto_augment(self.auto_augment)
-        if (self.lr_scaling == "linear") != (self.lr_base_batch is not None):
+        if (self.lr_scaling == "literal") == (self.lr_base_batch is not None):
             raise ValueError(
                 "lr_base_batch is the batch that lr holds for, and goes with lr_scaling linear "
-                f"only, got lr_scaling {self.lr_scaling} and lr_base_batch {self.lr_base_batch}. "
-                "Write a number for linear, null for literal."
+                f"or peak, got lr_scaling {self.lr_scaling} and lr_base_batch "
+                f"{self.lr_base_batch}. Write a number for these, null for literal."
             )
         if self.warmup_epochs > self.epochs:
             raise ValueError(
@@ -120,10 +174,30 @@ class Recipe(BaseModel):
                 f"lr is the peak, got lr {self.lr:g}, warmup_lr {self.warmup_lr:g} and min_lr "
                 f"{self.min_lr:g}. Lower these two, or raise lr."
             )
-        if self.mixes and self.batch_size % 2:
+        if self.batch_size % (self.shard_size or 1):
             raise ValueError(
-                "Mixup and CutMix pair the images of a batch, so batch_size must be even, "
-                f"got {self.batch_size}. Make it even."
+                "A batch is made of whole shards, so shard_size must divide batch_size, "
+                f"got {self.shard_size} and {self.batch_size}. Change one of them."
+            )
+        if self.mixes and (self.shard_size or self.batch_size) % 2:
+            raise ValueError(
+                "Mixup and CutMix pair the images of a batch, so batch_size and shard_size must "
+                f"be even, got {self.batch_size} and {self.shard_size}. Make them even."
+            )
+        if self.mixes and self.token_labels:
+            raise ValueError(
+                "Token labels are mixed by MixToken, so mixup and cutmix must be 0 with "
+                f"token_labels, got {self.mixup:g} and {self.cutmix:g}. Turn them off."
+            )
+        if self.compile and (self.gradient_checkpointing or self.token_labels):
+            raise ValueError(
+                "compile does not go with gradient_checkpointing or token_labels, which hook into "
+                "the network's parts. Turn one of them off."
+            )
+        if self.token_labels and not self.random_resized_crop:
+            raise ValueError(
+                "Label maps are cropped with the images, so token_labels need random_resized_crop, "
+                "got null. Write e.g. [0.08, 1.0]."
             )
         scale = self.random_resized_crop
         if scale and (self.random_crop_padding or not scale[0] <= scale[1] <= 1):
@@ -144,26 +218,53 @@ class Recipe(BaseModel):
         """Whether batches are mixed, so that targets are probabilities."""
         return self.mixup_prob > 0 and max(self.mixup, self.cutmix) > 0
 
+    @property
+    def num_shards(self) -> int:
+        """The number of shards of a whole batch."""
+        return self.batch_size // (self.shard_size or self.batch_size)
+
     def lr_factor(self, batch_size: int) -> float:
-        """Return what lr, warmup_lr and min_lr are multiplied by at a global batch size."""
-        return batch_size / self.lr_base_batch if self.lr_base_batch else 1.0
+        """Return what warmup_lr and min_lr are multiplied by at a global batch size."""
+        return self._batch_ratio(batch_size) if self.lr_scaling == "linear" else 1.0
 
     def peak_lr(self, batch_size: int) -> float:
         """Return the peak learning rate at a global batch size."""
-        return self.lr * self.lr_factor(batch_size)
+        return self.lr * self._batch_ratio(batch_size)
+
+    def _batch_ratio(self, batch_size: int) -> float:
+        return batch_size / self.lr_base_batch if self.lr_base_batch else 1.0
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a shipped recipe by its name, or a user's own file by its path.
 
+    Args:
+        name_or_path: ``swin_300e``, ``mine.yaml``, or either with a size: ``swin_300e:base``.
+
     Raises:
-        ValueError: If there is no such recipe, or the file is not a complete and valid one.
+        ValueError: If there is no such recipe or size, or the file is not a complete and valid one.
     """
-    path = config_path("recipes", name_or_path)
+    plain, colon, size = name_or_path.rpartition(":")
+    path = config_path("recipes", plain if colon else name_or_path)
+    values = _read_mapping(path)
     try:
-        return Recipe.model_validate(_read_mapping(path))
+        recipe = Recipe.model_validate(values)
+        sized = {known: _of_size(recipe, known) for known in recipe.sizes}
     except ValidationError as error:
         raise ValueError(f"{path}: {_explain(error)}") from error
+    if colon and size not in sized:
+        raise ValueError(
+            f"The recipe {plain} has no size {size!r}; its sizes: {', '.join(sized) or 'none'}. "
+            "Choose one of them, or leave it out."
+        )
+    return sized[size] if colon else recipe
+
+
+def _of_size(recipe: Recipe, size: str) -> Recipe:
+    """Return what a size changes put into the recipe, which then has sizes no more."""
+    changes: Mapping[str, Any] = recipe.sizes[size]
+    own = {"name": f"{recipe.name}-{size}", "sizes": {}}
+    return Recipe.model_validate({**recipe.model_dump(), **changes, **own})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
+from supernet.data.streaming import StreamedImages
 
 OnProgress: TypeAlias = Callable[[int, int], None]
 
@@ -28,14 +29,15 @@ CHUNK_IMAGES = 256
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Decoded images, in an order that is random but fixed.
+    """Images and their classes, in an order that is random but fixed.
 
     Attributes:
-        images: Shape (num_images, stored_size, stored_size, 3), uint8, RGB, mapped from disk.
+        images: Shape (num_images, stored_size, stored_size, 3), uint8, RGB, mapped from disk; or
+            streamed.
         labels: Shape (num_images,), the index of each image's class.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8] | StreamedImages
     labels: IntArray
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ def write_split(
     for position, image in source.read(np.sort(positions)):
         if exact and image.size != (stored_size, stored_size):
             return False
-        images[rows[position]] = _square(image, stored_size)
+        images[rows[position]] = square(image, stored_size)
         done += 1
         if on_progress is not None and (done % CHUNK_IMAGES == 0 or done == len(positions)):
             on_progress(done, len(positions))
@@ -92,10 +94,10 @@ def write_split(
     return True
 
 
-def load_split(folder: Path, stem: str) -> Split:
-    """Map the arrays that `write_split` left into memory."""
+def load_arrays(folder: Path, stem: str) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    """Map the images and labels that `write_split` left into memory."""
     images = np.load(folder / f"{stem}_images.npy", mmap_mode="r")
-    return Split(images, np.load(folder / f"{stem}_labels.npy"))
+    return images, np.load(folder / f"{stem}_labels.npy")
 
 
 def is_stored(folder: Path, stem: str) -> bool:
@@ -103,23 +105,22 @@ def is_stored(folder: Path, stem: str) -> bool:
     return all((folder / f"{stem}_{part}.npy").exists() for part in ("images", "labels"))
 
 
-def check_memory(num_images: int, stored_size: int, folder: Path, limit: int) -> None:
-    """Raise ValueError if arrays of that many images exceed the limit or the disk, in bytes."""
-    needed = num_images * stored_size**2 * 3
-    what = (
-        f"{num_images:,} decoded images of {stored_size} x {stored_size} take "
-        f"{needed / GIB:.3g} GiB"
-    )
-    if needed > limit:
-        raise ValueError(
-            f"{what}, the limit is {limit / GIB:.3g} GiB. Choose a smaller img_size, or a larger "
-            "limit (memory_limit_bytes) where the machine has the memory."
-        )
-    # A full disk under a mapped file kills the process without a word.
+def array_bytes(num_images: int, stored_size: int) -> int:
+    """Return the size of so many decoded images."""
+    return num_images * stored_size**2 * 3
+
+
+def check_disk(num_images: int, stored_size: int, folder: Path) -> None:
+    """Raise ValueError if arrays of that many images do not fit on the disk.
+
+    A full disk under a mapped file kills the process without a word.
+    """
+    needed = array_bytes(num_images, stored_size)
     if needed > (free := shutil.disk_usage(folder).free):
         raise ValueError(
-            f"{what}, but the disk of {folder} has only {free / GIB:.3g} GiB free. Make room, or "
-            "choose a smaller img_size."
+            f"{num_images:,} decoded images of {stored_size} x {stored_size} take "
+            f"{needed / GIB:.3g} GiB, but the disk of {folder} has only {free / GIB:.3g} GiB free. "
+            "Make room, or choose a smaller img_size."
         )
 
 
@@ -141,11 +142,11 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def fingerprint(split: Split) -> str:
+def fingerprint(images: npt.NDArray[np.uint8], labels: IntArray) -> str:
     """Return a hash of images and labels."""
-    digest = hashlib.sha256(str(split.images.shape).encode() + split.labels.tobytes())
-    for start in range(0, len(split), CHUNK_IMAGES):
-        digest.update(split.images[start : start + CHUNK_IMAGES].data)
+    digest = hashlib.sha256(str(images.shape).encode() + labels.tobytes())
+    for start in range(0, len(labels), CHUNK_IMAGES):
+        digest.update(images[start : start + CHUNK_IMAGES].data)
     return digest.hexdigest()
 
 
@@ -163,7 +164,7 @@ def remove_arrays(folder: Path, stem: str) -> None:
         path.unlink()
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int) -> Image.Image:
     """Scale the central square of an image to ``size`` x ``size``."""
     if image.size == (size, size):
         return image

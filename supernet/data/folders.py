@@ -12,6 +12,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,14 @@ def open_tar(path: Path) -> Source:
     """
     offsets: dict[str, int] = {}  # where a file's header is; the last one of a name counts
     folders: list[str] = []
+    can_seek = _is_plain(path)
     for member in _members(path):
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         if member.isdir():
             folders.append(name)
         elif member.isreg() or member.islnk() or member.issym():
             offsets[name] = member.offset
+            can_seek = can_seek and member.isreg()  # a link is found by reading them all
     top = _top_folder((*offsets, *folders))
     offsets = {name.removeprefix(top): offset for name, offset in offsets.items()}
     folders = [name.removeprefix(top) for name in folders]
@@ -78,12 +81,13 @@ def open_tar(path: Path) -> Source:
     def read(names: Sequence[str], positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
         wanted = {offsets[names[position]]: position for position in positions.tolist()}
         with _open_members(path) as tar:
-            for member in tar:
+            for member in _members_at(tar, sorted(wanted)) if can_seek else tar:
                 if member.offset in wanted:
                     yield wanted[member.offset], _decode_member(tar, member)
 
     entries = sorted({name.split("/")[0] for name in (*offsets, *folders) if name})
-    return _arrange(list(offsets), folders=folders, entries=entries, path=path, read=read)
+    source = _arrange(list(offsets), folders=folders, entries=entries, path=path, read=read)
+    return replace(source, is_random_access=can_seek)
 
 
 def _arrange(
@@ -163,6 +167,23 @@ def _open_members(path: Path) -> tarfile.TarFile:
             f"Data that is a file must be a tar, plain or compressed; {path} is none. Give a tar "
             "of an ImageFolder or the folder itself."
         ) from error
+
+
+def _is_plain(path: Path) -> bool:
+    """Tell whether a tar is not compressed, so that its members can be sought."""
+    try:
+        with tarfile.open(path, "r:"):
+            return True
+    except tarfile.ReadError:
+        return False
+
+
+def _members_at(tar: tarfile.TarFile, offsets: Iterable[int]) -> Iterator[tarfile.TarInfo]:
+    """Read the members whose headers are at these offsets, and nothing between them."""
+    assert tar.fileobj is not None
+    for offset in offsets:
+        tar.fileobj.seek(offset)
+        yield tarfile.TarInfo.fromtarfile(tar)
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:

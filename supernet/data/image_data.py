@@ -1,9 +1,9 @@
-"""Images for training: any source is decoded once into arrays on disk that all processes share.
+"""Images for training: a source is decoded once into arrays on disk that all processes share.
 
 `prepare_data` leaves the train and search splits in a folder, as uint8 arrays to be mapped into
 memory, and `open_data` opens them in milliseconds. The test split is not decoded before
 `ImageData.test_split` is called, which only retraining does: no choice made by a search can depend
-on it.
+on it. A source whose arrays would be too large is streamed instead: decoded whenever it is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,12 @@ from supernet.data.arrays import (
     LOCK_FILE,
     OnProgress,
     Split,
+    array_bytes,
     channel_statistics,
-    check_memory,
+    check_disk,
     fingerprint,
     is_stored,
-    load_split,
+    load_arrays,
     locked,
     remove_arrays,
     write_split,
@@ -34,12 +35,16 @@ from supernet.data.arrays import (
 from supernet.data.catalog import open_source, resolve_source
 from supernet.data.source import Source
 from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN
+from supernet.data.streaming import StreamedImages, listed
 
 DATA_FILE = "data.json"
 # One file for both, train first, so that together they need no copy.
 TRAIN_SEARCH = "train_search"
 MEMORY_LIMIT_BYTES = 4 * GIB
 MIN_IMG_SIZE = 8
+# timm's constants; timm takes seconds to import.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # The share of a stored image's side that an evaluation sees, as in timm.
 CROP_FRACTION = 0.875
 
@@ -54,11 +59,12 @@ class ImageData:
         stored_size: The side of the stored images: training crops ``img_size`` at random from
             them, evaluation takes the centre.
         allows_flip: False where a mirrored image may be of another class, as with digits.
-        mean: Of each channel over the train split, in 0..1.
+        mean: Of each channel over the train split, in 0..1; ImageNet's where images are streamed.
         std: Likewise.
         sizes: The number of images of train, search and test.
-        fingerprint: Hash of the decoded train and search splits.
+        fingerprint: Hash of the decoded train and search splits; the listing's for streamed ones.
         listing: Hash of the names and classes of all images of the source.
+        is_streamed: Nothing is stored, and images have their own sizes until they are cropped.
     """
 
     name: str
@@ -73,6 +79,7 @@ class ImageData:
     sizes: Mapping[str, int]
     fingerprint: str
     listing: str
+    is_streamed: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +99,29 @@ class ImageData:
 
     def full_train(self) -> Split:
         """Open train and search as one split, to retrain on."""
-        return load_split(self.folder, TRAIN_SEARCH)
+        if self.is_streamed:
+            return self._stream(TRAIN, SEARCH)
+        return Split(*load_arrays(self.folder, TRAIN_SEARCH))
+
+    def streamed(self) -> ImageData:
+        """Return the same images streamed, whether or not they are stored."""
+        source = listed(self.source, self.img_size)
+        return replace(
+            self,
+            is_streamed=True,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            fingerprint=source.fingerprint(),
+        )
+
+    def _stream(self, *splits: str) -> Split:
+        source = listed(self.source, self.img_size)
+        if source.fingerprint() != self.listing:
+            raise _changed(self)
+        positions = source.splits()
+        chosen = np.concatenate([positions[split] for split in splits])
+        images = StreamedImages(self.source, self.img_size, chosen)
+        return Split(images, source.labels[chosen])
 
     def test_split(self, on_progress: OnProgress | None = None) -> Split:
         """Open the test split, decoding it from the source when it is asked for the first time.
@@ -100,12 +129,14 @@ class ImageData:
         Raises:
             ValueError: If the source is gone or not what it was, or an image is damaged.
         """
+        if self.is_streamed:
+            return self._stream(TEST)
         if not is_stored(self.folder, TEST):
             with locked(self.folder):
                 # Another process may have been at it while this one waited.
                 if not is_stored(self.folder, TEST):
                     _prepare_test(self, on_progress)
-        return load_split(self.folder, TEST)
+        return Split(*load_arrays(self.folder, TEST))
 
 
 def prepare_data(
@@ -126,7 +157,8 @@ def prepare_data(
             ``NAME:FOLDER``).
         img_size: The side of the images that networks will see, in pixels.
         folder: Where the arrays go; made if it is missing, used again if it holds the same data.
-        memory_limit_bytes: The most that the arrays of all three splits may take.
+        memory_limit_bytes: The most that the arrays of all three splits may take; a larger source
+            is streamed.
         on_progress: Called with the number of images done and their total, every few hundred.
 
     Raises:
@@ -159,8 +191,8 @@ def open_data(folder: Path) -> ImageData:
         ValueError: If the folder does not hold prepared data.
     """
     try:
-        data = json.loads((folder / DATA_FILE).read_text(encoding="utf-8"))
-        if not is_stored(folder, TRAIN_SEARCH):
+        data = dict(json.loads((folder / DATA_FILE).read_text(encoding="utf-8")))
+        if not data.get("is_streamed") and not is_stored(folder, TRAIN_SEARCH):
             raise ValueError("its arrays are missing")
         for name in ("class_names", "mean", "std"):
             data[name] = tuple(data[name])
@@ -183,7 +215,10 @@ def _prepare(
     sizes = {split: len(positions[split]) for split in SPLITS}
     both = np.concatenate([positions[TRAIN], positions[SEARCH]])
     for stored_size in (img_size, round(img_size / CROP_FRACTION)):
-        check_memory(sum(sizes.values()), stored_size, folder, memory_limit_bytes)
+        if array_bytes(sum(sizes.values()), stored_size) > memory_limit_bytes:
+            listed(recorded, img_size)  # says so if it cannot be streamed
+            return _describe(source, recorded, img_size, folder, sizes)
+        check_disk(sum(sizes.values()), stored_size, folder)
         is_complete = write_split(
             source,
             both,
@@ -195,8 +230,8 @@ def _prepare(
         )
         if is_complete:
             break
-    stored = load_split(folder, TRAIN_SEARCH)
-    mean, std = channel_statistics(stored.images[: sizes[TRAIN]])
+    images, labels = load_arrays(folder, TRAIN_SEARCH)
+    mean, std = channel_statistics(images[: sizes[TRAIN]])
     data = ImageData(
         name=source.name,
         source=recorded,
@@ -208,23 +243,55 @@ def _prepare(
         mean=mean,
         std=std,
         sizes=sizes,
-        fingerprint=fingerprint(stored),
+        fingerprint=fingerprint(images, labels),
         listing=source.fingerprint(),
     )
-    fields = {name: value for name, value in asdict(data).items() if name != "folder"}
-    partial = folder / f"{DATA_FILE}.partial"
-    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / DATA_FILE)
+    _write(data)
     return data
+
+
+def _describe(
+    source: Source, recorded: str, img_size: int, folder: Path, sizes: Mapping[str, int]
+) -> ImageData:
+    """Write down a source that is too large to be stored."""
+    remove_arrays(folder, TRAIN_SEARCH)
+    data = ImageData(
+        name=source.name,
+        source=recorded,
+        folder=folder,
+        class_names=source.class_names,
+        img_size=img_size,
+        stored_size=round(img_size / CROP_FRACTION),
+        allows_flip=source.allows_flip,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        sizes=sizes,
+        fingerprint=source.fingerprint(),
+        listing=source.fingerprint(),
+        is_streamed=True,
+    )
+    _write(data)
+    return data
+
+
+def _write(data: ImageData) -> None:
+    fields = {name: value for name, value in asdict(data).items() if name != "folder"}
+    partial = data.folder / f"{DATA_FILE}.partial"
+    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, data.folder / DATA_FILE)
+
+
+def _changed(data: ImageData) -> ValueError:
+    return ValueError(
+        f"The data {data.source} must not change during a run, but its images differ from "
+        f"those that {data.folder} was prepared from. Restore them."
+    )
 
 
 def _prepare_test(data: ImageData, on_progress: OnProgress | None) -> None:
     source = open_source(data.source, img_size=data.img_size)
     if source.fingerprint() != data.listing:
-        raise ValueError(
-            f"The data {data.source} must not change during a run, but its images differ from "
-            f"those that {data.folder} was prepared from. Restore them."
-        )
+        raise _changed(data)
     try:
         write_split(
             source,

@@ -34,6 +34,7 @@ class Source:
         pools: The parts that the source came in: positions of ``train``, ``val``, ``test``, or
             of ``all``.
         read: Decodes the images at the given positions.
+        is_random_access: Whether reading a few images takes the time of a few.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     labels: IntArray
     pools: Mapping[str, IntArray]
     read: Read
+    is_random_access: bool = True
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:

@@ -127,6 +127,7 @@ def _source(name: str, datasets: dict[str, Any], labels: dict[str, IntArray]) ->
         labels=all_labels,
         pools=pools,
         read=read,
+        is_random_access=not any(isinstance(d, IterableImageDataset) for d in datasets.values()),
     )
 
 

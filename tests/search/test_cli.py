@@ -20,6 +20,8 @@ COMMANDS = (
     "pareto",
     "show",
     "retrain",
+    "export",
+    "eval",
     "presets",
     "spaces",
     "recipes",

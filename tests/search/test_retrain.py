@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> ImageData:
 
 
 def folder_state(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in out.iterdir()}
 
 
 def test_the_folder_holds_all_that_others_need(data: ImageData, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_folder_holds_all_that_others_need(data: ImageData, tmp_path: Path) 
 
     assert sorted(folder_state(out)) == [
         *("README.md", "architecture.json", "metrics.csv", "model.safetensors"),
-        *("model_ema.safetensors", "recipe.yaml", "result.json"),
+        *("model_ema.safetensors", "recipe.yaml", "result.json", "tensorboard"),
     ]
     stored = json.loads((out / "architecture.json").read_text(encoding="utf-8"))
     assert Architecture.from_dict(stored) == ARCHITECTURE
@@ -163,7 +163,7 @@ def test_inherited_weights_are_where_training_starts(data: ImageData, tmp_path: 
     )
     out = tmp_path / "out"
 
-    result = retrain(ARCHITECTURE, data, still, RetrainOptions(out=out, inherit=inherited))
+    result = retrain(ARCHITECTURE, data, still, RetrainOptions(out=out, start=inherited))
 
     assert result.start == "inherited"
     for name, value in load_file(out / "model.safetensors").items():

@@ -22,7 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import supernet.data.image_data as image_data_module
-from supernet.data import ImageData, Split, open_data, prepare_data
+from supernet.data import ImageData, Split, StreamedImages, open_data, prepare_data
+from supernet.data.streaming import listed
 
 CLASSES = ("ant", "bee", "cow")
 NUM_TRAIN = 10
@@ -240,14 +241,14 @@ import os, signal, sys
 from pathlib import Path
 from supernet.data import prepare_data
 import supernet.data.arrays as arrays
-square, count = arrays._square, 0
+square, count = arrays.square, 0
 def killed(image, size):
     global count
     count += 1
     if count == 17:
         os.kill(os.getpid(), signal.SIGKILL)
     return square(image, size)
-arrays._square = killed
+arrays.square = killed
 prepare_data(sys.argv[1], img_size=9, folder=Path(sys.argv[2]))
 """
 
@@ -278,15 +279,39 @@ def test_a_failed_preparation_leaves_nothing_behind(source: Path, tmp_path: Path
 
 def test_a_folder_that_was_there_stays_when_preparation_fails(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="limit"):
-        prepare_data("digits", img_size=8, folder=tmp_path, memory_limit_bytes=1)
+    with pytest.raises(ValueError, match="at least 8 pixels"):
+        prepare_data("digits", img_size=7, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_arrays_above_the_memory_limit_are_refused(tmp_path: Path) -> None:
-    # 1,797 images of 512 x 512 x 3 bytes.
-    with pytest.raises(ValueError, match=r"1,797 .* 512 x 512 take 1\.32 GiB, the limit is 1 GiB"):
-        prepare_data("digits", img_size=512, folder=tmp_path, memory_limit_bytes=2**30)
+def test_images_above_the_memory_limit_are_streamed_and_are_the_same(
+    source: Path, data: ImageData, tmp_path: Path
+) -> None:
+    folder = tmp_path / "streamed"
+    streamed = prepare_data(str(source), img_size=SIZE, folder=folder, memory_limit_bytes=1)
+    assert streamed == open_data(folder)
+    assert streamed.is_streamed
+    assert not list(folder.glob("*.npy*"))
+    assert streamed.sizes == data.sizes
+    for one, other in (
+        (streamed.full_train(), data.full_train()),
+        (streamed.split("search"), data.split("search")),
+        (streamed.test_split(), data.test_split()),
+    ):
+        assert isinstance(one.images, StreamedImages)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        rows = np.arange(len(other))[::-1]
+        pixels = np.stack([np.asarray(image) for image in one.images.read(rows)])
+        np.testing.assert_array_equal(pixels, other.images[rows])
+
+
+def test_a_source_that_changed_is_not_streamed(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "streamed"
+    data = prepare_data(str(source), img_size=SIZE, folder=folder, memory_limit_bytes=1)
+    (source / "train" / "ant" / "0.png").unlink()
+    listed.cache_clear()
+    with pytest.raises(ValueError, match="must not change during a run"):
+        data.full_train()
 
 
 def test_too_small_images_are_refused(tmp_path: Path) -> None:

@@ -83,8 +83,10 @@ def losses(result: TrainingResult) -> list[float]:
 
 def published_lr(recipe: Recipe, step: int, steps: int) -> float:
     """Compute the rate of a step as the papers' code does (Swin lr_scheduler.py, timm 0.4)."""
-    factor = recipe.batch_size / recipe.lr_base_batch if recipe.lr_scaling == "linear" else 1
-    peak, start, end = (factor * lr for lr in (recipe.lr, recipe.warmup_lr, recipe.min_lr))
+    factor = recipe.batch_size / recipe.lr_base_batch if recipe.lr_base_batch else 1
+    peak, start, end = recipe.lr * factor, recipe.warmup_lr, recipe.min_lr
+    if recipe.lr_scaling == "linear":
+        start, end = start * factor, end * factor
     epoch = step / steps if recipe.schedule == "step" else step // steps
     if epoch < recipe.warmup_epochs:
         return start + (peak - start) * epoch / recipe.warmup_epochs
@@ -138,6 +140,7 @@ def test_biases_and_one_dimensional_parameters_are_not_decayed() -> None:
 
     assert decays == {}
     for name, parameter in network.named_parameters():
+        # All biases, those of relative positions among them, as in Swin.
         is_free = parameter.ndim == 1 or name.rpartition(".")[2].endswith("bias")
         assert found[name] == (0.0 if is_free else 0.05), name
     # The relative position bias and the ghost head, as Swin and ELSA have them.
@@ -216,7 +219,7 @@ def test_a_resumed_training_equals_the_undisturbed_one_to_the_last_bit(
     assert (result.raw, result.ema) == (expected.raw, expected.ema)
     assert [report.epoch for report in seen] == [1, 2, 3, 4]
     rows = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[0] == "epoch,epochs,seconds,loss,lr"
+    assert rows[0].startswith("epoch,epochs,seconds,loss,lr,images,")
     assert [float(row.split(",")[3]) for row in rows[1:]] == losses(expected)
 
 

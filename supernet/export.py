@@ -1,0 +1,128 @@
+"""A network as a file that runs without this package: ONNX, torch.export, timm's hub layout.
+
+Operators are traced in their naive formulation (``MIXER_KERNELS=naive``), which is plain torch; the
+batch size stays free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from supernet.kernels.select import VARIABLE
+
+ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+
+
+def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
+    """Trace a network in eval mode with torch.export, for batches of any size.
+
+    Args:
+        images: An example, shape (2 or more, C, H, W).
+    """
+    network.eval()
+    for parameter in network.parameters():
+        # torch.export.save cannot store a permuted tensor without a warning.
+        parameter.data = parameter.data.contiguous()
+    with _naive_operators():
+        with torch.no_grad():
+            # Tensors that are made once and kept must be made before tracing, or traced ones stay.
+            network(images)
+        return torch.export.export(network, (images,), dynamic_shapes={"images": {0: Dim.DYNAMIC}})
+
+
+def write_torch(program: ExportedProgram, path: Path) -> None:
+    """Write a traced network as a file for ``torch.export.load(path).module()``."""
+    torch.export.save(program, path)
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write a traced network as ONNX: input ``images``, output ``logits``.
+
+    Raises:
+        ValueError: If the packages for it are not installed.
+    """
+    check_onnx_installed()
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    assert converted is not None
+    converted.save(str(path))
+
+
+def onnx_error(path: Path, network: nn.Module, images: Tensor) -> float:
+    """Return the largest difference between onnxruntime's logits and torch's, relative to both.
+
+    Differences are divided by the largest logit where that is above 1. Batches of one image and of
+    all are compared.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    with torch.no_grad():
+        for batch in (images, images[:1]):
+            expected = network.eval()(batch)
+            (found,) = session.run(None, {"images": batch.numpy()})
+            difference = (torch.from_numpy(found) - expected).abs().max()
+            worst = max(worst, float(difference / max(float(expected.abs().max()), 1.0)))
+    return worst
+
+
+def check_onnx_installed() -> None:
+    """Raise ValueError if the packages for ONNX are missing."""
+    if missing := [name for name in ONNX_MODULES if find_spec(name) is None]:
+        raise ValueError(
+            f"ONNX needs the packages {', '.join(missing)}. Install them: pip install "
+            "'mixer-search[export]'."
+        )
+
+
+def write_timm(
+    network: nn.Module, folder: Path, *, architecture: Mapping[str, Any], cfg: Mapping[str, Any]
+) -> None:
+    """Write weights and ``config.json`` as timm's models lie on a model hub.
+
+    Args:
+        architecture: The architecture's description, which ``create_model`` is called with.
+        cfg: timm's pretrained_cfg: input size, mean, std, crop, interpolation, classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(network, str(folder / "model.safetensors"))
+    config = {
+        "architecture": "mixer_search",
+        "num_classes": architecture["num_classes"],
+        "model_args": {"architecture": dict(architecture)},
+        "pretrained_cfg": dict(cfg),
+    }
+    for name, value in (("config.json", config), ("architecture.json", dict(architecture))):
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _naive_operators() -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "naive"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before

@@ -1,0 +1,144 @@
+"""Laws of export and eval: others get the same logits, without this package or torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.evaluating import MEDIAN_BOUNDS, TIMED_RUNS, evaluate_retrained
+from search.exporting import export_retrained
+from search.retrain import RetrainOptions, retrain
+from search.retrained import find_retrained
+from searchspace.architecture import Architecture, Stage
+from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
+from supernet.data import ImageData
+from tests.tiny_data import changed, noise, tiny_data
+
+MIXERS = (
+    DepthwiseConv(kernel_size=3),
+    Elsa(kernel_size=3, num_heads=2, lam=1.0, gamma=1.0),
+    NeighborhoodAttention(kernel_size=3, num_heads=2),
+    WindowAttention(window_size=2, num_heads=2),
+)
+ARCHITECTURE = Architecture(
+    img_size=8, patch_size=2, num_classes=3, stages=(Stage(dim=8, mixers=MIXERS),)
+)
+# A process that may import onnxruntime and numpy, and neither torch nor this package.
+WITHOUT_TORCH = """
+import sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+images = numpy.load(sys.argv[2])
+(logits,) = session.run(None, {"images": images})
+assert not {"torch", "timm", "supernet"} & set(sys.modules)
+numpy.save(sys.argv[3], logits)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run's folder with one finished retraining, of network 7."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "data").mkdir()
+    data = tiny_data(run / "data", *noise(40, 8, num_classes=3), num_test=12)
+    fields = {name: getattr(data, name) for name in ImageData.__dataclass_fields__}
+    fields.pop("folder")
+    (run / "data" / "data.json").write_text(json.dumps(fields), encoding="utf-8")
+    recipe = changed("micro", epochs=2, warmup_epochs=0, batch_size=8)
+    retrain(ARCHITECTURE, data, recipe, RetrainOptions(out=run / "retrain" / "7-micro-2e-s0"))
+    return run
+
+
+def test_onnx_gives_the_networks_logits_in_a_process_without_torch(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="The extra 'export' is not installed.")
+    network = find_retrained(f"{folder}:7").network()
+
+    written = export_retrained(f"{folder}:7", ["onnx", "torch"], tmp_path)
+
+    for count in (1, 5):
+        images = torch.randn(count, 3, 8, 8)
+        np.save(tmp_path / "images.npy", images.numpy())
+        files = [str(tmp_path / name) for name in ("model.onnx", "images.npy", "logits.npy")]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *files], cwd=tmp_path, env=environment, check=True
+        )
+        with torch.no_grad():
+            expected = network(images)
+        found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        loaded = torch.export.load(tmp_path / "model.pt2").module()
+        torch.testing.assert_close(loaded(images), expected)
+    assert [item.path.name for item in written] == ["model.pt2", "model.onnx"]
+
+
+def test_safetensors_hold_the_weights_that_count_and_say_what_images_they_take(
+    folder: Path, tmp_path: Path
+) -> None:
+    found = find_retrained(f"{folder}:7")
+
+    export_retrained(str(found.folder), ["safetensors"], tmp_path)
+
+    expected = load_file(found.folder / "model_ema.safetensors")
+    state = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert Architecture.from_dict(config["model_args"]["architecture"]) == ARCHITECTURE
+    assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
+    assert config["num_classes"] == 3
+
+
+def test_eval_finds_the_accuracy_of_the_retraining_and_times_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    result = find_retrained(f"{folder}:7").result
+
+    found = evaluate_retrained(
+        f"{folder}:7", data=None, real_labels=None, device="cpu", folder=tmp_path / "data"
+    )
+
+    assert found.accuracy == result.ema
+    low, high = found.latency_interval_ms
+    assert 0 < low <= found.latency_ms <= high
+    assert found.to_json()["images_per_second"] > 0
+    assert found.to_json()["images"] == 12
+
+
+def test_the_interval_of_the_median_covers_it_in_95_percent() -> None:
+    # The median lies between order statistics k and n - k + 1 with a binomial probability.
+    generator = np.random.default_rng(0)
+    runs = np.sort(generator.exponential(size=(20_000, TIMED_RUNS)))
+    low, high = (runs[:, index] for index in MEDIAN_BOUNDS)
+
+    covered = ((low <= np.log(2)) & (np.log(2) <= high)).mean()
+
+    assert 0.95 < covered < 0.97
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("{run}:8", "Network 8 .* has no finished retraining. Run: search retrain"),
+        ("{run}:x", "neither RUN:ID nor the folder"),
+        ("elsewhere", "neither RUN:ID nor the folder"),
+    ],
+)
+def test_what_is_not_there_is_refused(folder: Path, target: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        find_retrained(target.format(run=folder))
+
+
+def test_an_unknown_format_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown format 'pickle'\. Formats: safetensors, onnx"):
+        export_retrained(f"{folder}:7", ["pickle"], None)

@@ -1,0 +1,153 @@
+"""Laws of `search retrain`: what a training starts from, its name, its processes, its speed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.retrain import RetrainOptions, retrain
+from search.retraining import RetrainPlan, resized
+from searchspace.architecture import Architecture, Stage
+from searchspace.mixers import DepthwiseConv, Elsa, WindowAttention
+from supernet.data import ImageData
+from supernet.epoch_report import EpochReport, read_csv, starvation, to_csv
+from tests.tiny_data import changed, noise, tiny_data
+
+FORK = multiprocessing.get_context("fork")
+MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))
+ARCHITECTURE = Architecture(
+    img_size=8, patch_size=2, num_classes=3, stages=(Stage(dim=8, mixers=MIXERS),)
+)
+RECIPE = changed("micro", epochs=2, warmup_epochs=0, batch_size=8, shard_size=4, drop_path=0.2)
+REPORT = EpochReport(
+    epoch=1,
+    epochs=2,
+    seconds=10.0,
+    loss=2.5,
+    lr=1e-3,
+    images=500,
+    wait_seconds=4.0,
+    read_seconds=30.0,
+    augment_seconds=5.0,
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageData:
+    (tmp_path / "data").mkdir()
+    return tiny_data(tmp_path / "data", *noise(40, 8, num_classes=3), num_test=12)
+
+
+def test_two_processes_leave_the_folder_that_one_leaves(data: ImageData, tmp_path: Path) -> None:
+    one, two = RetrainOptions(out=tmp_path / "one"), RetrainOptions(out=tmp_path / "two")
+    expected = retrain(ARCHITECTURE, data, RECIPE, one)
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(1)
+        group = (f"file://{tmp_path}/meeting", 2, rank)
+        result = retrain(ARCHITECTURE, data, RECIPE, replace(two, group=group))
+        os._exit(0 if replace(result, seconds=0) == replace(expected, seconds=0) else 1)
+
+    children = [FORK.Process(target=work, args=(rank,)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        states = [load_file(options.out / name) for options in (one, two)]
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert {path.name for path in one.out.iterdir()} == {path.name for path in two.out.iterdir()}
+
+
+def test_a_larger_image_starts_from_the_smaller_ones_weights(
+    data: ImageData, tmp_path: Path
+) -> None:
+    small = retrain(ARCHITECTURE, data, RECIPE, RetrainOptions(out=tmp_path / "small"))
+    plan = RetrainPlan(img_size=16, taps=(3, 5))
+    larger = resized(ARCHITECTURE, plan)
+    (tmp_path / "data16").mkdir()
+    data16 = tiny_data(tmp_path / "data16", *noise(40, 16, num_classes=3), num_test=12)
+    still = changed(RECIPE, epochs=1, lr=1e-12, warmup_lr=0, min_lr=0, weight_decay=0)
+    start = load_file(tmp_path / "small" / "model_ema.safetensors")
+
+    result = retrain(
+        larger, data16, still, RetrainOptions(out=tmp_path / "large", start=start, start_name="x")
+    )
+
+    assert (small.start, result.start) == ("fresh", "x")
+    weights = load_file(tmp_path / "large" / "model.safetensors")
+    torch.testing.assert_close(weights["head.weight"], start["head.weight"])
+    (kernel,) = (name for name in weights if name.endswith("depthwise_conv.weight"))
+    assert (start[kernel].shape, weights[kernel].shape) == ((9, 8), (25, 8))
+    torch.testing.assert_close(
+        weights[kernel].mean(), start[kernel].mean() * 9 / 25, atol=0.02, rtol=0
+    )
+
+
+def test_taps_change_windows_and_kernels_of_that_size_alone() -> None:
+    stages = (
+        Stage(
+            dim=8,
+            mixers=(
+                DepthwiseConv(kernel_size=3),
+                Elsa(kernel_size=5, num_heads=2),
+                WindowAttention(window_size=3, num_heads=2),
+            ),
+        ),
+    )
+    architecture = Architecture(img_size=24, patch_size=2, stages=stages)
+
+    changed_ = resized(architecture, RetrainPlan(taps=(3, 5), img_size=48))
+
+    first, second, third = changed_.stages[0].mixers
+    assert (first, second) == (DepthwiseConv(kernel_size=5), Elsa(kernel_size=5, num_heads=2))
+    assert third == WindowAttention(window_size=5, num_heads=2)
+    assert changed_.img_size == 48
+    with pytest.raises(ValueError, match="has the size 9"):
+        resized(architecture, RetrainPlan(taps=(9, 11)))
+
+
+def test_trainings_that_differ_have_different_names(tmp_path: Path) -> None:
+    plans = [
+        RetrainPlan(),
+        RetrainPlan(epochs=3),
+        RetrainPlan(inherit=True),
+        RetrainPlan(start=tmp_path / "7-micro-30e-s0"),
+        RetrainPlan(img_size=64),
+        RetrainPlan(img_size=64, taps=(7, 11)),
+    ]
+    recipes = [replace(plan, recipe="micro").load_recipe() for plan in plans]
+
+    names = [plan.label(recipe) for plan, recipe in zip(plans, recipes, strict=True)]
+
+    assert names == [
+        *("micro-30e", "micro-3e", "micro-30e-inherited", "micro-30e-from-7-micro-30e-s0"),
+        *("micro-30e-64px", "micro-30e-64px-7to11"),
+    ]
+    with pytest.raises(ValueError, match="one start: give --inherit or --start"):
+        RetrainPlan(inherit=True, start=tmp_path)
+
+
+def test_a_table_of_epochs_is_read_as_it_was_written() -> None:
+    history = [REPORT, replace(REPORT, epoch=2, loss=1 / 3, skipped_steps=1)]
+
+    assert read_csv(to_csv(history)) == history
+
+
+def test_what_starves_the_device_is_named() -> None:
+    assert starvation(replace(REPORT, wait_seconds=0.5)) is None
+    text = starvation(REPORT)
+    assert text is not None
+    assert "40%" in text
+    assert "reading and decoding" in text
+    text = starvation(replace(REPORT, read_seconds=1.0))
+    assert text is not None
+    assert "augmenting images (1.0 s read, 5.0 s augmented)" in text
