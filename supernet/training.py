@@ -70,6 +70,8 @@ class TrainingOptions:
         out: Folder for the checkpoint and ``metrics.csv``; a training found there goes on.
         on_epoch: Called after every epoch, when its checkpoint is written.
         should_stop: Asked before every epoch.
+        micro_batches: Parts into which every batch is split to need less memory; the gradient is
+            the whole batch's, only batch norms see the parts.
     """
 
     train_split: Split
@@ -79,6 +81,7 @@ class TrainingOptions:
     out: Path | None = None
     on_epoch: Callable[[EpochReport], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,21 +222,22 @@ class _Training:
         epoch, recipe = len(self.history), self.recipe
         updates = epoch * self.steps + step
         self._set_lr(epoch, updates)
-        images = images.to(self.device, memory_format=self.layout)
-        targets = targets.to(self.device)
-        is_mixed_precision = recipe.amp != "none"
-        with torch.autocast(self.device.type, AMP_DTYPES[recipe.amp], is_mixed_precision):
-            logits = self.network(images)
-        # One formula for class indices and probabilities; equal to timm's two losses.
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-        if not math.isfinite(value := loss.item()):
+        self.optimizer.zero_grad(set_to_none=True)
+        value = math.fsum(
+            self._accumulate(*part, share=len(part[0]) / len(images))
+            for part in zip(
+                images.tensor_split(self.options.micro_batches),
+                targets.tensor_split(self.options.micro_batches),
+                strict=True,
+            )
+            if len(part[0])
+        )
+        if not math.isfinite(value):
             raise FloatingPointError(
                 f"The loss is {value} in epoch {epoch + 1} of {recipe.total_epochs}, step "
                 f"{step + 1} of {self.steps}, at learning rate {self._lr:.3g}. Lower the recipe's "
                 "lr, lengthen its warm-up or set clip_grad."
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
         if recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
@@ -242,6 +246,21 @@ class _Training:
         if self.ema is not None:
             self.ema.update(self.network, step=updates + 1)
         return value
+
+    def _accumulate(self, images: Tensor, targets: Tensor, *, share: float) -> float:
+        """Add the gradients of a part of a batch; return its share of the loss."""
+        images = images.to(self.device, memory_format=self.layout)
+        targets = targets.to(self.device)
+        is_mixed_precision = self.recipe.amp != "none"
+        with torch.autocast(self.device.type, AMP_DTYPES[self.recipe.amp], is_mixed_precision):
+            logits = self.network(images)
+        # One formula for class indices and probabilities; equal to timm's two losses.
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        if share != 1:
+            loss = loss * share
+        self.scaler.scale(loss).backward()
+        return loss.item()
 
     def _identity(self) -> str:
         """Describe the training, so that a checkpoint of another one is not continued."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search.promotion import losses_of, next_promotion
+from search.promotion import Promotions, losses_of
 from search.record import Record, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
@@ -28,23 +28,15 @@ def judged(tmp_path: Path, points: list[tuple[float, int]]) -> tuple[Trial, ...]
 
 
 def promoted_in_turn(trials: tuple[Trial, ...]) -> list[int]:
-    """Promote until nothing is left; return indices in the order of promotion."""
-    order: list[int] = []
-    while True:
-        high = [
-            Trial(**{**_fields(trials[index]), "fidelity": "train-2e"})  # type: ignore[arg-type]
-            for index in order
-        ]
-        chosen = next_promotion(
-            [*trials, *high], low="supernet", high="train-2e", objectives=("top1", "macs")
-        )
-        if chosen is None:
-            return order
-        order.append([trial.key for trial in trials].index(chosen.key))
-
-
-def _fields(trial: Trial) -> dict[str, object]:
-    return {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+    """Promote from the base until nothing is left; return indices in the order of promotion."""
+    promotions = Promotions(
+        trials, base="supernet", rungs=["train-2e"], objectives=("top1", "macs")
+    )
+    keys = [trial.key for trial in trials]
+    order = []
+    while (chosen := promotions.next()) is not None:
+        order.append(keys.index(chosen[0].key))
+    return order
 
 
 def test_the_front_is_promoted_before_what_it_dominates(tmp_path: Path) -> None:
