@@ -132,6 +132,7 @@ class JudgeCrew:
 
     def dismiss_all(self, outcome: str) -> None:
         """End all judges and their charges."""
+        self._cluster.end_actors([judge.actor for judge in self._judges])
         for judge in list(self._judges):
             self._dismiss(judge, outcome, None)
 

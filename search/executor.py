@@ -27,6 +27,8 @@ from search.work import last_line
 NEWS_OF_DEATH_SECONDS = 45.0
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
+# A process that was killed keeps its device for a part of a second.
+RELEASE_SECONDS = 3.0
 
 
 class WorkerLostError(Exception):
@@ -95,6 +97,19 @@ class Cluster:
         remote: Any = ray.remote(worker).options(**self.needs, max_restarts=0)
         return remote.remote(job, threads=self.threads)
 
+    def end_actors(self, actors: list[Any]) -> None:
+        """Kill actors and wait until Ray has their devices back, or for a moment."""
+        before = self._free()
+        for actor in actors:
+            ray.kill(actor)
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while time.monotonic() < deadline and self._free() < before + len(actors):
+            time.sleep(0.02)
+
+    def _free(self) -> float:
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        return resources.get(self.resource, 0.0)
+
     @contextmanager
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:
         """Hold ``count`` actors, one a device, until the block ends."""
@@ -102,8 +117,7 @@ class Cluster:
         try:
             yield actors
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            self.end_actors(actors)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""

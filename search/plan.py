@@ -26,7 +26,13 @@ PHASES = ("measure", *SHARES)
 MIN_FINISH_SECONDS = 12.0
 MIN_PROMOTED = 10
 MIN_TRUST = 5
+# And as many as there are devices, which would be idle.
 MAX_TRUST = 24
+# More judgements hardly move a front; their time is worth more in promotion.
+MAX_JUDGED = 20_000
+# On a large cluster a trial is short enough for this many, one after the other, on each device:
+# else most devices would have nothing to do for most of the time.
+MIN_WAVES = 2
 # Rungs of promotion, each this many times longer than the one below.
 ETA = 3
 MAX_RUNGS = 3
@@ -122,9 +128,14 @@ def make_plan(
         ValueError: If the budget is too small for one step of each phase, or a share is wrong.
     """
     shares = split_shares(budget_seconds, fixed_shares or {})
+    if not {"search", "promote"} & set(fixed_shares or {}):
+        spare = max(shares["search"] - MAX_JUDGED * judge_seconds / budget_seconds, 0.0)
+        shares["search"] -= spare
+        shares["promote"] += spare
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
     trials_share = (shares["trust"] + shares["promote"]) * budget_seconds
-    epochs = int(trials_share / ((MIN_TRUST + MIN_PROMOTED) * epoch_seconds))
+    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
+    epochs = int(trials_share / (fewest * epoch_seconds))
     epochs = max(1, min(epochs, max_epochs))
     trial_seconds = epochs * epoch_seconds
     num_trust = int(shares["trust"] * budget_seconds / trial_seconds)
@@ -159,7 +170,7 @@ def make_plan(
         trial_epochs=epochs,
         trial_steps=epochs * steps_per_epoch,
         rungs=rungs,
-        num_trust=min(num_trust, MAX_TRUST),
+        num_trust=min(num_trust, max(MAX_TRUST, devices)),
         num_promoted=num_promoted,
         num_judged=num_judged,
         step_seconds=tuple(trial_step_seconds),

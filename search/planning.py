@@ -9,7 +9,8 @@ from pathlib import Path
 from search.budget import count_cores
 from search.plan import Plan, make_plan
 from search.settings import RunSettings
-from search.workers import StepTimes, SupernetWorker, make_job
+from search.work import StepTimes
+from search.workers import SupernetWorker, make_job
 from supernet.data import ImageData, prepare_data
 from supernet.recipe import load_recipe
 

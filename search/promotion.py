@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from search.front import crowding_distance, non_dominated_rank
 from search.plan import ETA
 from search.record import Trial
 from searchspace.architecture import Architecture
+
+# A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.
+RESORT_SHARE = 0.005
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
@@ -64,7 +67,9 @@ class Promotions:
         self._objectives, self._eta = objectives, eta
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
-        self._orders: dict[str, list[Trial]] = {}
+        # At each level: what may go up, the best last; and how many were done when it was sorted.
+        self._ready: dict[str, list[Trial]] = {level: [] for level in self._levels}
+        self._sorted_at = dict.fromkeys(self._levels, -1)
         for trial in trials:
             self.note(trial)
 
@@ -75,27 +80,30 @@ class Promotions:
         self._known[trial.fidelity].add(trial.key)
         if trial.state == "done":
             self._done[trial.fidelity].setdefault(trial.key, trial)
-            self._orders.pop(trial.fidelity, None)
 
     def next(self) -> tuple[Architecture, str] | None:
         """Choose a network and its rung, and remember that it was chosen; None if all were."""
-        for below in range(len(self._levels) - 1, 0, -1):
-            lower, higher = self._levels[below - 1], self._levels[below]
-            order = self._order(lower)
-            # From the base as many as there is time for; from a rung the best part of it.
-            places = len(order) if below == 1 else len(order) // self._eta
-            for trial in order[:places]:
-                if not any(trial.key in self._known[level] for level in self._levels[below:]):
-                    self._known[higher].add(trial.key)
-                    return trial.architecture, higher
+        for index in range(len(self._levels) - 1, 0, -1):
+            higher = self._levels[index]
+            for trial in self._take_ready(index - 1):
+                self._known[higher].add(trial.key)
+                return trial.architecture, higher
         return None
 
-    def _order(self, fidelity: str) -> list[Trial]:
-        """Sort what is done at a fidelity: by rank, inside a rank by the room around it."""
-        if fidelity not in self._orders:
-            done = list(self._done[fidelity].values())
-            self._orders[fidelity] = [done[index] for index in self._sorted(done)]
-        return self._orders[fidelity]
+    def _take_ready(self, index: int) -> Iterator[Trial]:
+        """Take the best of a level that may go up and has not yet."""
+        level, above = self._levels[index], self._levels[index + 1 :]
+        num_done = len(self._done[level])
+        if num_done - self._sorted_at[level] > num_done * RESORT_SHARE:
+            self._sorted_at[level] = num_done
+            done = list(self._done[level].values())
+            # From the base as many as there is time for; from a rung the best part of it.
+            places = num_done if index == 0 else num_done // self._eta
+            self._ready[level] = [done[i] for i in reversed(self._sorted(done)[:places])]
+        while self._ready[level]:
+            trial = self._ready[level].pop()
+            if not any(trial.key in self._known[higher] for higher in above):
+                yield trial
 
     def _sorted(self, done: Sequence[Trial]) -> list[int]:
         if not done:

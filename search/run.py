@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,8 +28,8 @@ from search.results import SUPERNET, front
 from search.run_folder import RunFolder
 from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
 from search.tune_trials import run_trials
-from search.work import Work, is_disk_full
-from search.workers import WORK, StepTimes
+from search.work import StepTimes, Work, is_disk_full
+from search.workers import WORK
 from searchspace.architecture import Architecture
 
 FULL_DISK = "a full disk"
@@ -131,14 +131,18 @@ class _Search:
         if self.record.get_meta(SUPERNET) == "done":
             return self._plan()
         devices = self._wait_for_devices()
-        with self.cluster.actors(self.work.supernet_worker, self.job, devices) as workers:
+        # What the workers take to start and to end is charged as well.
+        with (
+            ExitStack() as charges,
+            self.cluster.actors(self.work.supernet_worker, self.job, devices) as workers,
+        ):
             with self._charged("measure", devices):
                 self._measure(workers)
+            charges.enter_context(self._charged(SUPERNET, devices))
             plan = self._plan()
             twice = self._plan_of_times(times_budget=2.0)
             self.view.say(plan_table(plan, self.budget.device, twice=twice))
-            with self._charged(SUPERNET, devices):
-                self._train_supernet(workers, plan)
+            self._train_supernet(workers, plan)
         self.record.set_meta(SUPERNET, "done")
         return self.revise(plan, after=SUPERNET)
 

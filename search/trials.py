@@ -19,8 +19,11 @@ from searchspace.cost import count
 
 # A trial (or judgement) that the cluster lost so often has failed.
 MAX_LOST = 3
-# A trial that takes so many times longer than predicted, and at least so long, hangs.
-HANG_FACTOR = 5.0
+# A trial that takes so many times longer than predicted, and at least so long, hangs. Predictions
+# from measured steps alone may be far off.
+HANG_FACTOR = 3.0
+HANG_FACTOR_AT_FIRST = 10.0
+MIN_KNOWN = 5
 LEAST_LIMIT_SECONDS = 120.0
 OUT_OF_MEMORY = "out of memory"
 
@@ -178,7 +181,7 @@ class TrialRunner:
             architecture=trial.architecture,
             epochs=epochs,
             seed=trial.seed,
-            limit_seconds=max(HANG_FACTOR * expected, LEAST_LIMIT_SECONDS),
+            limit_seconds=max(self._costs.hang_factor(epochs) * expected, LEAST_LIMIT_SECONDS),
             micro_batches=2 if needs_less else 1,
         )
 
@@ -224,6 +227,11 @@ class TrialCosts:
             # The latest say most: the machine may be busier than it was.
             self._corrections[epochs] = statistics.median(ratios[-100:]) if ratios else 1.0
         return self._planned(macs, epochs) * self._corrections[epochs]
+
+    def hang_factor(self, epochs: int) -> float:
+        """Return how many times longer than predicted a trial of a rung may take."""
+        known = len(self._ratios[epochs]) >= MIN_KNOWN
+        return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
 
     def _planned(self, macs: int, epochs: int) -> float:
         return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs

@@ -54,9 +54,25 @@ def run_trials(
         source: Of the trials.
         name: Of the phase.
     """
+    # Tune is told that there is no more when the source says so, and then gives devices back. What
+    # is lost after that comes up in another round.
+    while not source.should_stop() and (first := source.next()) is not None:
+        _run_round(cluster, work, job=job, folder=folder, source=source, name=name, first=first)
+
+
+def _run_round(
+    cluster: Cluster,
+    work: Work,
+    *,
+    job: Any,
+    folder: Path,
+    source: TrialSource,
+    name: str,
+    first: TrialTask,
+) -> None:
     scratch = (folder / "ray" / name).resolve()
     shutil.rmtree(scratch, ignore_errors=True)
-    session = _SESSIONS[name] = _Session(source, cluster)
+    session = _SESSIONS[name] = _Session(source, cluster, first)
     # Else Tune starts a few at a time, and each takes seconds.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
     trainable = tune.with_resources(
@@ -80,7 +96,8 @@ def run_trials(
         tuner.fit()
     finally:
         _SESSIONS.pop(name)
-        for task in list(session.tasks.values()):
+        open_tasks = [*session.tasks.values(), *([session.first] if session.first else [])]
+        for task in open_tasks:
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
         shutil.rmtree(scratch, ignore_errors=True)
     if session.problem is not None:
@@ -93,6 +110,7 @@ class _Session:
 
     source: TrialSource
     cluster: Cluster
+    first: TrialTask | None  # handed out already
     tasks: dict[str, TrialTask] = field(default_factory=dict)
     trials: dict[str, Any] = field(default_factory=dict)  # Tune's, once they hold a device
     since: dict[str, float] = field(default_factory=dict)
@@ -125,14 +143,13 @@ class _Feed(Searcher):
         if len(session.tasks) >= session.count_slots():
             return None
         try:
-            task = session.source.next()
+            task, session.first = session.first or session.source.next(), None
         except Exception as problem:
             # Tune would log it and go on: `run_trials` raises it.
             session.problem = problem
             return Searcher.FINISHED
         if task is None:
-            # What is running may be lost and come back.
-            return None if session.tasks else Searcher.FINISHED
+            return Searcher.FINISHED
         session.tasks[trial_id] = task
         return {"task": task}
 

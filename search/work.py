@@ -47,6 +47,23 @@ class TrialTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture with inherited weights.
+        steps_per_epoch: Of a network that is trained alone.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
     """What became of an architecture at a judge."""
 

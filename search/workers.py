@@ -23,7 +23,7 @@ from safetensors.torch import load_model
 from torch import Tensor
 
 from search.settings import RunSettings
-from search.work import TrialTask, Work, checkpoint_folder, last_line
+from search.work import StepTimes, TrialTask, Work, checkpoint_folder, last_line
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
@@ -76,23 +76,6 @@ class Job:
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
         return open_data(self.folder / "data")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepTimes:
-    """Measured seconds on the machine at hand, with the threads of one worker.
-
-    Attributes:
-        supernet_step: One step of the shared weights, all its architectures on the whole batch.
-        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
-        judge: Seconds to judge one architecture with inherited weights.
-        steps_per_epoch: Of a network that is trained alone.
-    """
-
-    supernet_step: float
-    trial_steps: tuple[tuple[int, float], ...]
-    judge: float
-    steps_per_epoch: int
 
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:

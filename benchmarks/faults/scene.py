@@ -23,7 +23,7 @@ from search.plan import PHASES
 from search.record import Record
 
 ROOT = Path(__file__).parents[2]
-NODES = 3
+NODES = 2
 GPUS = 1
 # Most checkpoint files of trials at any time: one for each that is running or interrupted.
 CHECKPOINT_BYTES = 100_001

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from search.work import TrialTask, Work, checkpoint_folder
+from search.work import StepTimes, TrialTask, Work, checkpoint_folder
 from searchspace.architecture import Architecture
 
 NUM_IMAGES = 1000
@@ -66,10 +66,8 @@ class SmallSupernetWorker:
         self.job, self.step, self.world, self.rank = job, 0, 1, 0
         work_for(job.start)
 
-    def measure(self) -> Any:
+    def measure(self) -> StepTimes:
         """Return the work's times as measured ones."""
-        from search.workers import StepTimes
-
         return StepTimes(
             supernet_step=self.job.step,
             trial_steps=((1_000_000, self.job.epoch), (9_000_000, self.job.epoch)),

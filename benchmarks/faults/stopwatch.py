@@ -1,4 +1,4 @@
-"""An independent measure of device time: how many devices Ray says are held, sampled all the time."""
+"""An independent measure of device time: what Ray says is held, sampled all the time."""
 
 from __future__ import annotations
 

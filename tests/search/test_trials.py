@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from search.plan import Plan, make_plan
 from search.record import Record
 from search.settings import RunSettings
 from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
-from search.work import Judgement, Outcome
+from search.work import FullDiskError, Judgement, Outcome
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -239,3 +240,126 @@ def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
 def test_the_fidelity_names_the_epochs() -> None:
     assert fidelity_of(plan_of().trial_epochs) == "train-2e"
     assert count(SPACE.first()).macs > 0
+
+
+def test_a_trial_that_raised_is_recorded_with_its_cause_and_never_tried_again(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    running.settle(task, outcome="failed", values={}, cause="KeyError: 'head'")
+    following = running.next()
+    assert following is not None
+    assert following.trial_id != task.trial_id
+    trial = record.trial(task.trial_id)
+    assert (trial.state, trial.cause) == ("failed", "KeyError: 'head'")
+
+
+def test_out_of_memory_is_tried_once_more_with_half_a_batch_and_says_so(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    # Also when the driver is a new one.
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert (again.trial_id, again.micro_batches) == (first.trial_id, 2)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_second_attempt_after_out_of_memory_is_the_last(
+    record: Record, tmp_path: Path, fits: bool
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    again = running.next()
+    assert again is not None
+    outcome: Outcome = "done" if fits else "out of memory"
+    running.settle(again, outcome=outcome, values=VALUES if fits else {}, cause="9 GiB")
+    trial = record.trial(first.trial_id)
+    assert trial.state == ("done" if fits else "failed")
+    assert trial.values.get("micro_batches") == (2 if fits else None)
+
+
+def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    with pytest.raises(FullDiskError):
+        running.settle(task, outcome="full disk", values={}, cause="No space left on device")
+    assert record.trial(task.trial_id).state == "waiting"
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert again.trial_id == task.trial_id
+
+
+def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Path) -> None:
+    stop = False
+    running = TrialRunner(
+        record=record,
+        plan=plan_of(),
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=endless(),
+        limit_seconds=1000.0,
+        interrupted=lambda: stop,
+        on_event=lambda text: None,
+        clock=Clock(),
+    )
+    for _ in range(MAX_LOST + 1):
+        stop = False
+        task = running.next()
+        assert task is not None
+        stop = True
+        running.settle(task, outcome="lost", values={}, cause="stopped before its end")
+    assert record.trial(task.trial_id).state == "waiting"
+    assert record.count_lost(task.trial_id) == 0
+
+
+def test_a_trial_may_take_some_times_longer_than_predicted(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    task = runner(record, tmp_path, limit=1000.0).next()
+    assert task is not None
+    assert task.limit_seconds == 120.0  # it is predicted to take 2 seconds
+    plan = replace(plan_of(), step_seconds=((1_000_000, 10.0), (3_000_000, 10.0)))
+    costs = TrialCosts(plan, [])
+    assert costs.predict(1_000_000, 2) == pytest.approx(200.0)
+
+
+def test_trials_end_before_the_time_that_the_last_judge_needs(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0, clock=clock)
+    assert running.next() is not None
+    clock.now += 987.0
+    assert not running.should_stop()
+    clock.now += 2.0
+    assert running.should_stop()
+
+
+def test_a_batch_is_handed_out_only_as_far_as_the_budget_goes(record: Record) -> None:
+    assert len(judging(record, limit=1e9).ask(8)) == 8
+    asking = judging(record, limit=5.0)
+    assert 1 <= len(asking.ask(8)) < 5
+
+
+def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
+    record: Record,
+) -> None:
+    asking = judging(record, limit=1e9)
+    good, bad = asking.ask(2)
+    asking.tell(
+        [
+            Judgement(architecture=bad, outcome="failed", values={}, cause="ValueError: no"),
+            Judgement(architecture=good, outcome="done", values=VALUES),
+        ]
+    )
+    states = {trial.key: trial.state for trial in record.trials()}
+    assert states == {good.key: "done", bad.key: "failed"}
