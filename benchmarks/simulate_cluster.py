@@ -75,7 +75,7 @@ class Simulation:
     @property
     def nodes(self) -> int:
         """Nodes of the cluster."""
-        return self.devices // NODE_SIZE
+        return max(self.devices // NODE_SIZE, 1)
 
     def clock(self) -> float:
         """Virtual seconds, for the record and the runner."""
@@ -94,7 +94,11 @@ class Simulation:
 
     def fail_node(self) -> int:
         """Break a node that works; return it."""
-        node = self.rng.choice([n for n in range(self.nodes) if n not in self.broken])
+        standing = [n for n in range(self.nodes) if n not in self.broken]
+        if len(standing) == 1:  # the last one does not fail
+            self.next_failure = self.draw_failure()
+            return -1
+        node = self.rng.choice(standing)
         self.broken[node] = self.now + REPAIR_SECONDS
         self.next_failure, self.num_failures = self.draw_failure(), self.num_failures + 1
         return node
@@ -272,8 +276,20 @@ def values_of(rng: random.Random, architecture: object, noise: float) -> dict[st
     return {"top1": top1, "correct": round(top1 * 500), "total": 50_000}
 
 
-def simulate(devices: int, gpu_days: float, *, failures: float, seed: int, sampler: str) -> None:
-    """Run one budget to its end and print what came out."""
+def simulate(
+    devices: int,
+    gpu_days: float,
+    *,
+    failures: float,
+    seed: int,
+    sampler: str,
+    quiet: bool = False,
+) -> tuple[float, float, float, float]:
+    """Run one budget to its end and print what came out.
+
+    Returns:
+        Device-seconds asked for, charged and held; and of a judgement on every device.
+    """
     space = load_space("micro").replace(num_classes=10)
     small, large = (space.extreme("macs", largest=largest) for largest in (False, True))
     from searchspace.cost import count
@@ -366,7 +382,9 @@ def simulate(devices: int, gpu_days: float, *, failures: float, seed: int, sampl
 
         timed("promote", lambda: train("promote", promote, promotions.note))
         timed("finish", lambda: judge("finish"))
-        report(sim, record, plan, lengths)
+        if not quiet:
+            report(sim, record, plan, lengths)
+        return plan.budget_seconds, record.spent(PHASES), sim.held, devices * JUDGE_SECONDS
 
 
 def report(

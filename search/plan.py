@@ -240,6 +240,8 @@ def revise_plan(
     }
     total = sum(spent.get(name, 0.0) for name in PHASES)
     left = max(plan.budget_seconds - total, 0.0)
+    # The finish needs its seconds, however little is left for the others.
+    fixed = {*fixed, "finish"}
     kept = sum(wanted[name] for name in coming if name in fixed)
     free = sum(wanted[name] for name in coming if name not in fixed)
     if free and left > kept:

@@ -150,6 +150,10 @@ class TrialRunner:
         if outcome == "full disk":
             raise FullDiskError(f"{self._folder}: {cause}")
 
+    def has_lost(self) -> bool:
+        """Tell whether a trial that was lost waits to be handed out again, and fits."""
+        return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
+
     def should_stop(self) -> bool:
         """Tell whether running trials must end: the user says so, or the budget is gone."""
         return self._interrupted() or self._record.spent(PHASES) >= self._plan.last_call_seconds

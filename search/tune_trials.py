@@ -56,23 +56,17 @@ def run_trials(
     """
     # Tune is told that there is no more when the source says so, and then gives devices back. What
     # is lost after that comes up in another round.
-    while not source.should_stop() and (first := source.next()) is not None:
-        _run_round(cluster, work, job=job, folder=folder, source=source, name=name, first=first)
+    _run_round(cluster, work, job=job, folder=folder, source=source, name=name)
+    while source.has_lost() and not source.should_stop():
+        _run_round(cluster, work, job=job, folder=folder, source=source, name=name)
 
 
 def _run_round(
-    cluster: Cluster,
-    work: Work,
-    *,
-    job: Any,
-    folder: Path,
-    source: TrialSource,
-    name: str,
-    first: TrialTask,
+    cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
 ) -> None:
     scratch = (folder / "ray" / name).resolve()
     shutil.rmtree(scratch, ignore_errors=True)
-    session = _SESSIONS[name] = _Session(source, cluster, first)
+    session = _SESSIONS[name] = _Session(source, cluster)
     # Else Tune starts a few at a time, and each takes seconds.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
     trainable = tune.with_resources(
@@ -96,8 +90,7 @@ def _run_round(
         tuner.fit()
     finally:
         _SESSIONS.pop(name)
-        open_tasks = [*session.tasks.values(), *([session.first] if session.first else [])]
-        for task in open_tasks:
+        for task in session.tasks.values():
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
         shutil.rmtree(scratch, ignore_errors=True)
     if session.problem is not None:
@@ -110,7 +103,6 @@ class _Session:
 
     source: TrialSource
     cluster: Cluster
-    first: TrialTask | None  # handed out already
     tasks: dict[str, TrialTask] = field(default_factory=dict)
     trials: dict[str, Any] = field(default_factory=dict)  # Tune's, once they hold a device
     since: dict[str, float] = field(default_factory=dict)
@@ -143,7 +135,7 @@ class _Feed(Searcher):
         if len(session.tasks) >= session.count_slots():
             return None
         try:
-            task, session.first = session.first or session.source.next(), None
+            task = session.source.next()
         except Exception as problem:
             # Tune would log it and go on: `run_trials` raises it.
             session.problem = problem

@@ -84,6 +84,9 @@ class TrialSource(Protocol):
     ) -> None:
         """Take a trial's result; the device is free from now on."""
 
+    def has_lost(self) -> bool:
+        """Tell whether a trial that was lost waits to be handed out again, and fits."""
+
     def should_stop(self) -> bool:
         """Tell whether trials that are running must end now."""
 

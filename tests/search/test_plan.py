@@ -109,8 +109,9 @@ def test_what_a_phase_left_over_is_shared_by_the_phases_to_come() -> None:
     plan = plan_of(1000)
     spent = {"measure": 10.0, "supernet": 150.0}
     revised = revise_plan(plan, after="supernet", spent=spent)
-    left, before = 1000 - 160, 1000 - plan.until["supernet"]
-    for phase, earlier in (("trust", "supernet"), ("promote", "search"), ("finish", "promote")):
+    finish = plan.until["finish"] - plan.until["promote"]
+    left, before = 1000 - 160 - finish, 1000 - plan.until["supernet"] - finish
+    for phase, earlier in (("trust", "supernet"), ("search", "trust"), ("promote", "search")):
         planned = plan.until[phase] - plan.until[earlier]
         now = revised.until[phase] - revised.until[earlier]
         assert now == pytest.approx(planned * left / before)
