@@ -20,8 +20,7 @@ from search.record import Record
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 120.0
-# One device has the faults, and the other results.
+BUDGET = 90.0
 START = ("--budget", f"{BUDGET}cpu-seconds", "--share", "supernet=.3", "--work", '{"epoch": 0.1}')
 
 
