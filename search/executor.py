@@ -52,7 +52,8 @@ class Cluster:
     ) -> None:
         cores = count_cores()
         ray.init(
-            address=address,
+            # Not None: that would join any cluster that was started on this machine.
+            address=address or "local",
             num_cpus=None if address else cores,
             include_dashboard=False if address is None else None,
             log_to_driver=False,

@@ -116,6 +116,19 @@ class _Session:
             self.counted, self.slots = time.monotonic(), self.cluster.devices
         return self.slots
 
+    def settle(
+        self, trial_id: str, outcome: Outcome, values: dict[str, float], cause: str | None
+    ) -> None:
+        """Bring a trial's end to the source; it holds no device any more."""
+        task = self.tasks.pop(trial_id)
+        for known in (self.trials, self.since):
+            known.pop(trial_id, None)
+        try:
+            self.source.settle(task, outcome=outcome, values=values, cause=cause)
+        except Exception as problem:
+            # Tune would log it and go on as if the result were recorded.
+            self.problem = problem
+
 
 # Tune pickles what it is given when a Tuner is built, so those hold a name and look up here.
 _SESSIONS: dict[str, _Session] = {}
@@ -149,17 +162,10 @@ class _Feed(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         session = _SESSIONS[self._name]
-        task = session.tasks.pop(trial_id, None)
-        if task is None:
-            return
-        outcome, values, cause = _read(session, trial_id, task, result, error)
-        for known in (session.trials, session.since):
-            known.pop(trial_id, None)
-        try:
-            session.source.settle(task, outcome=outcome, values=values, cause=cause)
-        except Exception as problem:
-            # Tune would log it and go on as if the result were recorded.
-            session.problem = problem
+        task = session.tasks.get(trial_id)
+        if task is not None:
+            outcome, values, cause = _read(session, trial_id, task, result, error)
+            session.settle(trial_id, outcome, values, cause)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the truth."""
@@ -204,8 +210,12 @@ class _Watch(tune.Callback):
             if now - since > task.limit_seconds:
                 session.overdue.add(trial_id)
             actor = session.trials[trial_id].temporary_state.ray_actor
-            if actor is not None and (stopping or trial_id in session.overdue):
-                ray.kill(actor)
+            if actor is None or not (stopping or trial_id in session.overdue):
+                continue
+            ray.kill(actor)
+            if stopping and session.problem is None:
+                # Its device is free now; Tune takes seconds more to end.
+                session.settle(trial_id, "lost", {}, "stopped before its end")
 
 
 def _read(
