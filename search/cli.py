@@ -32,6 +32,9 @@ Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, 
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
 Objectives = Annotated[str, typer.Option(help="top1 and costs to weigh, comma-separated.")]
+Share = Annotated[
+    list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
+]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 Recipe = Annotated[
     str | None, typer.Option(help="Of the full retraining; default: micro, or digits for them.")
@@ -60,6 +63,7 @@ def run(
     max_params: Limit = None,
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    share: Share = [],  # noqa: B006 - typer reads it once
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     ray_address: RayAddress = None,
 ) -> None:
@@ -84,6 +88,7 @@ def run(
             strategy=strategy,
             retrain_recipe=recipe or "",
             objectives=tuple(objectives.split(",")),
+            shares=_shares(share),
             limits=_limits(max_macs, max_params),
             img_size=img_size,
             seed=seed,
@@ -94,12 +99,13 @@ def run(
     if not resume:
         console.print(f"Reading {data} ...", highlight=False, soft_wrap=True)
     with opened as folder:
-        from search.run import run_search
+        from search.run import FULL_DISK, run_search
 
         console.print(f"Run folder: {out}", highlight=False, soft_wrap=True)
         stopped_by = run_search(folder, console, ray_address=ray_address)
-        write_report(folder)
-        print_outcome(folder, console)
+        if stopped_by != FULL_DISK:
+            write_report(folder)
+            print_outcome(folder, console)
     if stopped_by:
         console.print(f"Stopped by {stopped_by}. Go on with: search run --resume --out {out}")
         raise typer.Exit(130)
@@ -112,6 +118,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[int | None, typer.Option(help="Devices; default: this machine's.")] = None,
 ) -> None:
     """Measure this machine for a few seconds and say what a budget would buy."""
@@ -120,10 +127,15 @@ def plan(
     from search.settings import RunSettings
 
     settings = RunSettings(
-        space=space or "", data=data, budget=budget, img_size=img_size, retrain_recipe=recipe or ""
+        space=space or "",
+        data=data,
+        budget=budget,
+        shares=_shares(share),
+        img_size=img_size,
+        retrain_recipe=recipe or "",
     )
-    made = plan_here(settings, devices=devices)
-    _console().print(plan_table(made, settings.parsed_budget.device))
+    made, twice = plan_here(settings, devices=devices)
+    _console().print(plan_table(made, settings.parsed_budget.device, twice=twice))
 
 
 @app.command()
@@ -425,6 +437,12 @@ def _taps(text: str | None) -> tuple[int, int] | None:
     if not (colon and old.isdecimal() and new.isdecimal()):
         raise ValueError(f"--taps is OLD:NEW, e.g. 7:12, got {text!r}.")
     return int(old), int(new)
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    from search.settings import parse_shares
+
+    return parse_shares(texts)
 
 
 def _default_folder(data: str) -> Path:

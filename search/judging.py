@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from search.executor import Outcome
 from search.plan import PHASES
 from search.promotion import known_losses, losses_of
 from search.proposer import Proposer
+from search.record import Outcome as AttemptOutcome
 from search.record import Record
 from search.results import SUPERNET
 from search.settings import RunSettings
-from search.trials import MAX_ATTEMPTS
+from search.trials import MAX_LOST
+from search.work import Judgement
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
@@ -32,7 +34,7 @@ class Judging:
         first: Architectures to judge before the sampler's proposals.
         limit_seconds: The budget spent may not pass this.
         judge_seconds: Expected device-seconds of one judgement; corrected by what is measured.
-        num_judges: How many work at the same time.
+        count_judges: How many work at the same time, now.
         interrupted: Whether the user asked to stop.
     """
 
@@ -46,16 +48,17 @@ class Judging:
         first: Sequence[Architecture],
         limit_seconds: float,
         judge_seconds: float,
-        num_judges: int,
+        count_judges: Callable[[], int],
         interrupted: Callable[[], bool],
     ) -> None:
         self._record, self._settings, self._phase = record, settings, phase
-        self._limit, self._pace, self._num_judges = limit_seconds, judge_seconds, num_judges
+        self._limit, self._pace, self._count_judges = limit_seconds, judge_seconds, count_judges
         self._interrupted = interrupted
         known = record.trials(fidelity=SUPERNET)
         settled = {trial.key for trial in known if trial.state in ("done", "failed")}
-        self._waiting = [trial.architecture for trial in known if trial.state == "waiting"]
-        self._waiting += [architecture for architecture in first if architecture.key not in settled]
+        waiting = {trial.key: trial.architecture for trial in known if trial.state == "waiting"}
+        waiting |= {a.key: a for a in first if a.key not in settled}
+        self._waiting = deque(waiting.values())
         self._proposer = Proposer(
             space,
             sampler=settings.sampler,
@@ -67,43 +70,66 @@ class Judging:
         self._proposer.exclude(self._waiting)
         self._running: dict[str, tuple[int, int]] = {}  # key: trial, attempt
 
-    def ask(self) -> Architecture | None:
-        """Hand out an architecture; None when the user stops, or budget or space are used up."""
-        # What is under way and this one, with room for a slow moment.
-        expected = SAFETY * self._pace * (len(self._running) + self._num_judges) + MARGIN_SECONDS
-        if self._interrupted() or self._record.spent(PHASES) + expected > self._limit:
-            return None
-        while self._waiting and self._waiting[0].key in self._running:
-            self._waiting.pop(0)
-        architecture = self._waiting.pop(0) if self._waiting else self._proposer.ask()
-        if architecture is None:
-            return None
+    def ask(self, count: int = 1) -> list[Architecture]:
+        """Hand out up to ``count``; none when the user stops, or budget or space are used up."""
+        batch: list[Architecture] = []
+        affordable = 0 if self._interrupted() else self._affordable(count)
+        while len(batch) < affordable:
+            architecture = self._waiting.popleft() if self._waiting else self._proposer.ask()
+            if architecture is None:
+                break
+            batch.append(architecture)
+        with self._record.together():
+            for architecture in batch:
+                self._running[architecture.key] = self._start(architecture)
+        return batch
+
+    def tell(self, judgements: Sequence[Judgement]) -> None:
+        """Write results; what was lost with its judge is handed out again, a few times."""
+        with self._record.together():
+            settled = [(judgement, self._settle(judgement)) for judgement in judgements]
+        for judgement, outcome in settled:
+            trial_id, _ = self._running.pop(judgement.architecture.key)
+            if outcome not in ("done", "failed"):
+                self._waiting.append(judgement.architecture)
+                continue
+            if judgement.values:
+                self._pace += (judgement.values["seconds"] - self._pace) * PACE_SHARE
+            trial = self._record.trial(trial_id)
+            self._proposer.tell(judgement.architecture, losses_of(trial, self._settings.objectives))
+
+    def should_stop(self) -> bool:
+        """Tell whether the user asked to stop."""
+        return self._interrupted()
+
+    def _affordable(self, count: int) -> int:
+        """Return how many of ``count`` can be judged before the limit.
+
+        All judges are held until the last of them is done.
+        """
+        judges = max(self._count_judges(), 1)
+        left = self._limit - self._record.spent(PHASES) - MARGIN_SECONDS * judges
+        places = left / (SAFETY * self._pace) - len(self._running) - judges
+        # The end of a batch of n may keep all other judges waiting for n judgements.
+        return max(1, min(count, int(places / judges))) if places >= 0 else 0
+
+    def _start(self, architecture: Architecture) -> tuple[int, int]:
         cost = count(architecture)
         number = self._record.add_architecture(architecture, params=cost.params, macs=cost.macs)
         trial_id = self._record.add_trial(
             number, fidelity=SUPERNET, seed=self._settings.seed, origin=self._phase
         )
         # The judges are charged as a whole, for as long as they hold their devices.
-        attempt = self._record.start_attempt(self._phase, devices=0, trial_id=trial_id)
-        self._running[architecture.key] = (trial_id, attempt)
-        return architecture
+        return trial_id, self._record.start_attempt(self._phase, devices=0, trial_id=trial_id)
 
-    def tell(
-        self,
-        architecture: Architecture,
-        outcome: Outcome,
-        values: dict[str, float],
-        cause: str | None,
-    ) -> None:
-        """Write a result; what was lost with its judge is handed out again, a few times."""
-        trial_id, attempt = self._running.pop(architecture.key)
-        if outcome == "lost" and self._record.trial(trial_id).num_attempts >= MAX_ATTEMPTS:
-            outcome, cause = "failed", f"lost {MAX_ATTEMPTS} times; last: {cause}"
-        self._record.finish_attempt(attempt, outcome=outcome, values=values or None, cause=cause)
-        if outcome == "lost":
-            self._waiting.append(architecture)
-            return
-        if values:
-            self._pace += (values["seconds"] - self._pace) * PACE_SHARE
-        trial = self._record.trial(trial_id)
-        self._proposer.tell(architecture, losses_of(trial, self._settings.objectives))
+    def _settle(self, judgement: Judgement) -> AttemptOutcome:
+        trial_id, attempt = self._running[judgement.architecture.key]
+        outcome, cause = judgement.outcome, judgement.cause
+        ends: AttemptOutcome = outcome if outcome in ("done", "failed") else "lost"
+        if ends == "lost" and self._interrupted():
+            ends = "interrupted"
+        elif ends == "lost" and self._record.count_lost(trial_id) + 1 >= MAX_LOST:
+            ends, cause = "failed", f"lost {MAX_LOST} times; last: {cause}"
+        values = judgement.values or None
+        self._record.finish_attempt(attempt, outcome=ends, values=values, cause=cause)
+        return ends

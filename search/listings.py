@@ -8,7 +8,7 @@ from rich.table import Table
 
 from configs import config_names
 from search.budget import Device, format_seconds
-from search.plan import PHASES, Plan
+from search.plan import ETA, PHASES, Plan
 from search.results import front, highest_fidelity, is_retraining
 from search.run_folder import RunFolder
 from search.tables import format_count
@@ -20,8 +20,8 @@ from supernet.recipe import load_recipe
 _NOUNS: Mapping[Device, str] = {"cpu": "cores", "gpu": "GPUs"}
 
 
-def plan_table(plan: Plan, device: Device) -> Table:
-    """Show what a budget buys, a row for each phase."""
+def plan_table(plan: Plan, device: Device, *, twice: Plan) -> Table:
+    """Show what a budget buys, a row for each phase, and what twice the budget would."""
     table = Table(title="Plan", title_justify="left")
     for name, justify in (("phase", "left"), ("share", "right"), ("work", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -29,7 +29,7 @@ def plan_table(plan: Plan, device: Device) -> Table:
         "supernet": f"{plan.supernet_steps:,} steps of the shared weights",
         "trust": f"{plan.num_trust} networks alone for {plan.trial_epochs} epochs",
         "search": f"about {plan.num_judged:,} networks with inherited weights",
-        "promote": f"about {plan.num_promoted} networks alone for {plan.trial_epochs} epochs",
+        "promote": _promotions(plan),
         "finish": "check the extraction; judge with what is left",
     }
     before = 0.0
@@ -42,7 +42,7 @@ def plan_table(plan: Plan, device: Device) -> Table:
         "all", format_seconds(plan.budget_seconds, device), f"on {plan.devices} {_NOUNS[device]}"
     )
     table.add_row("later", "", f"retraining a network: {smallest} to {largest}")
-    table.add_row("", "", f"twice the budget: {_twice(plan)}")
+    table.add_row("", "", f"twice the budget: {_twice(twice)}")
     return table
 
 
@@ -113,9 +113,16 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) 
     return table
 
 
+def _promotions(plan: Plan) -> str:
+    """Say how many networks go up the rungs: ``about 90 networks for 10 epochs, 30 for 30``."""
+    higher = len(plan.rungs) - 1
+    counts = [plan.num_promoted * ETA ** (higher - rung) for rung in range(higher + 1)]
+    first, *others = zip(counts, plan.rungs, strict=True)
+    text = f"about {first[0]} networks alone for {first[1]} epochs"
+    return ", ".join([text, *(f"{number} for {epochs}" for number, epochs in others)])
+
+
 def _twice(plan: Plan) -> str:
-    trials = plan.num_promoted + plan.num_trust
     return (
-        f"{2 * plan.supernet_steps:,} supernet steps, and {2 * trials} networks alone "
-        "or twice the epochs"
+        f"{plan.supernet_steps:,} supernet steps, {plan.num_judged:,} judged, {_promotions(plan)}"
     )

@@ -6,8 +6,8 @@ printed by ``search plan`` and followed by ``search run``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 # Shares of the budget. What measuring took comes off the supernet's share, what a phase leaves
@@ -26,7 +26,16 @@ PHASES = ("measure", *SHARES)
 MIN_FINISH_SECONDS = 12.0
 MIN_PROMOTED = 10
 MIN_TRUST = 5
+# And as many as there are devices, which would be idle.
 MAX_TRUST = 24
+# More judgements hardly move a front; their time is worth more in promotion.
+MAX_JUDGED = 20_000
+# On a large cluster a trial is short enough for this many, one after the other, on each device:
+# else most devices would have nothing to do for most of the time.
+MIN_WAVES = 2
+# Rungs of promotion, each this many times longer than the one below.
+ETA = 3
+MAX_RUNGS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +48,11 @@ class Plan:
         until: For each phase the device-seconds that may be spent when it ends.
         supernet_steps: Length of the supernet's schedule.
         judge_seconds: Device-seconds of one evaluation with inherited weights.
-        trial_epochs: Epochs of a network that is trained alone.
+        trial_epochs: Epochs of a network that is trained alone, on the highest rung.
         trial_steps: Its training steps.
-        num_trust, num_promoted, num_judged: Expected numbers of networks in these phases.
+        rungs: Epochs of the rungs of promotion, ascending; the last are ``trial_epochs``.
+        num_trust, num_judged: Expected numbers of networks in these phases.
+        num_promoted: Expected number on the highest rung.
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
     """
@@ -53,11 +64,18 @@ class Plan:
     judge_seconds: float
     trial_epochs: int
     trial_steps: int
+    rungs: tuple[int, ...]
     num_trust: int
     num_promoted: int
     num_judged: int
     step_seconds: tuple[tuple[int, float], ...]
     retrain_seconds: tuple[float, float]
+
+    @property
+    def last_call_seconds(self) -> float:
+        """Device-seconds after which trials that still run must end, so that a judge can start."""
+        *_, before, end = self.until.values()
+        return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the plan with JSON values; `from_dict` inverts it."""
@@ -68,7 +86,15 @@ class Plan:
         """Read what `to_dict` wrote (after a detour over JSON)."""
         points = tuple((int(macs), float(seconds)) for macs, seconds in data["step_seconds"])
         smallest, largest = data["retrain_seconds"]
-        return cls(**{**data, "step_seconds": points, "retrain_seconds": (smallest, largest)})
+        rungs = tuple(data.get("rungs", [data["trial_epochs"]]))
+        return cls(
+            **{
+                **data,
+                "step_seconds": points,
+                "retrain_seconds": (smallest, largest),
+                "rungs": rungs,
+            }
+        )
 
 
 def make_plan(
@@ -82,6 +108,7 @@ def make_plan(
     steps_per_epoch: int,
     max_epochs: int,
     retrain_steps: int,
+    fixed_shares: Mapping[str, float] | None = None,
 ) -> Plan:
     """Split a budget.
 
@@ -95,25 +122,33 @@ def make_plan(
         steps_per_epoch: Of a network that is trained alone.
         max_epochs: The most epochs that a network is trained during the search.
         retrain_steps: Steps of a full retraining.
+        fixed_shares: Shares of phases that the user fixed.
 
     Raises:
-        ValueError: If the budget is too small for one step of each phase.
+        ValueError: If the budget is too small for one step of each phase, or a share is wrong.
     """
-    shares = _shares(budget_seconds)
+    shares = split_shares(budget_seconds, fixed_shares or {})
+    if not {"search", "promote"} & set(fixed_shares or {}):
+        spare = max(shares["search"] - MAX_JUDGED * judge_seconds / budget_seconds, 0.0)
+        shares["search"] -= spare
+        shares["promote"] += spare
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
     trials_share = (shares["trust"] + shares["promote"]) * budget_seconds
-    epochs = int(trials_share / ((MIN_TRUST + MIN_PROMOTED) * epoch_seconds))
+    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
+    epochs = int(trials_share / (fewest * epoch_seconds))
     epochs = max(1, min(epochs, max_epochs))
     trial_seconds = epochs * epoch_seconds
     num_trust = int(shares["trust"] * budget_seconds / trial_seconds)
     steps = int((shares["supernet"] * budget_seconds - measured_seconds) / supernet_step)
     num_judged = int(shares["search"] * budget_seconds / judge_seconds)
-    num_promoted = int(shares["promote"] * budget_seconds / trial_seconds)
+    rungs = _rungs(epochs, shares["promote"] * budget_seconds / trial_seconds)
+    # Every rung takes the same time: a third as many networks for three times as long.
+    num_promoted = int(shares["promote"] * budget_seconds / trial_seconds / len(rungs))
     if min(steps, num_judged, num_promoted) < 1:
         needed = max(
-            (measured_seconds + supernet_step * 2) / shares["supernet"],
-            judge_seconds / shares["search"],
-            trial_seconds / shares["promote"],
+            (measured_seconds + supernet_step * 2) / max(shares["supernet"], 1e-9),
+            judge_seconds / max(shares["search"], 1e-9),
+            trial_seconds / max(shares["promote"], 1e-9),
         )
         raise ValueError(
             f"A budget of {budget_seconds:.0f} device-seconds is too small: an epoch of a network "
@@ -134,7 +169,8 @@ def make_plan(
         judge_seconds=judge_seconds,
         trial_epochs=epochs,
         trial_steps=epochs * steps_per_epoch,
-        num_trust=min(num_trust, MAX_TRUST),
+        rungs=rungs,
+        num_trust=min(num_trust, max(MAX_TRUST, devices)),
         num_promoted=num_promoted,
         num_judged=num_judged,
         step_seconds=tuple(trial_step_seconds),
@@ -142,11 +178,103 @@ def make_plan(
     )
 
 
-def _shares(budget_seconds: float) -> dict[str, float]:
-    """Return `SHARES`, with more for the finish where the budget is small."""
-    finish = min(max(SHARES["finish"], MIN_FINISH_SECONDS / budget_seconds), 0.5)
-    others = (1 - finish) / (1 - SHARES["finish"])
-    return {phase: share * others for phase, share in SHARES.items()} | {"finish": finish}
+def split_shares(budget_seconds: float, fixed: Mapping[str, float]) -> dict[str, float]:
+    """Return the shares of all phases: the fixed ones as they are, the others in proportion.
+
+    The finish gets more where the budget is small.
+
+    Raises:
+        ValueError: For an unknown phase, or shares that leave nothing for the others.
+    """
+    unknown = sorted(set(fixed) - set(SHARES))
+    wrong = {name: share for name, share in fixed.items() if not 0 <= share < 1}
+    if unknown or wrong or sum(fixed.values()) >= 1:
+        given = ", ".join(f"{name}={share:g}" for name, share in fixed.items())
+        raise ValueError(
+            f"Shares are given to {', '.join(SHARES)}, each from 0 to below 1, and leave "
+            f"something for the other phases; got {given}."
+        )
+    shares = dict(SHARES) | dict(fixed)
+    left = 1 - sum(fixed.values())
+    if "finish" not in fixed:
+        shares["finish"] = min(max(SHARES["finish"], MIN_FINISH_SECONDS / budget_seconds), left / 2)
+    kept = set(fixed) | {"finish"}
+    others = sum(share for phase, share in SHARES.items() if phase not in kept)
+    free = 1 - sum(shares[phase] for phase in kept)
+    if not others:
+        return shares | {"finish": 1 - sum(shares[phase] for phase in SHARES if phase != "finish")}
+    return {
+        phase: share if phase in kept else share * free / others for phase, share in shares.items()
+    }
+
+
+def revise_plan(
+    plan: Plan,
+    *,
+    after: str,
+    spent: Mapping[str, float],
+    fixed: Collection[str] = (),
+    trial_seconds: float | None = None,
+    judge_seconds: float | None = None,
+) -> Plan:
+    """Split what is left anew when a phase has ended earlier or later than planned.
+
+    The phases to come share the difference in proportion; those that the user fixed keep what they
+    were given, unless nothing would be left for the others.
+
+    Args:
+        plan: As it was.
+        after: The phase that has ended.
+        spent: Device-seconds spent so far by phase; those to come may have begun before the run
+            was resumed or given more budget.
+        fixed: Phases whose share the user fixed.
+        trial_seconds: Device-seconds that a trial on the highest rung really takes.
+        judge_seconds: Device-seconds that a judgement really takes.
+    """
+    names = list(plan.until)
+    coming = names[names.index(after) + 1 :]
+    limits = [plan.until[name] for name in names]
+    wanted = {
+        name: max(limit - before - spent.get(name, 0.0), 0.0)
+        for name, limit, before in zip(names, limits, [0.0, *limits], strict=False)
+    }
+    total = sum(spent.get(name, 0.0) for name in PHASES)
+    left = max(plan.budget_seconds - total, 0.0)
+    # The finish needs its seconds, however little is left for the others.
+    fixed = {*fixed, "finish"}
+    kept = sum(wanted[name] for name in coming if name in fixed)
+    free = sum(wanted[name] for name in coming if name not in fixed)
+    if free and left > kept:
+        factors = {name: 1.0 if name in fixed else (left - kept) / free for name in coming}
+    else:
+        factors = dict.fromkeys(coming, left / (kept + free) if kept + free else 0.0)
+    amounts = {name: wanted[name] * factors[name] for name in coming}
+    until = dict.fromkeys(names[: names.index(after) + 1], total)
+    for name in coming:
+        total += amounts[name]
+        until[name] = total
+    numbers: dict[str, Any] = {}
+    if trial_seconds and "promote" in coming:
+        numbers["num_promoted"] = int(amounts["promote"] / trial_seconds / len(plan.rungs))
+    if judge_seconds and "search" in coming:
+        numbers["judge_seconds"] = judge_seconds
+        numbers["num_judged"] = int(amounts["search"] / judge_seconds)
+    return replace(plan, until=until, **numbers)
+
+
+def _rungs(epochs: int, num_trials: float) -> tuple[int, ...]:
+    """Return as many rungs as leave enough networks on the highest, ascending.
+
+    Args:
+        epochs: Of the highest rung.
+        num_trials: How many full trials there is time for.
+    """
+    count = 1
+    while count < MAX_RUNGS and (
+        epochs >= ETA**count and num_trials / (count + 1) >= 2 * MIN_PROMOTED
+    ):
+        count += 1
+    return tuple(epochs // ETA**below for below in reversed(range(count)))
 
 
 class StepModel:

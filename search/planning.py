@@ -9,7 +9,8 @@ from pathlib import Path
 from search.budget import count_cores
 from search.plan import Plan, make_plan
 from search.settings import RunSettings
-from search.workers import Job, StepTimes, SupernetWorker
+from search.work import StepTimes
+from search.workers import SupernetWorker, make_job
 from supernet.data import ImageData, prepare_data
 from supernet.recipe import load_recipe
 
@@ -17,8 +18,11 @@ from supernet.recipe import load_recipe
 MAX_TRIAL_SHARE = 0.125
 
 
-def plan_here(settings: RunSettings, *, devices: int | None) -> Plan:
-    """Measure in this process and make the plan; nothing is left behind."""
+def plan_here(settings: RunSettings, *, devices: int | None) -> tuple[Plan, Plan]:
+    """Measure in this process; return the plan and that of twice the budget.
+
+    Nothing is left behind.
+    """
     import torch
 
     budget = settings.parsed_budget
@@ -36,24 +40,18 @@ def plan_here(settings: RunSettings, *, devices: int | None) -> Plan:
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
         # In a run, all devices are held meanwhile.
         measured = (time.monotonic() - started) * (devices or found)
-    return plan_from_times(
-        settings, times, data, devices=devices or found, measured_seconds=measured
+    plan, twice = (
+        plan_from_times(
+            settings,
+            times,
+            data,
+            devices=devices or found,
+            measured_seconds=measured,
+            times_budget=factor,
+        )
+        for factor in (1.0, 2.0)
     )
-
-
-def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
-    """Describe a run to its workers; ``folder`` holds the prepared data."""
-    stored = folder / "space.yaml"
-    space = settings.load_space(stored if stored.is_file() else None)
-    return Job(
-        folder=folder.resolve(),
-        space=space.replace(num_classes=data.num_classes),
-        supernet_recipe=load_recipe(settings.supernet_recipe),
-        trial_recipe=load_recipe(settings.trial_recipe),
-        strategy=settings.strategy,
-        seed=settings.seed,
-        device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
-    )
+    return plan, twice
 
 
 def plan_from_times(
@@ -63,12 +61,13 @@ def plan_from_times(
     *,
     devices: int,
     measured_seconds: float,
+    times_budget: float = 1.0,
 ) -> Plan:
-    """Split the budget of the settings with measured times."""
+    """Split the budget of the settings (or a multiple of it) with measured times."""
     retrain = load_recipe(settings.retrain_recipe)
     num_images = data.sizes["train"] + data.sizes["search"]
     return make_plan(
-        budget_seconds=settings.parsed_budget.amount_seconds,
+        budget_seconds=settings.parsed_budget.amount_seconds * times_budget,
         devices=devices,
         measured_seconds=measured_seconds,
         supernet_step=times.supernet_step,
@@ -77,4 +76,5 @@ def plan_from_times(
         steps_per_epoch=times.steps_per_epoch,
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
         retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
+        fixed_shares=settings.shares,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
+from search.plan import ETA
 from search.record import Trial
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+
+# A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.
+RESORT_SHARE = 0.005
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
@@ -38,23 +42,89 @@ def next_promotion(
     trials: Sequence[Trial], *, low: str, high: str, objectives: Sequence[str]
 ) -> Architecture | None:
     """Choose the best network at fidelity ``low`` that was not tried at ``high``.
+class Promotions:
+    """Asynchronous successive halving with several objectives, over rungs of fidelity.
 
-    The front first, then the next ranks; inside a rank the one with the most room around it.
+    Whenever a device is free, the highest rung that has a network to promote does so; where none
+    has, the best network of the base that no rung knows enters the lowest rung, so no device ever
+    waits for a rung to fill (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934, Alg. 2).
+    Inside a rung, a network is promoted if it is among the best 1/eta of those that *finished*
+    there, by non-dominated rank and then crowding distance (MO-ASHA, Schmucker et al. 2021,
+    https://arxiv.org/abs/2106.12639, with NSGA-II's order). Fidelities are never compared with
+    each other, and what was stopped or failed is not in any order.
 
-    Returns:
-        None when all were tried.
+    Args:
+        trials: All of the run.
+        base: Fidelity from which the lowest rung is filled.
+        rungs: Fidelities, the cheapest first.
+        objectives: Of the run; see `losses_of`.
+        eta: One of so many networks is promoted.
     """
-    tried = {trial.key for trial in trials if trial.fidelity == high}
-    judged = [trial for trial in trials if trial.fidelity == low and trial.state == "done"]
-    if not judged:
+
+    def __init__(
+        self,
+        trials: Iterable[Trial],
+        *,
+        base: str,
+        rungs: Sequence[str],
+        objectives: Sequence[str],
+        eta: int = ETA,
+    ) -> None:
+        if not rungs or len({base, *rungs}) != len(rungs) + 1:
+            raise ValueError(
+                f"Promotion needs at least one rung, and different ones, got {base!r} and "
+                f"{tuple(rungs)!r}."
+            )
+        self._levels = (base, *rungs)
+        self._objectives, self._eta = objectives, eta
+        self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
+        self._known: dict[str, set[str]] = {level: set() for level in self._levels}
+        # At each level: what may go up, the best last; and how many were done when it was sorted.
+        self._ready: dict[str, list[Trial]] = {level: [] for level in self._levels}
+        self._sorted_at = dict.fromkeys(self._levels, -1)
+        for trial in trials:
+            self.note(trial)
+
+    def note(self, trial: Trial) -> None:
+        """Take in a trial in its present state, e.g. when it has ended."""
+        if trial.fidelity not in self._known:
+            return
+        self._known[trial.fidelity].add(trial.key)
+        if trial.state == "done":
+            self._done[trial.fidelity].setdefault(trial.key, trial)
+
+    def next(self) -> tuple[Architecture, str] | None:
+        """Choose a network and its rung, and remember that it was chosen; None if all were."""
+        for index in range(len(self._levels) - 1, 0, -1):
+            higher = self._levels[index]
+            for trial in self._take_ready(index - 1):
+                self._known[higher].add(trial.key)
+                return trial.architecture, higher
         return None
-    points = np.array([losses_of(trial, objectives) for trial in judged], dtype=float)
-    ranks = non_dominated_rank(points)
-    for rank in np.unique(ranks):
-        members = np.flatnonzero(ranks == rank)
-        distances = crowding_distance(points[members])
-        order: list[int] = members[np.argsort(-distances, kind="stable")].tolist()
-        for index in order:
-            if judged[index].key not in tried:
-                return judged[index].architecture
-    return None
+
+    def _take_ready(self, index: int) -> Iterator[Trial]:
+        """Take the best of a level that may go up and has not yet."""
+        level, above = self._levels[index], self._levels[index + 1 :]
+        num_done = len(self._done[level])
+        if num_done - self._sorted_at[level] > num_done * RESORT_SHARE:
+            self._sorted_at[level] = num_done
+            done = list(self._done[level].values())
+            # From the base as many as there is time for; from a rung the best part of it.
+            places = num_done if index == 0 else num_done // self._eta
+            self._ready[level] = [done[i] for i in reversed(self._sorted(done)[:places])]
+        while self._ready[level]:
+            trial = self._ready[level].pop()
+            if not any(trial.key in self._known[higher] for higher in above):
+                yield trial
+
+    def _sorted(self, done: Sequence[Trial]) -> list[int]:
+        if not done:
+            return []
+        points = np.array([losses_of(trial, self._objectives) for trial in done], dtype=float)
+        ranks = non_dominated_rank(points)
+        order: list[int] = []
+        for rank in np.unique(ranks):
+            members = np.flatnonzero(ranks == rank)
+            distances = crowding_distance(points[members])
+            order += members[np.argsort(-distances, kind="stable")].tolist()
+        return order

@@ -3,7 +3,8 @@
 A trial is an architecture judged at one fidelity with one seed. An attempt is one try at a trial,
 or a phase's own work (training the supernet), and holds devices while it is open. The budget spent
 is the sum over attempts of ``(ended - started) * devices``; an attempt that its process did not
-live to end is charged until it was last seen. Every method is one transaction.
+live to end is charged until it was last seen. Every method is one transaction, and
+`Record.together` makes several one.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ class Record:
         self._live: set[int] = set()
         self._known: dict[int, _Known] = {}
         self._claim_file: TextIO | None = None
+        # Charges of ended attempts by phase, in the order in which the phases began; kept only
+        # while this process is the one that writes attempts.
+        self._ended: dict[str, float] | None = None
 
     @classmethod
     def create(cls, path: Path, *, clock: Callable[[], float] = time.time) -> Record:
@@ -117,7 +121,7 @@ class Record:
             self._connection.close()
             if self._claim_file:
                 self._claim_file.close()
-                self._claim_file = None
+                self._claim_file = self._ended = None
 
     def get_meta(self, key: str) -> Any:
         """Return the JSON value that was set last, or None."""
@@ -189,6 +193,8 @@ class Record:
                 ).lastrowid
             assert attempt_id is not None
             self._live.add(attempt_id)
+            if self._ended is not None:
+                self._ended.setdefault(phase, 0.0)
             return attempt_id
 
     def finish_attempt(
@@ -235,7 +241,13 @@ class Record:
                         "UPDATE trials SET state = ?, result = ? WHERE id = ?",
                         (STATE_AFTER[outcome], result, trial_id),
                     )
+                charge = connection.execute(
+                    f"SELECT phase, {CHARGE} FROM attempts WHERE id = :id",
+                    {**self._moment(), "id": attempt_id},
+                ).fetchone()
             self._live.discard(attempt_id)
+            if self._ended is not None:
+                self._ended[charge[0]] += charge[1]
 
     def heartbeat(self) -> None:
         """Mark the open attempts of this process as alive now."""
@@ -264,10 +276,11 @@ class Record:
             ).fetchall()
             connection.executemany("UPDATE trials SET state = 'waiting' WHERE id = ?", rows)
             connection.execute(
-                "UPDATE attempts SET ended = last_seen, outcome = 'lost', "
+                "UPDATE attempts SET ended = last_seen, outcome = 'interrupted', "
                 f"cause = 'the process that ran it ended' WHERE {orphans}",
                 (live,),
             )
+            self._ended = None
             return tuple(self.trial(trial_id) for (trial_id,) in sorted(rows))
 
     def spent(self, phases: Collection[str] | None = None) -> float:
@@ -279,11 +292,37 @@ class Record:
 
     def spent_by_phase(self) -> dict[str, float]:
         """Sum the device-seconds of each phase, in the order in which the phases began."""
-        rows = self._read(
-            f"SELECT phase, sum({CHARGE}) FROM attempts GROUP BY phase ORDER BY min(id)",
-            self._moment(),
-        )
-        return {phase: float(seconds) for phase, seconds in rows}
+        query = "SELECT phase, sum({}) FROM attempts {} GROUP BY phase ORDER BY min(id)"
+        with self._lock:
+            if self._claim_file is None:
+                rows = self._read(query.format(CHARGE, ""), self._moment())
+                return {phase: float(seconds) for phase, seconds in rows}
+            if self._ended is None:
+                # Phases whose attempts are all open count as well, with nothing.
+                ended = "CASE WHEN ended IS NULL THEN 0 ELSE (ended - started) * devices END"
+                self._ended = {
+                    phase: float(seconds)
+                    for phase, seconds in self._read(query.format(ended, ""), ())
+                }
+            rows = self._read(query.format(CHARGE, "WHERE ended IS NULL"), self._moment())
+            running = dict(rows)
+            return {
+                phase: seconds + running.get(phase, 0.0) for phase, seconds in self._ended.items()
+            }
+
+    def count_lost(self, trial_id: int) -> int:
+        """Count the attempts at a trial that the cluster lost; interruptions do not count."""
+        query = "SELECT count(*) FROM attempts WHERE trial_id = ? AND outcome = 'lost'"
+        return int(self._read(query, (trial_id,))[0][0])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all calls of the block one transaction: they are durable when it ends, or void.
+
+        After an error inside, the attempts that it began or ended are not to be used.
+        """
+        with self._transaction():
+            yield
 
     def charges(self, phases: Collection[str]) -> tuple[tuple[float, float, float], ...]:
         """List (started, ended, devices) of the ended attempts of some phases, by their start."""
@@ -379,6 +418,9 @@ class Record:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._connection.in_transaction:  # in a block of `together`
+                yield self._connection
+                return
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection

@@ -9,50 +9,56 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
 
-from search.executor import (
-    Cluster,
-    WorkerDiedError,
-    call,
-    call_all,
-    form_group,
-    judge_stream,
-    wait_until_ready,
-)
+from search.crew import JudgeCrew, hold_judges
+from search.executor import Cluster, WorkerLostError, call, call_all, form_group
 from search.heartbeat import Heartbeat
 from search.judging import Judging
 from search.listings import plan_table
-from search.plan import PHASES, Plan
-from search.planning import make_job, plan_from_times
+from search.plan import PHASES, Plan, revise_plan
+from search.planning import plan_from_times
 from search.progress import ProgressView, StopSignals
-from search.promotion import next_promotion
+from search.promotion import Promotions
 from search.results import SUPERNET, front
 from search.run_folder import RunFolder
-from search.trials import MAX_ATTEMPTS, TrialRunner, fidelity_of
-from search.workers import StepTimes
+from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
+from search.tune_trials import run_trials
+from search.work import StepTimes, Work, is_disk_full
+from search.workers import WORK
 from searchspace.architecture import Architecture
 
+FULL_DISK = "a full disk"
 SAVE_EVERY_SECONDS = 30.0
 TRAIN_CALL_SECONDS = 2.0
+CALL_LIMIT_FACTOR = 30.0
 WORTH_A_JUDGE_SECONDS = 20.0
 RESCHEDULE_SHARE = 0.05
 PACE_SHARE = 0.2
+LOOK_EVERY_SECONDS = 2.0
 
 
 class Interrupted(Exception):
     """The user asked the run to stop; it can be resumed."""
 
 
-def run_search(run: RunFolder, console: Console, *, ray_address: str | None = None) -> str | None:
+def run_search(
+    run: RunFolder, console: Console, *, ray_address: str | None = None, work: Work = WORK
+) -> str | None:
     """Do what is left to do of a run.
 
+    Args:
+        run: An open run; see `search.run_folder`.
+        console: For what the user sees.
+        ray_address: Of a cluster to join; None starts Ray on this machine.
+        work: What the devices do.
+
     Returns:
-        The name of the signal that stopped it, or None when it is done.
+        What stopped it, the name of a signal or `FULL_DISK`, or None when it is done.
     """
     budget = run.settings.parsed_budget
     with (
@@ -66,17 +72,24 @@ def run_search(run: RunFolder, console: Console, *, ray_address: str | None = No
             device=budget.device,
         ) as view,
     ):
-        search = _Search(run, cluster, stop, view)
+        search = _Search(run, cluster, stop, view, work)
         try:
             plan = search.measure_and_train_supernet()
             trust = search.choose_trust_set(plan)
-            search.train_trials(plan, "trust", trust)
+            search.train_trust_set(plan, trust)
+            plan = search.revise(plan, after="trust")
             search.judge_proposals(plan, "search", trust)
-            search.train_trials(plan, "promote", None)
+            plan = search.revise(plan, after="search")
+            search.promote(plan)
             search.finish(plan)
             run.record.set_meta("phase", "done")
         except Interrupted:
             pass
+        except Exception as error:
+            if not is_disk_full(error, run.folder):
+                raise
+            console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
+            return FULL_DISK
         return stop.requested
 
 
@@ -84,40 +97,69 @@ class _Search:
     """The phases of one run; what they know lies in the record."""
 
     def __init__(
-        self, run: RunFolder, cluster: Cluster, stop: StopSignals, view: ProgressView
+        self,
+        run: RunFolder,
+        cluster: Cluster,
+        stop: StopSignals,
+        view: ProgressView,
+        work: Work,
     ) -> None:
         self.run, self.record, self.settings = run, run.record, run.settings
-        self.cluster, self.stop, self.view = cluster, stop, view
+        self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
         self.budget = self.settings.parsed_budget
-        self.job = make_job(self.settings, run.folder, run.data())
-        self.space = self.job.space
+        self.space = run.space()
+        self.job = work.make_job(self.settings, run.folder, run.data())
+        self._saved_step = 0
 
     def measure_and_train_supernet(self) -> Plan:
         """Measure step times, print the plan, and train the shared weights to the plan's end."""
-        for _ in range(MAX_ATTEMPTS - 1):
+        lost, saved = 0, -1
+        while True:
             try:
                 return self._measure_and_train_supernet()
-            except WorkerDiedError as error:
-                self.view.say(f"A worker died, going on from the checkpoint: {error}")
-        return self._measure_and_train_supernet()
+            except WorkerLostError as error:
+                lost = lost + 1 if self._saved_step == saved else 1
+                saved = self._saved_step
+                if lost >= MAX_LOST:
+                    raise RuntimeError(
+                        f"The supernet's workers were lost {lost} times without a step forward; "
+                        f"last: {error}. Look into Ray's logs, then go on with --resume."
+                    ) from error
+                self.view.say(f"A worker was lost, going on from the checkpoint: {error}")
 
     def _measure_and_train_supernet(self) -> Plan:
         if self.record.get_meta(SUPERNET) == "done":
             return self._plan()
-        devices = self.cluster.devices
-        with self.cluster.supernet_workers(self.job) as workers:
+        devices = self._wait_for_devices()
+        # What the workers take to start and to end is charged as well.
+        with (
+            ExitStack() as charges,
+            self.cluster.actors(self.work.supernet_worker, self.job, devices) as workers,
+        ):
             with self._charged("measure", devices):
                 self._measure(workers)
+            charges.enter_context(self._charged(SUPERNET, devices))
             plan = self._plan()
-            self.view.say(plan_table(plan, self.budget.device))
-            with self._charged(SUPERNET, devices):
-                self._train_supernet(workers, plan)
+            twice = self._plan_of_times(times_budget=2.0)
+            self.view.say(plan_table(plan, self.budget.device, twice=twice))
+            self._train_supernet(workers, plan)
         self.record.set_meta(SUPERNET, "done")
-        return plan
+        return self.revise(plan, after=SUPERNET)
+
+    def _wait_for_devices(self) -> int:
+        """Wait until there is a device; nothing is charged meanwhile."""
+        told = False
+        while not (devices := self.cluster.devices):
+            if not told:
+                self.view.say("The cluster has no device left; waiting for one.")
+                told = True
+            self._check_stop()
+            time.sleep(1.0)
+        return devices
 
     def _measure(self, workers: list[Any]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
-        tick = self._tick("measure")
+        tick = self._group_tick("measure", len(workers), may_stop=True)
         if self.record.get_meta("times") is not None:
             form_group(workers, while_waiting=tick)
             return
@@ -141,23 +183,43 @@ class _Search:
             chosen.setdefault(architecture.key, architecture)
         return list(chosen.values())[: plan.num_trust]
 
-    def train_trials(self, plan: Plan, phase: str, queue: list[Architecture] | None) -> None:
-        """Train networks alone: those of the queue, or the best of the front while budget lasts."""
+    def train_trust_set(self, plan: Plan, networks: list[Architecture]) -> None:
+        """Train networks alone on the highest rung, to compare rankings with."""
+        known = {t.key for t in self.record.trials(fidelity=fidelity_of(plan.trial_epochs))}
+        remaining = [architecture for architecture in networks if architecture.key not in known]
+
+        def choose() -> Choice | None:
+            if not remaining:
+                return None
+            return Choice(architecture=remaining.pop(0), epochs=plan.trial_epochs)
+
+        self._train_trials(plan, "trust", choose)
+
+    def promote(self, plan: Plan) -> None:
+        """Train the best networks alone, up the rungs, while the budget lasts."""
+        epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+        promotions = Promotions(
+            self.record.trials(),
+            base=SUPERNET,
+            rungs=list(epochs),
+            objectives=self.settings.objectives,
+        )
+
+        def choose() -> Choice | None:
+            chosen = promotions.next()
+            return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
+
+        self._train_trials(plan, "promote", choose, promotions)
+
+    def _train_trials(
+        self,
+        plan: Plan,
+        phase: str,
+        choose: Callable[[], Choice | None],
+        promotions: Promotions | None = None,
+    ) -> None:
         if self.record.spent(PHASES) >= plan.until[phase]:
             return
-        known = {trial.key for trial in self.record.trials(fidelity=fidelity_of(plan))}
-        remaining = [a for a in queue or () if a.key not in known]
-
-        def choose() -> Architecture | None:
-            if queue is not None:
-                return remaining.pop(0) if remaining else None
-            return next_promotion(
-                self.record.trials(),
-                low=SUPERNET,
-                high=fidelity_of(plan),
-                objectives=self.settings.objectives,
-            )
-
         runner = TrialRunner(
             record=self.record,
             plan=plan,
@@ -168,55 +230,76 @@ class _Search:
             limit_seconds=plan.until[phase],
             interrupted=lambda: self.stop.requested is not None,
             on_event=self.view.say,
+            on_end=promotions.note if promotions else None,
         )
+        self._tick(phase)
+        self._wait_for_devices()
         with self.view.ticking(lambda: self._show(phase)):
-            self.cluster.run_trials(self.job, runner, name=phase)
+            run_trials(
+                self.cluster,
+                self.work,
+                job=self.job,
+                folder=self.run.folder,
+                source=runner,
+                name=phase,
+            )
         self._check_stop()
 
     def judge_proposals(self, plan: Plan, phase: str, first: list[Architecture]) -> None:
         """Search: judge the sampler's proposals with inherited weights, on warm workers."""
         if self.record.spent(PHASES) >= plan.until[phase]:
             return
-        with (
-            self.cluster.judges(self.job, self.cluster.devices) as judges,
-            self._charged(phase, self.cluster.devices),
-        ):
-            self._judge(judges, plan, phase, first)
+        with hold_judges(self._crew(plan, phase, most=None)) as crew:
+            self._judge(crew, plan, phase, first)
         self._check_stop()
 
     def finish(self, plan: Plan) -> None:
         """Check that extraction is exact, then spend what is left on judging."""
         left = plan.budget_seconds - self.record.spent(PHASES)
-        if left <= 0 and self.record.get_meta("extraction"):
-            return  # a finished run, resumed
-        devices = self.cluster.devices
+        if left <= 0:
+            return  # a finished run, resumed; or one that had nothing left to check with
+        devices = self._wait_for_devices()
         # A judge takes seconds to start: one alone, unless there is work for all.
-        number = devices if left > devices * WORTH_A_JUDGE_SECONDS else 1
-        with self.cluster.judges(self.job, number) as judges, self._charged("finish", number):
-            self._check_extraction(judges[0])
-            self._judge(judges, plan, "finish", [])
+        number = None if left > devices * WORTH_A_JUDGE_SECONDS else 1
+        with hold_judges(self._crew(plan, "finish", most=number)) as crew:
+            self._check_extraction(crew)
+            self._judge(crew, plan, "finish", [])
         self._check_stop()
 
-    def _check_extraction(self, judge: Any) -> None:
+    def _crew(self, plan: Plan, phase: str, *, most: int | None) -> JudgeCrew:
+        return JudgeCrew(
+            self.cluster,
+            self.work.judge_worker,
+            job=self.job,
+            record=self.record,
+            phase=phase,
+            most=most,
+            pace_seconds=plan.judge_seconds,
+        )
+
+    def _check_extraction(self, crew: JudgeCrew) -> None:
         trials = self.record.trials()
         if not any(trial.state == "done" for trial in trials):
             return
         members = front(trials, objectives=self.settings.objectives)
         networks = [member.architecture for member in members]
-        errors = call(judge, "extraction_errors", networks, while_waiting=self._tick("finish"))
+        tick = self._tick("finish", may_stop=True)
+        errors = crew.call("extraction_errors", networks, while_waiting=tick)
         found = {str(m.id): error for m, error in zip(members, errors, strict=True)}
         self.record.set_meta("extraction", found)
 
     def _train_supernet(self, workers: list[Any], plan: Plan) -> None:
-        tick = self._tick(SUPERNET)
+        tick = self._group_tick(SUPERNET, len(workers), may_stop=False)
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
+        self._saved_step = step
         pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step
         saved = time.monotonic()
         while step < total:
             started = time.monotonic()
             steps = max(round(TRAIN_CALL_SECONDS / pace), 1)
-            progress = call_all(workers, "train", steps, while_waiting=tick)[0]
+            limit = CALL_LIMIT_FACTOR * max(steps * pace, TRAIN_CALL_SECONDS)
+            progress = call_all(workers, "train", steps, while_waiting=tick, limit_seconds=limit)[0]
             measured = (time.monotonic() - started) / (progress.step - step)
             pace += (measured - pace) * PACE_SHARE
             step = progress.step
@@ -229,7 +312,7 @@ class _Search:
             self._show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
             if self.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 call(workers[0], "save", while_waiting=tick)
-                saved = time.monotonic()
+                self._saved_step, saved = step, time.monotonic()
             self._check_stop()
         if total < plan.supernet_steps:
             self.view.say(
@@ -238,7 +321,7 @@ class _Search:
             )
         call(workers[0], "save", while_waiting=tick)
 
-    def _judge(self, judges: list[Any], plan: Plan, phase: str, first: list[Architecture]) -> None:
+    def _judge(self, crew: JudgeCrew, plan: Plan, phase: str, first: list[Architecture]) -> None:
         """Keep the judges busy with the first architectures, then with the sampler's proposals."""
         judging = Judging(
             record=self.record,
@@ -248,31 +331,52 @@ class _Search:
             first=first,
             limit_seconds=plan.until[phase],
             judge_seconds=plan.judge_seconds,
-            num_judges=len(judges),
+            count_judges=lambda: len(crew),
             interrupted=lambda: self.stop.requested is not None,
         )
-        wait_until_ready(judges, while_waiting=self._tick(phase))
-        judge_stream(judges, judging.ask, judging.tell, self._tick(phase))
+        crew.stream(judging, self._tick(phase))
 
     def _plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
+        plan = self._plan_of_times()
+        first = self.record.get_meta("plan")
+        if first is not None:
+            first = Plan.from_dict(first)
+            plan = replace(
+                plan,
+                supernet_steps=first.supernet_steps,
+                trial_epochs=first.trial_epochs,
+                trial_steps=first.trial_steps,
+                rungs=first.rungs,
+            )
+        self.record.set_meta("plan", plan.to_dict())
+        return plan
+
+    def _plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
         stored = self.record.get_meta("times")
         points = tuple((int(macs), float(seconds)) for macs, seconds in stored["trial_steps"])
-        plan = plan_from_times(
+        return plan_from_times(
             self.settings,
             StepTimes(**{**stored, "trial_steps": points}),
             self.run.data(),
-            devices=self.cluster.devices,
+            devices=max(self.cluster.devices, 1),
             measured_seconds=self.record.spent_by_phase().get("measure", 0.0),
+            times_budget=times_budget,
         )
-        first = self.record.get_meta("plan")
-        if first is not None:
-            plan = replace(
-                plan,
-                supernet_steps=first["supernet_steps"],
-                trial_epochs=first["trial_epochs"],
-                trial_steps=first["trial_steps"],
-            )
+
+    def revise(self, plan: Plan, *, after: str) -> Plan:
+        """Split what is left anew, with what trials and judgements have really cost."""
+        done = self.record.trials(state="done")
+        macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
+        judged = [t.values["seconds"] for t in done if t.fidelity == SUPERNET]
+        plan = revise_plan(
+            plan,
+            after=after,
+            spent=self.record.spent_by_phase(),
+            fixed=self.settings.shares,
+            trial_seconds=TrialCosts(plan, done).predict(int(macs), plan.trial_epochs),
+            judge_seconds=sum(judged) / len(judged) if judged else None,
+        )
         self.record.set_meta("plan", plan.to_dict())
         return plan
 
@@ -287,9 +391,30 @@ class _Search:
             raise
         self.record.finish_attempt(attempt, outcome="done")
 
-    def _tick(self, phase: str) -> Callable[[], None]:
+    def _tick(self, phase: str, *, may_stop: bool = False) -> Callable[[], None]:
+        """Return what to do while waiting in a phase: show it, and stop where nothing is lost."""
         self.record.set_meta("phase", phase)
-        return lambda: self._show(phase)
+
+        def tick() -> None:
+            self._show(phase)
+            if may_stop:
+                self._check_stop()
+
+        return tick
+
+    def _group_tick(self, phase: str, workers: int, *, may_stop: bool) -> Callable[[], None]:
+        """Like `_tick`; and a group that has lost a device is given up at once."""
+        tick, looked = self._tick(phase, may_stop=may_stop), 0.0
+
+        def group_tick() -> None:
+            nonlocal looked
+            tick()
+            if time.monotonic() - looked > LOOK_EVERY_SECONDS:
+                looked = time.monotonic()
+                if self.cluster.devices < workers:
+                    raise WorkerLostError("a node left the cluster")
+
+        return group_tick
 
     def _show(self, phase: str, detail: str = "") -> None:
         self.view.update(phase, self.record.spent(PHASES), detail)

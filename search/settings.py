@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from search.budget import Budget, parse_budget
+from search.plan import split_shares
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 
@@ -28,6 +29,7 @@ class RunSettings:
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
         objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
+        shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
         limits: Upper limits of closed-form costs, over those of the space.
         img_size: Side of the images; None takes the space's.
         seed: Of everything random.
@@ -43,6 +45,7 @@ class RunSettings:
     trial_recipe: str = "quick"
     retrain_recipe: str = ""
     objectives: tuple[str, ...] = ("top1", "macs")
+    shares: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     img_size: int | None = None
     seed: int = 0
@@ -54,7 +57,7 @@ class RunSettings:
         for name in ("space", "retrain_recipe"):
             if not getattr(self, name):
                 object.__setattr__(self, name, default)
-        parse_budget(self.budget)
+        split_shares(parse_budget(self.budget).amount_seconds, self.shares)
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
@@ -82,3 +85,21 @@ class RunSettings:
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
         return cls(**data)
+
+
+def parse_shares(texts: Iterable[str]) -> dict[str, float]:
+    """Read shares like ``supernet=.5``.
+
+    Raises:
+        ValueError: If a text is no name and number.
+    """
+    shares = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            shares[name.strip()] = float(number)
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot read the share {text!r}. Write a phase and a number, e.g. 'supernet=.5'."
+            ) from error
+    return shares

@@ -5,17 +5,35 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.executor import Outcome, TrialTask, checkpoint_folder
 from search.plan import PHASES, Plan, StepModel
+from search.record import Outcome as AttemptOutcome
 from search.record import Record, Trial
+from search.work import FullDiskError, Outcome, TrialTask, checkpoint_folder
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
-MAX_ATTEMPTS = 3
+# A trial (or judgement) that the cluster lost so often has failed.
+MAX_LOST = 3
+# A trial that takes so many times longer than predicted, and at least so long, hangs. Predictions
+# from measured steps alone may be far off.
+HANG_FACTOR = 3.0
+HANG_FACTOR_AT_FIRST = 10.0
+MIN_KNOWN = 5
+LEAST_LIMIT_SECONDS = 120.0
+OUT_OF_MEMORY = "out of memory"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A network that is worth training alone, and for how long."""
+
+    architecture: Architecture
+    epochs: int
 
 
 @dataclass(slots=True)
@@ -23,21 +41,24 @@ class _Running:
     attempt_id: int
     started: float
     expected_seconds: float
+    macs: int
 
 
 class TrialRunner:
-    """Hands architectures to the executor as trials of one fidelity while the budget lasts.
+    """Hands architectures to the executor as trials while the budget lasts.
 
     Args:
         record: Of the run; every hand-out and every result is written at once.
-        plan: For the fidelity and the expected costs.
+        plan: For the expected costs and the rungs.
         folder: Of the run.
         phase: What the time is charged to.
         seed: Of the trainings.
-        choose: The next architecture, or None when there is none.
+        choose: The next network, or None when there is none.
         limit_seconds: The budget spent may not pass this for the sake of a new trial.
         interrupted: Whether the user asked to stop.
         on_event: Called with a line of text about each finished trial.
+        on_end: Called with every trial that has ended, e.g. to promote by it.
+        clock: Seconds; for how long trials have been running.
     """
 
     def __init__(
@@ -48,107 +69,178 @@ class TrialRunner:
         folder: Path,
         phase: str,
         seed: int,
-        choose: Callable[[], Architecture | None],
+        choose: Callable[[], Choice | None],
         limit_seconds: float,
         interrupted: Callable[[], bool],
         on_event: Callable[[str], None],
+        on_end: Callable[[Trial], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record, self._plan, self._folder = record, plan, folder
         self._phase, self._seed, self._choose = phase, seed, choose
         self._limit, self._interrupted, self._on_event = limit_seconds, interrupted, on_event
+        self._on_end, self._clock = on_end, clock
         self._running: dict[int, _Running] = {}
-        self._next: Architecture | None = None
+        self._next: Choice | None = None
+        self._costs = TrialCosts(plan, record.trials(state="done"))
+        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        self._waiting = deque(
+            (trial, rungs[trial.fidelity])
+            for trial in record.trials(state="waiting")
+            if trial.fidelity in rungs
+        )
 
     def next(self) -> TrialTask | None:
         """Start the next trial: one that was interrupted before, else a new choice."""
         if self._interrupted():
             return None
-        trial = self._waiting() or self._new_trial()
-        if trial is None:
+        if self._waiting:
+            trial, epochs = self._waiting[0]
+            if not self._fits(trial.macs, epochs):
+                return None
+            self._waiting.popleft()
+            return self._start(trial, epochs)
+        # Kept until it starts, so that a choice that does not fit now is not lost.
+        self._next = self._next or self._choose()
+        if self._next is None:
             return None
-        expected = predicted_seconds(self._record, self._plan, trial.macs)
-        if self._record.spent(PHASES) + self._outstanding() + expected > self._limit:
+        cost, epochs = count(self._next.architecture), self._next.epochs
+        if not self._fits(cost.macs, epochs):
             return None
+        with self._record.together():
+            architecture_id = self._record.add_architecture(
+                self._next.architecture, params=cost.params, macs=cost.macs
+            )
+            trial_id = self._record.add_trial(
+                architecture_id, fidelity=fidelity_of(epochs), seed=self._seed, origin=self._phase
+            )
+            task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
-        attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
-        self._running[trial.id] = _Running(attempt, time.monotonic(), expected)
-        return TrialTask(
-            trial_id=trial.id,
-            architecture=trial.architecture,
-            epochs=self._plan.trial_epochs,
-            seed=trial.seed,
-        )
+        return task
 
     def settle(
         self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
     ) -> None:
-        """Write a trial's result and the end of its attempt."""
+        """Write a trial's result and the end of its attempt.
+
+        Raises:
+            FullDiskError: If the trial ended because of a full disk: nothing else would do better.
+        """
         running = self._running.pop(task.trial_id)
-        tries = self._record.trial(task.trial_id).num_attempts
-        if outcome == "lost" and not self.should_stop() and tries >= MAX_ATTEMPTS:
-            outcome, cause = "failed", f"lost {tries} times; last: {cause}"
+        ends, cause = self._judge_end(task, outcome, cause)
+        if values and task.micro_batches > 1:
+            values = {**values, "micro_batches": task.micro_batches}
         self._record.finish_attempt(
-            running.attempt_id,
-            outcome="interrupted" if outcome == "lost" and self.should_stop() else outcome,
-            values=values or None,
-            cause=cause,
+            running.attempt_id, outcome=ends, values=values or None, cause=cause
         )
-        if outcome in ("done", "failed"):
+        if ends in ("done", "failed"):
             shutil.rmtree(checkpoint_folder(self._folder, task.trial_id), ignore_errors=True)
         trial = self._record.trial(task.trial_id)
-        text = f"{values['top1']:.1f} %" if values else f"{outcome}: {cause}"
+        if ends == "done" and trial.num_attempts == 1:
+            self._costs.add(running.macs, task.epochs, trial.seconds)
+        elif trial.state == "waiting":
+            self._waiting.append((trial, task.epochs))
+        if self._on_end is not None:
+            self._on_end(trial)
+        text = f"{values['top1']:.1f} %" if values else f"{ends}: {cause}"
         self._on_event(
             f"{self._phase}: network {trial.architecture_id} trained alone for "
-            f"{self._plan.trial_epochs} epochs: {text}"
+            f"{task.epochs} epochs: {text}"
         )
+        if outcome == "full disk":
+            raise FullDiskError(f"{self._folder}: {cause}")
+
+    def has_lost(self) -> bool:
+        """Tell whether a trial that was lost waits to be handed out again, and fits."""
+        return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
 
     def should_stop(self) -> bool:
-        """Tell whether running trials must end: the user says so, or the whole budget is gone."""
-        return self._interrupted() or self._record.spent(PHASES) >= self._plan.budget_seconds
+        """Tell whether running trials must end: the user says so, or the budget is gone."""
+        return self._interrupted() or self._record.spent(PHASES) >= self._plan.last_call_seconds
 
-    def _waiting(self) -> Trial | None:
-        waiting = self._record.trials(fidelity=fidelity_of(self._plan), state="waiting")
-        return next(iter(waiting), None)
+    def _judge_end(
+        self, task: TrialTask, outcome: Outcome, cause: str | None
+    ) -> tuple[AttemptOutcome, str | None]:
+        """Decide what an outcome means for the attempt: only the cluster's faults are retried."""
+        if outcome in ("done", "failed"):
+            return ("done", None) if outcome == "done" else ("failed", cause)
+        if outcome == "full disk" or self.should_stop():
+            return "interrupted", cause
+        if outcome == "out of memory":
+            if task.micro_batches > 1:
+                return "failed", f"{OUT_OF_MEMORY}, with half a batch in memory too: {cause}"
+            return "lost", f"{OUT_OF_MEMORY}: {cause}"
+        lost = self._record.count_lost(task.trial_id) + 1
+        if lost >= MAX_LOST:
+            return "failed", f"lost {lost} times; last: {cause}"
+        return "lost", cause
 
-    def _new_trial(self) -> Trial | None:
-        architecture = self._next or self._choose()
-        if architecture is None:
-            return None
-        # Kept until it starts, so that a choice that does not fit now is not lost.
-        self._next = architecture
-        cost = count(architecture)
-        expected = predicted_seconds(self._record, self._plan, cost.macs)
-        if self._record.spent(PHASES) + self._outstanding() + expected > self._limit:
-            return None
-        architecture_id = self._record.add_architecture(
-            architecture, params=cost.params, macs=cost.macs
+    def _start(self, trial: Trial, epochs: int) -> TrialTask:
+        attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
+        expected = self._costs.predict(trial.macs, epochs)
+        self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+        needs_less = (trial.cause or "").startswith(OUT_OF_MEMORY)
+        return TrialTask(
+            trial_id=trial.id,
+            architecture=trial.architecture,
+            epochs=epochs,
+            seed=trial.seed,
+            limit_seconds=max(self._costs.hang_factor(epochs) * expected, LEAST_LIMIT_SECONDS),
+            micro_batches=2 if needs_less else 1,
         )
-        trial_id = self._record.add_trial(
-            architecture_id, fidelity=fidelity_of(self._plan), seed=self._seed, origin=self._phase
-        )
-        return self._record.trial(trial_id)
+
+    def _fits(self, macs: int, epochs: int) -> bool:
+        expected = self._costs.predict(macs, epochs)
+        return self._record.spent(PHASES) + self._outstanding() + expected <= self._limit
 
     def _outstanding(self) -> float:
-        now = time.monotonic()
+        now = self._clock()
         return sum(
             max(running.expected_seconds - (now - running.started), 0.0)
             for running in self._running.values()
         )
 
 
-def fidelity_of(plan: Plan) -> str:
-    """Name the fidelity of networks that are trained alone during the search."""
-    return f"train-{plan.trial_epochs}e"
+class TrialCosts:
+    """Predicts the device-seconds of trials, corrected by what finished ones really took.
+
+    Args:
+        plan: For the measured step times and the rungs.
+        trials: Of any fidelity; those that were done in one attempt teach.
+    """
+
+    def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
+        self._plan, self._model = plan, StepModel(plan.step_seconds)
+        self._ratios: dict[int, list[float]] = {epochs: [] for epochs in plan.rungs}
+        self._corrections: dict[int, float] = {}
+        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        for trial in trials:
+            if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
+                self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
+
+    def add(self, macs: int, epochs: int, seconds: float) -> None:
+        """Learn from a trial that took ``seconds``."""
+        self._ratios[epochs].append(seconds / self._planned(macs, epochs))
+        self._corrections.clear()
+
+    def predict(self, macs: int, epochs: int) -> float:
+        """Return device-seconds; a rung without results goes by the others'."""
+        if epochs not in self._corrections:
+            every = [ratio for ratios in self._ratios.values() for ratio in ratios]
+            ratios = self._ratios[epochs] or every
+            # The latest say most: the machine may be busier than it was.
+            self._corrections[epochs] = statistics.median(ratios[-100:]) if ratios else 1.0
+        return self._planned(macs, epochs) * self._corrections[epochs]
+
+    def hang_factor(self, epochs: int) -> float:
+        """Return how many times longer than predicted a trial of a rung may take."""
+        known = len(self._ratios[epochs]) >= MIN_KNOWN
+        return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
+
+    def _planned(self, macs: int, epochs: int) -> float:
+        return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
 
 
-def predicted_seconds(record: Record, plan: Plan, macs: int) -> float:
-    """Predict the device-seconds of a trial, corrected by what finished trials really took."""
-    model = StepModel(plan.step_seconds)
-    done = [
-        trial
-        for trial in record.trials(fidelity=fidelity_of(plan), state="done")
-        if trial.num_attempts == 1
-    ]
-    ratios = [trial.seconds / (model(trial.macs) * plan.trial_steps) for trial in done]
-    correction = statistics.median(ratios) if ratios else 1.0
-    return model(macs) * plan.trial_steps * correction
+def fidelity_of(epochs: int) -> str:
+    """Name the fidelity of networks that are trained alone for so many epochs."""
+    return f"train-{epochs}e"

@@ -7,10 +7,12 @@ weights and images travel as files in the run's folder.
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from search.settings import RunSettings
+from search.work import StepTimes, TrialTask, Work, checkpoint_folder, last_line
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
@@ -27,7 +31,7 @@ from supernet.calibration import recalibrate
 from supernet.data import ImageData, open_data
 from supernet.evaluation import evaluate
 from supernet.network import Supernet, build_subnet, extract, extraction_error
-from supernet.recipe import Recipe, with_epochs
+from supernet.recipe import Recipe, in_shards, load_recipe, with_epochs
 from supernet.supernet_checkpoint import load_supernet
 from supernet.supernet_training import (
     Progress,
@@ -35,6 +39,8 @@ from supernet.supernet_training import (
     accumulate_gradients,
 )
 from supernet.training import TrainingOptions, train
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 EVAL_BATCH = 256
@@ -72,21 +78,19 @@ class Job:
         return open_data(self.folder / "data")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepTimes:
-    """Measured seconds on the machine at hand, with the threads of one worker.
-
-    Attributes:
-        supernet_step: One step of the shared weights, all its architectures on the whole batch.
-        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
-        judge: Seconds to judge one architecture with inherited weights.
-        steps_per_epoch: Of a network that is trained alone.
-    """
-
-    supernet_step: float
-    trial_steps: tuple[tuple[int, float], ...]
-    judge: float
-    steps_per_epoch: int
+def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
+    """Describe a run to its workers; ``folder`` holds the prepared data."""
+    stored = folder / "space.yaml"
+    space = settings.load_space(stored if stored.is_file() else None)
+    return Job(
+        folder=folder.resolve(),
+        space=space.replace(num_classes=data.num_classes),
+        supernet_recipe=load_recipe(settings.supernet_recipe),
+        trial_recipe=load_recipe(settings.trial_recipe),
+        strategy=settings.strategy,
+        seed=settings.seed,
+        device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
+    )
 
 
 class SupernetWorker:
@@ -260,43 +264,58 @@ class JudgeWorker:
     def ping(self) -> None:
         """Answer: the worker is ready."""
 
-    def judge(self, architecture: Architecture) -> dict[str, float]:
-        """Judge one architecture; see `Judge.judge`."""
-        return self._judge.judge(architecture)
+    def judge(
+        self, architectures: Iterable[Architecture]
+    ) -> list[tuple[dict[str, float], str | None]]:
+        """Judge a batch; for each return `Judge.judge`'s values, or none and the cause."""
+        return [judge_safely(self._judge.judge, architecture) for architecture in architectures]
 
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Measure `Judge.extraction_error` of several architectures."""
         return [self._judge.extraction_error(architecture) for architecture in architectures]
 
 
-def train_alone(
-    job: Job,
-    architecture: Architecture,
-    *,
-    epochs: int,
-    seed: int,
-    threads: int,
-    checkpoint: Path,
-    on_epoch: Callable[[int], None],
-) -> dict[str, float]:
-    """Train an architecture from scratch for some epochs and judge it on the search split.
+def judge_safely(
+    judge: Callable[[Architecture], dict[str, float]], architecture: Architecture
+) -> tuple[dict[str, float], str | None]:
+    """Judge an architecture; return what was measured, or nothing and the cause.
 
-    Continues from ``checkpoint`` where an earlier attempt left one.
+    An error of one network is its result, and must not cost those that share its batch.
+    """
+    try:
+        return judge(architecture), None
+    except Exception as error:
+        logger.error("A judgement failed:\n%s", traceback.format_exc())
+        return {}, f"{type(error).__name__}: {last_line(str(error))}"
+
+
+def train_alone(
+    job: Job, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
+) -> dict[str, float]:
+    """Train a task's network from scratch and judge it on the search split.
+
+    Continues from the checkpoint that an earlier attempt left in the run's folder.
+
+    Args:
+        job: The run.
+        task: What to train, for how many epochs.
+        threads: CPU threads to use.
+        on_epoch: Called with the number of every finished epoch.
 
     Returns:
         top1 (percent), correct and total.
     """
     torch.set_num_threads(threads)
     data = job.open_data()
-    recipe = with_epochs(job.trial_recipe, epochs)
-    torch.manual_seed(seed)
-    network = build_subnet(architecture, recipe.drop_path)
+    recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
+    torch.manual_seed(task.seed)
+    network = build_subnet(task.architecture, recipe.drop_path)
     options = TrainingOptions(
         train_split=data.split("train"),
         eval_split=data.split("search"),
-        seed=seed,
+        seed=task.seed,
         device=job.device,
-        out=checkpoint,
+        out=checkpoint_folder(job.folder, task.trial_id),
         on_epoch=lambda report: on_epoch(report.epoch),
     )
     accuracy = train(network.to(job.device), data, recipe, options).accuracy
@@ -322,3 +341,11 @@ def _median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> f
             torch.cuda.synchronize()
         times.append(time.monotonic() - started)
     return statistics.median(times[1:])
+
+
+WORK = Work(
+    make_job=make_job,
+    supernet_worker=SupernetWorker,
+    judge_worker=JudgeWorker,
+    train_alone=train_alone,
+)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,34 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-@contextmanager
-def checkpointed(network: nn.Module) -> Iterator[None]:
-    """Let the blocks of ``network.stages`` keep their inputs alone, in calls inside the context.
+def recompute(block: nn.Module, *arguments: Any) -> Any:
+    """Call a block so that it keeps its inputs alone, and is computed again for the gradients."""
 
-    Raises:
-        ValueError: If the network has no stages of blocks.
-    """
-    blocks = [block for stage in getattr(network, "stages", ()) for block in stage]
-    if not blocks:
-        raise ValueError(
-            "gradient_checkpointing works on networks with stages of blocks, as ours are; "
-            f"{type(network).__name__} has none. Turn it off in the recipe."
-        )
-    try:
-        for block in blocks:
-            block.forward = partial(_checkpointed_forward, block)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
-
-
-def _checkpointed_forward(block: nn.Module, *arguments: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(block)
 
-    forward = type(block).forward.__get__(block)
-    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

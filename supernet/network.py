@@ -11,13 +11,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from searchspace.architecture import Architecture
 from searchspace.families import CLASS_BLOCKS, FAMILIES
 from searchspace.mixers import Mixer
 from searchspace.space import SearchSpace
 from supernet.blocks import Block, BlockOptions
+from supernet.gradient_checkpointing import recompute
 from supernet.macro import (
     ClassBlock,
     ConvStem,
@@ -144,8 +144,7 @@ class Supernet(nn.Module):
 
     def _run(self, block: Block, x: Tensor, mixer: Mixer, mlp_ratio: float) -> Tensor:
         if self.grad_checkpointing and self.training:
-            found = checkpoint(block, x, mixer, mlp_ratio, use_reentrant=False)
-            return cast(Tensor, found)
+            return cast(Tensor, recompute(block, x, mixer, mlp_ratio))
         return block(x, mixer, mlp_ratio)
 
     def select(self, architecture: Architecture) -> dict[str, Tensor]:

@@ -286,6 +286,17 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     )
 
 
+def in_shards(recipe: Recipe, parts: int) -> Recipe:
+    """Split the batches of a recipe into ``parts`` shards, which need less memory.
+
+    Batches that do not divide evenly (into pairs, where Mixup or CutMix mix) stay whole.
+    """
+    size, rest = divmod(recipe.batch_size, parts)
+    if parts == 1 or rest or size < 1 or (recipe.mixes and size % 2):
+        return recipe
+    return Recipe.model_validate({**recipe.model_dump(), "shard_size": size})
+
+
 def _read_mapping(path: Path) -> dict[object, object]:
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ for two). Dropped paths are drawn anew for every shard, from a seed of its numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from supernet.batches import Shard
-from supernet.gradient_checkpointing import checkpointed
+from supernet.network import Supernet
 from supernet.recipe import Recipe
 from supernet.seeding import derived_seed
 from supernet.token_labels import (
@@ -59,6 +58,13 @@ class Gradients:
         self.run = torch.compile(network) if recipe.compile else network
         self.rank, self.world_size = process_place()
         self._side: int | None = None
+        if recipe.gradient_checkpointing:
+            if not isinstance(network, Supernet):
+                raise ValueError(
+                    "gradient_checkpointing works on this tool's own networks, got "
+                    f"{type(network).__name__}. Turn it off in the recipe."
+                )
+            network.grad_checkpointing = True
 
     def of_step(self, shards: Sequence[Shard], seed: int) -> float:
         """Compute a step's gradients and return its mean loss, the same in all processes.
@@ -92,7 +98,7 @@ class Gradients:
         targets = shard.targets.to(self.device)
         if recipe.token_labels is not None and shard.maps is not None:
             return self._token_label_loss(shard, images, targets, seed)
-        with self._precision(), self._memory():
+        with self._precision():
             logits = self.run(images)
         # One formula for class indices and probabilities; equal to timm's two losses.
         return F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
@@ -105,7 +111,7 @@ class Gradients:
             self._side = token_side(self.network, images[:1])
         rng = np.random.default_rng(seed)
         box = random_box(self._side, recipe.token_labels.mix_token, rng)
-        with self._precision(), self._memory():
+        with self._precision():
             logits, tokens = forward_mixed(self.network, images, box, self._side)
         targets = token_targets(
             shard.maps.to(self.device),
@@ -119,10 +125,6 @@ class Gradients:
     def _precision(self) -> torch.autocast:
         amp = self.recipe.amp
         return torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "none")
-
-    def _memory(self) -> AbstractContextManager[None]:
-        saves = self.recipe.gradient_checkpointing
-        return checkpointed(self.network) if saves else nullcontext()
 
 
 class BatchStatistics:

@@ -18,7 +18,7 @@ FORBIDDEN = {
     "search": set[str](),
 }
 ENGINE_FILES = {
-    "ray": {"search/executor.py", "search/doctor.py"},
+    "ray": {"search/executor.py", "search/crew.py", "search/tune_trials.py", "search/doctor.py"},
     "optuna": {
         "search/proposer.py",
         "search/bench.py",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
-from search.plan import PHASES, SHARES, Plan, StepModel, make_plan
+from search.plan import PHASES, SHARES, Plan, StepModel, make_plan, revise_plan, split_shares
 
 POINTS = ((8_000_000, 0.1), (16_000_000, 0.3), (10_000_000, 0.15))
 
@@ -68,3 +69,75 @@ def test_the_step_model_is_the_line_through_its_points() -> None:
 def test_seconds_never_fall_with_macs() -> None:
     model = StepModel([(10, 3.0), (20, 1.0)])
     assert model(10) == model(20) == pytest.approx(2.0)
+
+
+def test_shares_that_the_user_fixed_are_kept_and_the_others_fill_the_rest() -> None:
+    shares = split_shares(100_000, {"supernet": 0.5, "trust": 0})
+    assert shares["supernet"] == 0.5
+    assert shares["trust"] == 0
+    assert sum(shares.values()) == pytest.approx(1)
+    ratio = SHARES["promote"] / SHARES["search"]
+    assert shares["promote"] / shares["search"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    "fixed", [{"supernet": 1.0}, {"trust": -0.1}, {"nap": 0.1}, {"search": 0.6, "promote": 0.4}]
+)
+def test_shares_that_leave_nothing_are_refused(fixed: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="leave something for the other phases"):
+        split_shares(1000, fixed)
+
+
+def test_every_rung_is_three_times_longer_than_the_one_below_and_takes_the_same_time() -> None:
+    assert plan_of(300).rungs == (plan_of(300).trial_epochs,)
+    plan = plan_of(1_000_000)
+    assert plan.rungs == (3, 10, 30)
+    trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
+    share = plan.until["promote"] - plan.until["search"]
+    assert plan.num_promoted * trial * 3 == pytest.approx(share, rel=0.01)
+
+
+def test_on_many_devices_trials_are_short_enough_to_keep_them_all_busy() -> None:
+    plan = plan_of(100_000, devices=500)
+    trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
+    trials = (plan.until["promote"] - plan.until["search"]) / trial
+    assert plan.trial_epochs < plan_of(100_000).trial_epochs
+    assert trials + (plan.until["trust"] - plan.until["supernet"]) / trial >= 2 * 500
+
+
+def test_what_a_phase_left_over_is_shared_by_the_phases_to_come() -> None:
+    plan = plan_of(1000)
+    spent = {"measure": 10.0, "supernet": 150.0}
+    revised = revise_plan(plan, after="supernet", spent=spent)
+    finish = plan.until["finish"] - plan.until["promote"]
+    left, before = 1000 - 160 - finish, 1000 - plan.until["supernet"] - finish
+    for phase, earlier in (("trust", "supernet"), ("search", "trust"), ("promote", "search")):
+        planned = plan.until[phase] - plan.until[earlier]
+        now = revised.until[phase] - revised.until[earlier]
+        assert now == pytest.approx(planned * left / before)
+    assert revised.until["finish"] == pytest.approx(1000)
+
+
+def test_a_share_that_the_user_fixed_is_not_revised() -> None:
+    plan = plan_of(1000)
+    revised = revise_plan(plan, after="supernet", spent={"supernet": 100.0}, fixed=["search"])
+    planned = plan.until["search"] - plan.until["trust"]
+    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned)
+    assert revised.until["finish"] == pytest.approx(1000)
+
+
+def test_what_a_phase_to_come_has_used_before_counts_against_its_share() -> None:
+    plan = plan_of(2000)  # a run of 1000, finished, was given 1000 more
+    spent = {"supernet": 360.0, "trust": 160.0, "search": 120.0, "promote": 330.0, "finish": 30.0}
+    revised = revise_plan(plan, after="trust", spent=spent)
+    assert revised.until["trust"] == pytest.approx(1000)
+    assert revised.until["finish"] == pytest.approx(2000)
+    assert all(revised.until[b] >= revised.until[a] for a, b in pairwise(revised.until))
+
+
+def test_dearer_trials_than_measured_mean_fewer() -> None:
+    plan = plan_of(100_000)
+    fewer = revise_plan(plan, after="search", spent={"supernet": 60_000.0}, trial_seconds=1e4)
+    assert fewer.num_promoted == int(
+        (fewer.until["promote"] - fewer.until["search"]) / 1e4 / len(plan.rungs)
+    )

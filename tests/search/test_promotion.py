@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search.promotion import losses_of, next_promotion
-from search.record import Record, Trial
+import pytest
+
+from search.promotion import Promotions, losses_of
+from search.record import Record, State, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
 
@@ -28,23 +30,15 @@ def judged(tmp_path: Path, points: list[tuple[float, int]]) -> tuple[Trial, ...]
 
 
 def promoted_in_turn(trials: tuple[Trial, ...]) -> list[int]:
-    """Promote until nothing is left; return indices in the order of promotion."""
-    order: list[int] = []
-    while True:
-        high = [
-            Trial(**{**_fields(trials[index]), "fidelity": "train-2e"})  # type: ignore[arg-type]
-            for index in order
-        ]
-        chosen = next_promotion(
-            [*trials, *high], low="supernet", high="train-2e", objectives=("top1", "macs")
-        )
-        if chosen is None:
-            return order
-        order.append([trial.key for trial in trials].index(chosen.key))
-
-
-def _fields(trial: Trial) -> dict[str, object]:
-    return {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+    """Promote from the base until nothing is left; return indices in the order of promotion."""
+    promotions = Promotions(
+        trials, base="supernet", rungs=["train-2e"], objectives=("top1", "macs")
+    )
+    keys = [trial.key for trial in trials]
+    order = []
+    while (chosen := promotions.next()) is not None:
+        order.append(keys.index(chosen[0].key))
+    return order
 
 
 def test_the_front_is_promoted_before_what_it_dominates(tmp_path: Path) -> None:
@@ -60,3 +54,83 @@ def test_inside_a_rank_the_ends_come_before_the_crowd(tmp_path: Path) -> None:
 def test_losses_fall_with_accuracy_and_rise_with_cost(tmp_path: Path) -> None:
     (trial,) = judged(tmp_path, [(75, 2_000_000)])
     assert losses_of(trial, ("top1", "macs")) == (25.0, 2.0)
+
+
+BASE, LOW, MIDDLE, HIGH = "supernet", "train-1e", "train-3e", "train-9e"
+
+
+def trial_of(index: int, fidelity: str, *, top1: float, state: State = "done") -> Trial:
+    """Make a trial of network ``index``; it costs more MACs the larger the index."""
+    network = architecture(8 + 4 * index)
+    done = state == "done"
+    return Trial(
+        id=index,
+        architecture_id=index,
+        key=network.key,
+        architecture=network,
+        params=1,
+        macs=1_000_000,
+        fidelity=fidelity,
+        seed=0,
+        origin="search",
+        state=state,
+        values={"top1": top1, "correct": top1, "total": 100.0} if done else {},
+        cause=None if done else "stopped",
+        seconds=1.0,
+        num_attempts=1,
+        finished=None,
+    )
+
+
+def ladder(trials: list[Trial]) -> Promotions:
+    return Promotions(
+        trials, base=BASE, rungs=[LOW, MIDDLE, HIGH], objectives=("top1", "macs"), eta=3
+    )
+
+
+def test_a_rung_is_climbed_when_it_holds_eta_times_as_many_and_no_device_waits_before() -> None:
+    judged = [trial_of(index, BASE, top1=index) for index in range(12)]
+    promotions, climbed = ladder(judged), []
+    for _ in range(9):
+        chosen = promotions.next()
+        assert chosen is not None
+        network, rung = chosen
+        climbed.append(rung)
+        index = [trial.key for trial in judged].index(network.key)
+        promotions.note(trial_of(index, rung, top1=index))
+    assert climbed == [LOW, LOW, LOW, MIDDLE, LOW, LOW, LOW, MIDDLE, LOW]
+
+
+def test_the_best_of_those_that_finished_on_a_rung_goes_up() -> None:
+    finished = [trial_of(index, LOW, top1=top1) for index, top1 in enumerate([30, 80, 50])]
+    chosen = ladder(finished).next()
+    assert chosen == (finished[1].architecture, MIDDLE)
+
+
+def test_trials_that_were_stopped_or_failed_are_in_no_order() -> None:
+    stopped = [trial_of(i, LOW, top1=0, state="waiting") for i in range(2)]
+    failed = [trial_of(i, LOW, top1=0, state="failed") for i in range(2, 4)]
+    finished = [trial_of(i, LOW, top1=10 * i) for i in range(4, 6)]
+    promotions = ladder([*stopped, *failed, *finished])
+    assert promotions.next() is None  # two have finished, and three are needed
+    promotions.note(trial_of(0, LOW, top1=5))
+    assert promotions.next() == (finished[1].architecture, MIDDLE)
+
+
+def test_accuracies_of_different_fidelities_are_never_compared() -> None:
+    misleading = [trial_of(index, BASE, top1=99 - index) for index in range(3)]
+    trained = [trial_of(index, LOW, top1=10 * index) for index in range(3)]
+    promotions = ladder([*misleading, *trained])
+    assert promotions.next() == (trained[2].architecture, MIDDLE)
+
+
+def test_what_was_trained_on_a_rung_does_not_enter_one_below() -> None:
+    judged = [trial_of(index, BASE, top1=index) for index in range(2)]
+    promotions = ladder([*judged, trial_of(1, HIGH, top1=50)])
+    assert promotions.next() == (judged[0].architecture, LOW)
+    assert promotions.next() is None
+
+
+def test_two_rungs_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="different ones"):
+        Promotions([], base=BASE, rungs=[LOW, LOW], objectives=("top1", "macs"))

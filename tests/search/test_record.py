@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -456,3 +457,45 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(path: Path) ->
     connection.close()
     assert [outcome for *_, outcome in attempts].count("done") == len(done)
     assert spent == pytest.approx(sum((ended - started) * 2 for started, ended, _ in attempts))
+
+
+def test_calls_made_together_are_one_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "record.sqlite"
+    with Record.create(path) as record, Record.open(path) as reader:
+        with suppress(KeyError), record.together():
+            record.set_meta("one", 1)
+            raise KeyError("on the way")
+        assert reader.get_meta("one") is None
+        with record.together():
+            record.set_meta("one", 1)
+            assert reader.get_meta("one") is None
+        assert reader.get_meta("one") == 1
+
+
+def test_the_writers_sum_is_that_of_any_reader(tmp_path: Path) -> None:
+    path, now = tmp_path / "record.sqlite", [100.0]
+    with Record.create(path, clock=lambda: now[0]) as record:
+        for number in range(5):
+            attempt = record.start_attempt("search" if number % 2 else "trust", devices=number)
+            now[0] += 1.5
+            assert record.spent() == pytest.approx(sum(1.5 * n for n in range(number + 1)))
+            record.finish_attempt(attempt, outcome="done")
+            with Record.open(path, clock=lambda: now[0]) as reader:
+                assert reader.spent_by_phase() == pytest.approx(record.spent_by_phase())
+
+
+def test_only_what_the_cluster_lost_counts_as_lost(tmp_path: Path) -> None:
+    path = tmp_path / "record.sqlite"
+    stage = Stage(dim=8, mixers=(DepthwiseConv(kernel_size=3),))
+    architecture = Architecture(img_size=8, patch_size=2, num_classes=2, stages=(stage,))
+    with Record.create(path) as record:
+        number = record.add_architecture(architecture, params=1, macs=1)
+        trial = record.add_trial(number, fidelity="train-1e", seed=0, origin="trust")
+        for outcome in ("lost", "interrupted", "lost"):
+            attempt = record.start_attempt("trust", devices=1, trial_id=trial)
+            record.finish_attempt(attempt, outcome=outcome, cause="a node failed")
+        record.start_attempt("trust", devices=1, trial_id=trial)
+    with Record.open(path) as record:
+        record.close_orphans()
+        assert record.count_lost(trial) == 2
+        assert record.trial(trial).num_attempts == 4

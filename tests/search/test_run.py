@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,28 @@ def test_retraining_reads_the_test_split_and_is_shown_beside_the_search(folder: 
     with Record.open(folder / "run" / "record.db") as record:
         assert record.spent(["retrain"]) > 0
         assert record.spent(PHASES) <= BUDGET_SECONDS
+
+
+def test_a_finished_run_goes_on_with_more_budget(folder: Path) -> None:
+    more = 1.6 * BUDGET_SECONDS
+    shutil.copytree(folder / "run", folder / "more")
+    with Record.open(folder / "run" / "record.db") as record:
+        before = {trial.id: trial for trial in record.trials(state="done")}
+        supernet = record.spent(["supernet"])
+    extended = search(folder, "run", "--resume", "--budget", f"{more}cpu-seconds", out="more")
+    assert extended.returncode == 0, extended.stderr
+    with Record.open(folder / "more" / "record.db") as record:
+        after = {trial.id: trial for trial in record.trials(state="done")}
+        assert 0.9 * more <= record.spent(PHASES) <= 1.01 * more
+        assert record.spent(["supernet"]) == pytest.approx(supernet)  # its schedule has ended
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+
+
+def test_a_smaller_budget_is_refused(folder: Path) -> None:
+    refused = search(folder, "run", "--resume", "--budget", "5cpu-seconds")
+    assert refused.returncode == 2
+    assert "keeps its budget or gets a larger one" in refused.stderr
 
 
 def test_the_doctor_finds_this_machine_sound(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from search.judging import Judging
 from search.plan import Plan, make_plan
 from search.record import Record
 from search.settings import RunSettings
-from search.trials import MAX_ATTEMPTS, TrialRunner, fidelity_of, predicted_seconds
+from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
+from search.work import FullDiskError, Judgement, Outcome
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -32,10 +34,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("search.trials.time.monotonic", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -58,12 +58,19 @@ def plan_of(budget: float = 1000.0) -> Plan:
     )
 
 
-def endless(seed: int = 0) -> Callable[[], Architecture]:
+def endless(seed: int = 0) -> Callable[[], Choice]:
     rng = random.Random(seed)
-    return lambda: SPACE.sample(rng)
+    return lambda: Choice(architecture=SPACE.sample(rng), epochs=2)
 
 
-def runner(record: Record, tmp_path: Path, *, limit: float, stop: bool = False) -> TrialRunner:
+def runner(
+    record: Record,
+    tmp_path: Path,
+    *,
+    limit: float,
+    stop: bool = False,
+    clock: Clock | None = None,
+) -> TrialRunner:
     return TrialRunner(
         record=record,
         plan=plan_of(),
@@ -74,13 +81,16 @@ def runner(record: Record, tmp_path: Path, *, limit: float, stop: bool = False) 
         limit_seconds=limit,
         interrupted=lambda: stop,
         on_event=lambda text: None,
+        clock=clock or Clock(),
     )
 
 
 def test_no_trial_starts_that_would_pass_the_limit(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
-    running = runner(record, tmp_path, limit=7.0)  # each is predicted to take 2 seconds
+    running = runner(
+        record, tmp_path, limit=7.0, clock=clock
+    )  # each is predicted to take 2 seconds
     finished = 0
     while (task := running.next()) is not None:
         clock.now += 2.0
@@ -99,13 +109,13 @@ def test_trials_under_way_count_against_the_limit(record: Record, tmp_path: Path
 def test_predictions_follow_what_trials_really_took(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
-    running, plan = runner(record, tmp_path, limit=100.0), plan_of()
-    assert predicted_seconds(record, plan, 2_000_000) == pytest.approx(2.0)
+    running = runner(record, tmp_path, limit=100.0, clock=clock)
+    assert TrialCosts(plan_of(), record.trials()).predict(2_000_000, 2) == pytest.approx(2.0)
     task = running.next()
     assert task is not None
     clock.now += 6.0
     running.settle(task, outcome="done", values=VALUES, cause=None)
-    assert predicted_seconds(record, plan, 2_000_000) == pytest.approx(6.0)
+    assert TrialCosts(plan_of(), record.trials()).predict(2_000_000, 2) == pytest.approx(6.0)
 
 
 def test_a_lost_trial_comes_back_a_few_times_and_then_has_failed(
@@ -113,7 +123,7 @@ def test_a_lost_trial_comes_back_a_few_times_and_then_has_failed(
 ) -> None:
     running = runner(record, tmp_path, limit=1000.0)
     seen = []
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(MAX_LOST):
         task = running.next()
         assert task is not None
         seen.append(task.trial_id)
@@ -158,9 +168,20 @@ def judging(record: Record, *, limit: float, first: list[Architecture] | None = 
         first=first or [],
         limit_seconds=limit,
         judge_seconds=1.0,
-        num_judges=1,
+        count_judges=lambda: 1,
         interrupted=lambda: False,
     )
+
+
+def ask_one(asking: Judging) -> Architecture | None:
+    return next(iter(asking.ask()), None)
+
+
+def tell_one(
+    asking: Judging, architecture: Architecture, outcome: Outcome, cause: str | None = None
+) -> None:
+    values = VALUES if outcome == "done" else {}
+    asking.tell([Judgement(architecture=architecture, outcome=outcome, values=values, cause=cause)])
 
 
 def test_the_first_architectures_are_judged_first_and_once(record: Record) -> None:
@@ -168,13 +189,13 @@ def test_the_first_architectures_are_judged_first_and_once(record: Record) -> No
     asking = judging(record, limit=1e9, first=first)
     asked = []
     for _ in range(6):
-        architecture = asking.ask()
+        architecture = ask_one(asking)
         assert architecture is not None
         asked.append(architecture)
-        asking.tell(architecture, "done", VALUES, None)
+        tell_one(asking, architecture, "done")
     assert asked[:2] == first
     assert len({architecture.key for architecture in asked}) == 6
-    resumed = judging(record, limit=1e9, first=first).ask()
+    resumed = ask_one(judging(record, limit=1e9, first=first))
     assert resumed is not None
     assert resumed.key not in {architecture.key for architecture in asked}
 
@@ -182,22 +203,22 @@ def test_the_first_architectures_are_judged_first_and_once(record: Record) -> No
 def test_judging_ends_before_the_limit(record: Record, clock: Clock) -> None:
     attempt = record.start_attempt("search", devices=1)
     asking = judging(record, limit=10.0)
-    while (architecture := asking.ask()) is not None:
+    while (architecture := ask_one(asking)) is not None:
         clock.now += 1.0
-        asking.tell(architecture, "done", VALUES, None)
+        tell_one(asking, architecture, "done")
     record.finish_attempt(attempt, outcome="done")
     assert 7.0 <= record.spent() <= 10.0
 
 
 def test_a_judgement_lost_with_its_judge_is_handed_out_again(record: Record) -> None:
     asking = judging(record, limit=1e9)
-    lost = asking.ask()
+    lost = ask_one(asking)
     assert lost is not None
-    asking.tell(lost, "lost", {}, "the judge died")
-    again = asking.ask()
+    tell_one(asking, lost, "lost", "the judge died")
+    again = ask_one(asking)
     assert again is not None
     assert again.key == lost.key
-    asking.tell(again, "done", VALUES, None)
+    tell_one(asking, again, "done")
     (trial,) = record.trials(fidelity="supernet")
     assert trial.state == "done"
     assert trial.num_attempts == 2
@@ -206,16 +227,139 @@ def test_a_judgement_lost_with_its_judge_is_handed_out_again(record: Record) -> 
 def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
     record: Record, tmp_path: Path
 ) -> None:
-    left = judging(record, limit=1e9).ask()
+    left = ask_one(judging(record, limit=1e9))
     assert left is not None
     record.close()
     with Record.open(tmp_path / "record.db") as reopened:
         reopened.close_orphans()
-        again = judging(reopened, limit=1e9).ask()
+        again = ask_one(judging(reopened, limit=1e9))
         assert again is not None
         assert again.key == left.key
 
 
 def test_the_fidelity_names_the_epochs() -> None:
-    assert fidelity_of(plan_of()) == "train-2e"
+    assert fidelity_of(plan_of().trial_epochs) == "train-2e"
     assert count(SPACE.first()).macs > 0
+
+
+def test_a_trial_that_raised_is_recorded_with_its_cause_and_never_tried_again(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    running.settle(task, outcome="failed", values={}, cause="KeyError: 'head'")
+    following = running.next()
+    assert following is not None
+    assert following.trial_id != task.trial_id
+    trial = record.trial(task.trial_id)
+    assert (trial.state, trial.cause) == ("failed", "KeyError: 'head'")
+
+
+def test_out_of_memory_is_tried_once_more_with_half_a_batch_and_says_so(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    # Also when the driver is a new one.
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert (again.trial_id, again.micro_batches) == (first.trial_id, 2)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_second_attempt_after_out_of_memory_is_the_last(
+    record: Record, tmp_path: Path, fits: bool
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    again = running.next()
+    assert again is not None
+    outcome: Outcome = "done" if fits else "out of memory"
+    running.settle(again, outcome=outcome, values=VALUES if fits else {}, cause="9 GiB")
+    trial = record.trial(first.trial_id)
+    assert trial.state == ("done" if fits else "failed")
+    assert trial.values.get("micro_batches") == (2 if fits else None)
+
+
+def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    with pytest.raises(FullDiskError):
+        running.settle(task, outcome="full disk", values={}, cause="No space left on device")
+    assert record.trial(task.trial_id).state == "waiting"
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert again.trial_id == task.trial_id
+
+
+def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Path) -> None:
+    stop = False
+    running = TrialRunner(
+        record=record,
+        plan=plan_of(),
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=endless(),
+        limit_seconds=1000.0,
+        interrupted=lambda: stop,
+        on_event=lambda text: None,
+        clock=Clock(),
+    )
+    for _ in range(MAX_LOST + 1):
+        stop = False
+        task = running.next()
+        assert task is not None
+        stop = True
+        running.settle(task, outcome="lost", values={}, cause="stopped before its end")
+    assert record.trial(task.trial_id).state == "waiting"
+    assert record.count_lost(task.trial_id) == 0
+
+
+def test_a_trial_may_take_some_times_longer_than_predicted(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    task = runner(record, tmp_path, limit=1000.0).next()
+    assert task is not None
+    assert task.limit_seconds == 120.0  # it is predicted to take 2 seconds
+    plan = replace(plan_of(), step_seconds=((1_000_000, 10.0), (3_000_000, 10.0)))
+    costs = TrialCosts(plan, [])
+    assert costs.predict(1_000_000, 2) == pytest.approx(200.0)
+
+
+def test_trials_end_before_the_time_that_the_last_judge_needs(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0, clock=clock)
+    assert running.next() is not None
+    clock.now += 987.0
+    assert not running.should_stop()
+    clock.now += 2.0
+    assert running.should_stop()
+
+
+def test_a_batch_is_handed_out_only_as_far_as_the_budget_goes(record: Record) -> None:
+    assert len(judging(record, limit=1e9).ask(8)) == 8
+    asking = judging(record, limit=5.0)
+    assert 1 <= len(asking.ask(8)) < 5
+
+
+def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
+    record: Record,
+) -> None:
+    asking = judging(record, limit=1e9)
+    good, bad = asking.ask(2)
+    asking.tell(
+        [
+            Judgement(architecture=bad, outcome="failed", values={}, cause="ValueError: no"),
+            Judgement(architecture=good, outcome="done", values=VALUES),
+        ]
+    )
+    states = {trial.key: trial.state for trial in record.trials()}
+    assert states == {good.key: "done", bad.key: "failed"}

@@ -1,0 +1,62 @@
+"""The driver of a run with small work, as a process of its own that can be killed.
+
+``python -m benchmarks.faults.driver FOLDER --budget 60gpu-seconds [--address A] [--resume]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.faults.small_work import SMALL_WORK, SmallJob
+from search import crew, trials
+from search.run import run_search
+from search.run_folder import create_run, resume_run
+from search.settings import RunSettings
+
+# The limits of hung work are minutes; the suite is to end before.
+trials.LEAST_LIMIT_SECONDS = 6.0
+crew.LEAST_LIMIT_SECONDS = 6.0
+
+
+def main() -> int:
+    """Run or resume; exit like ``search run``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--budget")
+    parser.add_argument("--address")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", action="append", default=[])
+    parser.add_argument("--work", default="{}", help="JSON: fields of SmallJob")
+    options = parser.parse_args()
+    if options.resume:
+        opened = resume_run(options.folder, options.budget)
+    else:
+        shares = {name: float(share) for name, share in (s.split("=") for s in options.share)}
+        settings = RunSettings(
+            data="digits",
+            budget=options.budget,
+            sampler="random",
+            seed=options.seed,
+            shares=shares,
+        )
+        opened = create_run(options.folder, settings)
+    with opened as run:
+        if not options.resume:
+            fields = asdict(SmallJob(folder=run.folder, **json.loads(options.work)))
+            fields.pop("folder")
+            (run.folder / "work.json").write_text(json.dumps(fields))
+        console = Console(file=sys.stdout, width=100)
+        stopped_by = run_search(run, console, ray_address=options.address, work=SMALL_WORK)
+    print(f"stopped by {stopped_by}", flush=True)
+    return 130 if stopped_by else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

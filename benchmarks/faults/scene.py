@@ -1,0 +1,207 @@
+"""A cluster of several nodes on this machine, a run on it, and what must hold after a fault."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from benchmarks.faults.stopwatch import Stopwatch
+from search.plan import PHASES
+from search.record import Record
+
+ROOT = Path(__file__).parents[2]
+NODES = 2
+GPUS = 1
+# Most checkpoint files of trials at any time: one for each that is running or interrupted.
+CHECKPOINT_BYTES = 100_001
+
+
+@dataclass(slots=True)
+class Scene:
+    """A run on a cluster, and the measurements around it.
+
+    Attributes:
+        folder: Of the run.
+        cluster: Of `NODES` nodes with `GPUS` fake GPUs each, and a head without.
+        rng: Chooses victims.
+        stopwatch: Runs all the time.
+    """
+
+    folder: Path
+    cluster: Cluster
+    rng: random.Random
+    stopwatch: Stopwatch
+    nodes: list[Any] = field(default_factory=list)
+    driver: subprocess.Popen[bytes] | None = None
+    exit_codes: list[int] = field(default_factory=list)
+    crashes: int = 0
+    most_checkpoints: int = 0
+
+    def start(self, *words: str) -> None:
+        """Start a driver; its words come after the folder and the address."""
+        command = [sys.executable, "-m", "benchmarks.faults.driver", str(self.folder)]
+        command += ["--address", self.cluster.address, *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with Path(f"{self.folder}.log").open("ab") as log:
+            self.driver = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+
+    def wait(self, limit_seconds: float = 240) -> int:
+        """Wait for the driver's end; the run must end by itself."""
+        assert self.driver is not None
+        deadline = time.monotonic() + limit_seconds
+        while self.driver.poll() is None:
+            assert time.monotonic() < deadline, f"no end within {limit_seconds} s"
+            folders = list((self.folder / "trials").glob("*"))
+            self.most_checkpoints = max(self.most_checkpoints, len(folders))
+            time.sleep(0.1)
+        self.exit_codes.append(self.driver.returncode)
+        return self.driver.returncode
+
+    def until(self, condition: Callable[[], Any], limit_seconds: float = 120) -> Any:
+        """Wait until something is true while the driver lives."""
+        assert self.driver is not None
+        deadline = time.monotonic() + limit_seconds
+        while not (found := condition()):
+            assert self.driver.poll() is None, f"the driver ended: {self.log()[-2000:]}"
+            assert time.monotonic() < deadline, f"waited {limit_seconds} s in vain"
+            time.sleep(0.05)
+        return found
+
+    def phase(self, name: str) -> Callable[[], bool]:
+        """Make a condition: something is being charged to a phase."""
+
+        def reached() -> bool:
+            query = "SELECT count(*) FROM attempts WHERE phase = ? AND ended IS NULL"
+            return bool(self.query(query, name)[0][0])
+
+        return reached
+
+    def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Read the record from outside, as SQL."""
+        file = self.folder / "record.db"
+        if not file.is_file():
+            return [(0,)]
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)
+        try:
+            return connection.execute(text, values).fetchall()
+        except sqlite3.OperationalError:
+            return [(0,)]
+        finally:
+            connection.close()
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Find this cluster's worker processes whose title has a word; Ray names them."""
+        found = []
+        for node in self.cluster.list_all_nodes():
+            raylet = node.all_processes["raylet"][0].process
+            try:
+                children = psutil.Process(raylet.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                continue
+            for child in children:
+                try:
+                    line = " ".join(child.cmdline())
+                except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                    continue
+                if line.startswith("ray::") and title in line:
+                    found.append(child)
+        return found
+
+    def kill_one(self, title: str) -> None:
+        """Kill -9 a worker, chosen by the seed among those with a title."""
+        victims = self.until(lambda: self.workers(title))
+        self.rng.choice(sorted(victims, key=lambda p: p.pid)).send_signal(signal.SIGKILL)
+
+    def kill_driver(self) -> None:
+        """Kill -9 the driver."""
+        assert self.driver is not None
+        self.driver.send_signal(signal.SIGKILL)
+        self.driver.wait()
+        self.crashes += 1
+
+    def log(self) -> str:
+        """What the drivers have written."""
+        return Path(f"{self.folder}.log").read_text(errors="replace")
+
+    def rest(self) -> None:
+        """Wait until Ray says that nothing is held."""
+        deadline = time.monotonic() + 30
+        while self.stopwatch.held() > 0:
+            assert time.monotonic() < deadline, "devices are still held 30 s after the end"
+            time.sleep(0.1)
+
+
+def spent_of(folder: Path) -> float:
+    """Sum the ledger."""
+    with Record.open(folder / "record.db") as record:
+        return record.spent(PHASES)
+
+
+def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str, float]:
+    """Assert what must hold after every fault; return the numbers.
+
+    Args:
+        scene: Whose driver has ended.
+        budget: Device-seconds asked for.
+        unfinished: The run was stopped and not resumed.
+    """
+    scene.rest()
+    left = [process.cmdline()[0] for process in scene.workers("")]
+    # Each raylet keeps these: workers that wait for any job, and its own agents.
+    busy = [title for title in left if not re.match(r"ray::(IDLE|\w+Agent)", title)]
+    assert not busy, f"left behind: {busy}"
+    assert scene.query("PRAGMA integrity_check") == [("ok",)]
+    twice = (
+        "SELECT architecture_id, fidelity, seed FROM trials GROUP BY 1, 2, 3 HAVING count(*) > 1"
+    )
+    assert scene.query(twice) == []
+    double = (
+        "SELECT trial_id FROM attempts WHERE outcome = 'done' AND trial_id IS NOT NULL "
+        "GROUP BY 1 HAVING count(*) > 1"
+    )
+    assert scene.query(double) == [], "a result was counted twice"
+    lost = (
+        "SELECT id FROM trials WHERE (state = 'done') != (result IS NOT NULL) OR (state = 'done' "
+        "AND NOT EXISTS (SELECT 1 FROM attempts WHERE trial_id = trials.id AND outcome = 'done'))"
+    )
+    assert scene.query(lost) == [], "a result without its attempt, or the reverse"
+    assert scene.query("SELECT id FROM attempts WHERE ended IS NULL") == [], "an open attempt"
+    spent = spent_of(scene.folder)
+    clocked = scene.stopwatch.device_seconds
+    # A crash leaves at most one heartbeat's second a device uncharged.
+    allowed = max(0.01 * clocked, 1.0) + scene.crashes * NODES * GPUS * 1.0
+    numbers = {
+        "asked": budget,
+        "charged": spent,
+        "stopwatch": clocked,
+        "off": spent - clocked,
+        "allowed": allowed,
+        "checkpoints": scene.most_checkpoints,
+    }
+    folders = list((scene.folder / "trials").glob("*"))
+    assert scene.most_checkpoints <= NODES * GPUS, numbers
+    if not unfinished:
+        assert spent <= budget * 1.01 + 1.5, numbers
+        assert not [
+            folder
+            for folder in folders
+            if scene.query("SELECT state FROM trials WHERE id = ?", int(folder.name))
+            not in ([("waiting",)],)
+        ], "checkpoints of finished trials"
+        assert scene.query("SELECT count(*) FROM trials WHERE state = 'done'")[0][0] > 20
+    return numbers

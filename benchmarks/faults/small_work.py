@@ -1,0 +1,211 @@
+"""Small real work for the devices of the engine's benchmarks: it multiplies matrices and waits.
+
+The engine, Ray, Tune, the record and the checkpoints are the real ones; only what the devices do is
+short, and its accuracy is a function of the architecture. Faults are switched on by the names of
+files in the run's folder, so that each happens once, at a known place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search.work import StepTimes, TrialTask, Work, checkpoint_folder
+from searchspace.architecture import Architecture
+
+NUM_IMAGES = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallJob:
+    """What the devices do, in seconds: read from ``work.json`` of the run's folder.
+
+    Attributes:
+        folder: Of the run.
+        step: Of a supernet step.
+        judge: Of a judgement.
+        epoch: Of an epoch of a trial.
+        start: Of a worker.
+    """
+
+    folder: Path
+    step: float = 0.02
+    judge: float = 0.05
+    epoch: float = 0.25
+    start: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where the pretended supernet stands."""
+
+    step: int
+    loss: float
+
+
+def make_job(settings: Any, folder: Path, data: Any) -> SmallJob:
+    """Describe the work of a run."""
+    options = json.loads((folder / "work.json").read_text())
+    return SmallJob(folder=folder.resolve(), **options)
+
+
+class SmallSupernetWorker:
+    """Counts steps, and keeps the count in a checkpoint."""
+
+    def __init__(self, job: SmallJob, *, threads: int) -> None:
+        self.job, self.step, self.world, self.rank = job, 0, 1, 0
+        work_for(job.start)
+
+    def measure(self) -> StepTimes:
+        """Return the work's times as measured ones."""
+        return StepTimes(
+            supernet_step=self.job.step,
+            trial_steps=((1_000_000, self.job.epoch), (9_000_000, self.job.epoch)),
+            judge=self.job.judge,
+            steps_per_epoch=1,
+        )
+
+    def address(self) -> str:
+        """Nobody connects."""
+        return "nowhere"
+
+    def join(self, address: str, rank: int, world_size: int) -> None:
+        """Take part; a step is shared by all."""
+        self.rank, self.world = rank, world_size
+
+    def measure_supernet(self) -> float:
+        """Return the device-seconds of a step."""
+        work_for(self.job.step / self.world)
+        return self.job.step
+
+    def start(self, total_steps: int) -> int:
+        """Go on from the checkpoint."""
+        file = self.job.folder / "supernet" / "step.txt"
+        self.step = int(file.read_text()) if file.is_file() else 0
+        return self.step
+
+    def reschedule(self, total_steps: int) -> None:
+        """Nothing depends on the end."""
+
+    def train(self, steps: int) -> Progress:
+        """Take steps."""
+        work_for(self.job.step / self.world * steps)
+        self.step += steps
+        return Progress(step=self.step, loss=1 / self.step)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        folder = self.job.folder / "supernet"
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / "step.txt", str(self.step))
+
+
+class SmallJudgeWorker:
+    """Judges by a formula, and takes its time."""
+
+    def __init__(self, job: SmallJob, *, threads: int) -> None:
+        self.job = job
+        work_for(job.start)
+
+    def ping(self) -> None:
+        """Answer: the worker is ready."""
+
+    def judge(
+        self, architectures: Iterable[Architecture]
+    ) -> list[tuple[dict[str, float], str | None]]:
+        """Judge a batch."""
+        return [(self._judge(architecture), None) for architecture in architectures]
+
+    def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
+        """Nothing is extracted."""
+        return [0.0 for _ in architectures]
+
+    def _judge(self, architecture: Architecture) -> dict[str, float]:
+        if take(self.job.folder / "hang-judge"):
+            time.sleep(3600)
+        work_for(self.job.judge)
+        return values_of(architecture, noise=5.0) | {"seconds": self.job.judge}
+
+
+def train_small(
+    job: SmallJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
+) -> dict[str, float]:
+    """Work for a task's epochs, each with a checkpoint; faults come after the first epoch."""
+    folder = checkpoint_folder(job.folder, task.trial_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "checkpoint.bin"
+    done = file.read_bytes()[0] if file.is_file() else 0
+    for epoch in range(done + 1, task.epochs + 1):
+        work_for(job.epoch)
+        write_whole(file, bytes([epoch]) + bytes(100_000))
+        on_epoch(epoch)
+        fail_as_asked(job.folder, task)
+    return values_of(task.architecture, noise=20.0 / task.epochs)
+
+
+def fail_as_asked(folder: Path, task: TrialTask) -> None:
+    """Have the fault whose file lies in the folder."""
+    if take(folder / "hang"):
+        time.sleep(3600)
+    if take(folder / "raise"):
+        raise KeyError("a mistake in this network's code")
+    if (folder / "memory").is_file() and task.micro_batches == 1:
+        take(folder / "memory")
+        raise MemoryError("out of memory: tried to allocate 80 GiB")
+    if (folder / "memory-always").is_file():
+        raise MemoryError("out of memory: tried to allocate 80 GiB")
+    if take(folder / "full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def values_of(architecture: Architecture, *, noise: float) -> dict[str, float]:
+    """Return an accuracy that grows with MACs, with noise that depends on the key alone."""
+    from searchspace.cost import count
+
+    number = int.from_bytes(hashlib.sha256(architecture.key.encode()).digest()[:4], "big") / 2**32
+    top1 = 60 + 4 * math.log(count(architecture).macs / 1e5) + noise * (number - 0.5)
+    correct = round(min(max(top1, 0.0), 100.0) / 100 * NUM_IMAGES)
+    return {"top1": 100 * correct / NUM_IMAGES, "correct": correct, "total": NUM_IMAGES}
+
+
+def work_for(seconds: float) -> None:
+    """Multiply matrices for a moment, and wait for the rest of ``seconds``."""
+    started = time.monotonic()
+    matrix = np.full((64, 64), 1e-3)
+    for _ in range(3):
+        matrix = matrix @ matrix
+    time.sleep(max(seconds - (time.monotonic() - started), 0.0))
+
+
+def take(file: Path) -> bool:
+    """Remove a file; return whether this process is the one that did."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file that is the old one or the new one."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, file)
+
+
+SMALL_WORK = Work(
+    make_job=make_job,
+    supernet_worker=SmallSupernetWorker,
+    judge_worker=SmallJudgeWorker,
+    train_alone=train_small,
+)

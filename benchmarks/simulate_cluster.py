@@ -1,0 +1,438 @@
+"""Drive the engine with a virtual clock: hundreds of devices, thousands of gpu-days, failing nodes.
+
+``python benchmarks/simulate_cluster.py [--devices 512] [--gpu-days 50] [--failures 6.5]``
+
+The record, the plan and its revision, `Judging`, `TrialRunner`, `TrialCosts` and `Promotions` are
+the engine's own; Ray and the devices are simulated, event by event. Nodes of 8 devices fail at
+``--failures`` per 1,000 node-days (6.5 is what Kokolis et al. 2024 report for Meta's RSC-1,
+https://arxiv.org/abs/2410.21680) and come back after an hour; 1 % of trials raise, 0.2 % hang. A
+trial takes what the plan's model says, times log-normal noise (sigma 0.2) and times 1.15, which the
+plan does not know, and goes on after a failure from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import math
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from search.judging import Judging
+from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan
+from search.promotion import Promotions
+from search.record import Record
+from search.results import SUPERNET
+from search.settings import RunSettings
+from search.trials import Choice, TrialCosts, TrialRunner, fidelity_of
+from search.work import Judgement, TrialTask
+from searchspace.spec_file import load_space
+
+DAY = 86_400.0
+NODE_SIZE = 8
+REPAIR_SECONDS = 3600.0
+START_SECONDS = 40.0
+SLOWER = 1.15
+NOISE = 0.2
+RAISE_SHARE, HANG_SHARE = 0.01, 0.002
+# An ImageNet-like job: a training step of 10 ms to 40 ms on one device, 1,250 steps an epoch.
+STEPS = ((1_000_000_000, 0.10), (4_500_000_000, 0.40))
+STEPS_PER_EPOCH = 1250
+JUDGE_SECONDS = 90.0
+
+
+@dataclass(slots=True)
+class Simulation:
+    """A cluster in virtual time.
+
+    Attributes:
+        now: Seconds.
+        useful: Device-seconds that ended in a result (or in the supernet's weights).
+        held: Device-seconds held, added up here, without the record.
+    """
+
+    devices: int
+    failures: float
+    rng: random.Random
+    now: float = 0.0
+    useful: float = 0.0
+    held: float = 0.0
+    alive: float = 0.0
+    num_failures: int = 0
+    broken: dict[int, float] = field(default_factory=dict)  # node: until when
+    next_failure: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.next_failure = self.draw_failure()
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the cluster."""
+        return max(self.devices // NODE_SIZE, 1)
+
+    def clock(self) -> float:
+        """Virtual seconds, for the record and the runner."""
+        return self.now
+
+    def draw_failure(self) -> float:
+        """Return when the next node fails; the nodes fail independently."""
+        rate = self.failures / 1000 / DAY * self.nodes
+        return self.now + (self.rng.expovariate(rate) if rate else math.inf)
+
+    def advance(self, to: float, held: float) -> None:
+        """Let time pass while so many devices are held."""
+        self.held += (to - self.now) * held
+        self.alive += (to - self.now) * (self.devices - len(self.broken) * NODE_SIZE)
+        self.now = to
+
+    def fail_node(self) -> int:
+        """Break a node that works; return it."""
+        standing = [n for n in range(self.nodes) if n not in self.broken]
+        if len(standing) == 1:  # the last one does not fail
+            self.next_failure = self.draw_failure()
+            return -1
+        node = self.rng.choice(standing)
+        self.broken[node] = self.now + REPAIR_SECONDS
+        self.next_failure, self.num_failures = self.draw_failure(), self.num_failures + 1
+        return node
+
+    def repair(self) -> None:
+        """Bring back the nodes whose time has come."""
+        self.broken = {node: until for node, until in self.broken.items() if until > self.now}
+
+    def next_repair(self) -> float:
+        """Return when the next node comes back."""
+        return min(self.broken.values(), default=math.inf)
+
+
+def train_supernet(sim: Simulation, record: Record, plan: Plan) -> None:
+    """Hold all devices until the share is used; a failure costs a restart of the group."""
+    sim.repair()
+    while record.spent(PHASES) < plan.until[SUPERNET]:
+        devices = sim.devices - len(sim.broken) * NODE_SIZE
+        attempt = record.start_attempt(SUPERNET, devices=devices)
+        left = (plan.until[SUPERNET] - record.spent(PHASES)) / devices
+        end = min(sim.now + left, sim.next_failure)
+        started = sim.now
+        sim.advance(end, devices)
+        sim.useful += max(end - started - START_SECONDS, 0.0) * devices
+        failed = end == sim.next_failure
+        if failed:
+            sim.fail_node()
+            sim.useful -= 15.0 * devices  # half the time between two checkpoints
+        record.finish_attempt(attempt, outcome="interrupted" if failed else "done")
+        sim.repair()
+
+
+def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) -> None:
+    """Keep a judge on every device busy, two judgements queued at each."""
+    free: list[tuple[float, int]] = []  # when a judge has an answer
+    attempts: dict[int, int] = {}
+    holding: dict[int, list] = {}
+
+    def recruit() -> None:
+        for device in range(sim.devices):
+            if device not in attempts and device // NODE_SIZE not in sim.broken:
+                attempts[device] = record.start_attempt(phase, devices=1)
+                holding[device] = []
+                heapq.heappush(free, (sim.now + START_SECONDS, device))
+
+    recruit()
+    asking = True
+    while any(holding.values()) or (asking and free):
+        at, device = free[0]
+        event = min(at, sim.next_failure, sim.next_repair())
+        sim.advance(max(event, sim.now), len(attempts))
+        if event == sim.next_failure:
+            node = sim.fail_node()
+            dead = [d for d in attempts if d // NODE_SIZE == node]
+            lost = [a for d in dead for a in holding.pop(d)]
+            for d in dead:
+                record.finish_attempt(attempts.pop(d), outcome="lost", cause="node failed")
+            free = [entry for entry in free if entry[1] not in dead]
+            heapq.heapify(free)
+            if lost:
+                judging.tell(
+                    [
+                        Judgement(architecture=a, outcome="lost", values={}, cause="node failed")
+                        for a in lost
+                    ]
+                )
+            continue
+        if event == sim.next_repair():
+            sim.repair()
+            recruit()
+            continue
+        heapq.heappop(free)
+        if holding[device]:
+            (architecture,) = holding[device]
+            holding[device] = []
+            sim.useful += JUDGE_SECONDS
+            judging.tell(
+                [
+                    Judgement(
+                        architecture=architecture,
+                        outcome="done",
+                        values=values_of(sim.rng, architecture, 5.0) | {"seconds": JUDGE_SECONDS},
+                    )
+                ]
+            )
+        asked = judging.ask(1) if asking else []
+        asking = bool(asked)
+        if asked:
+            holding[device] = asked
+            heapq.heappush(free, (sim.now + JUDGE_SECONDS * sim.rng.lognormvariate(0, 0.1), device))
+    for attempt in attempts.values():
+        record.finish_attempt(attempt, outcome="done")
+
+
+def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan) -> None:
+    """Keep a trial on every device; fail nodes, end what hangs or exceeds the budget."""
+    model, order = StepModel(plan.step_seconds), itertools.count()
+    running: dict[int, tuple[TrialTask, float, float]] = {}  # device: task, start, seconds
+    events: list[tuple[float, int, int, TrialTask]] = []
+    progress: dict[int, float] = {}  # trial: seconds that lie in its checkpoint
+    free = [d for d in range(sim.devices) if d // NODE_SIZE not in sim.broken]
+    more = True
+    while True:
+        while more and free:
+            task = runner.next()
+            if task is None:
+                more = bool(running)
+                break
+            device = free.pop()
+            cost = model(macs_of(task)) * STEPS_PER_EPOCH * task.epochs
+            seconds = START_SECONDS + cost * SLOWER * sim.rng.lognormvariate(0, NOISE)
+            seconds -= progress.get(task.trial_id, 0.0)
+            ends = task.limit_seconds if sim.rng.random() < HANG_SHARE else seconds
+            running[device] = (task, sim.now, seconds)
+            heapq.heappush(events, (sim.now + ends, next(order), device, task))
+        if not running:
+            return
+        # The executor looks at the budget about once a second.
+        left = max(plan.last_call_seconds - record.spent(PHASES), 0.0) / len(running) + 1.0
+        event = min(events[0][0], sim.next_failure, sim.next_repair(), sim.now + left)
+        sim.advance(event, len(running))
+        if runner.should_stop():
+            for task, *_ in running.values():
+                runner.settle(task, outcome="lost", values={}, cause="stopped")
+            return
+        if event == sim.next_failure:
+            node = sim.fail_node()
+            free = [d for d in free if d // NODE_SIZE != node]
+            for device in [d for d in running if d // NODE_SIZE == node]:
+                task, started, _ = running.pop(device)
+                epoch = model(macs_of(task)) * STEPS_PER_EPOCH * SLOWER
+                kept = max(sim.now - started - START_SECONDS, 0.0) // epoch * epoch
+                progress[task.trial_id] = progress.get(task.trial_id, 0.0) + kept
+                sim.useful += kept
+                runner.settle(task, outcome="lost", values={}, cause="node failed")
+            events = [entry for entry in events if entry[2] in running]
+            heapq.heapify(events)
+            more = True
+        elif event == sim.next_repair():
+            back = [n for n, until in sim.broken.items() if until <= sim.now]
+            sim.repair()
+            free += [n * NODE_SIZE + i for n in back for i in range(NODE_SIZE)]
+            more = True
+        elif events and event == events[0][0]:
+            _, _, device, task = heapq.heappop(events)
+            _, started, seconds = running.pop(device)
+            free.append(device)
+            if sim.now - started < seconds - 1e-6 or sim.now - started > seconds + 1e-6:
+                runner.settle(task, outcome="failed", values={}, cause="no end within its limit")
+            elif sim.rng.random() < RAISE_SHARE:
+                runner.settle(task, outcome="failed", values={}, cause="KeyError: made up")
+            else:
+                sim.useful += seconds - START_SECONDS
+                values = values_of(sim.rng, task.architecture, 20.0 / task.epochs)
+                runner.settle(task, outcome="done", values=values, cause=None)
+            more = True
+
+
+_MACS: dict[str, int] = {}
+
+
+def macs_of(task: TrialTask) -> int:
+    """Count MACs, scaled from the small space to the job's sizes."""
+    from searchspace.cost import count
+
+    key = task.architecture.key
+    if key not in _MACS:
+        _MACS[key] = count(task.architecture).macs
+    return _MACS[key]
+
+
+def values_of(rng: random.Random, architecture: object, noise: float) -> dict[str, float]:
+    """Make up an accuracy."""
+    top1 = min(max(rng.gauss(70, noise), 0.0), 100.0)
+    return {"top1": top1, "correct": round(top1 * 500), "total": 50_000}
+
+
+def simulate(
+    devices: int,
+    gpu_days: float,
+    *,
+    failures: float,
+    seed: int,
+    sampler: str,
+    quiet: bool = False,
+) -> tuple[float, float, float, float]:
+    """Run one budget to its end and print what came out.
+
+    Returns:
+        Device-seconds asked for, charged and held; and of a judgement on every device.
+    """
+    space = load_space("micro").replace(num_classes=10)
+    small, large = (space.extreme("macs", largest=largest) for largest in (False, True))
+    from searchspace.cost import count
+
+    steps = tuple((count(a).macs, s) for a, (_, s) in zip((small, large), STEPS, strict=True))
+    plan = make_plan(
+        budget_seconds=gpu_days * DAY,
+        devices=devices,
+        measured_seconds=devices * 120.0,
+        supernet_step=2.0,
+        trial_step_seconds=steps,
+        judge_seconds=JUDGE_SECONDS,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        max_epochs=37,
+        retrain_steps=STEPS_PER_EPOCH * 300,
+    )
+    sim = Simulation(devices=devices, failures=failures, rng=random.Random(seed))
+    settings = RunSettings(data="digits", budget=f"{gpu_days}gpu-days", sampler=sampler, seed=seed)
+    lengths: dict[str, tuple[float, float]] = {}
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as out,
+        Record.create(Path(out) / "record.db", clock=sim.clock) as record,
+    ):
+
+        def revise(after: str) -> Plan:
+            done = record.trials(state="done")
+            judged = [t.values["seconds"] for t in done if t.fidelity == SUPERNET]
+            middle = sum(macs for macs, _ in plan.step_seconds) // 2
+            return revise_plan(
+                plan,
+                after=after,
+                spent=record.spent_by_phase(),
+                trial_seconds=TrialCosts(plan, done).predict(middle, plan.trial_epochs),
+                judge_seconds=sum(judged) / len(judged) if judged else None,
+            )
+
+        def judge(phase: str) -> None:
+            judging = Judging(
+                record=record,
+                space=space,
+                settings=settings,
+                phase=phase,
+                first=[],
+                limit_seconds=plan.until[phase],
+                judge_seconds=plan.judge_seconds,
+                count_judges=lambda: devices,
+                interrupted=lambda: False,
+            )
+            run_judges(sim, judging, record, phase)
+
+        def train(phase: str, choose: object, on_end: object = None) -> None:
+            runner = TrialRunner(
+                record=record,
+                plan=plan,
+                folder=Path(out),
+                phase=phase,
+                seed=seed,
+                choose=choose,  # type: ignore[arg-type]
+                limit_seconds=plan.until[phase],
+                interrupted=lambda: False,
+                on_event=lambda text: None,
+                on_end=on_end,  # type: ignore[arg-type]
+                clock=sim.clock,
+            )
+            run_trials(sim, runner, record, plan)
+
+        def timed(phase: str, work: object) -> None:
+            before, started = sim.now, time.process_time()
+            work()  # type: ignore[operator]
+            lengths[phase] = (sim.now - before, time.process_time() - started)
+
+        record.finish_attempt(record.start_attempt("measure", devices=0), outcome="done")
+        timed(SUPERNET, lambda: train_supernet(sim, record, plan))
+        plan = revise(SUPERNET)
+        rng = random.Random(seed)
+        trust = {a.key: a for a in (space.sample(rng) for _ in range(plan.num_trust))}
+        queue = iter([Choice(architecture=a, epochs=plan.trial_epochs) for a in trust.values()])
+        timed("trust", lambda: train("trust", lambda: next(queue, None)))
+        plan = revise("trust")
+        timed("search", lambda: judge("search"))
+        plan = revise("search")
+        epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+        promotions = Promotions(
+            record.trials(), base=SUPERNET, rungs=list(epochs), objectives=settings.objectives
+        )
+
+        def promote() -> Choice | None:
+            chosen = promotions.next()
+            return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
+
+        timed("promote", lambda: train("promote", promote, promotions.note))
+        timed("finish", lambda: judge("finish"))
+        if not quiet:
+            report(sim, record, plan, lengths)
+        return plan.budget_seconds, record.spent(PHASES), sim.held, devices * JUDGE_SECONDS
+
+
+def report(
+    sim: Simulation, record: Record, plan: Plan, lengths: dict[str, tuple[float, float]]
+) -> None:
+    """Print utilisation, overshoot and what the driver cost."""
+    spent, trials = record.spent(PHASES), record.trials()
+    print(
+        f"{sim.devices} devices, {plan.budget_seconds / DAY:,.0f} gpu-days asked: charged "
+        f"{spent / DAY:,.3f} ({100 * (spent / plan.budget_seconds - 1):+.4f} %), held "
+        f"{sim.held / DAY:,.3f} by the simulation's own sum; {sim.now / DAY:.2f} days, "
+        f"{sim.num_failures} nodes failed"
+    )
+    print(
+        f"  utilisation: {100 * sim.held / sim.alive:.2f} % of living device-time was held, "
+        f"{100 * sim.useful / sim.alive:.2f} % ended in results or weights"
+    )
+    for phase, (length, cpu) in lengths.items():
+        count = sum(trial.origin == phase for trial in trials)
+        each = f", {1000 * cpu / count:.1f} ms for each of {count:,}" if count else ""
+        print(
+            f"  {phase:8} {length / 3600:8.2f} h, {record.spent([phase]) / DAY:9.2f} gpu-days; "
+            f"driver {cpu:6.1f} s{each} ({100 * cpu / max(length, 1e-9):.3f} % of its time)"
+        )
+    for fidelity in sorted({trial.fidelity for trial in trials}):
+        of = [trial for trial in trials if trial.fidelity == fidelity]
+        states = {s: sum(t.state == s for t in of) for s in ("done", "failed", "waiting")}
+        print(f"  {fidelity:12} " + ", ".join(f"{number} {s}" for s, number in states.items()))
+
+
+def main() -> None:
+    """Simulate the budgets asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=512)
+    parser.add_argument("--gpu-days", type=float, action="append")
+    parser.add_argument("--failures", type=float, default=6.5, help="Per 1,000 node-days.")
+    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for gpu_days in options.gpu_days or [50.0, 5000.0]:
+        simulate(
+            options.devices,
+            gpu_days,
+            failures=options.failures,
+            seed=options.seed,
+            sampler=options.sampler,
+        )
+
+
+if __name__ == "__main__":
+    main()
