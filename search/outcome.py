@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from csv import DictWriter
 from pathlib import Path
@@ -114,7 +115,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
     return report.ReportData(
         name=run.folder.resolve().name,
         run=str(run.folder),
-        command=run.settings.command,
+        command=_commands(run),
         space=run.settings.space,
         data=run.settings.data,
         seed=run.settings.seed,
@@ -126,6 +127,16 @@ def _report_data(run: RunFolder) -> report.ReportData:
         charges=run.record.charges(PHASES),
         trust=trust_taus(trust_points(trials), rng=np.random.default_rng(run.settings.seed)),
         notes=tuple(_notes(run)),
+    )
+
+
+def _commands(run: RunFolder) -> str:
+    """Return what was typed; a larger budget came with another command."""
+    command, budget = run.settings.command, run.settings.budget
+    if budget in command:
+        return command
+    return (
+        f"{command} && search run --resume --out {shlex.quote(str(run.folder))} --budget {budget}"
     )
 
 

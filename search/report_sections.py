@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
+from search.importance import MIN_NETWORKS, Trait
 from search.results import Candidate
-from search.tables import describe_stages, format_count, format_interval
+from search.tables import describe_stages, format_chance, format_count, format_interval
 from search.trust import MIN_POINTS, KendallTau
 from searchspace.architecture import Architecture
 from searchspace.mixers import (
@@ -22,6 +24,10 @@ AXES = {
     "latency_ms": "latency",
     "top1": "top-1 accuracy",
 }
+MOST_ROWS = 60
+MOST_TRAITS = 10
+SIGNIFICANT = 0.05
+
 _ESTIMATORS = {
     "supernet": "accuracy with inherited weights",
     "params": "number of parameters",
@@ -41,12 +47,31 @@ def header_section(title: str, facts: Mapping[str, str], notes: Sequence[str]) -
     return f'<h1>{escape(title)}</h1>\n<dl class="facts">{entries}</dl>\n{paragraphs}'
 
 
-def front_section(judged: Mapping[str, Sequence[Candidate]], *, objectives: Sequence[str]) -> str:
+def choose_section(fidelity: str, *, has_latency: bool) -> str:
+    """Write the place where a limit on cost is answered by a network."""
+    costs = {name: AXES[name] for name in ("macs", "params", *(["latency_ms"] * has_latency))}
+    return f"""<h2>Which network to take?</h2>
+<p class="quiet">The most accurate network within a limit, by what was judged at
+{escape(fidelity)} ({escape(describe_fidelity(fidelity))}). Accuracies are drawn from their
+intervals to say how sure that is.</p>
+<div class="controls"><label>at most
+<input type="text" id="limit" placeholder="e.g. 100M" inputmode="text" autocomplete="off"></label>
+<label>{_select("limit-axis", costs)}</label></div>
+<div id="answer"></div>"""
+
+
+def front_section(
+    judged: Mapping[str, Sequence[Candidate]],
+    *,
+    objectives: Sequence[str],
+    published: Mapping[str, Any],
+) -> str:
     """Write what the front says, and the chart's place and selectors.
 
     Args:
         judged: Candidates by fidelity; the front is that of the first.
         objectives: What the front weighs.
+        published: `search.report_networks.published_payload`.
     """
     fidelity, top = next(iter(judged.items()))
     members = [c for c in top if c.on_front]
@@ -56,6 +81,9 @@ def front_section(judged: Mapping[str, Sequence[Candidate]], *, objectives: Sequ
     has_latency = any(c.latency_ms is not None for found in judged.values() for c in found)
     axes = {name: text for name, text in AXES.items() if name != "latency_ms" or has_latency}
     views = {name: f"{name}: {describe_fidelity(name)}" for name in judged}
+    boxes = _check("show-alone", "one mixer everywhere")
+    if any(network["same_scale"] for network in published["networks"]):
+        boxes += _check("show-published", "the papers' networks")
     return f"""<h2>The front</h2>
 <p>{_count(len(top), "network")} {"was" if len(top) == 1 else "were"} judged at
 <b>{escape(fidelity)}</b> ({escape(describe_fidelity(fidelity))}); {len(members)} of them
@@ -67,12 +95,15 @@ The most accurate is {_point(best)}; the smallest is {_point(smallest)}.
 <label>judged by {_select("view", views)}</label>
 <label>across {_select("x-axis", axes, chosen="macs")}</label>
 <label>up {_select("y-axis", axes, chosen="top1")}</label>
+{boxes}
 </div>
 <div id="front-chart" class="chart"></div>
 <div id="chosen"><p class="quiet">Click or tap a network to see its stages here.</p></div>
-<p class="quiet">Bars are 95 % intervals: from the number of images, and from the spread between
-seeds where there are several. The fidelities are never mixed in one front. The dotted line joins
-what is best in the two axes that are shown.</p>"""
+<p class="quiet">Numbers beside the points are the networks' ids, where there is room; zoom in by
+dragging for more, double-click to go back. Bars are 95 % intervals: from the number of images, and
+from the spread between seeds where there are several. The fidelities are never mixed in one front.
+The dotted line joins what is best in the two axes that are shown. In a drawing of a network each
+row is a stage: its map in tokens and width in channels, its blocks, its share of the MACs.</p>"""
 
 
 def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: int, run: str) -> str:
@@ -85,15 +116,16 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
         run: The run's folder, quoted for a shell.
     """
     has_latency = any(member.latency_ms is not None for member in members)
-    names = ["id", "top-1 %", "MACs", "parameters", *(["ms"] if has_latency else [])]
+    names = ["id", "top-1 %", "sure", "MACs", "parameters", *(["ms"] if has_latency else [])]
     rows = []
-    for member in members:
+    for member in members[:MOST_ROWS]:
         badge = ' <span class="badge">balanced</span>' if member.id == balanced else ""
         latency = "" if member.latency_ms is None else f"{member.latency_ms:.3g}"
         rows.append(
             [
                 f"{member.id}{badge}",
                 escape(format_interval(member)),
+                escape(format_chance(member.front_probability)),
                 format_count(member.macs),
                 format_count(member.params),
                 *([latency] if has_latency else []),
@@ -103,11 +135,18 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
             ]
         )
     table = _table([*names, "mixers of the stages", "to retrain it"], rows, numbers=set(names[1:]))
+    more = ""
+    if len(members) > MOST_ROWS:
+        more = (
+            f'<p class="quiet">The first {MOST_ROWS} of {len(members)}; all of them: '
+            f"{_code(f'search pareto {run}')}</p>"
+        )
     return f"""<h2>Its members</h2>
-<p class="quiet">Judged at {escape(fidelity)} on the search split. <i>Balanced</i> is the knee: the
+<p class="quiet">Judged at {escape(fidelity)} on the search split. <i>Sure</i> is the chance that
+the network is truly on the front, given the number of images. <i>Balanced</i> is the knee: the
 least sum of losses, each scaled to the front's range.</p>
 <p class="quiet">{escape(_mixer_legend(members))}</p>
-{table}"""
+{table}{more}"""
 
 
 def retrained_section(final: Sequence[Candidate], searched: Sequence[Candidate]) -> str:
@@ -154,7 +193,7 @@ def trust_section(taus: Mapping[str, KendallTau]) -> str:
         [escape(_ESTIMATORS.get(name, name)), *_tau_cells(tau), str(tau.num_points)]
         for name, tau in taus.items()
     ]
-    options = {name: _ESTIMATORS[name] for name in taus if name in _ESTIMATORS}
+    options = {name: _ESTIMATORS.get(name, name) for name in taus}
     names = ("estimator", "Kendall's tau", "95 % interval", "networks")
     return f"""<h2>Can the estimates be trusted?</h2>
 <p>Networks that span the space were trained alone; tau says how well each estimator had ranked
@@ -165,12 +204,60 @@ them, from 1 (the same order) over 0 (no relation) to -1.</p>
 <div id="trust-chart" class="chart"></div></div></div>"""
 
 
-def mixers_section() -> str:
-    """Write the place of the chart of mixers."""
-    return """<h2>Which mixers the front uses</h2>
+def choices_section(studies: Sequence[Mapping[str, Any]], traits: Sequence[Trait]) -> str:
+    """Write which choices matter: importance, what the front has in common, its mixers."""
+    importance = f"""<p class="quiet">Needs {MIN_NETWORKS} networks at one fidelity.</p>"""
+    if studies:
+        views = {
+            study["fidelity"]: f"{study['fidelity']}: {describe_fidelity(study['fidelity'])}"
+            for study in studies
+        }
+        importance = f"""<p class="quiet">For the accuracy of all networks, good and bad: how much
+worse it is predicted when a choice is shuffled. A mixer is shuffled with its settings, a setting
+among networks with the same mixer there.</p>
+<div class="controls"><label>judged by {_select("importance-view", views)}</label></div>
+<div id="importance-chart" class="chart"></div>
+<p id="importance-note" class="quiet"></p>"""
+    return f"""<h2>Which choices matter</h2>
+{importance}
+<h3>What the front's members have in common</h3>
+{_traits_table(traits)}
+<h3>Their mixers</h3>
 <p class="quiet">Share of each stage's blocks, for the members of the front and for all networks
 that were judged at any fidelity.</p>
 <div id="mixers-chart" class="chart"></div>"""
+
+
+def published_section(published: Mapping[str, Any]) -> str:
+    """Write the papers' networks for reference, and whether they compare with the run's."""
+    networks = published["networks"]
+    names = ("network", "MACs", "parameters", "pixels", "ImageNet top-1 %", "source")
+    rows = [
+        [
+            escape(n["name"]),
+            format_count(n["macs"]),
+            format_count(n["params"]),
+            str(n["img_size"]),
+            f"{n['top1']:.1f}",
+            escape(n["source"]),
+        ]
+        for n in sorted(networks, key=lambda n: n["macs"])
+    ]
+    scales = _enumerate(
+        [f"{size} pixels and {classes} classes" for size, classes in published["scales"]]
+    )
+    comparable = any(network["same_scale"] for network in networks)
+    said = (
+        "Those of the same image size can be shown in the chart above; their accuracies are of "
+        "ImageNet-1k after the full recipe, so compare them only with retrained networks."
+        if comparable
+        else f"This run's networks have {scales}: another scale, so these are not in the chart. "
+        "Tick <i>one mixer everywhere</i> there for the papers' mixers at this run's scale."
+    )
+    return f"""<h2>The papers' networks</h2>
+<p class="quiet">{said}</p>
+<details><summary>{_count(len(rows), "published network")}</summary>
+{_table(names, rows, numbers=set(names[1:5]))}</details>"""
 
 
 def describe_fidelity(fidelity: str) -> str:
@@ -205,6 +292,32 @@ def _warning(taus: Mapping[str, KendallTau]) -> str:
             "be chance.</p>"
         )
     return ""
+
+
+def _traits_table(traits: Sequence[Trait]) -> str:
+    shown = [trait for trait in traits if trait.front][:MOST_TRAITS]
+    if not shown:
+        return '<p class="quiet">Nothing tells them apart from the rest.</p>'
+    sure = sum(trait.p_value < SIGNIFICANT for trait in traits)
+    rows = [
+        [
+            escape(f"{trait.place}: {trait.setting} {trait.value}"),
+            f"{trait.front} of {trait.num_front}",
+            f"{trait.front / trait.num_front:.0%}",
+            f"{trait.rest / trait.num_rest:.0%}" if trait.num_rest else "",
+            "yes" if trait.p_value < SIGNIFICANT else "no",
+        ]
+        for trait in shown
+    ]
+    names = ("choice", "members", "on the front", "among the rest", "beyond chance")
+    return f"""<p class="quiet">Beyond chance: Fisher's exact test, corrected for
+{_count(len(traits), "choice")}; {sure} of them {"is" if sure == 1 else "are"}. A front has cheap
+members as well, so a cheap choice may be common on it without being accurate.</p>
+{_table(names, rows, numbers=set(names[1:]))}"""
+
+
+def _check(name: str, text: str) -> str:
+    return f'<label><input type="checkbox" id="{name}"> {escape(text)}</label>'
 
 
 def _tau_cells(tau: KendallTau) -> tuple[str, str]:
@@ -256,7 +369,9 @@ def _stages(architecture: Architecture) -> str:
 
 
 def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
+    """Write a command, which breaks between its words and not inside of ``--arch``."""
+    words = " ".join(f"<span>{escape(word)}</span>" for word in text.split(" "))
+    return f"<code>{words}</code>"
 
 
 def _select(name: str, options: Mapping[str, str], *, chosen: str | None = None) -> str:
