@@ -19,6 +19,13 @@ from search.budget import Budget, format_seconds
 from search.front import knee
 from search.importance import front_traits
 from search.record import Trial
+from search.report_findings import (
+    choices_section,
+    published_section,
+    retrained_section,
+    spending_section,
+    trust_section,
+)
 from search.report_networks import networks_payload, published_payload
 from search.report_payload import (
     Charge,
@@ -34,16 +41,11 @@ from search.report_payload import (
 )
 from search.report_sections import (
     AXES,
-    choices_section,
     choose_section,
     describe_fidelity,
     front_section,
     header_section,
     members_section,
-    published_section,
-    retrained_section,
-    spending_section,
-    trust_section,
 )
 from search.results import Candidate, by_macs, losses_of, retrained
 from search.trust import KendallTau
@@ -197,7 +199,7 @@ def _sections(
     rest = [one for number, one in everything.items() if number not in on_front]
     sections = [
         header_section(f"Pareto front of {report.name}", _facts(report, judged), report.notes),
-        choose_section(fidelity, has_latency=any(c.latency_ms is not None for c in top)),
+        choose_section(fidelity, top),
         front_section(judged, objectives=report.objectives, published=payload["published"]),
         members_section(
             members,

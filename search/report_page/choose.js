@@ -4,6 +4,8 @@
 
 const mostDraws = 4000;
 const mostNumbers = 4e6;
+// With fewer networks an average says little.
+const fewNetworks = 30;
 
 // A small seeded generator (mulberry32): the same report always says the same.
 function makeRandom(seed) {
@@ -74,8 +76,10 @@ function writeAnswer(view, within, { best, shares, regret }) {
     makeElement("b", "", `How sure? `),
     `It is truly the most accurate of these ${count} with a chance of ${formatShare(chance)}; `,
     `taking it gives away ${regret.toFixed(1)} points on average against the true best. `,
-    chance < 0.5 ? "So the rivals below are as good a guess: retrain several." : "",
+    chance < 0.5 ? "The rivals below are as good a guess: retrain several." : "",
   );
+  const several = makeElement("p", "quiet", "Several at once, chosen for their spread: ");
+  several.append(makeElement("code", "", `search select ${data.run}`));
   const show = makeElement("button", "", "show it in the chart");
   show.addEventListener("click", () => {
     byId("view").selectedIndex = 0;
@@ -86,10 +90,43 @@ function writeAnswer(view, within, { best, shares, regret }) {
   return [
     drawCard(view, best),
     sure,
+    ...describeTraits(view, best),
     ...describeRivals(view, best, rivals),
     makeElement("p", "", show),
     makeCommand(idOf(view, best)),
+    several,
   ];
+}
+
+// For each stage: how the networks with the same mixer there did against the others.
+function describeTraits(view, best) {
+  const largest = data.views.reduce((a, b) => (b.rows.length > a.rows.length ? b : a));
+  const among = view.rows.length >= fewNetworks ? view : largest;
+  if (among.rows.length < fewNetworks) return [];
+  const list = makeElement("ul", "rivals");
+  stagesOf(view.rows[best]).forEach((type, stage) => {
+    const kind = type.blocks[0][0];
+    const column = networks.stages[stage];
+    const has = (row) => networks.types[stage][column[row]]?.blocks[0][0] === kind;
+    const [same, others] = [[], []];
+    among.rows.forEach((row, index) => (has(row) ? same : others).push(among.top1[index]));
+    if (same.length === 0 || others.length === 0) return;
+    const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+    const gain = mean(same) - mean(others);
+    const share = formatShare(same.length / among.rows.length);
+    list.append(
+      makeElement(
+        "li",
+        "",
+        makeElement("b", "", `stage ${stage}: ${type.text}. `),
+        `${share} of the networks have ${kind.replaceAll("_", " ")} here, and are on average `,
+        `${Math.abs(gain).toFixed(1)} points ${gain < 0 ? "worse" : "better"} than the others`,
+      ),
+    );
+  });
+  const title = makeElement("b", "", "What distinguishes it?");
+  const where = ` Among the ${among.rows.length.toLocaleString("en")} networks at ${among.fidelity}:`;
+  return [makeElement("p", "", title, where), list];
 }
 
 function describeRivals(view, best, rivals) {

@@ -38,7 +38,11 @@ function costText(view, index) {
 
 function standingText(view, index) {
   const chance = `chance that it truly belongs there: ${formatShare(view.sure[index])}`;
-  if (view.group[index] === 2) return `On the front; ${chance}.`;
+  if (view.group[index] === 2) {
+    const macs = view.rows.map((row) => networks.macs[row]);
+    const isCheapest = macs.every((value) => value >= macs[index]);
+    return `On the front; ${chance}${isCheapest ? " (none with fewer MACs was judged)" : ""}.`;
+  }
   if (view.group[index] === 1) return `Off the front by no more than noise; ${chance}.`;
   return "Not on the front.";
 }
