@@ -97,7 +97,11 @@ function drawTrust() {
 }
 
 function drawMixers() {
-  const { kinds, stages, front, all } = data.mixers;
+  const { front, all } = data.mixers;
+  // Side by side, or on a phone one above the other with short names.
+  const isWide = innerWidth > 720;
+  const stages = data.mixers.stages.map((name) => (isWide ? name : name.replace("stage ", "")));
+  const kinds = data.mixers.kinds.map((kind) => (isWide ? kind : kind.replace(" ", "<br>")));
   const map = (values, xaxis, showscale) => ({
     type: "heatmap",
     x: stages,
@@ -116,13 +120,16 @@ function drawMixers() {
     ygap: 2,
     colorbar: { tickformat: ".0%", thickness: 12, outlinewidth: 0 },
   });
-  // Side by side, or one above the other on a phone.
-  const isWide = innerWidth > 720;
   const titles = ["on the front", "all judged"];
-  const layout = makeLayout("", "", {
+  const layout = makeLayout(isWide ? "" : "stage", "", {
     margin: { l: 8, r: 12, t: 36, b: 8 },
     height: isWide ? 110 + 40 * kinds.length : 170 + 68 * kinds.length,
-    xaxis: { showgrid: false, fixedrange: true, ...(isWide && { domain: [0, 0.48] }) },
+    xaxis: {
+      type: "category",
+      showgrid: false,
+      fixedrange: true,
+      ...(isWide ? { domain: [0, 0.48] } : { anchor: "y2" }),
+    },
     yaxis: { autorange: "reversed", showgrid: false, fixedrange: true, type: "category" },
     annotations: titles.map((text, index) => ({
       text,
