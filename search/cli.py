@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search import front_commands
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -148,31 +150,8 @@ def status(run: Run) -> None:
         _console().print(status_table(folder))
 
 
-@app.command()
-def pareto(
-    run: Run,
-    objectives: Objectives = "top1,macs",
-    fidelity: Annotated[
-        str | None, typer.Option(help="supernet, train-<n>e, ...; default: the highest.")
-    ] = None,
-    json_: Json = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the HTML report.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
-) -> None:
-    """Show the Pareto front of a run."""
-    from search.outcome import export_front, front_of
-    from search.results import to_json
-    from search.run_folder import open_run
-    from search.tables import front_table
-
-    with open_run(run) as folder:
-        members = front_of(folder, tuple(objectives.split(",")), fidelity)
-        export_front(folder, members, csv=csv, html=html, png=png)
-        if json_:
-            print(json.dumps([to_json(member) for member in members], indent=2))
-        else:
-            _console().print(front_table(members))
+for _command in (front_commands.pareto, front_commands.select, front_commands.compare):
+    app.command()(_command)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from csv import DictWriter
 from pathlib import Path
@@ -12,26 +13,16 @@ import numpy as np
 from rich.console import Console
 
 from search import report
+from search.pareto import FrontQuery, choose_rows, judged_by
 from search.plan import PHASES
 from search.promotion import losses_of
 from search.proposer import Mirror
-from search.results import SUPERNET, Candidate, candidates, front, retrained, to_json
+from search.results import SUPERNET, Candidate, retrained, to_json
 from search.run_folder import RunFolder
 from search.tables import front_table
 from search.trust import trust_points, trust_taus
 
 EXTRACTION_TOLERANCE = 1e-5
-
-
-def front_of(
-    run: RunFolder, objectives: tuple[str, ...], fidelity: str | None = None
-) -> tuple[Candidate, ...]:
-    """Compute the front of a run at one fidelity; the highest where none is named.
-
-    Raises:
-        ValueError: If nothing has been judged (at that fidelity).
-    """
-    return front(run.record.trials(), fidelity=fidelity, objectives=objectives)
 
 
 def print_outcome(run: RunFolder, console: Console) -> None:
@@ -40,7 +31,8 @@ def print_outcome(run: RunFolder, console: Console) -> None:
     if not any(trial.state == "done" for trial in trials):
         console.print("No network has been judged yet.")
         return
-    members = front_of(run, run.settings.objectives)
+    found = judged_by(run, FrontQuery())
+    members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
     for note in (*_notes(run), *_trust_lines(run)):
         console.print(note, highlight=False, soft_wrap=True)
@@ -62,9 +54,11 @@ def write_report(run: RunFolder) -> None:
     update_mirror(run)
     if not any(trial.state == "done" for trial in run.record.trials()):
         return
+    found = judged_by(run, FrontQuery())
     export_front(
         run,
-        front_of(run, run.settings.objectives),
+        choose_rows(found, FrontQuery(), objectives=run.settings.objectives),
+        found=found,
         csv=None,
         html=run.report,
         png=run.folder / "front.png",
@@ -85,11 +79,19 @@ def export_front(
     run: RunFolder,
     members: Sequence[Candidate],
     *,
+    found: Sequence[Candidate],
     csv: Path | None,
     html: Path | None,
     png: Path | None,
 ) -> None:
-    """Write the front in the formats that a path is given for."""
+    """Write the front in the formats that a path is given for.
+
+    Args:
+        run: Of the report, which always shows the whole run.
+        members: The rows of the CSV file.
+        found: All candidates of their fidelity, for the picture.
+        csv, html, png: Where to write; None leaves it out.
+    """
     if csv is not None:
         rows = [_csv_row(member) for member in members]
         with csv.open("w", newline="") as file:
@@ -99,11 +101,7 @@ def export_front(
     if html is not None:
         report.write_report(html, _report_data(run))
     if png is not None:
-        fidelity = members[0].fidelity
-        judged = candidates(
-            run.record.trials(), fidelity=fidelity, objectives=run.settings.objectives
-        )
-        report.front_png(png, judged, title=f"{run.folder.name} ({fidelity})")
+        report.front_png(png, found, title=f"{run.folder.name} ({members[0].fidelity})")
 
 
 def _csv_row(member: Candidate) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
     return report.ReportData(
         name=run.folder.resolve().name,
         run=str(run.folder),
-        command=run.settings.command,
+        command=_commands(run),
         space=run.settings.space,
         data=run.settings.data,
         seed=run.settings.seed,
@@ -129,6 +127,16 @@ def _report_data(run: RunFolder) -> report.ReportData:
         charges=run.record.charges(PHASES),
         trust=trust_taus(trust_points(trials), rng=np.random.default_rng(run.settings.seed)),
         notes=tuple(_notes(run)),
+    )
+
+
+def _commands(run: RunFolder) -> str:
+    """Return what was typed; a larger budget came with another command."""
+    command, budget = run.settings.command, run.settings.budget
+    if budget in command:
+        return command
+    return (
+        f"{command} && search run --resume --out {shlex.quote(str(run.folder))} --budget {budget}"
     )
 
 

@@ -38,10 +38,6 @@ def known_losses(architecture: Architecture, objectives: Sequence[str]) -> tuple
     return tuple(closed_form.get(objective) for objective in objectives)
 
 
-def next_promotion(
-    trials: Sequence[Trial], *, low: str, high: str, objectives: Sequence[str]
-) -> Architecture | None:
-    """Choose the best network at fidelity ``low`` that was not tried at ``high``.
 class Promotions:
     """Asynchronous successive halving with several objectives, over rungs of fidelity.
 

@@ -17,11 +17,21 @@ from plotly.offline import get_plotlyjs
 
 from search.budget import Budget, format_seconds
 from search.front import knee
+from search.importance import front_traits
 from search.record import Trial
+from search.report_findings import (
+    choices_section,
+    published_section,
+    retrained_section,
+    spending_section,
+    trust_section,
+)
+from search.report_networks import networks_payload, published_payload
 from search.report_payload import (
     Charge,
     chart_unit,
     hypervolume_payload,
+    importance_payload,
     judged_candidates,
     mixers_payload,
     phases_payload,
@@ -31,19 +41,17 @@ from search.report_payload import (
 )
 from search.report_sections import (
     AXES,
+    choose_section,
     describe_fidelity,
     front_section,
     header_section,
     members_section,
-    mixers_section,
-    retrained_section,
-    spending_section,
-    trust_section,
 )
-from search.results import Candidate, losses_of, retrained
+from search.results import Candidate, by_macs, losses_of, retrained
 from search.trust import KendallTau
 
 PAGE = Path(__file__).parent / "report_page"
+SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
 # Okabe and Ito's blue, vermilion and grey; the report's style sheet has the same.
 FRONT, NEAR, OTHER = "#0072b2", "#d55e00", "#8c959f"
 
@@ -99,7 +107,7 @@ def write_report(path: Path, report: ReportData) -> None:
         # A "<" in the data would let it end the script element.
         payload=json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
-        script=(PAGE / "page.js").read_text(encoding="utf-8"),
+        script="\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -153,7 +161,9 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
     unit, unit_seconds = chart_unit(report.budget)
     top = next(iter(judged.values()))
-    everything = {c.id: c.architecture for found in judged.values() for c in found}
+    everything = {c.id: c for found in judged.values() for c in found}
+    rows = {number: row for row, number in enumerate(everything)}
+    architectures = [c.architecture for c in everything.values()]
     curves = [
         hypervolume_payload(
             report.trials,
@@ -167,14 +177,15 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
     return {
         "run": shlex.quote(report.run),
         "unit": unit,
-        "views": [view_payload(fidelity, found) for fidelity, found in judged.items()],
+        "networks": networks_payload(everything),
+        "views": [view_payload(fidelity, found, rows) for fidelity, found in judged.items()],
+        "published": published_payload(architectures),
         "retrained": retrained_payload(report.trials, top),
         "hypervolume": curves,
         "phases": phases_payload(report.spent_by_phase, unit_seconds),
         "trust": trust_payload(report.trials),
-        "mixers": mixers_payload(
-            [c.architecture for c in top if c.on_front], tuple(everything.values())
-        ),
+        "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
+        "importance": importance_payload(judged, seed=report.seed),
     }
 
 
@@ -182,10 +193,14 @@ def _sections(
     report: ReportData, judged: Mapping[str, Sequence[Candidate]], payload: Mapping[str, Any]
 ) -> list[str]:
     fidelity, top = next(iter(judged.items()))
-    members = sorted((c for c in top if c.on_front), key=lambda c: (c.macs, -c.top1, c.id))
+    members = sorted((c for c in top if c.on_front), key=by_macs)
+    on_front = {member.id for member in members}
+    everything = {c.id: c.architecture for found in judged.values() for c in found}
+    rest = [one for number, one in everything.items() if number not in on_front]
     sections = [
         header_section(f"Pareto front of {report.name}", _facts(report, judged), report.notes),
-        front_section(judged, objectives=report.objectives),
+        choose_section(fidelity, top),
+        front_section(judged, objectives=report.objectives, published=payload["published"]),
         members_section(
             members,
             fidelity=fidelity,
@@ -193,6 +208,12 @@ def _sections(
             run=payload["run"],
         ),
     ]
+    sections.append(
+        choices_section(
+            payload["importance"],
+            front_traits([member.architecture for member in members], rest),
+        )
+    )
     if payload["retrained"]:
         sections.append(retrained_section(retrained(report.trials), top))
     sections.append(
@@ -205,7 +226,7 @@ def _sections(
     )
     if payload["trust"] and report.trust:
         sections.append(trust_section(report.trust))
-    sections.append(mixers_section())
+    sections.append(published_section(payload["published"]))
     return sections
 
 

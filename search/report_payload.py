@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from search.budget import UNIT_SECONDS, Budget
 from search.front import hypervolume, non_dominated
+from search.importance import study_importance
 from search.record import Trial
 from search.results import (
     Candidate,
+    add_probabilities,
     candidates,
     highest_fidelity,
     is_retraining,
@@ -23,7 +26,7 @@ from search.results import (
     retrained,
 )
 from search.trust import trust_points
-from searchspace.architecture import Architecture, describe
+from searchspace.architecture import Architecture
 
 # Started and ended on the clock of the trials, and the devices held in between.
 Charge: TypeAlias = tuple[float, float, float]
@@ -41,25 +44,34 @@ def judged_candidates(
     """
     highest_fidelity(trials)
     judged = {t.fidelity for t in trials if t.state == "done" and not is_retraining(t.fidelity)}
-    return {
+    found = {
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
         for fidelity in order_fidelities(judged)
     }
+    return {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
 
 
-def view_payload(fidelity: str, found: Sequence[Candidate]) -> dict[str, Any]:
-    """Describe the candidates of one fidelity in columns; group 2 is the front, 1 near it."""
+def view_payload(
+    fidelity: str, found: Sequence[Candidate], rows: Mapping[int, int]
+) -> dict[str, Any]:
+    """Describe the candidates of one fidelity in columns; group 2 is the front, 1 near it.
+
+    Args:
+        fidelity: Of all candidates.
+        found: The candidates.
+        rows: The row of each id in `networks_payload`.
+    """
+    latencies = [c.latency_ms for c in found]
     return {
         "fidelity": fidelity,
-        "ids": [c.id for c in found],
-        "top1": [round(c.top1, 3) for c in found],
-        "low": [round(c.low, 3) for c in found],
-        "high": [round(c.high, 3) for c in found],
-        "macs": [c.macs for c in found],
-        "params": [c.params for c in found],
-        "latency_ms": [c.latency_ms for c in found],
+        "rows": [rows[c.id] for c in found],
+        "top1": [round(c.top1, 2) for c in found],
+        "low": [round(c.low, 2) for c in found],
+        "high": [round(c.high, 2) for c in found],
+        "latency_ms": None if all(ms is None for ms in latencies) else latencies,
         "group": [2 if c.on_front else int(c.near_front) for c in found],
-        "mixers": [describe(c.architecture) for c in found],
+        # Zero is short: most networks have no chance.
+        "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
     }
 
 
@@ -117,17 +129,37 @@ def spent_at(charges: Sequence[Charge], times: NDArray[np.float64]) -> NDArray[n
 
 
 def trust_payload(trials: Sequence[Trial]) -> dict[str, list[float]] | None:
-    """List the networks of the trust phase in columns, or return None."""
+    """List the networks of the trust phase in columns, one for each estimate; or return None."""
     points = trust_points(trials)
     if not points:
         return None
-    return {
-        "ids": [point.id for point in points],
-        "top1": [point.top1 for point in points],
-        "supernet": [point.supernet for point in points],
-        "params": [point.params for point in points],
-        "macs": [point.macs for point in points],
+    columns = {field.name: [getattr(p, field.name) for p in points] for field in fields(points[0])}
+    return {"ids": columns.pop("id"), **columns}
+
+
+def importance_payload(
+    judged: Mapping[str, Sequence[Candidate]], *, seed: int
+) -> list[dict[str, Any]]:
+    """List what each choice is worth at each fidelity that has enough networks."""
+    studies = {
+        fidelity: study_importance(
+            [c.architecture for c in found], [c.top1 for c in found], seed=seed
+        )
+        for fidelity, found in judged.items()
     }
+    return [
+        {
+            "fidelity": fidelity,
+            "networks": study.num_networks,
+            "r2": round(study.r2, 3),
+            "names": [f"{one.place}: {one.setting}" for one in study.choices],
+            "mean": [round(one.mean, 4) for one in study.choices],
+            "low": [round(one.low, 4) for one in study.choices],
+            "high": [round(one.high, 4) for one in study.choices],
+        }
+        for fidelity, study in studies.items()
+        if study is not None
+    ]
 
 
 def mixers_payload(front: Sequence[Architecture], judged: Sequence[Architecture]) -> dict[str, Any]:

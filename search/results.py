@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search.certainty import front_probabilities
 from search.front import non_dominated
 from search.record import Trial
 from searchspace.architecture import Architecture, describe
@@ -41,8 +42,12 @@ class Candidate:
             trained with several seeds, from the spread between those.
         high: Upper end.
         latency_ms: The mean of what was measured, or None.
+        images: How many images the accuracy is worth: those that judged it, less where the spread
+            between seeds adds to their noise.
         on_front: Whether no other candidate dominates it.
         near_front: Whether it is off the front by no more than the noise of the accuracies.
+        front_probability: That it is truly on the front (`search.certainty`); None where
+            `add_probabilities` was not asked.
     """
 
     id: int
@@ -56,8 +61,10 @@ class Candidate:
     params: int
     macs: int
     latency_ms: float | None
+    images: float
     on_front: bool = False
     near_front: bool = False
+    front_probability: float | None = None
 
 
 def candidates(
@@ -101,21 +108,24 @@ def highest_fidelity(trials: Sequence[Trial]) -> str:
     return ordered[0]
 
 
-def front(
+def judged_at(
     trials: Sequence[Trial],
     *,
     fidelity: str | None = None,
     objectives: Sequence[str] = ("top1", "macs", "params"),
+    limits: Mapping[str, float] | None = None,
 ) -> tuple[Candidate, ...]:
-    """Return the candidates on the front, by rising MACs.
+    """Return all candidates of one fidelity, the members of their front marked.
 
     Args:
         trials: Of any state and fidelity.
         fidelity: The one to look at; None takes `highest_fidelity`.
         objectives: See `candidates`.
+        limits: Upper limits of costs by name; the front is that of the networks within them.
 
     Raises:
-        ValueError: If nothing has been judged at the fidelity, or an objective is unknown.
+        ValueError: If nothing has been judged at the fidelity or nothing is within the limits, or
+            an objective is unknown.
     """
     fidelity = fidelity or highest_fidelity(trials)
     found = candidates(trials, fidelity=fidelity, objectives=objectives)
@@ -125,7 +135,54 @@ def front(
             f"No network has been judged at the fidelity {fidelity!r}. "
             f"There are results for: {', '.join(order_fidelities(judged)) or 'none'}."
         )
-    return tuple(sorted((c for c in found if c.on_front), key=lambda c: (c.macs, -c.top1, c.id)))
+    if not limits:
+        return found
+    within = [c for c in found if all(getattr(c, name) <= most for name, most in limits.items())]
+    if not within:
+        least = {name: min(getattr(c, name) for c in found) for name in limits}
+        raise ValueError(
+            f"None of the {len(found)} networks at {fidelity!r} is within "
+            f"{', '.join(f'{name} <= {most:,.0f}' for name, most in limits.items())}; the least is "
+            f"{', '.join(f'{name} {value:,.0f}' for name, value in least.items())}. Allow more."
+        )
+    return _mark_front(within, objectives)
+
+
+def front(
+    trials: Sequence[Trial],
+    *,
+    fidelity: str | None = None,
+    objectives: Sequence[str] = ("top1", "macs", "params"),
+) -> tuple[Candidate, ...]:
+    """Return the candidates on the front, by rising MACs; see `judged_at`."""
+    found = judged_at(trials, fidelity=fidelity, objectives=objectives)
+    return tuple(sorted((c for c in found if c.on_front), key=by_macs))
+
+
+def by_macs(candidate: Candidate) -> tuple[float, float, int]:
+    """Sort key: by rising MACs, the more accurate first."""
+    return candidate.macs, -candidate.top1, candidate.id
+
+
+def add_probabilities(
+    found: Sequence[Candidate], objectives: Sequence[str]
+) -> tuple[Candidate, ...]:
+    """Add to each of all candidates of a fidelity the probability that it is truly on the front.
+
+    Where the accuracy is no objective the front is exact: 1 or 0.
+    """
+    if "top1" not in objectives or not found:
+        return tuple(replace(c, front_probability=float(c.on_front)) for c in found)
+    costs = np.delete(losses_of(found, objectives), list(objectives).index("top1"), axis=1)
+    chances = front_probabilities(
+        np.array([c.top1 for c in found]),
+        images=np.array([c.images for c in found]),
+        costs=costs,
+    )
+    return tuple(
+        replace(c, front_probability=chance)
+        for c, chance in zip(found, chances.tolist(), strict=True)
+    )
 
 
 def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
@@ -166,6 +223,8 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "top1_low": candidate.low,
         "top1_high": candidate.high,
         "num_seeds": candidate.num_seeds,
+        "near_front": candidate.near_front,
+        "front_probability": candidate.front_probability,
         "params": candidate.params,
         "macs": candidate.macs,
         "latency_ms": candidate.latency_ms,
@@ -213,6 +272,10 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     top1 = statistics.fmean(trial.values["top1"] for trial in trials)
     low, high = wilson_interval(correct, total)
     between = seed_half / math.sqrt(len(trials))
+    smoothed = (correct + 0.5) / (total + 1)
+    # Variances in percent squared: of the images, and of the mean over seeds.
+    by_images = 1e4 * smoothed * (1 - smoothed) / total
+    by_seeds = (between / NORMAL_975) ** 2
     latencies = [t.values["latency_ms"] for t in trials if "latency_ms" in t.values]
     return Candidate(
         id=first.architecture_id,
@@ -226,6 +289,7 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
         params=first.params,
         macs=first.macs,
         latency_ms=statistics.fmean(latencies) if latencies else None,
+        images=total * by_images / (by_images + by_seeds),
     )
 
 

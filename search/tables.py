@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from search.results import Candidate
 from searchspace.architecture import Architecture, describe
@@ -18,6 +22,8 @@ _UNITS = "KMGT"
 def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidate] = ()) -> Table:
     """Show candidates of one fidelity, a row each, in at most 80 columns.
 
+    The mixers are broken between stages where they do not fit in a line.
+
     Args:
         candidates: In the order of the rows.
         retrained: Results of retraining, shown beside the candidate with the same id.
@@ -26,11 +32,14 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     final = {candidate.id: candidate for candidate in retrained}
     shows_final = any(candidate.id in final for candidate in candidates)
     shows_latency = any(candidate.latency_ms is not None for candidate in candidates)
+    chances = [c.front_probability for c in candidates if c.front_probability is not None]
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
     for column in ("id", "top-1 %", "MACs", "params"):
         table.add_column(column, justify="right", no_wrap=True)
     if shows_latency:
         table.add_column("ms", justify="right", no_wrap=True)
+    if chances:
+        table.add_column("sure", justify="right", no_wrap=True)
     if shows_final:
         table.add_column("retrained", justify="right", no_wrap=True)
     table.add_column("mixers of the stages", overflow="fold")
@@ -40,11 +49,15 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         cells += [format_count(candidate.macs), format_count(candidate.params)]
         if shows_latency:
             cells.append(_format_ms(candidate.latency_ms))
+        if chances:
+            cells.append(format_chance(candidate.front_probability))
         if shows_final:
             found = final.get(candidate.id)
             cells.append(format_interval(found) if found else "")
-        table.add_row(*cells, describe(candidate.architecture))
+        table.add_row(*cells, _Mixers(describe(candidate.architecture)))
     notes = ["±: 95 % interval of the accuracy"]
+    if chances:
+        notes.append("sure: chance to be truly on the front")
     if shows_final:
         notes.append("retrained: full recipe, judged once on the test split")
     if any(candidate.near_front for candidate in candidates):
@@ -130,6 +143,44 @@ def format_interval(candidate: Candidate) -> str:
     """Write the accuracy in percent with the longer half of its 95 % interval: ``93.1 ±1.2``."""
     half = max(candidate.high - candidate.top1, candidate.top1 - candidate.low)
     return f"{candidate.top1:.1f} ±{half:.1f}"
+
+
+def format_chance(chance: float | None) -> str:
+    """Write a probability in whole percent; never 0 % or 100 % for what is not quite so."""
+    if chance is None:
+        return ""
+    if 0 < chance < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < chance < 1 - 1e-9 else f"{chance:.0%}"
+
+
+def break_stages(mixers: str, width: int) -> str:
+    """Break a compact text of mixers into lines, between stages; a longer stage is left as it is.
+
+    A bar at the end of a line says that more stages follow.
+    """
+    lines: list[str] = []
+    for stage in mixers.split(" | "):
+        if lines and len(lines[-1]) + len(" | ") + len(stage) + len(" |") <= width:
+            lines[-1] += f" | {stage}"
+        else:
+            lines.append(stage)
+    return " |\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixers:
+    """The mixers of a network, which rich lays out when it knows the width of the column."""
+
+    text: str
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(break_stages(self.text, options.max_width), overflow="fold")
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        longest = max(map(len, self.text.split()))
+        width = options.max_width
+        return Measurement(min(longest, width), min(len(self.text) + 2, width))
 
 
 def _table(title: str) -> Table:

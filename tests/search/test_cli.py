@@ -18,6 +18,8 @@ COMMANDS = (
     "plan",
     "status",
     "pareto",
+    "select",
+    "compare",
     "show",
     "retrain",
     "export",

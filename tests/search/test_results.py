@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from search.results import (
+    add_probabilities,
     candidates,
     front,
     highest_fidelity,
@@ -179,8 +180,37 @@ def test_json_has_stable_keys_and_gives_the_architecture_back() -> None:
     data = json.loads(json.dumps(to_json(candidate)))
 
     assert set(data) == {
-        "id", "key", "fidelity", "top1", "top1_low", "top1_high", "num_seeds",
+        "id", "key", "fidelity", "top1", "top1_low", "top1_high", "num_seeds", "near_front",
+        "front_probability",
         "params", "macs", "latency_ms", "mixers", "architecture",
     }  # fmt: skip
     assert data["latency_ms"] is None
     assert data["key"] == Architecture.from_dict(data["architecture"]).key == network(1).key
+
+
+def test_one_training_is_worth_its_images_and_a_spread_of_seeds_makes_it_worth_less() -> None:
+    (once,) = candidates([trial(1, correct=150)], fidelity="train-3e")
+    (agreed,) = candidates([trial(1, correct=150, seed=s) for s in range(3)], fidelity="train-3e")
+    (spread,) = candidates(
+        [trial(1, correct=140 + 10 * s, seed=s) for s in range(3)], fidelity="train-3e"
+    )
+
+    assert once.images == agreed.images == NUM_IMAGES
+    assert 0 < spread.images < NUM_IMAGES / 4
+
+
+def test_the_chance_of_a_rival_within_noise_is_about_even() -> None:
+    found = candidates([trial(1, correct=150), trial(2, correct=151)], fidelity="train-3e")
+
+    first, second = add_probabilities(found, ("top1", "macs"))
+
+    assert first.front_probability == pytest.approx(1.0, abs=1e-3)
+    assert second.front_probability == pytest.approx(0.54, abs=0.03)
+
+
+def test_a_front_of_costs_alone_is_certain() -> None:
+    found = candidates(
+        [trial(1, correct=150), trial(2, correct=1)], fidelity="train-3e", objectives=("macs",)
+    )
+
+    assert [c.front_probability for c in add_probabilities(found, ("macs",))] == [1.0, 0.0]

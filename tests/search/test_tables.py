@@ -50,6 +50,7 @@ def make_candidate(
         params=cost.params,
         macs=cost.macs,
         latency_ms=latency_ms,
+        images=50.0,
         near_front=True,
     )
 

@@ -1,0 +1,180 @@
+"""`search compare`: architectures side by side, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from search.results import Candidate, is_retraining, judged_at
+from search.run_folder import open_run
+from search.tables import describe_stages, format_count, format_interval
+from search.targets import load_target
+from searchspace.architecture import Architecture
+from searchspace.cost import Cost, count, count_parts
+from searchspace.published import PUBLISHED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """An architecture with what is known about it.
+
+    Attributes:
+        name: As the user wrote it.
+        result: Its accuracy and latency at the run's highest fidelity that judged it, if any.
+    """
+
+    name: str
+    architecture: Architecture
+    result: Candidate | None = None
+
+
+def load_compared(target: str, *, img_size: int | None = None) -> Compared:
+    """Find an architecture and its result, by what `search.targets.load_target` takes.
+
+    Args:
+        target: A preset, a file or ``RUN:ID``.
+        img_size: Count costs at another image size; a result at the run's own is left out then.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    architecture = load_target(target)
+    result = _result_of(target)
+    if img_size is not None and img_size != architecture.img_size:
+        architecture, result = architecture.replace(img_size=img_size), None
+    return Compared(name=target, architecture=architecture, result=result)
+
+
+def compare_table(compared: Sequence[Compared]) -> Table:
+    """Show each stage's mixers, parameters, MACs and share of them, a column for each network.
+
+    What differs from the first network is bold.
+    """
+    table = Table(title="Side by side", title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for one in compared:
+        table.add_column(one.name, overflow="fold", ratio=1)
+    for row in _rows(compared):
+        if row is None:
+            table.add_section()
+            continue
+        label, *cells = row
+        bold = [cell if cell == cells[0] else f"[bold]{cell}[/bold]" for cell in cells]
+        table.add_row(label, *bold)
+    notes = ["bold: differs from the first", "share: of the MACs of one image"]
+    if any(one.result and one.result.latency_ms is None for one in compared):
+        notes.append("latency was not measured")
+    table.caption = "; ".join(notes)
+    return table
+
+
+def compare_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Describe the networks with JSON values; the keys are stable."""
+    return [_describe(one) for one in compared]
+
+
+def _describe(one: Compared) -> dict[str, Any]:
+    total, parts = count(one.architecture), count_parts(one.architecture)
+    result = one.result
+    mixers = _stage_mixers(one.architecture)
+    return {
+        "name": one.name,
+        "key": one.architecture.key,
+        "img_size": one.architecture.img_size,
+        "params": total.params,
+        "macs": total.macs,
+        "fidelity": result.fidelity if result else None,
+        "top1": result.top1 if result else None,
+        "latency_ms": result.latency_ms if result else None,
+        "parts": [
+            {
+                "part": part,
+                "mixers": mixers.get(part),
+                "params": cost.params,
+                "macs": cost.macs,
+                "share": cost.macs / total.macs,
+            }
+            for part, cost in parts.items()
+        ],
+    }
+
+
+def _rows(compared: Sequence[Compared]) -> list[tuple[str, ...] | None]:
+    """List the rows of the table; None is a line between two parts."""
+    parts = [count_parts(one.architecture) for one in compared]
+    totals = [count(one.architecture) for one in compared]
+    mixers = [_stage_mixers(one.architecture) for one in compared]
+    sizes = [_sizes(one.architecture) for one in compared]
+    rows: list[tuple[str, ...] | None] = []
+    # The deepest network first, so that its last stages come before the head.
+    for part in dict.fromkeys(name for costs in sorted(parts, key=len)[::-1] for name in costs):
+        costs = [found.get(part) for found in parts]
+        if any(part in found for found in mixers):
+            rows.append((part, *(found.get(part, "-") for found in mixers)))
+            rows.append(("  tokens", *(found.get(part, "-") for found in sizes)))
+            part = ""
+        rows.extend(_cost_rows(part, costs, totals))
+        rows.append(None)
+    rows.extend(_cost_rows("all", totals, totals)[:-1])
+    rows.extend(_result_rows(compared))
+    return rows
+
+
+def _cost_rows(
+    label: str, costs: Sequence[Cost | None], totals: Sequence[Cost]
+) -> list[tuple[str, ...]]:
+    rows = [
+        ("  params", *(format_count(cost.params) if cost else "-" for cost in costs)),
+        ("  MACs", *(format_count(cost.macs) if cost else "-" for cost in costs)),
+        (
+            "  share",
+            *(
+                f"{cost.macs / total.macs:.1%}" if cost else "-"
+                for cost, total in zip(costs, totals, strict=True)
+            ),
+        ),
+    ]
+    return [(label, *("" for _ in costs)), *rows] if label else rows
+
+
+def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
+    rows = []
+    results = [one.result for one in compared]
+    if any(results):
+        rows.append(("  top-1 %", *(format_interval(r) if r else "-" for r in results)))
+        rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
+    if any(result and result.latency_ms is not None for result in results):
+        measured = [r.latency_ms if r else None for r in results]
+        rows.append(("  ms", *("-" if ms is None else f"{ms:.3g}" for ms in measured)))
+    known = [PUBLISHED.get(one.name) for one in compared]
+    if any(known):
+        rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))
+        rows.append(("  from", *(p.source if p else "-" for p in known)))
+    return rows
+
+
+def _stage_mixers(architecture: Architecture) -> dict[str, str]:
+    return {f"stage{i}": text for i, text in enumerate(describe_stages(architecture))}
+
+
+def _sizes(architecture: Architecture) -> dict[str, str]:
+    stages = zip(architecture.stages, architecture.resolutions, strict=True)
+    return {
+        f"stage{index}": f"{size}x{size}, {stage.dim} wide, {stage.depth} deep"
+        for index, (stage, size) in enumerate(stages)
+    }
+
+
+def _result_of(target: str) -> Candidate | None:
+    """Return the result of RUN:ID at the highest fidelity below retraining that has it."""
+    run, colon, number = target.rpartition(":")
+    if Path(target).exists() or not colon or not number.isdecimal():
+        return None
+    with open_run(Path(run)) as folder:
+        trials = [t for t in folder.record.trials() if t.architecture_id == int(number)]
+        done = [t for t in trials if t.state == "done" and not is_retraining(t.fidelity)]
+        return judged_at(done)[0] if done else None

@@ -1,0 +1,123 @@
+"""A run as pandas frames, for a notebook: `load_run`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from search.pareto import FrontQuery, judged_by
+from search.record import Trial
+from search.record_file import CHARGE, open_file
+from search.results import Candidate, is_retraining
+from search.run_folder import RECORD, RunFolder, open_run
+from search.settings import RunSettings
+from search.tables import describe_stages
+from searchspace.architecture import describe
+
+_MOMENT: dict[str, str | float] = {"live": "[]", "now": 0.0}
+_LEDGER = f"SELECT attempts.*, {CHARGE} AS seconds FROM attempts ORDER BY id"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A run, read once.
+
+    Attributes:
+        settings: What was asked for.
+        trials: A row a trial, by ``trial``: the architecture's ``id`` and ``key``, ``fidelity``,
+            ``seed``, ``origin``, ``state``, ``params``, ``macs``, ``mixers``, ``stage0`` and so on,
+            every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
+        front: A row a candidate at the highest fidelity below retraining, by ``id``: its accuracy
+            with the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
+        ledger: A row an attempt: ``phase``, ``trial_id``, ``devices``, ``started`` and ``ended``
+            (UTC), ``outcome`` and the device-``seconds`` that were charged.
+    """
+
+    settings: RunSettings
+    trials: pd.DataFrame
+    front: pd.DataFrame
+    ledger: pd.DataFrame
+
+
+def load_run(path: Path | str) -> LoadedRun:
+    """Read a run; it may be going on.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        ValueError: If the folder is not one of a run.
+    """
+    with open_run(Path(path)) as run:
+        trials = run.record.trials()
+        frame = pd.DataFrame([_trial_row(trial) for trial in trials])
+        front = pd.DataFrame([_candidate_row(one) for one in _judged(run, trials)])
+        settings = run.settings
+    return LoadedRun(
+        settings=settings,
+        trials=frame if frame.empty else _with_times(frame.set_index("trial"), "finished"),
+        front=front if front.empty else front.set_index("id").sort_values("macs"),
+        ledger=_read_ledger(Path(path) / RECORD),
+    )
+
+
+def _judged(run: RunFolder, trials: tuple[Trial, ...]) -> tuple[Candidate, ...]:
+    is_judged = any(t.state == "done" and not is_retraining(t.fidelity) for t in trials)
+    return judged_by(run, FrontQuery()) if is_judged else ()
+
+
+def _trial_row(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.id,
+        "id": trial.architecture_id,
+        "key": trial.key,
+        "fidelity": trial.fidelity,
+        "seed": trial.seed,
+        "origin": trial.origin,
+        "state": trial.state,
+        "params": trial.params,
+        "macs": trial.macs,
+        "mixers": describe(trial.architecture),
+        **{f"stage{i}": text for i, text in enumerate(describe_stages(trial.architecture))},
+        **trial.values,
+        # A trial's values may have seconds of their own: those of the work, not those charged.
+        "seconds": trial.seconds,
+        "attempts": trial.num_attempts,
+        "finished": trial.finished,
+        "cause": trial.cause,
+    }
+
+
+def _candidate_row(one: Candidate) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "key": one.key,
+        "fidelity": one.fidelity,
+        "top1": one.top1,
+        "low": one.low,
+        "high": one.high,
+        "num_seeds": one.num_seeds,
+        "params": one.params,
+        "macs": one.macs,
+        "latency_ms": one.latency_ms,
+        "on_front": one.on_front,
+        "near_front": one.near_front,
+        "front_probability": one.front_probability,
+        "mixers": describe(one.architecture),
+        **{f"stage{i}": text for i, text in enumerate(describe_stages(one.architecture))},
+    }
+
+
+def _read_ledger(path: Path) -> pd.DataFrame:
+    with closing(open_file(path)) as connection:
+        ledger = pd.read_sql_query(_LEDGER, connection, params=_MOMENT, index_col="id")
+    return _with_times(ledger, "started", "ended", "last_seen")
+
+
+def _with_times(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    times = {name: pd.to_datetime(frame[name], unit="s", utc=True) for name in columns}
+    return frame.assign(**times)

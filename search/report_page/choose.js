@@ -1,0 +1,151 @@
+"use strict";
+
+// "Which network up to this cost?", with how sure the answer is and what distinguishes it.
+
+const mostDraws = 4000;
+const mostNumbers = 4e6;
+// With fewer networks an average says little.
+const fewNetworks = 30;
+
+// A small seeded generator (mulberry32): the same report always says the same.
+function makeRandom(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+function makeNormal(random) {
+  return () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+}
+
+// Draws the true accuracies many times from their intervals, and counts who is the best.
+function drawBest(view, indices) {
+  const deviation = (index) => (view.high[index] - view.low[index]) / (2 * 1.96);
+  const best = indices.reduce((a, b) => (view.top1[b] > view.top1[a] ? b : a));
+  const rivals = indices.filter(
+    (i) => view.top1[best] - view.top1[i] < 4 * Math.hypot(deviation(best), deviation(i)),
+  );
+  const normal = makeNormal(makeRandom(1));
+  const draws = Math.max(200, Math.min(mostDraws, Math.floor(mostNumbers / rivals.length)));
+  const wins = new Array(rivals.length).fill(0);
+  let regret = 0;
+  for (let draw = 0; draw < draws; draw++) {
+    let [highest, winner, own] = [-Infinity, 0, 0];
+    rivals.forEach((index, i) => {
+      const value = view.top1[index] + deviation(index) * normal();
+      if (index === best) own = value;
+      if (value > highest) [highest, winner] = [value, i];
+    });
+    wins[winner] += 1;
+    regret += highest - own;
+  }
+  const shares = rivals.map((index, i) => [index, wins[i] / draws]);
+  shares.sort((a, b) => b[1] - a[1]);
+  return { best, shares, regret: regret / draws };
+}
+
+function answerChoice() {
+  const answer = byId("answer");
+  const view = data.views[0];
+  const axis = byId("limit-axis").value;
+  const text = byId("limit").value.trim();
+  const limit = text === "" ? Infinity : axis === "latency_ms" ? Number(text) : parseQuantity(text);
+  if (Number.isNaN(limit)) {
+    answer.replaceChildren(makeElement("p", "warning", `"${text}" is no number. Write e.g. 100M or 4.5G.`));
+    return;
+  }
+  const costs = valuesOf(view, axis);
+  const within = costs.flatMap((cost, index) => (cost !== null && cost <= limit ? [index] : []));
+  if (within.length === 0) {
+    const least = costs.reduce((a, b) => (b !== null && b < a ? b : a), Infinity);
+    const what = axis === "latency_ms" ? `${least.toPrecision(3)} ms` : `${formatCount(least)} ${axes[axis]}`;
+    answer.replaceChildren(makeElement("p", "warning", `No judged network is that small; the least is ${what}.`));
+    return;
+  }
+  answer.replaceChildren(...writeAnswer(view, within, drawBest(view, within)));
+}
+
+function writeAnswer(view, within, { best, shares, regret }) {
+  const chance = shares.find(([index]) => index === best)[1];
+  const count = within.length.toLocaleString("en");
+  const sure = makeElement("p", "");
+  sure.append(
+    makeElement("b", "", `How sure? `),
+    `It is truly the most accurate of these ${count} with a chance of ${formatShare(chance)}; `,
+    `taking it gives away ${regret.toFixed(1)} points on average against the true best. `,
+    chance < 0.5 ? "The rivals below are as good a guess: retrain several." : "",
+  );
+  const several = makeElement("p", "quiet", "Several at once, chosen for their spread: ");
+  several.append(makeElement("code", "", `search select ${data.run}`));
+  const show = makeElement("button", "", "show it in the chart");
+  show.addEventListener("click", () => {
+    byId("view").selectedIndex = 0;
+    choose(idOf(view, best));
+    byId("front-chart").scrollIntoView({ block: "center" });
+  });
+  const rivals = shares.filter(([index, share]) => index !== best && share >= 0.02).slice(0, 4);
+  return [
+    drawCard(view, best),
+    sure,
+    ...describeTraits(view, best),
+    ...describeRivals(view, best, rivals),
+    makeElement("p", "", show),
+    makeCommand(idOf(view, best)),
+    several,
+  ];
+}
+
+// For each stage: how the networks with the same mixer there did against the others.
+function describeTraits(view, best) {
+  const largest = data.views.reduce((a, b) => (b.rows.length > a.rows.length ? b : a));
+  const among = view.rows.length >= fewNetworks ? view : largest;
+  if (among.rows.length < fewNetworks) return [];
+  const list = makeElement("ul", "rivals");
+  stagesOf(view.rows[best]).forEach((type, stage) => {
+    const kind = type.blocks[0][0];
+    const column = networks.stages[stage];
+    const has = (row) => networks.types[stage][column[row]]?.blocks[0][0] === kind;
+    const [same, others] = [[], []];
+    among.rows.forEach((row, index) => (has(row) ? same : others).push(among.top1[index]));
+    if (same.length === 0 || others.length === 0) return;
+    const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+    const gain = mean(same) - mean(others);
+    const share = formatShare(same.length / among.rows.length);
+    list.append(
+      makeElement(
+        "li",
+        "",
+        makeElement("b", "", `stage ${stage}: ${type.text}. `),
+        `${share} of the networks have ${kind.replaceAll("_", " ")} here, and are on average `,
+        `${Math.abs(gain).toFixed(1)} points ${gain < 0 ? "worse" : "better"} than the others`,
+      ),
+    );
+  });
+  const title = makeElement("b", "", "What distinguishes it?");
+  const where = ` Among the ${among.rows.length.toLocaleString("en")} networks at ${among.fidelity}:`;
+  return [makeElement("p", "", title, where), list];
+}
+
+function describeRivals(view, best, rivals) {
+  if (rivals.length === 0) return [];
+  const list = makeElement("ul", "rivals");
+  for (const [index, share] of rivals) {
+    const macs = (i) => networks.macs[view.rows[i]];
+    const change = Math.round(100 * (macs(index) / macs(best) - 1));
+    const changes = differences(view.rows[index], view.rows[best]);
+    list.append(
+      makeElement(
+        "li",
+        "",
+        makeElement("b", "", `network ${idOf(view, index)}`),
+        ` (${formatShare(share)}): ${view.top1[index].toFixed(1)} %, `,
+        change === 0 ? "the same MACs" : `${Math.abs(change)} % ${change < 0 ? "fewer" : "more"} MACs`,
+        `. ${changes.join("; ") || "The same mixers."}`,
+      ),
+    );
+  }
+  return [makeElement("p", "", makeElement("b", "", "Its rivals"), ", with their chance to be the best:"), list];
+}

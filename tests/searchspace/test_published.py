@@ -1,0 +1,33 @@
+"""Published accuracies belong to presets and name their table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from searchspace.presets import PRESETS
+from searchspace.published import PUBLISHED
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "imagenet_classification.csv"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_accuracy_is_of_a_preset_and_has_a_source(name: str) -> None:
+    assert name in PRESETS
+    assert re.fullmatch(r"(Han|Zhou) et al\. 202[23], Table \d+", PUBLISHED[name].source)
+
+
+def test_published_accuracies_stand_in_the_tables_that_they_name() -> None:
+    if not REFERENCE.is_file():
+        pytest.skip("the papers' numbers (../shared/reference) are not on this machine")
+    with REFERENCE.open(newline="") as file:
+        rows = {(row["source"], row["table"], row["top1"]) for row in csv.DictReader(file)}
+
+    for published in PUBLISHED.values():
+        match = re.match(r"(\w+) et al\. (\d+), Table (\d+)", published.source)
+        assert match is not None
+        paper, table = f"{match[1].lower()}{match[2]}", f"T{match[3]}"
+        assert (paper, table, str(published.top1)) in rows
