@@ -186,10 +186,10 @@ def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
     """Load the weights that a network starts from."""
     if plan.inherit:
-        supernet = Supernet(run.space())
         weights = sorted((run.folder / "supernet").glob("supernet-*.safetensors"))
         if not weights:
             raise ValueError(f"{run.folder} has no trained supernet. Leave --inherit out.")
+        supernet = Supernet(run.space())
         load_model(supernet, str(weights[-1]))
         return dict(extract(supernet, run.architecture(number)).state_dict())
     if plan.start is None:

@@ -57,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_onnx_gives_the_networks_logits_in_a_process_without_torch(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from search import retraining
+from search.record import Record
 from search.retrain import RetrainOptions, retrain
-from search.retraining import RetrainPlan, resized
+from search.retraining import RetrainPlan, resized, retrain_members
+from search.run_folder import RunFolder
+from search.settings import RunSettings
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, WindowAttention
-from supernet.data import ImageData
+from supernet.data import ImageData, prepare_data
 from supernet.epoch_report import EpochReport, read_csv, starvation, to_csv
 from tests.tiny_data import changed, noise, tiny_data
 
@@ -132,8 +139,59 @@ def test_trainings_that_differ_have_different_names(tmp_path: Path) -> None:
         *("micro-30e", "micro-3e", "micro-30e-inherited", "micro-30e-from-7-micro-30e-s0"),
         *("micro-30e-64px", "micro-30e-64px-7to11"),
     ]
-    with pytest.raises(ValueError, match="one start: give --inherit or --start"):
+    with pytest.raises(ValueError, match="one start"):
         RetrainPlan(inherit=True, start=tmp_path)
+
+
+class Inline:
+    """Stands in for the Ray cluster: what is submitted runs at once."""
+
+    devices = 2
+
+    def __init__(self, *, device: str, address: str | None) -> None:
+        assert (device, address) == ("cpu", None)
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+        return (object(), function(*arguments))
+
+
+def test_a_queue_is_worked_off_charged_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retraining, "Cluster", Inline)
+    monkeypatch.setattr(
+        retraining, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
+    )
+    settings = RunSettings(space="digits", data="digits", budget="60cpu-seconds")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    prepare_data("digits", img_size=16, folder=folder / "data")
+    small = replace(ARCHITECTURE, img_size=16, num_classes=10)
+    out = StringIO()
+    plan = RetrainPlan(recipe="quick", epochs=1)
+    with Record.create(folder / "record.db") as record:
+        record.set_meta("settings", settings.to_dict())
+        number = record.add_architecture(small, params=1, macs=1)
+        run = RunFolder(folder, record, settings)
+
+        for _ in range(2):
+            stopped = retrain_members(run, [number], plan, console=Console(file=out))
+
+        assert stopped is None
+        assert record.spent(["retrain"]) > 0
+        (trial,) = record.trials()
+        assert (trial.state, trial.fidelity) == ("done", "retrain-quick-1e")
+        assert trial.values["total"] == 359
+        with pytest.raises(ValueError, match="no trained supernet"):
+            retrain_members(run, [number], replace(plan, inherit=True), console=Console(file=out))
+    assert (folder / "retrain" / f"{number}-quick-1e-s0" / "result.json").exists()
+    assert out.getvalue().count("of 359 test images") == 2
 
 
 def test_a_table_of_epochs_is_read_as_it_was_written() -> None:
