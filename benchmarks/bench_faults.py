@@ -12,6 +12,7 @@ finished trials have left no checkpoints.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -24,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+# Ray's workers are nice (15) by default: on a busy machine they get nothing.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray.cluster_utils import Cluster

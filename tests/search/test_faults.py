@@ -17,7 +17,7 @@ import pytest
 from search.plan import PHASES
 from search.record import Record
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 BUDGET = 90.0
