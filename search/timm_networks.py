@@ -56,10 +56,11 @@ def measure(name: str, img_size: int | None = None) -> TimmNetwork:
     try:
         with torch.device("meta"):
             model = timm.create_model(name).eval()
-            size = img_size or model.default_cfg["input_size"][-1]
+            own: dict[str, Any] = model.default_cfg  # type: ignore[assignment]
+            in_chans, size = int(own["input_size"][0]), img_size or int(own["input_size"][-1])
             if img_size is not None:
                 model = _rebuilt(name, img_size)
-            images = torch.empty(1, model.default_cfg["input_size"][0], size, size)
+            images = torch.empty(1, in_chans, size, size)
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(images)
     finally:

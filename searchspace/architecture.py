@@ -316,4 +316,4 @@ def on_map(mixer: Mixer, size: int) -> Mixer:
     """Return what the mixer is on a map of that side in tokens: `SHRINKING` settings fit it."""
     shrunk = {name: min(getattr(mixer, name, 0), size) for name in SHRINKING}
     changed = {name: value for name, value in shrunk.items() if value < getattr(mixer, name, 0)}
-    return dataclasses.replace(mixer, **changed) if changed else mixer
+    return mixer_from_dict({**mixer_to_dict(mixer), **changed}) if changed else mixer

@@ -30,7 +30,7 @@ from supernet.seeding import derived_seed
 from supernet.shared_adamw import SharedAdamW
 from supernet.strategies import DISTILLING, STRATEGIES
 from supernet.supernet_checkpoint import load_training, save_supernet
-from supernet.training import AMP_DTYPES
+from supernet.training_step import AMP_DTYPES
 from supernet.usage import Usage, UsedWeights
 
 logger = logging.getLogger(__name__)

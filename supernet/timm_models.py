@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class TimmNetwork(Supernet):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -106,7 +106,7 @@ class TimmNetwork(Supernet):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -144,7 +144,7 @@ class TimmNetwork(Supernet):
 
         self.head = fresh()  # type: ignore[assignment]
         if self.architecture.family == "volo":
-            self.aux_head = fresh()
+            self.aux_head = fresh()  # type: ignore[assignment]
         if num_classes:
             self.architecture = self.only = self.architecture.replace(num_classes=num_classes)
 
@@ -195,7 +195,7 @@ def create(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     features_only: bool = False,
-    out_indices: int | Sequence[int] | None = None,
+    out_indices: int | tuple[int, ...] | None = None,
 ) -> nn.Module:
     """Build a network as ``timm.create_model`` does; what is left out stays the architecture's.
 
