@@ -185,7 +185,7 @@ def memory(scene: Scene) -> dict[str, float]:
 
 
 def full_disk(scene: Scene) -> dict[str, float]:
-    """A full disk (a small tmpfs where mounting is allowed, else the error injected); --resume."""
+    """A full disk, as an ENOSPC injected into a trial (nothing is mounted); then --resume."""
     scene.start(*START)
     scene.until(scene.phase("supernet"))
     (scene.folder / "full").touch()

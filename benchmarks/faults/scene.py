@@ -194,6 +194,7 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
         "checkpoints": scene.most_checkpoints,
     }
     folders = list((scene.folder / "trials").glob("*"))
+    assert abs(spent - clocked) <= allowed, numbers
     assert scene.most_checkpoints <= NODES * GPUS, numbers
     if not unfinished:
         assert spent <= budget * 1.01 + 1.5, numbers
