@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from search.budget import parse_budget
 from search.record import Trial
 from search.report import ReportData, write_report
-from search.trust import trust_points, trust_taus
+from search.trust import trust_points, trust_report
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.mixers import DepthwiseConv, Elsa
@@ -118,7 +118,7 @@ def _report(trials: tuple[Trial, ...]) -> ReportData:
         spent_by_phase={"supernet": 20 * 86_400.0, "search": 30 * 86_400.0},
         trials=trials,
         charges=((0.0, last, 8.0),),
-        trust=trust_taus(trust_points(trials), rng=np.random.default_rng(0)),
+        trust=trust_report(trust_points(trials), rng=np.random.default_rng(0)),
     )
 
 

@@ -9,7 +9,7 @@ from search.plan import PHASES
 from search.promotion import known_losses, losses_of
 from search.proposer import Proposer
 from search.record import Outcome as AttemptOutcome
-from search.record import Record
+from search.record import Record, Trial
 from search.results import SUPERNET
 from search.settings import RunSettings
 from search.trials import MAX_LOST
@@ -21,6 +21,19 @@ from searchspace.space import SearchSpace
 PACE_SHARE = 0.2
 SAFETY = 1.3
 MARGIN_SECONDS = 0.2
+
+
+def make_proposer(space: SearchSpace, settings: RunSettings, known: Sequence[Trial]) -> Proposer:
+    """Build the run's sampler over what is known at one fidelity; that is not proposed again."""
+    objectives = settings.objectives
+    return Proposer(
+        space,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        num_losses=len(objectives),
+        known=[(trial.architecture, losses_of(trial, objectives)) for trial in known],
+        known_losses=lambda architecture: known_losses(architecture, objectives),
+    )
 
 
 class Judging:
@@ -36,6 +49,7 @@ class Judging:
         judge_seconds: Expected device-seconds of one judgement; corrected by what is measured.
         count_judges: How many work at the same time, now.
         interrupted: Whether the user asked to stop.
+        proposes: Whether the sampler is asked once the first ones are judged.
     """
 
     def __init__(
@@ -50,6 +64,7 @@ class Judging:
         judge_seconds: float,
         count_judges: Callable[[], int],
         interrupted: Callable[[], bool],
+        proposes: bool = True,
     ) -> None:
         self._record, self._settings, self._phase = record, settings, phase
         self._limit, self._pace, self._count_judges = limit_seconds, judge_seconds, count_judges
@@ -59,14 +74,8 @@ class Judging:
         waiting = {trial.key: trial.architecture for trial in known if trial.state == "waiting"}
         waiting |= {a.key: a for a in first if a.key not in settled}
         self._waiting = deque(waiting.values())
-        self._proposer = Proposer(
-            space,
-            sampler=settings.sampler,
-            seed=settings.seed,
-            num_losses=len(settings.objectives),
-            known=[(t.architecture, losses_of(t, settings.objectives)) for t in known],
-            known_losses=lambda architecture: known_losses(architecture, settings.objectives),
-        )
+        self._proposes = proposes
+        self._proposer = make_proposer(space, settings, known)
         self._proposer.exclude(self._waiting)
         self._running: dict[str, tuple[int, int]] = {}  # key: trial, attempt
 
@@ -75,7 +84,7 @@ class Judging:
         batch: list[Architecture] = []
         affordable = 0 if self._interrupted() else self._affordable(count)
         while len(batch) < affordable:
-            architecture = self._waiting.popleft() if self._waiting else self._proposer.ask()
+            architecture = self._waiting.popleft() if self._waiting else self._propose()
             if architecture is None:
                 break
             batch.append(architecture)
@@ -101,6 +110,9 @@ class Judging:
     def should_stop(self) -> bool:
         """Tell whether the user asked to stop."""
         return self._interrupted()
+
+    def _propose(self) -> Architecture | None:
+        return self._proposer.ask() if self._proposes else None
 
     def _affordable(self, count: int) -> int:
         """Return how many of ``count`` can be judged before the limit.

@@ -9,10 +9,10 @@ from csv import DictWriter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from search import report
+from search.judge_choice import report_of
 from search.pareto import FrontQuery, choose_rows, judged_by
 from search.plan import PHASES
 from search.promotion import losses_of
@@ -20,7 +20,7 @@ from search.proposer import Mirror
 from search.results import SUPERNET, Candidate, retrained, to_json
 from search.run_folder import RunFolder
 from search.tables import front_table
-from search.trust import trust_points, trust_taus
+from search.trust import COSTS, PREDICTOR
 
 EXTRACTION_TOLERANCE = 1e-5
 
@@ -125,7 +125,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         spent_by_phase=by_phase,
         trials=trials,
         charges=run.record.charges(PHASES),
-        trust=trust_taus(trust_points(trials), rng=np.random.default_rng(run.settings.seed)),
+        trust=report_of(run.record, seed=run.settings.seed),
         notes=tuple(_notes(run)),
     )
 
@@ -152,13 +152,16 @@ def _notes(run: RunFolder) -> Iterator[str]:
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:
-    trials = run.record.trials()
-    for name, tau in trust_taus(
-        trust_points(trials), rng=np.random.default_rng(run.settings.seed)
-    ).items():
-        if tau.tau is not None:
+    report = report_of(run.record, seed=run.settings.seed)
+    if report is None:
+        return
+    shown = (SUPERNET, PREDICTOR, *COSTS)
+    for estimator in report.estimators:
+        tau = estimator.tau
+        if estimator.name in shown and tau.tau is not None:
             interval = "" if tau.low is None else f" (95 % {tau.low:.2f} to {tau.high:.2f})"
             yield (
-                f"Ranking by {name} against training alone: Kendall tau {tau.tau:.2f}{interval} "
-                f"over {tau.num_points} networks."
+                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f}"
+                f"{interval} over {tau.num_points} networks."
             )
+    yield report.verdict

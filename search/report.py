@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -48,7 +48,7 @@ from search.report_sections import (
     members_section,
 )
 from search.results import Candidate, by_macs, losses_of, retrained
-from search.trust import KendallTau
+from search.trust import TrustReport
 
 PAGE = Path(__file__).parent / "report_page"
 SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
@@ -72,7 +72,7 @@ class ReportData:
         trials: All of the run.
         charges: (started, ended, devices) of what was charged to the budget; without them there is
             no chart of the hypervolume over the budget.
-        trust: Agreement of each estimator with training alone (`search.trust.trust_taus`).
+        trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
     """
 
@@ -88,7 +88,7 @@ class ReportData:
     spent_by_phase: Mapping[str, float]
     trials: tuple[Trial, ...]
     charges: tuple[Charge, ...] = ()
-    trust: Mapping[str, KendallTau] = field(default_factory=dict)
+    trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -183,7 +183,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "retrained": retrained_payload(report.trials, top),
         "hypervolume": curves,
         "phases": phases_payload(report.spent_by_phase, unit_seconds),
-        "trust": trust_payload(report.trials),
+        "trust": trust_payload(report.trust),
         "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
         "importance": importance_payload(judged, seed=report.seed),
     }
@@ -224,7 +224,7 @@ def _sections(
             has_curve=bool(payload["hypervolume"]),
         )
     )
-    if payload["trust"] and report.trust:
+    if report.trust is not None:
         sections.append(trust_section(report.trust))
     sections.append(published_section(payload["published"]))
     return sections

@@ -11,7 +11,7 @@ from search.report_elements import count_of, enumerate_words, select_box, table
 from search.report_sections import AXES, describe_fidelity
 from search.results import Candidate
 from search.tables import format_count, format_interval
-from search.trust import MIN_POINTS, KendallTau
+from search.trust import MIN_POINTS, KendallTau, TrustReport
 
 MOST_TRAITS = 10
 SIGNIFICANT = 0.05
@@ -61,17 +61,23 @@ def spending_section(*, budget: str, spent: str, objectives: Sequence[str], has_
 {phases}</div>"""
 
 
-def trust_section(taus: Mapping[str, KendallTau]) -> str:
-    """Write how well each estimator ranks networks, and say where inherited weights do not help."""
+def trust_section(report: TrustReport) -> str:
+    """Write how well each estimator ranks networks, and what the run judged by for that reason."""
     rows = [
-        [escape(_ESTIMATORS.get(name, name)), *_tau_cells(tau), str(tau.num_points)]
-        for name, tau in taus.items()
+        [
+            escape(_ESTIMATORS.get(estimator.name, estimator.name)),
+            *_tau_cells(estimator.tau),
+            *_tau_cells(estimator.top_tau),
+        ]
+        for estimator in report.estimators
     ]
-    options = {name: _ESTIMATORS.get(name, name) for name in taus}
-    names = ("estimator", "Kendall's tau", "95 % interval", "networks")
+    options = {e.name: _ESTIMATORS.get(e.name, e.name) for e in report.estimators}
+    names = ("estimator", "Kendall's tau", "95 % interval", "in the top third", "its interval")
+    taus = {estimator.name: estimator.tau for estimator in report.estimators}
     return f"""<h2>Can the estimates be trusted?</h2>
-<p>Networks that span the space were trained alone; tau says how well each estimator had ranked
-them, from 1 (the same order) over 0 (no relation) to -1.</p>
+<p>{count_of(len(report.points), "network")} that span the space were trained alone; tau says how
+well each estimator had ranked them, from 1 (the same order) over 0 (no relation) to -1.
+{escape(report.verdict)}</p>
 {_warning(taus)}
 <div class="half"><div>{table(names, rows, numbers=set(names[1:]))}</div>
 <div><div class="controls"><label>across {select_box("estimate", options)}</label></div>

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -25,7 +24,7 @@ from search.results import (
     order_fidelities,
     retrained,
 )
-from search.trust import trust_points
+from search.trust import TrustReport
 from searchspace.architecture import Architecture
 
 # Started and ended on the clock of the trials, and the devices held in between.
@@ -128,13 +127,15 @@ def spent_at(charges: Sequence[Charge], times: NDArray[np.float64]) -> NDArray[n
     return spent
 
 
-def trust_payload(trials: Sequence[Trial]) -> dict[str, list[float]] | None:
+def trust_payload(report: TrustReport | None) -> dict[str, Sequence[float]] | None:
     """List the networks of the trust phase in columns, one for each estimate; or return None."""
-    points = trust_points(trials)
-    if not points:
+    if report is None:
         return None
-    columns = {field.name: [getattr(p, field.name) for p in points] for field in fields(points[0])}
-    return {"ids": columns.pop("id"), **columns}
+    return {
+        "ids": [point.id for point in report.points],
+        "top1": [point.top1 for point in report.points],
+        **{estimator.name: estimator.estimates for estimator in report.estimators},
+    }
 
 
 def importance_payload(

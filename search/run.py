@@ -18,7 +18,8 @@ from rich.console import Console
 from search.crew import JudgeCrew, hold_judges
 from search.executor import Cluster, WorkerLostError, call, call_all, form_group
 from search.heartbeat import Heartbeat
-from search.judging import Judging
+from search.judge_choice import PROXY_SCORES, judge_of, next_predicted, report_of
+from search.judging import Judging, make_proposer
 from search.listings import plan_table
 from search.plan import PHASES, Plan, revise_plan
 from search.planning import plan_from_times
@@ -27,6 +28,7 @@ from search.promotion import Promotions
 from search.results import SUPERNET, front
 from search.run_folder import RunFolder
 from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
+from search.trust import Judge
 from search.tune_trials import run_trials
 from search.work import StepTimes, Work, is_disk_full
 from search.workers import WORK
@@ -197,6 +199,10 @@ class _Search:
 
     def promote(self, plan: Plan) -> None:
         """Train the best networks alone, up the rungs, while the budget lasts."""
+        judge = judge_of(self.record, seed=self.settings.seed)
+        if judge != "supernet":
+            self._train_trials(plan, "promote", lambda: self._choose_alone(plan, judge))
+            return
         epochs = {fidelity_of(rung): rung for rung in plan.rungs}
         promotions = Promotions(
             self.record.trials(),
@@ -250,8 +256,42 @@ class _Search:
         if self.record.spent(PHASES) >= plan.until[phase]:
             return
         with hold_judges(self._crew(plan, phase, most=None)) as crew:
-            self._judge(crew, plan, phase, first)
+            self._judge(crew, plan, phase, first, proposes=False)
+            self._check_stop()
+            self._score_without_training(crew, phase, first)
+            judge = judge_of(self.record, seed=self.settings.seed)
+            if judge == "supernet":
+                self._judge(crew, plan, phase, [])
         self._check_stop()
+        if judge != "supernet":
+            report = report_of(self.record, seed=self.settings.seed)
+            self.view.say(report.verdict if report else "")
+            self._train_trials(plan, phase, lambda: self._choose_alone(plan, judge))
+
+    def _score_without_training(
+        self, crew: JudgeCrew, phase: str, networks: list[Architecture]
+    ) -> None:
+        """Compute the zero-cost proxies of the trust set, once."""
+        if self.record.get_meta(PROXY_SCORES) is None:
+            tick = self._tick(phase, may_stop=True)
+            scores = crew.call("proxy_scores", networks, while_waiting=tick)
+            self.record.set_meta(PROXY_SCORES, scores)
+
+    def _choose_alone(self, plan: Plan, judge: Judge) -> Choice | None:
+        """Choose what to train alone next where the supernet's ranking is not believed."""
+        fidelity, trials = fidelity_of(plan.trial_epochs), self.record.trials()
+        if judge == "predictor":
+            chosen = next_predicted(
+                self.space,
+                trials,
+                high=fidelity,
+                objectives=self.settings.objectives,
+                seed=self.settings.seed,
+            )
+        else:
+            known = [trial for trial in trials if trial.fidelity == fidelity]
+            chosen = make_proposer(self.space, self.settings, known).ask()
+        return None if chosen is None else Choice(architecture=chosen, epochs=plan.trial_epochs)
 
     def finish(self, plan: Plan) -> None:
         """Check that extraction is exact, then spend what is left on judging."""
@@ -321,7 +361,15 @@ class _Search:
             )
         call(workers[0], "save", while_waiting=tick)
 
-    def _judge(self, crew: JudgeCrew, plan: Plan, phase: str, first: list[Architecture]) -> None:
+    def _judge(
+        self,
+        crew: JudgeCrew,
+        plan: Plan,
+        phase: str,
+        first: list[Architecture],
+        *,
+        proposes: bool = True,
+    ) -> None:
         """Keep the judges busy with the first architectures, then with the sampler's proposals."""
         judging = Judging(
             record=self.record,
@@ -333,6 +381,7 @@ class _Search:
             judge_seconds=plan.judge_seconds,
             count_judges=lambda: len(crew),
             interrupted=lambda: self.stop.requested is not None,
+            proposes=proposes,
         )
         crew.stream(judging, self._tick(phase))
 

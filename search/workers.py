@@ -31,6 +31,7 @@ from supernet.calibration import recalibrate
 from supernet.data import ImageData, open_data
 from supernet.evaluation import evaluate
 from supernet.network import Supernet, build_subnet, extract, extraction_error
+from supernet.proxies import proxy_scores
 from supernet.recipe import Recipe, in_shards, load_recipe, with_epochs
 from supernet.supernet_checkpoint import load_supernet
 from supernet.supernet_training import (
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 8
 EVAL_BATCH = 256
+PROXY_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +230,9 @@ class Judge:
             for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
         ]
         self.calibration = _calibration_images(job, data)
+        train = eval_batches(data.split("train"), data, PROXY_IMAGES)
+        images, labels = next(iter(train))
+        self.labelled = (images.to(job.device), labels.to(job.device))
 
     def judge(self, architecture: Architecture) -> dict[str, float]:
         """Return top1 (percent), correct, total and the seconds that judging took."""
@@ -273,6 +278,12 @@ class JudgeWorker:
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Measure `Judge.extraction_error` of several architectures."""
         return [self._judge.extraction_error(architecture) for architecture in architectures]
+
+    def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
+        """Score architectures without training, by key (`supernet.proxies`)."""
+        images, labels = (part[:PROXY_IMAGES] for part in self._judge.labelled)
+        seed = self._judge.job.seed
+        return {a.key: proxy_scores(a, images, labels, seed=seed) for a in architectures}
 
 
 def judge_safely(

@@ -68,11 +68,14 @@ def parse_space(text: str) -> SearchSpace:
         patch_size=entry.patch_size,
         stages=tuple(_read_stage(entry, index, rules) for index in range(len(entry.stages))),
         family=entry.family,
+        stem_dim=entry.stem_dim,
         limits=_read_limits(entry.limits),
         source=text,
     )
     _check_rules(space, rules)
     _check_not_empty(space)
+    # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
+    space.first()
     return space
 
 
@@ -104,6 +107,9 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
         dim=stage.dim,
         depth=stage.depth,
         mlp_ratios=tuple(mlp_ratios),
+        norm=stage.norm,
+        se_reduction=stage.se_reduction,
+        local_conv=stage.local_conv,
         choices=(MixerChoices(kinds=options, forbid=rules),)
         * (stage.depth if entry.choices_per == "block" else 1),
     )

@@ -12,6 +12,7 @@ from configs import parse_yaml
 
 # No sensible network is near the upper end; it keeps a typing mistake from filling the memory.
 _Count = Annotated[int, Field(ge=1, le=100_000)]
+_Natural = Annotated[int, Field(ge=0, le=100_000)]
 _Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # One ratio, or the options of a choice.
 _Ratios = Annotated[
@@ -32,6 +33,9 @@ class StageEntry(_Entry):
     depth: _Count
     mixers: list[str] | None = None
     mlp_ratio: _Ratios | None = None
+    norm: Literal["default", "layer", "batch", "centred_batch"] = "default"
+    se_reduction: _Natural = 0
+    local_conv: _Natural = 0
 
 
 class SpaceEntry(_Entry):
@@ -39,7 +43,8 @@ class SpaceEntry(_Entry):
 
     name: str
     about: str = ""
-    family: Literal["swin"] = "swin"
+    family: Literal["swin", "volo", "twins"] = "swin"
+    stem_dim: _Natural = 0
     img_size: _Count
     patch_size: _Count
     mlp_ratio: _Ratios = [4.0]

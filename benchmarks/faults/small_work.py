@@ -126,6 +126,10 @@ class SmallJudgeWorker:
         """Judge a batch."""
         return [(self._judge(architecture), None) for architecture in architectures]
 
+    def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
+        """Score nothing: the small work has no networks."""
+        return {}
+
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Nothing is extracted."""
         return [0.0 for _ in architectures]

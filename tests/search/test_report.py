@@ -18,7 +18,7 @@ from search.record import Trial
 from search.report import ReportData, front_png, write_report
 from search.report_payload import hypervolume_payload, spent_at
 from search.results import candidates, front
-from search.trust import trust_points, trust_taus
+from search.trust import trust_points, trust_report
 from tests.tiny_trials import trial
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>"
@@ -85,7 +85,7 @@ def make_report(trials: tuple[Trial, ...]) -> ReportData:
         spent_by_phase={"supernet": 300.0, "trust": 294.0},
         trials=trials,
         charges=((0.0, 20.0, 2.0),),
-        trust=trust_taus(trust_points(trials), rng=np.random.default_rng(0)),
+        trust=trust_report(trust_points(trials), rng=np.random.default_rng(0)),
         notes=("A check found nothing.",),
     )
 
@@ -152,7 +152,7 @@ def test_retrained_accuracy_stands_beside_the_searched_one(page: Page) -> None:
 
 def test_parts_without_data_are_left_out(tmp_path: Path) -> None:
     only = make_report((trial(1, correct=150, fidelity="supernet"),))
-    write_report(tmp_path / "report.html", replace(only, charges=(), trust={}))
+    write_report(tmp_path / "report.html", replace(only, charges=(), trust=None))
 
     shown = Page(tmp_path / "report.html").ids()
 
