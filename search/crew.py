@@ -69,6 +69,9 @@ class JudgeCrew:
         phase: What the time is charged to.
         most: Use at most so many devices; None takes all.
         pace_seconds: Expected seconds of one judgement.
+
+    Attributes:
+        start_seconds: The longest that a judge took from its start until it was ready.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class JudgeCrew:
         self._cluster, self._worker, self._job = cluster, worker, job
         self._record, self._phase, self._most = record, phase, most
         self._pace = pace_seconds
+        self.start_seconds = 0.0
         self._judges: list[_Judge] = []
         self._suspects: set[str] = set()  # lost with a judge: they are given out alone
         self._stillborn = 0
@@ -107,7 +111,7 @@ class JudgeCrew:
             except WorkerLostError as error:
                 self._dismiss(judge, "lost", str(error))
             else:
-                judge.ready = True
+                self._greet(judge)
                 return result
 
     def stream(self, source: JudgementSource, while_waiting: Callable[[], None]) -> None:
@@ -189,12 +193,17 @@ class JudgeCrew:
                 # Not the architecture's fault: a judge returns those errors.
                 raise RuntimeError(f"A judge cannot work: {last_line(str(error))}") from error
             if reference == judge.greeting and not judge.ready:
-                judge.ready, self._stillborn = True, 0
+                self._greet(judge)
                 continue
             judgements += self._read(judge.queue.popleft()[1], answer)
             judge.busy_since = time.monotonic()
         if judgements:
             source.tell(judgements)
+
+    def _greet(self, judge: _Judge) -> None:
+        if not judge.ready:
+            self.start_seconds = max(self.start_seconds, time.monotonic() - judge.started)
+        judge.ready, self._stillborn = True, 0
 
     def _read(
         self, batch: list[Architecture], answer: list[tuple[dict[str, float], str | None]]

@@ -24,6 +24,8 @@ PHASES = ("measure", *SHARES)
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0
+# Starts differ, and the judge works for a moment once it has started.
+START_RESERVE = 1.5
 MIN_PROMOTED = 10
 MIN_TRUST = 5
 # And as many as there are devices, which would be idle.
@@ -216,6 +218,7 @@ def revise_plan(
     fixed: Collection[str] = (),
     trial_seconds: float | None = None,
     judge_seconds: float | None = None,
+    start_seconds: float = 0.0,
 ) -> Plan:
     """Split what is left anew when a phase has ended earlier or later than planned.
 
@@ -230,6 +233,7 @@ def revise_plan(
         fixed: Phases whose share the user fixed.
         trial_seconds: Device-seconds that a trial on the highest rung really takes.
         judge_seconds: Device-seconds that a judgement really takes.
+        start_seconds: What a judge really takes to start: the finish needs one.
     """
     names = list(plan.until)
     coming = names[names.index(after) + 1 :]
@@ -238,6 +242,7 @@ def revise_plan(
         name: max(limit - before - spent.get(name, 0.0), 0.0)
         for name, limit, before in zip(names, limits, [0.0, *limits], strict=False)
     }
+    wanted["finish"] = max(wanted["finish"], START_RESERVE * start_seconds)
     total = sum(spent.get(name, 0.0) for name in PHASES)
     left = max(plan.budget_seconds - total, 0.0)
     # The finish needs its seconds, however little is left for the others.

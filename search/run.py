@@ -262,6 +262,7 @@ class _Search:
             judge = judge_of(self.record, seed=self.settings.seed)
             if judge == "supernet":
                 self._judge(crew, plan, phase, [])
+            self.record.set_meta("judge_start", crew.start_seconds)
         self._check_stop()
         if judge != "supernet":
             report = report_of(self.record, seed=self.settings.seed)
@@ -425,6 +426,7 @@ class _Search:
             fixed=self.settings.shares,
             trial_seconds=TrialCosts(plan, done).predict(int(macs), plan.trial_epochs),
             judge_seconds=sum(judged) / len(judged) if judged else None,
+            start_seconds=self.record.get_meta("judge_start") or 0.0,
         )
         self.record.set_meta("plan", plan.to_dict())
         return plan

@@ -63,7 +63,9 @@ def aggregate(
     filters, values = _alike(filters, values)
     if multiplier is not None:
         wanted = (kernel_size**2, values.shape[-1])
-        if multiplier.shape not in (wanted, (values.shape[0], *wanted)):
+        # Compared with a shape of its own length: sizes that a trace leaves open stay open.
+        found = (values.shape[0], *wanted) if multiplier.dim() == 3 else wanted
+        if multiplier.shape != found:
             raise ValueError(
                 f"The multiplier must have shape (K*K, C) = {wanted}, or B of them, got "
                 f"{tuple(multiplier.shape)}. Slice it to the kernel size in use."
@@ -146,9 +148,9 @@ def depthwise_conv(
     """
     _check_map(values, "values")
     channels, size = values.shape[-1], weight.shape[-1] if weight.dim() else 0
-    wanted = (channels, size, size)
+    wanted = (values.shape[0],) * (weight.dim() == 4) + (channels, size, size)
     _check(
-        weight.shape in (wanted, (values.shape[0], *wanted)),
+        weight.shape == wanted,
         "The weight must have shape (C, K, K) or (B, C, K, K) for values (B, H, W, C)",
         weight,
         values,

@@ -141,3 +141,12 @@ def test_dearer_trials_than_measured_mean_fewer() -> None:
     assert fewer.num_promoted == int(
         (fewer.until["promote"] - fewer.until["search"]) / 1e4 / len(plan.rungs)
     )
+
+
+def test_the_finish_keeps_what_its_judge_takes_to_start() -> None:
+    plan = plan_of(1000)
+
+    revised = revise_plan(plan, after="search", spent={"search": 500.0}, start_seconds=40.0)
+
+    assert revised.until["finish"] - revised.until["promote"] == pytest.approx(1.5 * 40.0)
+    assert revised.until["finish"] == pytest.approx(1000)

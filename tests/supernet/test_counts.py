@@ -58,8 +58,11 @@ def test_presets_cost_what_is_counted(name: str) -> None:
 def has_countable_products(architecture: Architecture) -> bool:
     """Products with one factor are multiplications to torch, which counts them as nothing."""
     return not any(
-        {"qr", "rk"} & set(split_terms(getattr(mixer, "terms", "bias")))
-        and (getattr(mixer, "window_size", 0) == 1 or getattr(mixer, "num_heads", 0) == stage.dim)
+        getattr(mixer, "window_size", 0) == 1
+        or (
+            {"qr", "rk"} & set(split_terms(getattr(mixer, "terms", "bias")))
+            and getattr(mixer, "num_heads", 0) == stage.dim
+        )
         for stage in architecture.stages
         for mixer in stage.mixers
     )

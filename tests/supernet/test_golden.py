@@ -18,7 +18,7 @@ from supernet.blocks import Block, BlockOptions
 from supernet.macro import PatchMerging
 from supernet.mixers.sharing import Place
 from supernet.network import build_subnet
-from tests.golden import State, check, load, network_state, read, state_of, take
+from tests.golden import State, check, check_parameters, load, network_state, read, state_of, take
 
 WINDOW7 = WindowAttention(window_size=7, num_heads=3)
 
@@ -126,8 +126,10 @@ def build_block(name: str, fixture: dict[str, Tensor]) -> Block:
 def test_block_matches_the_published_one(name: str) -> None:
     fixture = read(name)
     block = build_block(name, fixture).eval()
-    mixer, size, _, _ = BLOCKS[name]
-    check(lambda x: block(x, mixer, 4), fixture, (*size, fixture["x"].shape[-1]))
+    mixer, size, _, convert = BLOCKS[name]
+    shape = (*size, fixture["x"].shape[-1])
+    check(lambda x: block(x, mixer, 4), fixture, shape)
+    check_parameters(block, lambda x: block(x, mixer, 4), fixture, shape, convert)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +148,13 @@ def test_elsa_matches_the_published_one(name: str, mixer: Elsa) -> None:
 
     fixture = read(name)
     module = ElsaMixer([mixer], place=Place(dim=24, size=11)).double().eval()
-    load(module, elsa_module(state_of(fixture, "p"), lam=mixer.lam, gamma=mixer.gamma))
+
+    def convert(state: State) -> State:
+        return elsa_module(state, lam=mixer.lam, gamma=mixer.gamma)
+
+    load(module, convert(state_of(fixture, "p")))
     check(lambda x: module(x, mixer), fixture, (9, 11, 24))
+    check_parameters(module, lambda x: module(x, mixer), fixture, (9, 11, 24), convert)
 
 
 def test_patch_merging_matches_the_published_one() -> None:
@@ -155,6 +162,7 @@ def test_patch_merging_matches_the_published_one() -> None:
     merging = PatchMerging(6, 12).double()
     load(merging, state_of(fixture, "p"))
     check(merging, fixture, (8, 6, 6))
+    check_parameters(merging, merging, fixture, (8, 6, 6), lambda state: state)
 
 
 def stages(*mixers_of: tuple[Mixer, ...]) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ from searchspace.mixers import Elsa, GlobalAttention, OutlookAttention, WindowAt
 from supernet.macro import ClassBlock, PositionEncoding
 from supernet.network import build_subnet
 from supernet.published import convert
-from tests.golden import check, load, read, state_of, take
+from tests.golden import check, check_parameters, load, read, state_of, take
 
 VOLO = Architecture(
     family="volo",
@@ -112,20 +112,28 @@ def reduced_attention(state: dict[str, Tensor], source: str, target: str) -> dic
 
 def test_class_attention_is_the_published_one() -> None:
     fixture = read("volo_class_block_a")
-    state = state_of(fixture, "p")
     block = ClassBlock(12, mlp_ratio=3, norm_eps=1e-5).double()
+    load(block, class_block(state_of(fixture, "p")))
+    # The published block changes the class token and leaves the others.
+    check(lambda x: block(x, 3, 3.0), fixture, (10, 12))
+    check_parameters(block, lambda x: block(x, 3, 3.0), fixture, (10, 12), class_block)
+
+
+def class_block(state: dict[str, Tensor]) -> dict[str, Tensor]:
     names = {"attn.kv": "kv", "attn.q": "q", "attn.proj": "proj"}
     found: dict[str, Tensor] = {}
     for layer in ("norm1", "norm2", "mlp.fc1", "mlp.fc2", *names):
         found |= take(state, layer, names.get(layer, layer))
-    load(block, found)
-    # The published block returns the class token and leaves the others.
-    check(lambda x: block(x, 3, 3.0), fixture, (10, 12))
+    return found
 
 
 def test_position_encoding_is_the_published_one() -> None:
     fixture = read("twins_peg_a")
     encoding = PositionEncoding(12).double()
-    state = state_of(fixture, "p")
-    load(encoding, {f"conv.{part}": state[f"proj.0.{part}"] for part in ("weight", "bias")})
+
+    def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"conv.{part}": state[f"proj.0.{part}"] for part in ("weight", "bias")}
+
+    load(encoding, convert(state_of(fixture, "p")))
     check(encoding, fixture, (9, 11, 12))
+    check_parameters(encoding, encoding, fixture, (9, 11, 12), convert)

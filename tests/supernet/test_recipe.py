@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from configs import config_names
-from supernet.recipe import Recipe, dump_recipe, load_recipe, with_epochs
+from supernet.recipe import Recipe, dump_recipe, in_shards, load_recipe, with_epochs
 from tests.tiny_data import changed
 
 SHIPPED = config_names("recipes")
@@ -114,3 +114,14 @@ def test_learning_rates_are_scaled_with_the_batch_only_where_the_recipe_says_so(
     assert load_recipe("swin_300e").peak_lr(1024) == pytest.approx(1e-3)
     assert load_recipe("swin_300e").peak_lr(512) == pytest.approx(5e-4)
     assert load_recipe("micro").peak_lr(1024) == load_recipe("micro").lr
+
+
+def test_batches_are_split_into_even_shards_or_stay_whole() -> None:
+    recipe = changed(load_recipe("micro"), batch_size=64, shard_size=None)
+
+    assert in_shards(recipe, 2).shard_size == 32
+    assert in_shards(recipe, 1) == recipe
+    # 64 / 3 is no number, and 6 / 2 = 3 has an image without a partner to mix with.
+    assert in_shards(recipe, 3) == recipe
+    odd = changed(recipe, batch_size=6)
+    assert in_shards(odd, 2) == odd

@@ -391,18 +391,3 @@ def test_the_interval_ends_where_the_share_would_be_1_96_deviations_off(
     for bound in {low, high} - {0.0, 1.0}:
         deviation = math.sqrt(bound * (1 - bound) / total)
         assert abs(share - bound) == pytest.approx(1.959964 * deviation, rel=1e-5)
-
-
-@pytest.mark.parametrize("parts", [2, 3, 7])
-def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(data: ImageData, parts: int) -> None:
-    results, networks = [], []
-    for micro_batches in (1, parts):
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
-        network(torch.zeros(1, 3, data.img_size, data.img_size))
-        networks.append(network)
-        chosen = options(data, micro_batches=micro_batches)
-        results.append(losses(train(network, data, QUICK, chosen)))
-    assert results[0] == pytest.approx(results[1], rel=1e-4)
-    for one, other in zip(*(network.parameters() for network in networks), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
