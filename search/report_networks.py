@@ -13,7 +13,7 @@ from search.results import Candidate
 from search.tables import describe_stages
 from searchspace.architecture import Architecture
 from searchspace.cost import count, count_parts
-from searchspace.mixers import describe_mixer
+from searchspace.mixer_text import describe_mixer
 from searchspace.presets import PRESETS, preset
 from searchspace.published import PUBLISHED
 

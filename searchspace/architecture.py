@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from searchspace.families import FAMILIES, map_sizes
+from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import (
     CONV_KINDS,
     DecoupledDynamicFilter,
@@ -25,7 +26,6 @@ from searchspace.mixers import (
     Involution,
     Mixer,
     changed_settings,
-    describe_mixer,
     elsa_qk_dim,
     mixer_from_dict,
     mixer_to_dict,

@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given
 
+from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import (
     MIXER_KINDS,
     TERMS,
@@ -17,7 +18,6 @@ from searchspace.mixers import (
     NeighborhoodAttention,
     Setting,
     WindowAttention,
-    describe_mixer,
     mixer_from_dict,
     mixer_settings,
     mixer_to_dict,
