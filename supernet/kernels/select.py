@@ -66,8 +66,7 @@ def has_triton() -> bool:
 def prefers_sdpa(queries: Tensor) -> bool:
     """Tell whether `F.scaled_dot_product_attention` computes attention in windows.
 
-    Not on a CPU: with a bias that learns, it takes PyTorch's slow path there (1.03 to 1.1 times the
-    explicit products, timm's block either way, `benchmarks/bench_kernels.py`).
+    Not on a CPU: with a bias that learns, it takes PyTorch's slow path there.
     """
     return not queries.is_cpu and os.environ.get(VARIABLE, "auto") != "naive"
 
