@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from search.results import Candidate, is_retraining, judged_at
@@ -16,6 +17,8 @@ from search.targets import load_target
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
 from searchspace.published import PUBLISHED
+from supernet.latency import TIMED_RUNS, Latency, latency_of, time_parts
+from supernet.network import build_subnet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +28,32 @@ class Compared:
     Attributes:
         name: As the user wrote it.
         result: Its accuracy and latency at the run's highest fidelity that judged it, if any.
+        latency: Of its parts and of ``all`` on this machine, one image, where it was measured.
     """
 
     name: str
     architecture: Architecture
     result: Candidate | None = None
+    latency: Mapping[str, Latency] = field(default_factory=dict)
+
+
+def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
+    """Measure how long each network's parts take for one image, the networks in turn.
+
+    Every round runs all networks once, so that a busy moment does not count against one of them.
+    """
+    networks = [build_subnet(one.architecture).to(device).eval() for one in compared]
+    times: list[dict[str, list[float]]] = [{} for _ in compared]
+    for _ in range(TIMED_RUNS):
+        for one, network, found in zip(compared, networks, times, strict=True):
+            size = one.architecture.img_size
+            images = torch.zeros(1, one.architecture.in_chans, size, size, device=device)
+            for part, seconds in time_parts(network, one.architecture, images, runs=1).items():
+                found.setdefault(part, []).extend(seconds)
+    return [
+        replace(one, latency={part: latency_of(seconds) for part, seconds in found.items()})
+        for one, found in zip(compared, times, strict=True)
+    ]
 
 
 def load_compared(target: str, *, img_size: int | None = None) -> Compared:
@@ -66,8 +90,8 @@ def compare_table(compared: Sequence[Compared]) -> Table:
         bold = [cell if cell == cells[0] else f"[bold]{cell}[/bold]" for cell in cells]
         table.add_row(label, *bold)
     notes = ["bold: differs from the first", "share: of the MACs of one image"]
-    if any(one.result and one.result.latency_ms is None for one in compared):
-        notes.append("latency was not measured")
+    if any(one.latency for one in compared):
+        notes.append("ms: of one image on this machine, median and its 95 % interval")
     table.caption = "; ".join(notes)
     return table
 
@@ -89,7 +113,7 @@ def _describe(one: Compared) -> dict[str, Any]:
         "macs": total.macs,
         "fidelity": result.fidelity if result else None,
         "top1": result.top1 if result else None,
-        "latency_ms": result.latency_ms if result else None,
+        "latency_ms": _whole_latency(one),
         "parts": [
             {
                 "part": part,
@@ -97,6 +121,7 @@ def _describe(one: Compared) -> dict[str, Any]:
                 "params": cost.params,
                 "macs": cost.macs,
                 "share": cost.macs / total.macs,
+                "latency_ms": one.latency[part].median_ms if one.latency else None,
             }
             for part, cost in parts.items()
         ],
@@ -111,15 +136,18 @@ def _rows(compared: Sequence[Compared]) -> list[tuple[str, ...] | None]:
     sizes = [_sizes(one.architecture) for one in compared]
     rows: list[tuple[str, ...] | None] = []
     # The deepest network first, so that its last stages come before the head.
-    for part in dict.fromkeys(name for costs in sorted(parts, key=len)[::-1] for name in costs):
+    for name in dict.fromkeys(name for costs in sorted(parts, key=len)[::-1] for name in costs):
+        part = name
         costs = [found.get(part) for found in parts]
         if any(part in found for found in mixers):
             rows.append((part, *(found.get(part, "-") for found in mixers)))
             rows.append(("  tokens", *(found.get(part, "-") for found in sizes)))
             part = ""
         rows.extend(_cost_rows(part, costs, totals))
+        rows.extend(_latency_rows(compared, name))
         rows.append(None)
     rows.extend(_cost_rows("all", totals, totals)[:-1])
+    rows.extend(_latency_rows(compared, "all"))
     rows.extend(_result_rows(compared))
     return rows
 
@@ -141,15 +169,30 @@ def _cost_rows(
     return [(label, *("" for _ in costs)), *rows] if label else rows
 
 
+def _latency_rows(compared: Sequence[Compared], part: str) -> list[tuple[str, ...]]:
+    if not any(one.latency for one in compared):
+        return []
+    cells = []
+    for one in compared:
+        found = one.latency.get(part)
+        cells.append(
+            f"{found.median_ms:.2f} ({found.low_ms:.2f} to {found.high_ms:.2f})" if found else "-"
+        )
+    return [("  ms", *cells)]
+
+
+def _whole_latency(one: Compared) -> float | None:
+    if one.latency:
+        return one.latency["all"].median_ms
+    return one.result.latency_ms if one.result else None
+
+
 def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     rows = []
     results = [one.result for one in compared]
     if any(results):
         rows.append(("  top-1 %", *(format_interval(r) if r else "-" for r in results)))
         rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
-    if any(result and result.latency_ms is not None for result in results):
-        measured = [r.latency_ms if r else None for r in results]
-        rows.append(("  ms", *("-" if ms is None else f"{ms:.3g}" for ms in measured)))
     known = [PUBLISHED.get(one.name) for one in compared]
     if any(known):
         rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))

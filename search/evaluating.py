@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 from rich.table import Table
 from timm.data import RealLabelsImagenet
-from torch import Tensor, nn
 
 from search.retrained import Retrained, find_retrained
 from supernet.batches import eval_batches
@@ -21,11 +18,9 @@ from supernet.data.image_data import DATA_FILE
 from supernet.data.streaming import StreamedImages
 from supernet.evaluation import Accuracy, evaluate
 from supernet.intervals import wilson_interval
+from supernet.latency import latency_of, time_runs
 
 BATCH_SIZE = 128
-TIMED_RUNS = 30
-# Of the order statistics of 30 runs, these bound the median with 95.7 % (binomial).
-MEDIAN_BOUNDS = (9, 20)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +86,14 @@ def evaluate_retrained(
     size = (found.architecture.in_chans, *(found.architecture.img_size,) * 2)
     batch = time_runs(network, torch.zeros(BATCH_SIZE, *size, device=device))
     single = time_runs(network, torch.zeros(1, *size, device=device))
-    low, high = (1000 * sorted(single)[index] for index in MEDIAN_BOUNDS)
+    latency = latency_of(single)
     return Evaluation(
         accuracy=accuracy,
         real=None if real is None else float(real.get_accuracy(k=1)),
         images_per_second=BATCH_SIZE / statistics.median(batch),
         batch_size=BATCH_SIZE,
-        latency_ms=1000 * statistics.median(single),
-        latency_interval_ms=(low, high),
+        latency_ms=latency.median_ms,
+        latency_interval_ms=(latency.low_ms, latency.high_ms),
         device=device,
     )
 
@@ -121,25 +116,6 @@ def evaluation_table(found: Evaluation) -> Table:
         "latency", f"{found.latency_ms:.2f} ms an image (95 % interval {fast:.2f} to {slow:.2f})"
     )
     return table
-
-
-def time_runs(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    runs: int = TIMED_RUNS,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[float]:
-    """Return the seconds of each of some runs, after three that do not count."""
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(3 + runs):
-            started = clock()
-            network(images)
-            if images.is_cuda:
-                torch.cuda.synchronize()
-            seconds.append(clock() - started)
-    return seconds[3:]
 
 
 def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:

@@ -77,14 +77,20 @@ def compare(
     img_size: Annotated[
         int | None, typer.Option(help="Count costs at this image size; default: each its own.")
     ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure each stage on this machine.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="To measure on: cpu or cuda.")] = "cpu",
     json_: Json = False,
 ) -> None:
-    """Show architectures side by side: mixers, parameters and MACs of each stage."""
-    from search.compare import compare_json, compare_table, load_compared
+    """Show architectures side by side: mixers, parameters, MACs and latency of each stage."""
+    from search.compare import compare_json, compare_table, load_compared, with_latencies
 
     if len(targets) < 2:
         raise ValueError(f"Compare two or more architectures, got only {targets[0]!r}.")
     compared = [load_compared(target, img_size=img_size) for target in targets]
+    if latency:
+        compared = with_latencies(compared, device)
     if json_:
         print(json.dumps(compare_json(compared), indent=2))
     else:

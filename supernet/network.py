@@ -90,7 +90,10 @@ class Supernet(nn.Module):
 
     def stage_maps(self, images: Tensor, architecture: Architecture) -> Iterator[Tensor]:
         """Yield the map behind each stage, (B, H, W, C), in turn."""
-        x = self.patch_embed(images)
+        return self.maps_behind_stages(self.patch_embed(images), architecture)
+
+    def maps_behind_stages(self, x: Tensor, architecture: Architecture) -> Iterator[Tensor]:
+        """Yield the map behind each stage, given the stem's."""
         for index, stage in enumerate(architecture.stages):
             if index:
                 x = self.merges[index - 1](x)

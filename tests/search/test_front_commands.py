@@ -145,6 +145,13 @@ def test_comparing_shows_each_stage_of_each_network(capsys: pytest.CaptureFixtur
         assert text in printed
 
 
+def test_latency_is_measured_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, is_measured in ((["--latency"], True), ([], False)):
+        for one in printed_json(capsys, "compare", "run:1", "run:2", *words):
+            found = [part["latency_ms"] for part in one["parts"]]
+            assert all((ms is not None) == is_measured for ms in (*found, one["latency_ms"]))
+
+
 def test_compared_parts_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     for one in printed_json(capsys, "compare", "run:2", "elsa_swin_t"):
         parts = one["parts"]
