@@ -24,6 +24,10 @@ Fidelity = Annotated[
 MaxMacs = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 5G.")]
 MaxParams = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 30M.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Measure the latency of one image on this machine.")
+]
+Device = Annotated[str, typer.Option(help="To measure on: cpu or cuda.")]
 
 
 def pareto(
@@ -40,13 +44,15 @@ def pareto(
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh until the run ends or Ctrl-C.")
     ] = False,
+    latency: Latency = False,
+    device: Device = "cpu",
     json_: Json = False,
     csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the HTML report.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
 ) -> None:
     """Show the Pareto front of a run."""
-    from search.pareto import choose_rows, front_view, judged_by
+    from search.pareto import choose_rows, front_view, judged_by, measure_latencies
     from search.results import to_json
     from search.run_folder import open_run
 
@@ -55,6 +61,8 @@ def pareto(
         _watch(run, query)
         return
     with open_run(run) as folder:
+        if latency:
+            measure_latencies(folder, query, device=device)
         if csv or html or png or json_:
             found = judged_by(folder, query)
             rows = choose_rows(
@@ -77,10 +85,8 @@ def compare(
     img_size: Annotated[
         int | None, typer.Option(help="Count costs at this image size; default: each its own.")
     ] = None,
-    latency: Annotated[
-        bool, typer.Option("--latency", help="Measure each stage on this machine.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="To measure on: cpu or cuda.")] = "cpu",
+    latency: Latency = False,
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Show architectures side by side: mixers, parameters, MACs and latency of each stage."""

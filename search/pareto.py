@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -26,6 +26,7 @@ COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "latency_ms": (lambda c: c.latency_ms, False),
     "sure": (lambda c: c.front_probability, True),
 }
+LATENCIES = "latency_ms"  # in the record: milliseconds by the id of the architecture
 REFRESH_SECONDS = 2.0
 # A run's process marks its work as alive every second.
 SILENT_SECONDS = 60.0
@@ -66,7 +67,26 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
     found = judged_at(
         run.record.trials(), fidelity=query.fidelity, objectives=objectives, limits=query.limits
     )
-    return add_probabilities(found, objectives)
+    measured = run.record.get_meta(LATENCIES) or {}
+    return tuple(
+        replace(candidate, latency_ms=measured.get(str(candidate.id), candidate.latency_ms))
+        for candidate in add_probabilities(found, objectives)
+    )
+
+
+def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None:
+    """Time one image in each network that the query shows, and keep the medians with the run.
+
+    They are those of this machine; measuring again replaces them.
+    """
+    from search.compare import Compared, with_latencies
+
+    rows = choose_rows(
+        judged_by(run, query), query, objectives=query.objectives or run.settings.objectives
+    )
+    compared = [Compared(name=str(row.id), architecture=row.architecture) for row in rows]
+    found = {one.name: one.latency["all"].median_ms for one in with_latencies(compared, device)}
+    run.record.set_meta(LATENCIES, {**(run.record.get_meta(LATENCIES) or {}), **found})
 
 
 def choose_rows(

@@ -152,6 +152,18 @@ def test_latency_is_measured_where_it_is_asked_for(capsys: pytest.CaptureFixture
             assert all((ms is not None) == is_measured for ms in (*found, one["latency_ms"]))
 
 
+def test_a_measured_latency_stays_with_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def latencies(*words: str) -> list[float | None]:
+        return [row["latency_ms"] for row in printed_json(capsys, "pareto", "run", *words)]
+
+    assert set(latencies()) == {None}
+    measured = latencies("--latency")
+    assert all(milliseconds > 0 for milliseconds in measured if milliseconds is not None)
+    assert None not in measured
+    assert latencies() == measured
+    assert latencies("--sort", "latency_ms") == sorted(measured, key=float)
+
+
 def test_compared_parts_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     for one in printed_json(capsys, "compare", "run:2", "elsa_swin_t"):
         parts = one["parts"]
