@@ -9,7 +9,7 @@ networks with the same mixer there, so that every shuffled network could exist.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,7 +174,10 @@ def front_traits(front: Sequence[Architecture], rest: Sequence[Architecture]) ->
 
 
 def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
-    """Name the choices of each network by place and setting."""
+    """Name the choices of each network by place and setting.
+
+    A setting that all networks with the same mixer there share is no choice and is left out.
+    """
     uneven = {
         index
         for architecture in architectures
@@ -191,14 +194,30 @@ def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
                     for place, mixer in _places(index, stage, index in uneven)
                     for setting, value in _settings(stage, mixer)
                 }
+    varied = _varied(known.values())
     return [
         {
             name: value
             for index, stage in enumerate(architecture.stages)
             for name, value in known[index, stage].items()
+            if name in varied
         }
         for architecture in architectures
     ]
+
+
+def _varied(found: Iterable[Choices]) -> set[tuple[str, str]]:
+    """Name the mixers of all places, and the settings with several values for one mixer."""
+    values: dict[tuple[str, str], dict[Setting, set[Setting]]] = {}
+    for choices in found:
+        for (place, setting), value in choices.items():
+            mixer = choices[place, MIXER]
+            values.setdefault((place, setting), {}).setdefault(mixer, set()).add(value)
+    return {
+        name
+        for name, by_mixer in values.items()
+        if name[1] == MIXER or any(len(several) > 1 for several in by_mixer.values())
+    }
 
 
 def _places(index: int, stage: Stage, is_uneven: bool) -> Iterator[tuple[str, Mixer]]:

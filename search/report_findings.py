@@ -79,9 +79,9 @@ def trust_section(report: TrustReport) -> str:
 well each estimator had ranked them, from 1 (the same order) over 0 (no relation) to -1.
 {escape(report.verdict)}</p>
 {_warning(taus)}
-<div class="half"><div>{table(names, rows, numbers=set(names[1:]))}</div>
-<div><div class="controls"><label>across {select_box("estimate", options)}</label></div>
-<div id="trust-chart" class="chart"></div></div></div>"""
+{table(names, rows, numbers=set(names[1:]))}
+<div class="controls"><label>across {select_box("estimate", options)}</label></div>
+<div id="trust-chart" class="chart"></div>"""
 
 
 def choices_section(studies: Sequence[Mapping[str, Any]], traits: Sequence[Trait]) -> str:

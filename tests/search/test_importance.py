@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from search.importance import MIN_NETWORKS, front_traits, list_choices, study_importance
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, Mixer, NeighborhoodAttention
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
@@ -116,3 +116,14 @@ def test_what_all_networks_share_is_no_trait() -> None:
     only = SearchSpace.of(load_space("micro").first()).first()
 
     assert front_traits([only], [only, only]) == ()
+
+
+def test_a_setting_without_alternatives_is_no_choice() -> None:
+    def network(kernel_size: int) -> Architecture:
+        stage = Stage(dim=8, mixers=(DepthwiseConv(kernel_size=kernel_size),))
+        return Architecture(img_size=8, patch_size=2, stages=(stage,))
+
+    assert list_choices([network(3), network(5)]) == [
+        {("stage 0", "mixer"): "depthwise_conv", ("stage 0", "kernel size"): size}
+        for size in (3, 5)
+    ]
