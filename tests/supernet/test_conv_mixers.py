@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from searchspace.mixer_cost import count_mixer, count_norm
+from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import (
     CONV_KINDS,
     DepthwiseConv,
@@ -24,7 +25,6 @@ from searchspace.mixers import (
     Mixer,
     NeighborhoodAttention,
     WindowAttention,
-    describe_mixer,
 )
 from supernet.kernels import depthwise_conv
 from supernet.mixers import MIXERS
