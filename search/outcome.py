@@ -13,7 +13,7 @@ from rich.console import Console
 
 from search import report
 from search.judge_choice import report_of
-from search.pareto import FrontQuery, choose_rows, judged_by
+from search.pareto import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.promotion import losses_of
 from search.proposer import Mirror
@@ -110,7 +110,7 @@ def _csv_row(member: Candidate) -> dict[str, Any]:
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
-    trials = run.record.trials()
+    trials = trials_of(run)
     by_phase = run.record.spent_by_phase()
     return report.ReportData(
         name=run.folder.resolve().name,

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from search.front import knee
+from search.record import Trial
 from search.results import Candidate, add_probabilities, by_macs, judged_at, losses_of
 from search.run_folder import RunFolder, open_run
 from search.tables import front_table
@@ -65,13 +66,22 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
     """
     objectives = query.objectives or run.settings.objectives
     found = judged_at(
-        run.record.trials(), fidelity=query.fidelity, objectives=objectives, limits=query.limits
+        trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=query.limits
     )
+    return add_probabilities(found, objectives)
+
+
+def trials_of(run: RunFolder) -> tuple[Trial, ...]:
+    """Return a run's trials, with the latencies that `measure_latencies` has kept."""
     measured = run.record.get_meta(LATENCIES) or {}
-    return tuple(
-        replace(candidate, latency_ms=measured.get(str(candidate.id), candidate.latency_ms))
-        for candidate in add_probabilities(found, objectives)
-    )
+
+    def complete(trial: Trial) -> Trial:
+        milliseconds = measured.get(str(trial.architecture_id))
+        if milliseconds is None:
+            return trial
+        return replace(trial, values={**trial.values, "latency_ms": milliseconds})
+
+    return tuple(complete(trial) for trial in run.record.trials())
 
 
 def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None:

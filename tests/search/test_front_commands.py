@@ -162,6 +162,9 @@ def test_a_measured_latency_stays_with_the_run(capsys: pytest.CaptureFixture[str
     assert None not in measured
     assert latencies() == measured
     assert latencies("--sort", "latency_ms") == sorted(measured, key=float)
+    # It can then be weighed, among the networks that were measured.
+    fastest = min(measured, key=float)
+    assert fastest in latencies("--objectives", "top1,latency_ms")
 
 
 def test_compared_parts_add_up(capsys: pytest.CaptureFixture[str]) -> None:
