@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -122,7 +123,7 @@ def _prepare(arguments: argparse.Namespace, settings: StudySettings) -> Path:
     described = {**asdict(settings), "strategies": list(settings.strategies)}
     about = {"data": Path(arguments.data).name, "settings": described}
     path = folder / "study.json"
-    if path.is_file() and json.loads(path.read_text()) != about:
+    if path.is_file() and _unchangeable(json.loads(path.read_text())) != _unchangeable(about):
         raise SystemExit(f"{folder} holds a study with other settings. Choose another --out.")
     path.write_text(json.dumps(about, indent=2) + "\n")
     hardware = {
@@ -135,6 +136,12 @@ def _prepare(arguments: argparse.Namespace, settings: StudySettings) -> Path:
         arguments.data, img_size=load_space(settings.space).img_size, folder=folder / "data"
     )
     return folder
+
+
+def _unchangeable(about: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may be added to a study that has begun: more supernets."""
+    fixed = {name: value for name, value in about["settings"].items() if name != "strategies"}
+    return {**about, "settings": fixed}
 
 
 def _print_estimate(settings: StudySettings, folder: Path, workers: int) -> None:

@@ -115,11 +115,11 @@ def choose_networks(settings: StudySettings, space: SearchSpace) -> dict[str, Ar
 
 
 def study_jobs(settings: StudySettings, networks: Mapping[str, Architecture]) -> list[Job]:
-    """List all work, the longest first."""
+    """List all work: what everything is compared with comes first, within it the longest."""
     by_cost = sorted(networks, key=lambda key: -count(networks[key]).macs)
     return [
-        *(Job(kind="supernet", name=name, seed=settings.seed) for name in settings.strategies),
         *(Job(kind="alone", name=key, seed=s) for s in range(settings.seeds) for key in by_cost),
+        *(Job(kind="supernet", name=name, seed=settings.seed) for name in settings.strategies),
         *(Job(kind="short", name=key, seed=SHORT_SEED) for key in by_cost),
         Job(kind="proxies", name="all", seed=settings.seed),
     ]
