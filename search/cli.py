@@ -296,7 +296,7 @@ def ladder(
 def export(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     format_: Annotated[
-        str, typer.Option("--format", help="safetensors, onnx, torch; several with commas.")
+        str, typer.Option("--format", help="safetensors, timm, onnx, torch; several with commas.")
     ] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="Folder; default: export/ beside it.")] = None,
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from search.retrained import Retrained, find_retrained
@@ -15,13 +17,15 @@ from supernet.export import (
     check_onnx_installed,
     onnx_error,
     traced,
+    write_hub_layout,
     write_onnx,
-    write_timm,
     write_torch,
 )
+from supernet.timm_layout import timm_model, timm_state
 
-FORMATS = ("safetensors", "onnx", "torch")
+FORMATS = ("safetensors", "timm", "onnx", "torch")
 EXPORT_FOLDER = "export"
+TIMM_FOLDER = "timm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +54,61 @@ def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> l
     found = find_retrained(target)
     if "onnx" in formats:
         check_onnx_installed()
+    if "timm" in formats:
+        timm_model(found.architecture)
     folder = out or found.folder / EXPORT_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if "safetensors" in formats:
-        written.append(_timm(found, folder))
+        written.append(_ours(found, folder))
+    if "timm" in formats:
+        written.append(_timms(found, folder / TIMM_FOLDER))
     if "onnx" in formats or "torch" in formats:
         written += _traced(found, folder, formats)
     return written
 
 
-def _timm(found: Retrained, folder: Path) -> Exported:
-    write_timm(
-        found.network(),
-        folder,
-        architecture=found.architecture.to_dict(),
-        cfg=pretrained_cfg(found),
-    )
-    return Exported(folder / "model.safetensors", "with config.json and architecture.json")
+def _ours(found: Retrained, folder: Path) -> Exported:
+    description = found.architecture.to_dict()
+    config = {
+        "architecture": "mixer_search",
+        "num_classes": found.architecture.num_classes,
+        "model_args": {"architecture": description},
+        "pretrained_cfg": pretrained_cfg(found),
+    }
+    path = write_hub_layout(found.network().state_dict(), folder, config)
+    text = json.dumps(description, indent=1) + "\n"
+    (folder / "architecture.json").write_text(text, encoding="utf-8")
+    return Exported(path, _loaded_again(found, folder))
+
+
+def _timms(found: Retrained, folder: Path) -> Exported:
+    model = timm_model(found.architecture)
+    config = {
+        "architecture": model.name,
+        "num_classes": found.architecture.num_classes,
+        "model_args": dict(model.args),
+        "pretrained_cfg": pretrained_cfg(found),
+    }
+    state = timm_state(found.network().state_dict(), found.architecture)
+    path = write_hub_layout(state, folder, config)
+    return Exported(path, _loaded_again(found, folder))
+
+
+def _loaded_again(found: Retrained, folder: Path) -> str:
+    """Load a folder as timm's users do and compare the logits."""
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = _images(found)
+    with torch.no_grad():
+        error = float((loaded(images) - found.network()(images)).abs().max())
+    _check(error, folder, "timm")
+    return f"local-dir:{folder} loaded by timm, largest difference of logits {error:.1e}"
+
+
+def _images(found: Retrained) -> torch.Tensor:
+    size = found.architecture.img_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, found.architecture.in_chans, size, size, generator=generator)
 
 
 def pretrained_cfg(found: Retrained) -> dict[str, Any]:
@@ -86,9 +127,7 @@ def pretrained_cfg(found: Retrained) -> dict[str, Any]:
 
 
 def _traced(found: Retrained, folder: Path, formats: Sequence[str]) -> list[Exported]:
-    network, size = found.network(), found.architecture.img_size
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, found.architecture.in_chans, size, size, generator=generator)
+    network, images = found.network(), _images(found)
     program = traced(network, images)
     written = []
     if "torch" in formats:

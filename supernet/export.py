@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -94,25 +94,19 @@ def check_onnx_installed() -> None:
         )
 
 
-def write_timm(
-    network: nn.Module, folder: Path, *, architecture: Mapping[str, Any], cfg: Mapping[str, Any]
-) -> None:
-    """Write weights and ``config.json`` as timm's models lie on a model hub.
+def write_hub_layout(state: Mapping[str, Tensor], folder: Path, config: Mapping[str, Any]) -> Path:
+    """Write weights and ``config.json`` as timm's models lie on a model hub; return the weights.
 
     Args:
-        architecture: The architecture's description, which ``create_model`` is called with.
-        cfg: timm's pretrained_cfg: input size, mean, std, crop, interpolation, classes.
+        config: ``architecture`` (a name that timm knows), ``num_classes``, ``model_args`` and
+            ``pretrained_cfg`` (input size, mean, std, crop, interpolation, classes).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(network, str(folder / "model.safetensors"))
-    config = {
-        "architecture": "mixer_search",
-        "num_classes": architecture["num_classes"],
-        "model_args": {"architecture": dict(architecture)},
-        "pretrained_cfg": dict(cfg),
-    }
-    for name, value in (("config.json", config), ("architecture.json", dict(architecture))):
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path = folder / "model.safetensors"
+    save_file({name: value.detach().clone().contiguous() for name, value in state.items()}, path)
+    text = json.dumps(dict(config), indent=1) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return path
 
 
 @contextmanager

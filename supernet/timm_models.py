@@ -5,6 +5,10 @@ Every preset is registered under its name, and ``mixer_search`` builds any archi
     timm.create_model("elsa_swin_t", num_classes=10, drop_path_rate=0.1)
     timm.create_model("mixer_search", architecture="architecture.json", features_only=True)
 
+What ``search export --format safetensors`` writes is loaded with its weights by::
+
+    timm.create_model("local-dir:FOLDER", pretrained=True)
+
 A preset whose name timm has already (``volo_d1_384`` and its like) is timm's own network there;
 ours is ``timm.create_model("mixer_search", architecture="volo_d1_384")``.
 """
@@ -19,7 +23,7 @@ from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import register_model
+from timm.models import PretrainedCfg, load_pretrained, register_model
 from timm.models._features import FeatureGetterNet, FeatureInfo, feature_take_indices
 from torch import Tensor, nn
 
@@ -189,6 +193,7 @@ def create(
     architecture: ArchitectureLike,
     *,
     pretrained: bool = False,
+    pretrained_cfg: PretrainedCfg | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     img_size: int | None = None,
@@ -201,7 +206,8 @@ def create(
 
     Args:
         architecture: The network, see `load_architecture`.
-        pretrained: No weights come with this package: only False.
+        pretrained: Load the weights that ``pretrained_cfg`` names.
+        pretrained_cfg: What timm read from a folder or hub: where weights are, and their images.
         num_classes: 0 for pooled features.
         in_chans: Channels of the images.
         img_size: Side of the images in pixels.
@@ -211,17 +217,23 @@ def create(
         out_indices: Which stages, with ``features_only``; all by default.
 
     Raises:
-        ValueError: If ``pretrained`` is asked for, or a size does not fit the architecture.
+        ValueError: If ``pretrained`` is asked for where there are no weights, or a size does not
+            fit the architecture.
     """
-    if pretrained:
+    if pretrained and (pretrained_cfg is None or not pretrained_cfg.has_weights):
         raise ValueError(
-            "No pretrained weights come with mixer-search. Retrain the network, or pass "
-            "checkpoint_path with weights of your own."
+            "No pretrained weights come with mixer-search. Retrain the network, name an exported "
+            "folder as local-dir:FOLDER, or pass checkpoint_path with weights of your own."
         )
     found = load_architecture(architecture)
     changes = {"num_classes": num_classes or None, "in_chans": in_chans, "img_size": img_size}
     found = found.replace(**{name: value for name, value in changes.items() if value is not None})
     network = TimmNetwork(found, drop_path_rate=drop_path_rate, drop_rate=drop_rate)
+    if pretrained_cfg is not None:
+        given = {name: v for name, v in pretrained_cfg.to_dict().items() if v is not None}
+        network.default_cfg = network.pretrained_cfg = network.default_cfg | given
+    if pretrained:
+        load_pretrained(network, num_classes=found.num_classes, in_chans=found.in_chans)
     if num_classes == 0:
         network.reset_classifier(0)
     if not features_only:
@@ -246,13 +258,16 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
 
     def build(
         pretrained: bool = False,
-        pretrained_cfg: Any = None,
+        pretrained_cfg: PretrainedCfg | Mapping[str, Any] | None = None,
         pretrained_cfg_overlay: Any = None,
         cache_dir: Any = None,
+        pretrained_model_args: Any = None,
         **settings: Any,
     ) -> nn.Module:
         settings.setdefault("architecture", name)
-        return create(pretrained=pretrained, **settings)
+        if isinstance(pretrained_cfg, Mapping):
+            pretrained_cfg = PretrainedCfg(**pretrained_cfg)
+        return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **settings)
 
     build.__name__ = build.__qualname__ = name
     build.__module__ = __name__

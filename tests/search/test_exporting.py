@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from search.evaluating import evaluate_retrained
 from search.exporting import export_retrained
@@ -31,6 +32,34 @@ MIXERS = (
 ARCHITECTURE = Architecture(
     img_size=8, patch_size=2, num_classes=3, stages=(Stage(dim=8, mixers=MIXERS),)
 )
+SWIN = ARCHITECTURE.replace(
+    stages=(
+        Stage(dim=8, mixers=(WindowAttention(window_size=2, num_heads=2),) * 2, mlp_ratio=2.0),
+        Stage(dim=16, mixers=(WindowAttention(window_size=2, num_heads=4),)),
+    )
+)
+# A process that has timm, and this package only where the first argument says so.
+WITH_TIMM = """
+import sys
+import numpy, timm, torch
+if sys.argv[1] == "mixer-search":
+    import supernet
+network = timm.create_model("local-dir:" + sys.argv[2], pretrained=True).eval()
+with torch.no_grad():
+    logits = network(torch.from_numpy(numpy.load(sys.argv[3])))
+assert ("supernet" in sys.modules) == (sys.argv[1] == "mixer-search")
+numpy.save(sys.argv[4], logits.numpy())
+"""
+# A process that has torch and neither timm nor this package.
+WITH_TORCH = """
+import sys
+import numpy, torch
+network = torch.export.load(sys.argv[1]).module()
+with torch.no_grad():
+    logits = network(torch.from_numpy(numpy.load(sys.argv[2])))
+assert not {"timm", "supernet"} & set(sys.modules)
+numpy.save(sys.argv[3], logits.numpy())
+"""
 # A process that may import onnxruntime and numpy, and neither torch nor this package.
 WITHOUT_TORCH = """
 import sys
@@ -45,7 +74,7 @@ numpy.save(sys.argv[3], logits)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run's folder with one finished retraining, of network 7."""
+    """Return a run's folder with finished retrainings: network 7 mixes mixers, 8 is a Swin."""
     run = tmp_path_factory.mktemp("run")
     (run / "data").mkdir()
     data = tiny_data(run / "data", *noise(40, 8, num_classes=3), num_test=12)
@@ -53,8 +82,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields.pop("folder")
     (run / "data" / "data.json").write_text(json.dumps(fields), encoding="utf-8")
     recipe = changed("micro", epochs=2, warmup_epochs=0, batch_size=8)
-    retrain(ARCHITECTURE, data, recipe, RetrainOptions(out=run / "retrain" / "7-micro-2e-s0"))
+    for number, architecture in ((7, ARCHITECTURE), (8, SWIN)):
+        out = run / "retrain" / f"{number}-micro-2e-s0"
+        retrain(architecture, data, recipe, RetrainOptions(out=out))
     return run
+
+
+def logits_of(script: str, arguments: list[str], images: Tensor, folder: Path) -> Tensor:
+    """Run a script in a fresh process with arguments, a file of images and one for logits."""
+    np.save(folder / "images.npy", images.numpy())
+    files = [str(folder / name) for name in ("images.npy", "logits.npy")]
+    is_ours = "mixer-search" in arguments
+    environment = {k: v for k, v in os.environ.items() if is_ours or k != "PYTHONPATH"}
+    command = [sys.executable, "-c", script, *arguments, *files]
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return torch.from_numpy(np.load(folder / "logits.npy"))
+
+
+@pytest.mark.parametrize(
+    ("number", "format_", "packages"),
+    [(7, "safetensors", "mixer-search"), (8, "timm", "timm")],
+)
+def test_a_fresh_process_with_timm_gives_the_networks_logits(
+    folder: Path, tmp_path: Path, number: int, format_: str, packages: str
+) -> None:
+    (written,) = export_retrained(f"{folder}:{number}", [format_], tmp_path)
+    images = torch.randn(3, 3, 8, 8)
+
+    found = logits_of(WITH_TIMM, [packages, str(written.path.parent)], images, tmp_path)
+
+    with torch.no_grad():
+        expected = find_retrained(f"{folder}:{number}").network()(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_timm_has_not_is_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    with pytest.raises(ValueError, match=r"class of its own for Swin .* Use --format safetensors"):
+        export_retrained(f"{folder}:7", ["safetensors", "timm"], out)
+
+    assert not out.exists()
 
 
 @pytest.mark.slow
@@ -69,18 +139,12 @@ def test_onnx_gives_the_networks_logits_in_a_process_without_torch(
 
     for count in (1, 5):
         images = torch.randn(count, 3, 8, 8)
-        np.save(tmp_path / "images.npy", images.numpy())
-        files = [str(tmp_path / name) for name in ("model.onnx", "images.npy", "logits.npy")]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        subprocess.run(
-            [sys.executable, "-c", WITHOUT_TORCH, *files], cwd=tmp_path, env=environment, check=True
-        )
         with torch.no_grad():
             expected = network(images)
-        found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+        found = logits_of(WITHOUT_TORCH, [str(tmp_path / "model.onnx")], images, tmp_path)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        loaded = torch.export.load(tmp_path / "model.pt2").module()
-        torch.testing.assert_close(loaded(images), expected)
+        found = logits_of(WITH_TORCH, [str(tmp_path / "model.pt2")], images, tmp_path)
+        torch.testing.assert_close(found, expected)
     assert [item.path.name for item in written] == ["model.pt2", "model.onnx"]
 
 
@@ -120,7 +184,7 @@ def test_eval_finds_the_accuracy_of_the_retraining_and_times_it(
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("{run}:8", "Network 8 .* has no finished retraining. Run: search retrain"),
+        ("{run}:9", "Network 9 .* has no finished retraining. Run: search retrain"),
         ("{run}:x", "neither RUN:ID nor the folder"),
         ("elsewhere", "neither RUN:ID nor the folder"),
     ],
@@ -131,5 +195,5 @@ def test_what_is_not_there_is_refused(folder: Path, target: str, words: str) -> 
 
 
 def test_an_unknown_format_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"Unknown format 'pickle'\. Formats: safetensors, onnx"):
+    with pytest.raises(ValueError, match=r"Unknown format 'pickle'\. Formats: safetensors, timm"):
         export_retrained(f"{folder}:7", ["pickle"], None)

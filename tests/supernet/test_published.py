@@ -11,9 +11,11 @@ from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Stage
-from searchspace.mixers import GlobalAttention, OutlookAttention, WindowAttention
+from searchspace.mixers import DepthwiseConv, GlobalAttention, OutlookAttention, WindowAttention
+from searchspace.presets import preset
 from supernet.network import build_subnet
 from supernet.published import convert, read_checkpoint
+from supernet.timm_layout import timm_model, timm_state
 
 SWIN = Architecture(
     img_size=56,
@@ -88,6 +90,34 @@ def test_timms_weights_give_timms_logits(make: type[nn.Module], architecture: Ar
     size = architecture.img_size
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
     torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", [SWIN, preset("volo_d1")], ids=["swin", "volo"])
+def test_our_weights_in_timms_layout_are_the_inverse_of_reading_timms(
+    architecture: Architecture,
+) -> None:
+    state = randomised(build_subnet(architecture)).state_dict()
+
+    theirs = timm_state(state, architecture)
+
+    timm_model(architecture).build(architecture.num_classes).load_state_dict(theirs)
+    again = convert(theirs, architecture)
+    for name, value in state.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Stage(dim=24, mixers=(WindowAttention(window_size=7, num_heads=4, terms="bias"),)),
+        Stage(dim=24, mixers=(DepthwiseConv(kernel_size=3),)),
+        Stage(dim=24, mixers=(WindowAttention(window_size=7, num_heads=4),), se_reduction=4),
+        Stage(dim=36, mixers=(WindowAttention(window_size=7, num_heads=4),)),
+    ],
+)
+def test_what_timms_swin_cannot_be_is_refused(stage: Stage) -> None:
+    with pytest.raises(ValueError, match="timm has a class of its own for Swin"):
+        timm_model(SWIN.replace(stages=(SWIN.stages[0], stage)))
 
 
 def test_microsofts_layout_is_read_too() -> None:

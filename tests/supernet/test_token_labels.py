@@ -13,8 +13,11 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor, nn
 
+from searchspace.architecture import Architecture, Stage
+from searchspace.mixers import GlobalAttention, OutlookAttention
 from supernet.batches import train_shards
 from supernet.data import ImageData, prepare_data
+from supernet.network import build_subnet
 from supernet.recipe import TokenLabels, load_recipe
 from supernet.token_labels import (
     CroppedMaps,
@@ -198,6 +201,35 @@ def test_a_network_learns_from_label_maps(data: ImageData, tmp_path: Path) -> No
         train(Tokens(), data, recipe, replace(options, maps=None))
     with pytest.raises(ValueError, match=r"VOLO family.*without token_labels"):
         train(nn.Linear(3, 3), data, recipe, options)
+
+
+def test_our_volo_learns_from_label_maps(data: ImageData, tmp_path: Path) -> None:
+    recipe = changed("volo_310e", batch_size=6, shard_size=None, epochs=12, warmup_epochs=1)
+    recipe = changed(recipe, cooldown_epochs=0, lr=0.005, amp="none", auto_augment=None)
+    attention = GlobalAttention(num_heads=2)
+    architecture = Architecture(
+        family="volo",
+        img_size=16,
+        patch_size=4,
+        num_classes=3,
+        stem_dim=8,
+        stages=(
+            Stage(dim=16, mixers=(OutlookAttention(num_heads=2),)),
+            Stage(dim=16, mixers=(attention,)),
+        ),
+    )
+    split = data.split("train")
+    maps = LabelMaps(tmp_path / "maps", split.images.names())
+    options = TrainingOptions(train_split=split, eval_split=data.split("search"), seed=0, maps=maps)
+    torch.manual_seed(0)
+    network = build_subnet(architecture)
+    tokens = network.aux_head.weight.detach().clone()
+
+    result = train(network, data, recipe, options)
+
+    assert not torch.equal(network.aux_head.weight, tokens)
+    losses = [report.loss for report in result.history]
+    assert sum(losses[-4:]) / 4 < 0.85 * losses[0], losses
 
 
 def test_maps_go_with_their_images(data: ImageData, tmp_path: Path) -> None:
