@@ -3,7 +3,9 @@
 The clothing images (10 classes, 144 pixels) at 128 pixels; networks of the space `micro_128` with
 one kind of mixer each; the recipe `micro` with resized crops, because photographs are larger than
 what is seen of them; train and search together to learn from, the test split read once after each
-training. Prints a table: accuracy with its interval, seconds, peak memory.
+training. Prints a table of accuracies with their intervals, then one of costs: a training step of
+each network in turn, so that all have the same share of a busy machine, and the memory that a step
+adds at its peak, in a process of its own. What is trained already is not trained again.
 
     python benchmarks/train_clothing.py --data ../shared/data/clothing10_144.tar --epochs 30
 """
@@ -14,16 +16,24 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from search.retrain import RetrainOptions, RetrainResult, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, Mixer, WindowAttention
+from supernet.batches import train_shards
 from supernet.data import ImageData, prepare_data
 from supernet.intervals import wilson_interval
+from supernet.network import build_subnet
 from supernet.recipe import Recipe, load_recipe, with_epochs
+
+T = TypeVar("T")
 
 # The stages of configs/spaces/micro_128.yaml; ratio 2, patches of 8 pixels.
 STAGES = ((32, 1), (64, 2), (128, 1))
@@ -68,52 +78,98 @@ def recipe_of(epochs: int) -> Recipe:
     return with_epochs(micro, epochs)
 
 
-def train_alone(
-    out: Path, name: str, seed: int, data: ImageData, epochs: int, device: str
-) -> tuple[RetrainResult, float]:
-    """Train in a process of its own, so that its peak memory is its own; return result and MiB."""
+def alone(work: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_train, (out, name, seed, data, epochs, device))
+        return pool.apply(work, arguments)
 
 
-def _train(
+def train_one(
     out: Path, name: str, seed: int, data: ImageData, epochs: int, device: str
-) -> tuple[RetrainResult, float]:
+) -> RetrainResult:
+    """Train one of the networks, or read what an earlier training left."""
     options = RetrainOptions(out=out / f"{name}-s{seed}", seed=seed, device=device, threads=1)
-    result = retrain(network(name, data.num_classes), data, recipe_of(epochs), options)
+    return retrain(network(name, data.num_classes), data, recipe_of(epochs), options)
+
+
+class Stepping:
+    """A network that takes training steps on one batch, again and again."""
+
+    def __init__(self, name: str, data: ImageData, recipe: Recipe, device: str) -> None:
+        torch.set_num_threads(1)
+        self.architecture = network(name, data.num_classes)
+        self.network = build_subnet(self.architecture, recipe.drop_path).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.network.parameters())
+        shards = next(train_shards(data.full_train(), data, recipe, epoch=0, seed=0))
+        self.images, self.targets = shards[0].images.to(device), shards[0].targets.to(device)
+
+    def step(self) -> float:
+        """Take one step and return its seconds."""
+        started = time.perf_counter()
+        F.cross_entropy(self.network(self.images), self.targets).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def peak_of_step(name: str, data: ImageData, epochs: int, device: str) -> float:
+    """Return the MiB that a step adds at its peak to what is held before it."""
+    stepping = Stepping(name, data, recipe_of(epochs), device)
     if device == "cuda":
-        return result, torch.cuda.max_memory_allocated() / 2**20
-    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        stepping.step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stepping.step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def print_costs(data: ImageData, options: argparse.Namespace) -> None:
+    """Print what a training step of each network costs."""
+    recipe = recipe_of(options.epochs)
+    steppings = {name: Stepping(name, data, recipe, options.device) for name in NETWORKS}
+    seconds: dict[str, list[float]] = {name: [] for name in NETWORKS}
+    for _ in range(options.rounds + 1):
+        for name, stepping in steppings.items():
+            seconds[name].append(stepping.step())
+    medians = {name: 1000 * statistics.median(found[1:]) for name, found in seconds.items()}
+    print(f"\n| network | step of {recipe.batch_size} images, ms | over window | step adds, MiB |")
+    print("|---|---|---|---|")
+    for name, median in medians.items():
+        peak = alone(peak_of_step, name, data, options.epochs, options.device)
+        print(f"| {name} | {median:.0f} | {median / medians['window']:.2f} | {peak:,.0f} |")
 
 
 def main() -> None:
-    """Train all networks and print the table."""
+    """Train all networks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15, help="of timed steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/clothing"))
     options = parser.parse_args()
     data = prepare_data(options.data, img_size=128, folder=options.out / "data")
     print(f"{sum(data.sizes.values()):,} images, {options.epochs} epochs, {options.device}")
-    print("| network | params | MACs | test top-1 %, by seed | mean | seconds | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | params | MACs | test top-1 %, by seed | mean |")
+    print("|---|---|---|---|---|")
     for name in NETWORKS:
-        found = [
-            train_alone(options.out, name, seed, data, options.epochs, options.device)
+        results = [
+            alone(train_one, options.out, name, seed, data, options.epochs, options.device)
             for seed in range(options.seeds)
         ]
-        results = [result for result, _ in found]
         accuracies = "; ".join(_interval(result) for result in results)
         mean = statistics.mean(result.accuracy.top1 for result in results)
-        seconds = statistics.mean(result.seconds for result in results)
-        memory = max(mib for _, mib in found)
         print(
             f"| {name} | {results[0].params:,} | {results[0].macs / 1e6:.1f}M | {accuracies} "
-            f"| {mean:.1f} | {seconds:,.0f} | {memory:,.0f} |",
+            f"| {mean:.1f} |",
             flush=True,
         )
+    print_costs(data, options)
 
 
 def _interval(result: RetrainResult) -> str:

@@ -138,15 +138,17 @@ def test_a_training_killed_at_random_moments_equals_the_undisturbed_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("amp", ["none", "bf16"])
+@pytest.mark.parametrize(("amp", "count"), [("none", 2000), ("bf16", 400)])
 def test_on_cifar_a_killed_micro_training_equals_the_undisturbed_one(
-    tmp_path: Path, amp: str
+    tmp_path: Path, amp: str, count: int
 ) -> None:
     if not CIFAR.exists():
         pytest.skip("The CIFAR-10 subset is not at ../shared/data.")
     whole = prepare_data(str(CIFAR), img_size=32, folder=tmp_path / "data").full_train()
     (tmp_path / "few").mkdir()
-    data = tiny_data(tmp_path / "few", whole.images[:2000], whole.labels[:2000], num_search=200)
+    # Most processors compute bf16 many times slower than float32.
+    images, labels = whole.images[:count], whole.labels[:count]
+    data = tiny_data(tmp_path / "few", images, labels, num_search=100)
     recipe = changed("micro", epochs=4, warmup_epochs=1, amp=amp)
     started = time.perf_counter()
     expected, result = trained_micro(data, recipe, tmp_path / "undisturbed")
