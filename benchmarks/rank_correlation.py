@@ -26,6 +26,8 @@ from typing import Any
 import torch
 
 from search.study import (
+    SUPERNETS,
+    UNSHARED,
     StudySettings,
     analyse,
     choose_networks,
@@ -43,7 +45,6 @@ from supernet.batches import steps_per_epoch, train_batches
 from supernet.data import open_data, prepare_data
 from supernet.network import build_subnet
 from supernet.recipe import load_recipe
-from supernet.strategies import STRATEGIES
 from supernet.supernet_training import accumulate_gradients
 
 CSV = Path(__file__).parents[1] / "docs" / "rank_correlation.csv"
@@ -95,7 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--short-epochs", type=int, default=2)
     parser.add_argument("--supernet-epochs", type=int, default=60)
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    parser.add_argument(
+        "--supernets",
+        nargs="+",
+        default=[name for name in SUPERNETS if name.endswith(UNSHARED)],
+        choices=SUPERNETS,
+        help="strategy and projections of each",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes; 0: this one")
     parser.add_argument("--out", type=Path, default=Path("runs/rank_correlation"))
     parser.add_argument("--csv", type=Path, default=CSV)
@@ -111,7 +118,7 @@ def _settings(arguments: argparse.Namespace) -> StudySettings:
         seeds=arguments.seeds,
         epochs=arguments.epochs,
         short_epochs=arguments.short_epochs,
-        strategies=tuple(arguments.strategies),
+        supernets=tuple(arguments.supernets),
         supernet_epochs=arguments.supernet_epochs,
     )
 
@@ -120,7 +127,7 @@ def _prepare(arguments: argparse.Namespace, settings: StudySettings) -> Path:
     """Decode the images once, and check that a study that goes on is the same one."""
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    described = {**asdict(settings), "strategies": list(settings.strategies)}
+    described = {**asdict(settings), "supernets": list(settings.supernets)}
     about = {"data": Path(arguments.data).name, "settings": described}
     path = folder / "study.json"
     if path.is_file() and _unchangeable(json.loads(path.read_text())) != _unchangeable(about):
@@ -139,8 +146,12 @@ def _prepare(arguments: argparse.Namespace, settings: StudySettings) -> Path:
 
 
 def _unchangeable(about: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what may be added to a study that has begun: more supernets."""
-    fixed = {name: value for name, value in about["settings"].items() if name != "strategies"}
+    """Leave out what may be added to a study that has begun: more supernets.
+
+    Studies named ``strategies`` before there was more than that to choose.
+    """
+    added = ("supernets", "strategies")
+    fixed = {name: value for name, value in about["settings"].items() if name not in added}
     return {**about, "settings": fixed}
 
 
@@ -165,9 +176,9 @@ def _print_estimate(settings: StudySettings, folder: Path, workers: int) -> None
         seconds.append(statistics.median(times[1:]))
     epoch = steps_per_epoch(len(split), recipe) * statistics.mean(seconds)
     alone = settings.networks * (settings.seeds * settings.epochs + settings.short_epochs)
-    supernets = settings.supernet_epochs * len(settings.strategies)
+    supernets = settings.supernet_epochs * len(settings.supernets)
     hours = (alone + supernets) * epoch / 3600
-    passes = {name: passes_of(name, space) for name in settings.strategies}
+    passes = {name: passes_of(name.partition("-")[0], space) for name in settings.supernets}
     print(
         f"{len(study_jobs(settings, networks))} jobs, {epoch:.0f} s an epoch: about "
         f"{hours:.1f} core-hours, {hours / max(workers, 1):.1f} hours with {max(workers, 1)} "

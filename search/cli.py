@@ -60,6 +60,9 @@ def run(
     strategy: Annotated[str, typer.Option(help="Supernet training: sandwich, fair or uniform.")] = (
         "sandwich"
     ),
+    projections: Annotated[
+        str, typer.Option(help="Of a block's mixers in the supernet: unshared or shared.")
+    ] = "unshared",
     objectives: Objectives = "top1,macs",
     max_macs: Limit = None,
     max_params: Limit = None,
@@ -88,6 +91,7 @@ def run(
             budget=budget,
             sampler=sampler,
             strategy=strategy,
+            projections=projections,
             retrain_recipe=recipe or "",
             objectives=tuple(objectives.split(",")),
             shares=_shares(share),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file
 from torch import Tensor
 
 from search.executor import Cluster, take_finished
@@ -28,8 +28,9 @@ from searchspace.mixers import Mixer
 from supernet.data import ImageData, prepare_data
 from supernet.epoch_report import read_csv, starvation
 from supernet.intervals import wilson_interval
-from supernet.network import Supernet, extract
+from supernet.network import extract
 from supernet.recipe import Recipe, load_recipe, with_epochs
+from supernet.supernet_checkpoint import load_supernet
 from supernet.training import METRICS_FILE
 
 PHASE = "retrain"
@@ -186,11 +187,12 @@ def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
     """Load the weights that a network starts from."""
     if plan.inherit:
-        weights = sorted((run.folder / "supernet").glob("supernet-*.safetensors"))
-        if not weights:
-            raise ValueError(f"{run.folder} has no trained supernet. Leave --inherit out.")
-        supernet = Supernet(run.space())
-        load_model(supernet, str(weights[-1]))
+        try:
+            supernet = load_supernet(run.folder / "supernet", run.space())
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{run.folder} has no trained supernet. Leave --inherit out."
+            ) from error
         return dict(extract(supernet, run.architecture(number)).state_dict())
     if plan.start is None:
         return None

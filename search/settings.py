@@ -11,6 +11,7 @@ from search.budget import Budget, parse_budget
 from search.plan import split_shares
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
+from supernet.weight_sharing import WeightSharing
 
 OBJECTIVES = ("top1", "macs", "params")
 
@@ -26,6 +27,7 @@ class RunSettings:
             text as ``space.yaml``.
         sampler: Of the search, one of `search.proposer.SAMPLERS`.
         strategy: How the supernet is trained.
+        projections: What its mixers share; see `supernet.weight_sharing.WeightSharing`.
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
         objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
@@ -41,6 +43,7 @@ class RunSettings:
     space: str = ""
     sampler: str = "guided"
     strategy: str = "sandwich"
+    projections: str = "unshared"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"
     retrain_recipe: str = ""
@@ -58,6 +61,7 @@ class RunSettings:
             if not getattr(self, name):
                 object.__setattr__(self, name, default)
         split_shares(parse_budget(self.budget).amount_seconds, self.shares)
+        _ = self.sharing  # checked when it is made
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
@@ -69,6 +73,11 @@ class RunSettings:
     def parsed_budget(self) -> Budget:
         """The budget as a value."""
         return parse_budget(self.budget)
+
+    @property
+    def sharing(self) -> WeightSharing:
+        """What the choices of a supernet's block share."""
+        return WeightSharing(projections=self.projections)
 
     def load_space(self, file: Path | None = None) -> SearchSpace:
         """Read the space (or the run's copy of it) with this run's limits and image size."""

@@ -40,13 +40,15 @@ from supernet.strategies import STRATEGIES
 from supernet.supernet_checkpoint import load_supernet
 from supernet.supernet_training import SupernetTrainer
 from supernet.training import TrainingOptions, train
+from supernet.weight_sharing import PROJECTIONS, WeightSharing
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.jsonl"
 SHORT = "train-short"
-# Weights that mixers share with each other: so far a space has no such setting.
-PROJECTIONS = ("unshared",)
+# How the supernets of a study are trained: strategy and projections.
+SUPERNETS = tuple(f"{name}-{shared}" for name in STRATEGIES for shared in PROJECTIONS)
+UNSHARED = f"-{PROJECTIONS[0]}"
 SHORT_SEED = 1_000
 PROXY_BATCH = 64
 CALIBRATION_BATCHES = 8
@@ -64,7 +66,7 @@ class StudySettings:
         seeds: Trainings of each.
         epochs: Of each training.
         short_epochs: Of the estimator that trains alone for a short time, with a seed of its own.
-        strategies: Of the supernets.
+        supernets: Some of `SUPERNETS`.
         supernet_epochs: Passes of an architecture over the train split, the same for all
             strategies: a step that trains four architectures counts four times.
         trial_recipe, supernet_recipe: Names or paths.
@@ -76,7 +78,7 @@ class StudySettings:
     seeds: int
     epochs: int
     short_epochs: int
-    strategies: tuple[str, ...]
+    supernets: tuple[str, ...]
     supernet_epochs: int
     trial_recipe: str = "quick"
     supernet_recipe: str = "supernet"
@@ -89,7 +91,7 @@ class Job:
 
     Attributes:
         kind: ``supernet``, ``alone``, ``short`` or ``proxies``.
-        name: Of the strategy, or the key of the network.
+        name: Of the supernet (``uniform`` for ``uniform-unshared``), or the key of the network.
         seed: Of a training.
     """
 
@@ -119,7 +121,10 @@ def study_jobs(settings: StudySettings, networks: Mapping[str, Architecture]) ->
     by_cost = sorted(networks, key=lambda key: -count(networks[key]).macs)
     return [
         *(Job(kind="alone", name=key, seed=s) for s in range(settings.seeds) for key in by_cost),
-        *(Job(kind="supernet", name=name, seed=settings.seed) for name in settings.strategies),
+        *(
+            Job(kind="supernet", name=name.removesuffix(UNSHARED), seed=settings.seed)
+            for name in settings.supernets
+        ),
         *(Job(kind="short", name=key, seed=SHORT_SEED) for key in by_cost),
         Job(kind="proxies", name="all", seed=settings.seed),
     ]
@@ -285,11 +290,19 @@ def _supernet_values(
     job: Job,
     out: Path,
 ) -> dict[str, dict[str, float]]:
+    strategy, _, projections = job.name.partition("-")
+    sharing = WeightSharing(projections=projections or PROJECTIONS[0])
     recipe = load_recipe(settings.supernet_recipe)
     epoch = steps_per_epoch(len(data.split("train")), recipe)
-    steps = settings.supernet_epochs * epoch // passes_of(job.name, space)
+    steps = settings.supernet_epochs * epoch // passes_of(strategy, space)
     trainer = SupernetTrainer(
-        space, data, recipe, strategy=job.name, total_steps=max(steps, 1), seed=job.seed
+        space,
+        data,
+        recipe,
+        strategy=strategy,
+        total_steps=max(steps, 1),
+        seed=job.seed,
+        sharing=sharing,
     )
     trainer.load(out)
     while trainer.step < trainer.total_steps:
@@ -309,7 +322,7 @@ def _supernet_values(
     for key, architecture in networks.items():
         network = extract(supernet, architecture)
         recalibrate(network, calibration)
-        name = f"supernet-{job.name}-{PROJECTIONS[0]}"
+        name = f"supernet-{strategy}-{sharing.projections}"
         values[key] = {name: evaluate(network, judging, "cpu").top1}
     return values
 

@@ -40,6 +40,7 @@ from supernet.supernet_training import (
     accumulate_gradients,
 )
 from supernet.training import TrainingOptions, train
+from supernet.weight_sharing import WeightSharing
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Job:
         supernet_recipe: For the shared weights.
         trial_recipe: For networks that are trained alone during the search.
         strategy: How the supernet is trained.
+        sharing: What the choices of its blocks share.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
     """
@@ -67,6 +69,7 @@ class Job:
     supernet_recipe: Recipe
     trial_recipe: Recipe
     strategy: str
+    sharing: WeightSharing
     seed: int
     device: str
 
@@ -90,6 +93,7 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         supernet_recipe=load_recipe(settings.supernet_recipe),
         trial_recipe=load_recipe(settings.trial_recipe),
         strategy=settings.strategy,
+        sharing=settings.sharing,
         seed=settings.seed,
         device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
     )
@@ -180,6 +184,7 @@ class SupernetWorker:
             strategy=self.job.strategy,
             total_steps=total_steps,
             seed=self.job.seed,
+            sharing=self.job.sharing,
             device=self.job.device,
         )
 

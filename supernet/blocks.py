@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from searchspace.mixers import CONV_KINDS, Mixer, OutlookAttention
 from supernet.kernels import depthwise_conv
 from supernet.mixers import MIXERS
+from supernet.mixers.projections import share_projections
 from supernet.mixers.sharing import Place, new_linear, state_of
 from supernet.norms import build_norm
 
@@ -80,6 +81,8 @@ class Block(nn.Module):
         self.mixers = nn.ModuleDict(
             {kind: MIXERS[kind](same_kind, place=place) for kind, same_kind in kinds.items()}
         )
+        if place.sharing.projections == "shared" and len(kinds) > 1:
+            share_projections(dict(self.mixers.items()), place)
         dim = self.dim = place.dim
         self.norms = nn.ModuleDict()
         if not kinds.keys() <= CONV_KINDS:

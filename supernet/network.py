@@ -27,6 +27,7 @@ from supernet.macro import (
     PositionEncoding,
 )
 from supernet.mixers.sharing import Place, new_linear, new_table, state_of
+from supernet.weight_sharing import WeightSharing
 
 
 class Supernet(nn.Module):
@@ -35,11 +36,18 @@ class Supernet(nn.Module):
     Args:
         space: The space; its mixers decide which weights exist.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
+        sharing: What the choices of a block share; by default little.
     """
 
-    def __init__(self, space: SearchSpace, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        drop_path_rate: float = 0.0,
+        *,
+        sharing: WeightSharing | None = None,
+    ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.sharing = space, sharing or WeightSharing()
         depth = sum(stage.depth for stage in space.stages)
         rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.patch_embed = _build_stem(space)
@@ -48,7 +56,8 @@ class Supernet(nn.Module):
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                _build_block(space, index, block, rates.pop(0)) for block in range(stage.depth)
+                _build_block(space, index, block, rates.pop(0), self.sharing)
+                for block in range(stage.depth)
             )
             for index, stage in enumerate(space.stages)
         )
@@ -208,7 +217,9 @@ def _build_transition(space: SearchSpace, index: int) -> nn.Module:
             return nn.Identity()
 
 
-def _build_block(space: SearchSpace, index: int, block: int, drop_path: float) -> Block:
+def _build_block(
+    space: SearchSpace, index: int, block: int, drop_path: float, sharing: WeightSharing
+) -> Block:
     """Build a block with every mixer that the space offers it."""
     stage, family = space.stages[index], FAMILIES[space.family]
     return Block(
@@ -219,6 +230,7 @@ def _build_block(space: SearchSpace, index: int, block: int, drop_path: float) -
             block=block,
             qkv_bias=family.qkv_bias,
             norm=stage.norm,
+            sharing=sharing,
         ),
         options=BlockOptions(
             mlp_ratio=max(stage.mlp_ratios),

@@ -2,14 +2,16 @@
 
 ``supernet.json`` names the files that belong together and is replaced in one step, so that a
 process that is killed while it writes leaves the checkpoint before. Weights are safetensors under
-the names of `supernet.network.Supernet`; only ``training-<step>.pt`` is for the trainer alone.
-One checkpoint is kept.
+the names of `supernet.network.Supernet`, tied ones (shared projections) once, under one of their
+names; the file's metadata says which others it stands for. Only ``training-<step>.pt`` is for the
+trainer alone. One checkpoint is kept.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_model, save_model
 from searchspace.space import SearchSpace
 from supernet.checkpoint import write_text
 from supernet.network import Supernet
+from supernet.weight_sharing import WeightSharing
 
 INDEX_FILE = "supernet.json"
 
@@ -44,7 +47,12 @@ def save_supernet(
         save_model(network, str(folder / files[name]))
     files["training"] = f"training-{step}.pt"
     torch.save(dict(training), folder / files["training"])
-    index = {"space": supernet.space.name, "step": step, "files": files}
+    index = {
+        "space": supernet.space.name,
+        "sharing": asdict(supernet.sharing),
+        "step": step,
+        "files": files,
+    }
     write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     for path in folder.iterdir():
         if path.name not in (INDEX_FILE, *files.values()):
@@ -57,10 +65,18 @@ def load_training(
     """Read weights into both supernets and return what the trainer saved, or None.
 
     None: there is no checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint is of a supernet that shares its weights in another way.
     """
     index = _index(folder)
     if index is None:
         return None
+    if (stored := _sharing(index)) != supernet.sharing:
+        raise ValueError(
+            f"The supernet in {folder} was trained with {stored}, and cannot go on with "
+            f"{supernet.sharing}. Use the same, or another folder."
+        )
     files = index["files"]
     load_model(supernet, str(folder / files["weights"]), device=str(device))
     if averaged is not None:
@@ -83,9 +99,14 @@ def load_supernet(folder: Path, space: SearchSpace) -> Supernet:
     index = _index(folder)
     if index is None:
         raise FileNotFoundError(f"No supernet in {folder}: {INDEX_FILE} is missing.")
-    files, supernet = index["files"], Supernet(space)
+    files, supernet = index["files"], Supernet(space, sharing=_sharing(index))
     load_model(supernet, str(folder / files.get("averaged", files["weights"])))
     return supernet.eval()
+
+
+def _sharing(index: Mapping[str, Any]) -> WeightSharing:
+    """Read how weights are shared; checkpoints from before that was a setting do not say."""
+    return WeightSharing(**index.get("sharing", {}))
 
 
 def _index(folder: Path) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from supernet.strategies import DISTILLING, STRATEGIES
 from supernet.supernet_checkpoint import load_training, save_supernet
 from supernet.training_step import AMP_DTYPES
 from supernet.usage import Usage, UsedWeights
+from supernet.weight_sharing import WeightSharing
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class SupernetTrainer:
         strategy: One of `STRATEGIES`.
         total_steps: Length of the schedule: warm-up of at most 10 %, then cosine to ``min_lr``.
         seed: Of the weights, the architectures and the order of the data.
+        sharing: What the choices of a block share; by default little.
         device: Torch device.
     """
 
@@ -73,6 +75,7 @@ class SupernetTrainer:
         strategy: str,
         total_steps: int,
         seed: int,
+        sharing: WeightSharing | None = None,
         device: str = "cpu",
     ) -> None:
         _check(recipe, strategy)
@@ -80,7 +83,7 @@ class SupernetTrainer:
         self.strategy, self.total_steps, self.seed = strategy, total_steps, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)
-        self.supernet = Supernet(space, recipe.drop_path).to(self.device)
+        self.supernet = Supernet(space, recipe.drop_path, sharing=sharing).to(self.device)
         self.optimizer = build_shared_optimizer(self.supernet, recipe)
         self.used_weights = UsedWeights(self.supernet)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, WindowAttention, split_terms
 from supernet.mixers.convolutional_attention import PreConvolution, new_post_kernel
+from supernet.mixers.projections import InProjection
 from supernet.mixers.sharing import (
     Place,
     centre_taps,
     head_rows,
     new_linear,
     new_table,
+    start_linear,
     state_of,
 )
 
@@ -49,7 +50,9 @@ class AttentionWeights(nn.Module):
         terms = {term for option in options for term in split_terms(option.terms)}
         heads = max(option.num_heads for option in options)
         self.parts = _parts(terms)
-        self.in_proj = new_linear(dim, dim * len(self.parts), bias=place.qkv_bias)
+        self.in_proj = start_linear(
+            InProjection(dim, dim * (len(self.parts) - 1), dim, bias=place.qkv_bias)
+        )
         self.proj = new_linear(dim, dim)
         self.table_qr = new_table(taps**2, dim) if "qr" in terms else None
         self.table_rk = new_table(taps**2, dim) if "rk" in terms else None
@@ -123,16 +126,7 @@ class AttentionWeights(nn.Module):
         }
 
     def _in_proj(self, parts: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        if parts == self.parts:
-            return weight, bias
-        rows = [self.parts.index(part) for part in parts]
-        weights = weight.split(self.dim)
-        picked = torch.cat([weights[row] for row in rows])
-        if bias is None:
-            return picked, None
-        biases = bias.split(self.dim)
-        return picked, torch.cat([biases[row] for row in rows])
+        return self.in_proj.rows(*((self.parts.index(part) * self.dim, self.dim) for part in parts))
 
 
 def _parts(terms: Sequence[str] | set[str]) -> tuple[str, ...]:

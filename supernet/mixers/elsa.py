@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
 from supernet.kernels import aggregate, depthwise_conv
+from supernet.mixers.projections import InProjection
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table
 
 
@@ -49,7 +50,7 @@ class ElsaMixer(nn.Module):
         # One grouping of the logits is stored as such; several are parts of ungrouped weights.
         groupings = {(o.logit_groups, o.num_heads, o.kernel_size, o.qk_dim) for o in options}
         self.logit_width = self.qk_dim // (options[0].logit_groups if len(groupings) == 1 else 1)
-        self.in_proj = nn.Linear(dim, 2 * self.qk_dim + self.v_dim, bias=place.qkv_bias)
+        self.in_proj = InProjection(dim, 2 * self.qk_dim, self.v_dim, bias=place.qkv_bias)
         self.proj = new_linear(self.v_dim, dim)
         # Tables over taps come first on axis 0, so that one function slices them all.
         conv_inputs = self.group_width * taps
@@ -112,15 +113,8 @@ class ElsaMixer(nn.Module):
 
     def _in_proj(self, mixer: Elsa) -> tuple[Tensor, Tensor | None]:
         """Pick the rows of q, k and v: the first of each."""
-        weight, bias = self.in_proj.weight, self.in_proj.bias
         qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
-        if (qk_dim, v_dim) == (self.qk_dim, self.v_dim):
-            return weight, bias
-        starts = ((0, qk_dim), (self.qk_dim, qk_dim), (2 * self.qk_dim, v_dim))
-        picked = torch.cat([weight[start : start + rows] for start, rows in starts])
-        if bias is None:
-            return picked, None
-        return picked, torch.cat([bias[start : start + rows] for start, rows in starts])
+        return self.in_proj.rows((0, qk_dim), (self.qk_dim, qk_dim), (2 * self.qk_dim, v_dim))
 
     def _proj_weight(self, mixer: Elsa) -> Tensor:
         return self.proj.weight[:, : mixer.v_dim or self.dim]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import GlobalAttention
-from supernet.mixers.sharing import Place, new_linear, state_of
+from supernet.mixers.projections import InProjection
+from supernet.mixers.sharing import Place, new_linear, start_linear, state_of
 
 
 class GlobalAttentionMixer(nn.Module):
@@ -31,14 +32,21 @@ class GlobalAttentionMixer(nn.Module):
 
     def __init__(self, options: Sequence[GlobalAttention], *, place: Place) -> None:
         super().__init__()
-        self.in_proj = new_linear(place.dim, 3 * place.dim, bias=place.qkv_bias)
+        self.in_proj = start_linear(
+            InProjection(place.dim, 2 * place.dim, place.dim, bias=place.qkv_bias)
+        )
         self.proj = new_linear(place.dim, place.dim)
         ratios = sorted({option.sr_ratio for option in options} - {1})
         self.reductions = nn.ModuleDict({str(r): Reduction(place.dim, r) for r in ratios})
 
     def select(self, mixer: GlobalAttention) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
-        state = {**state_of(self.in_proj, "in_proj"), **state_of(self.proj, "proj")}
+        weight, bias = self.in_proj.rows((0, self.in_proj.out_features))
+        state = {
+            "in_proj.weight": weight,
+            **({} if bias is None else {"in_proj.bias": bias}),
+            **state_of(self.proj, "proj"),
+        }
         if mixer.sr_ratio == 1:
             return state
         name = str(mixer.sr_ratio)
@@ -68,7 +76,8 @@ class GlobalAttentionMixer(nn.Module):
                 "Use a smaller sr_ratio or a larger image."
             )
         sizes = (dim, 2 * dim)
-        weights, bias = self.in_proj.weight.split(sizes), self.in_proj.bias
+        weight, bias = self.in_proj.rows((0, 3 * dim))
+        weights = weight.split(sizes)
         biases = (None, None) if bias is None else bias.split(sizes)
         reduced = self.reductions[str(ratio)](x)
         q = F.linear(x, weights[0], biases[0])

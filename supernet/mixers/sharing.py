@@ -7,13 +7,17 @@ that starts at the same channel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import BlockNorm
 from searchspace.mixers import Mixer
+from supernet.weight_sharing import WeightSharing
+
+LinearT = TypeVar("LinearT", bound=nn.Linear)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,7 @@ class Place:
         block: Index of the block in its stage.
         qkv_bias: Whether projections to queries, keys and values have biases.
         norm: The norms that the stage asks for; see `searchspace.architecture.Stage`.
+        sharing: What the choices of a block share.
     """
 
     dim: int
@@ -33,6 +38,7 @@ class Place:
     block: int = 0
     qkv_bias: bool = True
     norm: BlockNorm = "default"
+    sharing: WeightSharing = field(default_factory=WeightSharing)
 
 
 def centre_taps(table: Tensor, size: int) -> Tensor:
@@ -100,8 +106,12 @@ def new_table(*shape: int) -> nn.Parameter:
 
 def new_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
     """Make a linear layer with the initialisation of Swin: weights N(0, .02) cut, bias 0."""
-    linear = nn.Linear(in_features, out_features, bias=bias)
+    return start_linear(nn.Linear(in_features, out_features, bias=bias))
+
+
+def start_linear(linear: LinearT) -> LinearT:
+    """Give a linear layer the initialisation of Swin: weights N(0, .02) cut, bias 0."""
     nn.init.trunc_normal_(linear.weight, std=0.02)
-    if bias:
+    if linear.bias is not None:
         nn.init.zeros_(linear.bias)
     return linear

@@ -140,6 +140,7 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--data", "nothing/here"), "nothing/here"),
         ((*BUDGET, "--objectives", "top1,speed"), "The objectives are top1 and at least one of"),
         ((*BUDGET, "--max-macs", "many"), "many"),
+        ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
         ((*BUDGET, "--recipe", "cake"), "Unknown recipe 'cake'"),
         ((*BUDGET, "--space", "unknown_key.yaml"), "colour"),
         ((*BUDGET, "--space", "impossible.yaml"), "elsa"),

@@ -31,12 +31,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     folder = tmp_path_factory.mktemp("ladder")
     (folder / "tiny.yaml").write_text(SPACE)
     settings = RunSettings(
-        data="digits", budget="1cpu-minutes", space=str(folder / "tiny.yaml"), trial_recipe="quick"
+        data="digits",
+        budget="1cpu-minutes",
+        space=str(folder / "tiny.yaml"),
+        trial_recipe="quick",
+        projections="shared",
     )
     with create_run(folder / "run", settings) as opened:
         recipe = load_recipe("supernet")
         trainer = SupernetTrainer(
-            opened.space(), opened.data(), recipe, strategy="uniform", total_steps=30, seed=0
+            opened.space(),
+            opened.data(),
+            recipe,
+            strategy="uniform",
+            total_steps=30,
+            seed=0,
+            sharing=settings.sharing,
         )
         trainer.run(30)
         trainer.save(opened.folder / "supernet")

@@ -18,12 +18,14 @@ from search import retraining
 from search.record import Record
 from search.retrain import RetrainOptions, retrain
 from search.retraining import RetrainPlan, resized, retrain_members
-from search.run_folder import RunFolder
+from search.run_folder import RunFolder, create_run
 from search.settings import RunSettings
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, WindowAttention
 from supernet.data import ImageData, prepare_data
 from supernet.epoch_report import EpochReport, read_csv, starvation, to_csv
+from supernet.network import Supernet, extract
+from supernet.supernet_checkpoint import save_supernet
 from tests.tiny_data import changed, noise, tiny_data
 
 FORK = multiprocessing.get_context("fork")
@@ -43,6 +45,16 @@ REPORT = EpochReport(
     read_seconds=30.0,
     augment_seconds=5.0,
 )
+
+SPACE = """
+name: tiny
+img_size: 8
+patch_size: 4
+stages: [{dim: 8, depth: 1}]
+mixers:
+  window_attention: {window_size: 2, num_heads: [1, 2]}
+  depthwise_conv: {kernel_size: [3, 5]}
+"""
 
 
 @pytest.fixture
@@ -192,6 +204,45 @@ def test_a_queue_is_worked_off_charged_and_not_repeated(
             retrain_members(run, [number], replace(plan, inherit=True), console=Console(file=out))
     assert (folder / "retrain" / f"{number}-quick-1e-s0" / "result.json").exists()
     assert out.getvalue().count("of 359 test images") == 2
+
+
+def test_inherited_weights_are_those_of_the_runs_supernet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_out: list[RetrainOptions] = []
+
+    class Stopping(Inline):
+        def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+            handed_out.append(arguments[3])
+            return object(), None
+
+    monkeypatch.setattr(retraining, "Cluster", Stopping)
+    monkeypatch.setattr(
+        retraining, "take_finished", lambda pending: [(p, None, "stopped") for p in pending]
+    )
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    settings = RunSettings(
+        space=str(tmp_path / "tiny.yaml"),
+        data="digits",
+        budget="60cpu-seconds",
+        projections="shared",
+    )
+    plan = RetrainPlan(recipe="quick", epochs=1, inherit=True)
+    with create_run(tmp_path / "run", settings) as run:
+        supernet = Supernet(run.space(), sharing=run.settings.sharing)
+        save_supernet(
+            run.folder / "supernet", step=1, supernet=supernet, averaged=None, training={}
+        )
+        architecture = run.space().extreme("macs", largest=False)
+        number = run.record.add_architecture(architecture, params=1, macs=1)
+
+        retrain_members(run, [number], plan, console=Console(file=StringIO()))
+
+        expected = extract(supernet, architecture).state_dict()
+        start = handed_out[0].start
+        assert start is not None
+        assert start.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in start.items())
 
 
 def test_a_table_of_epochs_is_read_as_it_was_written() -> None:

@@ -39,7 +39,7 @@ def settings(space: Path) -> StudySettings:
         seeds=1,
         epochs=1,
         short_epochs=1,
-        strategies=("uniform", "fair"),
+        supernets=("uniform-unshared", "fair-unshared", "uniform-shared"),
         supernet_epochs=1,
     )
 
@@ -64,7 +64,9 @@ def test_a_study_goes_on_after_a_kill_and_does_nothing_twice(tmp_path: Path) -> 
     write_table(tmp_path / "table.csv", rows)
     assert read_table(tmp_path / "table.csv") == rows
     estimators = {"alone-0", "train-short", "nwot", "synflow", "grad_norm", "zen"}
-    supernets = {"supernet-uniform-unshared", "supernet-fair-unshared"}
+    names = {job.name for job in [*first, *second] if job.kind == "supernet"}
+    assert names == {"uniform", "fair", "uniform-shared"}
+    supernets = {f"supernet-{name}" for name in asked.supernets}
     assert {*estimators, *supernets} <= rows[0].keys()
     assert all(value for row in rows for value in row.values())
     assert {found.name for found in analyse(rows)} == (

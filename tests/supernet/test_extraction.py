@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from searchspace.mixers import MIXER_KINDS, Mixer, mixer_to_dict
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.network import Supernet, extract
+from supernet.weight_sharing import PROJECTIONS, WeightSharing
 from tests.strategies import mixers
 
 NETWORKS_OF_EACH = 10
@@ -62,7 +63,11 @@ def union(found: list[Mixer]) -> dict[str, dict[str, tuple]]:
     "num_supernets",
     [5, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="300 networks")],
 )
-def test_networks_of_drawn_spaces_are_extracted_exactly(num_supernets: int) -> None:
+@pytest.mark.parametrize("projections", PROJECTIONS)
+def test_networks_of_drawn_spaces_are_extracted_exactly(
+    num_supernets: int, projections: str
+) -> None:
+    sharing = WeightSharing(projections=projections)
     seen: Counter[str] = Counter()
 
     @settings(
@@ -75,7 +80,7 @@ def test_networks_of_drawn_spaces_are_extracted_exactly(num_supernets: int) -> N
     @given(spaces(), st.integers(0, 2**16))
     def check(space: SearchSpace, seed: int) -> None:
         torch.manual_seed(seed)
-        supernet = randomise(Supernet(space))
+        supernet = randomise(Supernet(space, sharing=sharing))
         images, labels = torch.randn(2, 3, 14, 14), torch.tensor([0, 2])
         rng = random.Random(seed)
         for _ in range(NETWORKS_OF_EACH):

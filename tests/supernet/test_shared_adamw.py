@@ -16,6 +16,7 @@ from supernet.recipe import load_recipe
 from supernet.shared_adamw import SharedAdamW
 from supernet.supernet_training import accumulate_gradients, build_shared_optimizer
 from supernet.usage import UsedWeights
+from supernet.weight_sharing import PROJECTIONS, WeightSharing
 from tests.supernet.test_network import SPACE, randomise, samples
 
 RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
@@ -64,10 +65,11 @@ def step(
     ema.update(supernet, optimizer, used)
 
 
+@pytest.mark.parametrize("projections", PROJECTIONS)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_step_leaves_all_that_its_architecture_does_not_use(seed: int) -> None:
+def test_a_step_leaves_all_that_its_architecture_does_not_use(seed: int, projections: str) -> None:
     torch.manual_seed(seed)
-    supernet = randomise(Supernet(SPACE)).train()
+    supernet = randomise(Supernet(SPACE, sharing=WeightSharing(projections=projections))).train()
     optimizer = build_shared_optimizer(supernet, RECIPE)
     ema = SharedEma(supernet, decay=0.9, warmup=True)
     named = samples(6, seed=seed)
