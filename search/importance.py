@@ -2,8 +2,9 @@
 
 Importance is by permutation (Breiman 2001): a random forest learns the accuracy from the choices,
 and a choice is worth the R2 that it loses on networks that it has not seen when that choice is
-shuffled among them. A stage's mixer is shuffled together with its settings; a setting only among
-networks with the same mixer there, so that every shuffled network could exist.
+shuffled among them. A mixer is shuffled together with its settings, among the networks that have
+its block; a setting only among networks with the same mixer there; and the depth of a stage whose
+blocks differ together with these blocks: so every shuffled network could exist.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from searchspace.mixers import Mixer, Setting, mixer_to_dict
 # A place is a stage, or a block where the blocks of a stage differ.
 Choices = dict[tuple[str, str], Setting]
 
-MIXER = "mixer"
+MIXER, DEPTH, MLP_RATIO = "mixer", "depth", "MLP ratio"
 MIN_NETWORKS = 30
 MAX_NETWORKS = 2_000
 NUM_FOLDS = 5
@@ -37,7 +38,6 @@ _NAMES = {
     "num_heads": "heads",
     "num_groups": "groups",
     "lam": "lambda",
-    "mlp_ratio": "MLP ratio",
 }
 
 
@@ -176,7 +176,8 @@ def front_traits(front: Sequence[Architecture], rest: Sequence[Architecture]) ->
 def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
     """Name the choices of each network by place and setting.
 
-    A setting that all networks with the same mixer there share is no choice and is left out.
+    A setting that all networks with the same mixer there share is no choice and is left out, and so
+    is a depth or MLP ratio that all stages share.
     """
     uneven = {
         index
@@ -189,11 +190,7 @@ def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
     for architecture in architectures:
         for index, stage in enumerate(architecture.stages):
             if (index, stage) not in known:
-                known[index, stage] = {
-                    (place, setting): value
-                    for place, mixer in _places(index, stage, index in uneven)
-                    for setting, value in _settings(stage, mixer)
-                }
+                known[index, stage] = _stage_choices(index, stage, index in uneven)
     varied = _varied(known.values())
     return [
         {
@@ -206,12 +203,20 @@ def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
     ]
 
 
+def _stage_choices(index: int, stage: Stage, is_uneven: bool) -> Choices:
+    sizes = {DEPTH: stage.depth, MLP_RATIO: stage.mlp_ratio}
+    found: Choices = {(f"stage {index}", name): size for name, size in sizes.items()}
+    for place, mixer in _places(index, stage, is_uneven):
+        found |= {(place, setting): value for setting, value in _settings(mixer)}
+    return found
+
+
 def _varied(found: Iterable[Choices]) -> set[tuple[str, str]]:
-    """Name the mixers of all places, and the settings with several values for one mixer."""
+    """Name the mixers of all places, and what has several values (a setting: for one mixer)."""
     values: dict[tuple[str, str], dict[Setting, set[Setting]]] = {}
     for choices in found:
         for (place, setting), value in choices.items():
-            mixer = choices[place, MIXER]
+            mixer = "" if setting in (DEPTH, MLP_RATIO) else choices[place, MIXER]
             values.setdefault((place, setting), {}).setdefault(mixer, set()).add(value)
     return {
         name
@@ -228,12 +233,11 @@ def _places(index: int, stage: Stage, is_uneven: bool) -> Iterator[tuple[str, Mi
         yield f"stage {index}, block {block}", mixer
 
 
-def _settings(stage: Stage, mixer: Mixer) -> Iterator[tuple[str, Setting]]:
+def _settings(mixer: Mixer) -> Iterator[tuple[str, Setting]]:
     values = mixer_to_dict(mixer)
     yield MIXER, values.pop("kind")
     for name, value in values.items():
         yield _NAMES.get(name, name.replace("_", " ")), value
-    yield _NAMES["mlp_ratio"], stage.mlp_ratio
 
 
 def _encode(
@@ -266,19 +270,31 @@ def _shuffled(
     rng: np.random.Generator,
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the features with each choice in turn shuffled, some times each."""
-    for (place, setting), own in groups.items():
-        columns = own
+    for place, setting in groups:
         kinds = np.array([str(one.get((place, MIXER))) for one in choices])
         if setting == MIXER:
-            columns = [c for (other, _), cs in groups.items() if other == place for c in cs]
+            kinds = kinds == str(None)  # networks without this block keep to themselves
+        elif setting in (DEPTH, MLP_RATIO):
             kinds[:] = ""
-        moved = np.array(columns)
+        moved = np.array(
+            [c for name, cs in groups.items() if _moves((place, setting), name) for c in cs]
+        )
         for _ in range(NUM_SHUFFLES):
             copy = features.copy()
             for kind in np.unique(kinds):
                 rows = np.flatnonzero(kinds == kind)
                 copy[np.ix_(rows, moved)] = features[np.ix_(rng.permutation(rows), moved)]
             yield copy
+
+
+def _moves(shuffled: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Tell whether a choice is shuffled together with the one that is named first."""
+    (place, setting), (other_place, other_setting) = shuffled, other
+    if setting == MIXER and other_place == place:
+        return other_setting not in (DEPTH, MLP_RATIO)
+    if setting == DEPTH and other_place.startswith(f"{place}, block"):
+        return True
+    return shuffled == other
 
 
 def _r2(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.float64]:

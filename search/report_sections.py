@@ -174,6 +174,8 @@ def _mixer_legend(members: Sequence[Candidate]) -> str:
         for kind, short in kinds.items()
     )
     settings = ["the number behind it is its size in tokens", "h heads"]
+    if any(stage.depth > 1 for c in members for stage in c.architecture.stages):
+        settings.insert(0, "2x two such blocks")
     if kinds.keys() & {WindowAttention.kind, NeighborhoodAttention.kind}:
         settings.append("qk, qr, rk, b the terms where they are not qk+b")
         settings.append("fn filter normalisation and id none instead of softmax")

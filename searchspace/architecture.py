@@ -190,8 +190,8 @@ class Architecture:
 def describe(architecture: Architecture) -> str:
     """Write the mixers compactly, a stage between bars: ``elsa7 h3 | win7 h24``.
 
-    Blocks that differ inside a stage are joined by commas, with a count where they repeat; an MLP
-    ratio other than 4 stands at the end, ``dw3 m2``.
+    Equal blocks have their count, ``2x dw3``; blocks that differ inside a stage are joined by
+    commas. An MLP ratio other than 4 stands at the end, ``dw3 m2``.
     """
     return " | ".join(_describe_stage(stage) for stage in architecture.stages)
 
@@ -207,9 +207,7 @@ def _describe_stage(stage: Stage) -> str:
     if stage.local_conv:
         words.append(f" +dw{stage.local_conv}")
     runs = [(text, len(list(run))) for text, run in groupby(map(describe_mixer, stage.mixers))]
-    mixers = ", ".join(
-        text if count == 1 or len(runs) == 1 else f"{count}x {text}" for text, count in runs
-    )
+    mixers = ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs)
     return mixers + "".join(words)
 
 

@@ -80,12 +80,14 @@ class StageChoices:
     """One stage of a space: its sizes, and one `MixerChoices` for the stage or one a block.
 
     Attributes:
+        depths: The options of the number of blocks; with one there is no choice. A stage of depth
+            d has the first d blocks (Cai et al. 2020, Once-for-All).
         mlp_ratios: The options of the stage's MLP ratio; with one there is no choice.
         norm, se_reduction, local_conv: Those of all blocks; see `Stage`.
     """
 
     dim: int
-    depth: int
+    depths: tuple[int, ...]
     mlp_ratios: tuple[float, ...] = (4.0,)
     norm: BlockNorm = "default"
     se_reduction: int = 0
@@ -94,17 +96,27 @@ class StageChoices:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_ratios", tuple(float(ratio) for ratio in self.mlp_ratios))
-        if not self.mlp_ratios:
-            raise ValueError("A stage needs at least one MLP ratio, got none.")
-        if len(self.choices) not in (1, self.depth):
+        if not self.mlp_ratios or not self.depths:
+            raise ValueError("A stage needs at least one depth and one MLP ratio, got none.")
+        if len(self.choices) not in (1, self.max_depth):
             raise ValueError(
                 "A stage has one set of choices, or one a block: "
-                f"got {len(self.choices)} sets for {self.depth} blocks."
+                f"got {len(self.choices)} sets for {self.max_depth} blocks."
             )
+
+    @property
+    def max_depth(self) -> int:
+        """The number of blocks of the deepest stage, which holds those of all others."""
+        return max(self.depths)
+
+    @property
+    def is_chosen_by_block(self) -> bool:
+        """Whether every block has a mixer of its own."""
+        return len(self.choices) > 1
 
     def choices_of(self, block: int) -> MixerChoices:
         """Return the choices of a block."""
-        return self.choices[block if len(self.choices) > 1 else 0]
+        return self.choices[block if self.is_chosen_by_block else 0]
 
     def with_mixers(self, mixers: Sequence[Mixer], mlp_ratio: float) -> Stage:
         """Return the stage that these choices lead to."""
@@ -145,7 +157,7 @@ class SearchSpace:
         stages = tuple(
             StageChoices(
                 dim=stage.dim,
-                depth=stage.depth,
+                depths=(stage.depth,),
                 mlp_ratios=(stage.mlp_ratio,),
                 norm=stage.norm,
                 se_reduction=stage.se_reduction,
@@ -178,20 +190,25 @@ class SearchSpace:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).
 
         Names are ``stage<i>[.block<j>].mixer``, ``stage<i>[.block<j>].<kind>.<setting>`` and,
-        where a stage has several, ``stage<i>.mlp_ratio``.
+        where a stage has several, ``stage<i>.depth`` and ``stage<i>.mlp_ratio``. Blocks beyond the
+        depth are not asked for.
         """
+
+        def pick(name: str, options: Sequence[Any]) -> Any:
+            return choose(name, options) if len(options) > 1 else options[0]
+
         stages = []
         for index, stage in enumerate(self.stages):
-            mixers = []
-            for block, choices in enumerate(stage.choices):
-                one_a_block = len(stage.choices) > 1
-                prefix = f"stage{index}.block{block}" if one_a_block else f"stage{index}"
-                mixers.append(choices.build(prefix, choose))
-            if len(mixers) == 1:
-                mixers *= stage.depth
-            ratio = stage.mlp_ratios[0]
-            if len(stage.mlp_ratios) > 1:
-                ratio = choose(f"stage{index}.mlp_ratio", stage.mlp_ratios)
+            place = f"stage{index}"
+            depth = pick(f"{place}.depth", stage.depths)
+            if stage.is_chosen_by_block:
+                mixers = [
+                    choices.build(f"{place}.block{block}", choose)
+                    for block, choices in enumerate(stage.choices[:depth])
+                ]
+            else:
+                mixers = [stage.choices[0].build(place, choose)] * depth
+            ratio = pick(f"{place}.mlp_ratio", stage.mlp_ratios)
             stages.append(stage.with_mixers(mixers, ratio))
         return self._architecture(stages)
 
@@ -206,13 +223,13 @@ class SearchSpace:
         def look_up(name: str, options: Sequence[Setting]) -> Setting:
             place, *setting = name.split(".")
             index = int(place.removeprefix("stage"))
-            if setting == ["mlp_ratio"]:
-                ratio = architecture.stages[index].mlp_ratio
-                found[name] = _match("mlp_ratio", ratio, options, 0)
+            stage = architecture.stages[index]
+            if setting in (["depth"], ["mlp_ratio"]):
+                found[name] = _match(setting[0], getattr(stage, setting[0]), options, 0)
                 return found[name]
             has_block = setting[0].startswith("block")
             block = int(setting.pop(0).removeprefix("block")) if has_block else 0
-            values = mixer_to_dict(architecture.stages[index].mixers[block])
+            values = mixer_to_dict(stage.mixers[min(block, stage.depth - 1)])
             wanted = values["kind" if setting == ["mixer"] else setting[-1]]
             found[name] = _match(setting[-1], wanted, options, self.resolutions[index])
             return found[name]
@@ -229,6 +246,8 @@ class SearchSpace:
         for index, (stage, choices) in enumerate(
             zip(architecture.stages, self.stages, strict=True)
         ):
+            if stage.depth not in choices.depths:
+                return f"stage {index}: depth {stage.depth} is not offered by the space"
             if stage.mlp_ratio not in choices.mlp_ratios:
                 return f"stage {index}: mlp_ratio {stage.mlp_ratio} is not offered by the space"
             for block, mixer in enumerate(stage.mixers):
@@ -259,14 +278,15 @@ class SearchSpace:
     def size(self) -> int:
         """Count the distinct architectures, before the limits on cost."""
         return math.prod(
-            len(set(stage.mlp_ratios)) * math.prod(len(c.mixers(size)) for c in stage.choices)
+            len(set(stage.mlp_ratios)) * _count_mixers(stage, size)
             for stage, size in zip(self.stages, self.resolutions, strict=True)
         )
 
     def extreme(self, cost: str, *, largest: bool) -> Architecture:
         """Return the allowed-by-rule architecture with the least or most ``params`` or ``macs``.
 
-        Costs add up over blocks, so the best choice of every block is the best of the whole.
+        Costs add up over blocks, so the best choice of every block is the best of the whole, and
+        the deepest stage is the largest.
         """
         pick = max if largest else min
         qkv_bias = FAMILIES[self.family].qkv_bias
@@ -280,7 +300,8 @@ class SearchSpace:
                 return int(getattr(counted, cost))
 
             mixers = [
-                pick(self.mixers_of(index, block), key=cost_of) for block in range(stage.depth)
+                pick(self.mixers_of(index, block), key=cost_of)
+                for block in range(pick(stage.depths))
             ]
             ratio = pick(stage.mlp_ratios)
             stages.append(stage.with_mixers(mixers, ratio))
@@ -298,7 +319,7 @@ class SearchSpace:
         """Return the architecture of the first allowed option everywhere."""
         stages = [
             stage.with_mixers(
-                [self.mixers_of(index, block)[0] for block in range(stage.depth)],
+                [self.mixers_of(index, block)[0] for block in range(stage.depths[0])],
                 stage.mlp_ratios[0],
             )
             for index, stage in enumerate(self.stages)
@@ -323,6 +344,14 @@ def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) ->
         if option == wanted or (name in SHRINKING and min(int(option), size) == wanted):
             return option
     raise ValueError(f"The space offers {name} {list(options)}, the architecture has {wanted!r}.")
+
+
+def _count_mixers(stage: StageChoices, size: int) -> int:
+    """Count the sequences of mixers that a stage may have, over all its depths."""
+    counts = [len(choices.mixers(size)) for choices in stage.choices]
+    if not stage.is_chosen_by_block:
+        return len(set(stage.depths)) * counts[0]
+    return sum(math.prod(counts[:depth]) for depth in set(stage.depths))
 
 
 def _single_choice(mixer: Mixer) -> MixerChoices:

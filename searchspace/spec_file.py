@@ -96,6 +96,8 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
         raise ValueError(f"{place}.mixers: a mixer is named twice, got {kinds}. Name it once.")
     options = {kind: _read_settings(entry, kind, index) for kind in kinds}
     mlp_ratios = entry.mlp_ratio if stage.mlp_ratio is None else stage.mlp_ratio
+    _check_distinct(mlp_ratios, f"{place}.mlp_ratio")
+    _check_distinct(stage.depth, f"{place}.depth")
     if stage.dim * min(mlp_ratios) < 1:
         raise ValueError(
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
@@ -105,14 +107,20 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
         _check_fit(kind, options[kind], stage.dim, place)
     return StageChoices(
         dim=stage.dim,
-        depth=stage.depth,
+        depths=tuple(stage.depth),
         mlp_ratios=tuple(mlp_ratios),
         norm=stage.norm,
         se_reduction=stage.se_reduction,
         local_conv=stage.local_conv,
         choices=(MixerChoices(kinds=options, forbid=rules),)
-        * (stage.depth if entry.choices_per == "block" else 1),
+        * (max(stage.depth) if entry.choices_per == "block" else 1),
     )
+
+
+def _check_distinct(options: Sequence[object], place: str) -> None:
+    for index, option in enumerate(options):
+        if option in options[:index]:
+            raise ValueError(f"{place}: the option {option!r} is there twice. Remove one.")
 
 
 def _check_fit(kind: str, options: Options, dim: int, place: str) -> None:

@@ -14,12 +14,13 @@ from configs import parse_yaml
 _Count = Annotated[int, Field(ge=1, le=100_000)]
 _Natural = Annotated[int, Field(ge=0, le=100_000)]
 _Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# One ratio, or the options of a choice.
-_Ratios = Annotated[
-    list[_Ratio],
+# One number, or the options of a choice.
+_OneOrMore = (
     Field(min_length=1),
     BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
-]
+)
+_Ratios = Annotated[list[_Ratio], *_OneOrMore]
+_Counts = Annotated[list[_Count], *_OneOrMore]
 
 
 class _Entry(BaseModel):
@@ -30,7 +31,7 @@ class StageEntry(_Entry):
     """One entry of ``stages``."""
 
     dim: _Count
-    depth: _Count
+    depth: _Counts
     mixers: list[str] | None = None
     mlp_ratio: _Ratios | None = None
     norm: Literal["default", "layer", "batch", "centred_batch"] = "default"

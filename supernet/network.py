@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, Stage
 from searchspace.families import CLASS_BLOCKS, FAMILIES
 from searchspace.mixers import Mixer
 from searchspace.space import SearchSpace
@@ -35,7 +35,8 @@ class Supernet(nn.Module):
 
     Args:
         space: The space; its mixers decide which weights exist.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less. A
+            block has the rate of its place in the deepest network, also in shallower ones.
         sharing: What the choices of a block share; by default little.
     """
 
@@ -48,7 +49,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.sharing = space, sharing or WeightSharing()
-        depth = sum(stage.depth for stage in space.stages)
+        depth = sum(stage.max_depth for stage in space.stages)
         rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.patch_embed = _build_stem(space)
         self.merges = nn.ModuleList(
@@ -57,7 +58,7 @@ class Supernet(nn.Module):
         self.stages = nn.ModuleList(
             nn.ModuleList(
                 _build_block(space, index, block, rates.pop(0), self.sharing)
-                for block in range(stage.depth)
+                for block in range(stage.max_depth)
             )
             for index, stage in enumerate(space.stages)
         )
@@ -106,8 +107,8 @@ class Supernet(nn.Module):
         for index, stage in enumerate(architecture.stages):
             if index:
                 x = self.merges[index - 1](x)
-            for number, block in enumerate(self._blocks(index)):
-                x = self._run(block, x, stage.mixers[number], stage.mlp_ratio)
+            for number, (block, mixer) in enumerate(self._used_blocks(index, stage)):
+                x = self._run(block, x, mixer, stage.mlp_ratio)
                 if self.space.family == "twins" and number == 0:
                     x = self.encodings[index](x)
             yield x
@@ -173,14 +174,16 @@ class Supernet(nn.Module):
                 prefix = f"class_blocks.{number}"
                 state.update({f"{prefix}.{name}": value for name, value in selected.items()})
         for index, stage in enumerate(architecture.stages):
-            for number, block in enumerate(self._blocks(index)):
-                selected = block.select(stage.mixers[number], stage.mlp_ratio)
+            for number, (block, mixer) in enumerate(self._used_blocks(index, stage)):
+                selected = block.select(mixer, stage.mlp_ratio)
                 prefix = f"stages.{index}.{number}"
                 state.update({f"{prefix}.{name}": value for name, value in selected.items()})
         return state
 
-    def _blocks(self, stage: int) -> list[Block]:
-        return list(cast(Iterable[Block], self.stages[stage]))
+    def _used_blocks(self, index: int, stage: Stage) -> Iterator[tuple[Block, Mixer]]:
+        """Pair the mixers of a stage with its first blocks."""
+        blocks = cast(Iterable[Block], self.stages[index])
+        return zip(blocks, stage.mixers, strict=False)
 
     def _class_blocks(self) -> list[ClassBlock]:
         return list(cast(Iterable[ClassBlock], self.class_blocks))
@@ -190,9 +193,13 @@ class Supernet(nn.Module):
         if architecture is None:
             raise ValueError("This supernet holds many networks: pass the architecture to run.")
         depths = [stage.depth for stage in architecture.stages]
-        expected = [stage.depth for stage in self.space.stages]
-        if depths != expected:
-            raise ValueError(f"The supernet has stages of depth {expected}, got {depths}.")
+        offered = [stage.depths for stage in self.space.stages]
+        fits = [depth in options for depth, options in zip(depths, offered, strict=False)]
+        if len(depths) != len(offered) or not all(fits):
+            raise ValueError(
+                f"The supernet has stages of depths {list(map(list, offered))}, got {depths}. "
+                "Build it from a space that contains the architecture."
+            )
         return architecture
 
 

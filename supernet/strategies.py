@@ -31,7 +31,8 @@ def fair(space: SearchSpace, rng: random.Random, _: Extremes) -> list[Architectu
     Strict fairness (FairNAS, Chu et al. 2021, https://arxiv.org/abs/1907.01845): as many
     architectures as the largest choice has kinds, each choice's kinds in an order of their own.
     Where a choice has fewer kinds, these come again in turn, so that no kind is used more than
-    once more than another. Settings inside a kind are uniform.
+    once more than another. Settings inside a kind are uniform. Depths are uniform too, but the same
+    for a whole cycle: a block takes part with all its kinds or with none.
 
     Raises:
         ValueError: If the limits of the space allow no such cycle.
@@ -65,28 +66,30 @@ def _fair_cycle(space: SearchSpace, rng: random.Random) -> list[Architecture] | 
     orders: dict[str, list[Any]] = {}
 
     def kinds_in_order(name: str, options: Sequence[Any]) -> Any:
-        if name.endswith(".mixer") and name not in orders:
+        if name.endswith(".mixer"):
             orders[name] = rng.sample(options, len(options))
+        elif name.endswith(".depth"):
+            orders[name] = [rng.choice(options)]
         return options[0] if name not in orders else orders[name][0]
 
-    # The walk asks for every mixer, whatever the other answers are.
+    # With these depths every walk asks for the same mixers.
     space.build(kinds_in_order)
     length = max((len(order) for order in orders.values()), default=1)
     cycle = []
     for turn in range(length):
         turn_of = {name: order[turn % len(order)] for name, order in orders.items()}
-        architecture = _with_kinds(space, rng, turn_of)
+        architecture = _with_answers(space, rng, turn_of)
         if architecture is None:
             return None
         cycle.append(architecture)
     return cycle
 
 
-def _with_kinds(
-    space: SearchSpace, rng: random.Random, kinds: dict[str, Any]
+def _with_answers(
+    space: SearchSpace, rng: random.Random, answers: dict[str, Any]
 ) -> Architecture | None:
     def choose(name: str, options: Sequence[Any]) -> Any:
-        return kinds.get(name) or rng.choice(options)
+        return answers.get(name) or rng.choice(options)
 
     for _ in range(MAX_CYCLES):
         architecture = space.build(choose)

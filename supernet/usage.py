@@ -97,7 +97,7 @@ def _part_keys(architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
     """Yield the name of each block and of the rest (""), with all settings that decide its weights.
 
     A block's weights depend on its own mixer and on the settings of its stage and network, never
-    on the mixer of another block.
+    on the mixer of another block; what is around the blocks does not depend on their number.
     """
     network = tuple(
         getattr(architecture, field.name)
@@ -109,7 +109,7 @@ def _part_keys(architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
         settings = tuple(
             getattr(stage, field.name) for field in fields(stage) if field.name != "mixers"
         )
-        rest.append((settings, stage.depth))
+        rest.append(settings)
         for block, mixer in enumerate(stage.mixers):
             name = f"stages.{index}.{block}."
             yield name, (name, network, settings, mixer)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from search.importance import MIN_NETWORKS, front_traits, list_choices, study_importance
+from search.importance import (
+    MIN_NETWORKS,
+    _encode,
+    _shuffled,
+    front_traits,
+    list_choices,
+    study_importance,
+)
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, Mixer, NeighborhoodAttention
 from searchspace.space import SearchSpace
@@ -91,6 +99,32 @@ def test_blocks_that_differ_are_choices_of_their_own() -> None:
     assert choices["stage 0, block 0", "mixer"] == "depthwise_conv"
     assert choices["stage 0, block 1", "mixer"] == "neighborhood_attention"
     assert ("stage 1", "mixer") in choices
+
+
+def test_a_depth_is_a_choice_of_its_stage_also_where_blocks_differ() -> None:
+    rng, space = random.Random(3), load_space("micro_depth")
+    several = [space.sample(rng) for _ in range(150)]
+    top1 = [60 + 5 * n.stages[1].depth + rng.gauss(0, 0.5) for n in several]
+
+    study = study_importance(several, top1, seed=0)
+
+    assert study is not None
+    first, second = study.choices[:2]
+    assert (first.place, first.setting) == ("stage 1", "depth")
+    assert first.low > 5 * max(second.mean, 0.01)
+
+
+def test_shuffled_networks_have_the_blocks_of_their_depth() -> None:
+    rng, space = random.Random(4), load_space("micro_depth")
+    choices = list_choices([space.sample(rng) for _ in range(60)])
+    features, groups = _encode(choices)
+    depth, taps = (groups["stage 1", "depth"], groups["stage 1, block 2", "kernel size"])
+    mixer = groups["stage 1, block 2", "mixer"]
+
+    for shuffled in _shuffled(features, groups, choices, np.random.default_rng(0)):
+        has_third = shuffled[:, mixer].sum(axis=1) == 1
+        assert ((shuffled[:, depth[0]] == 3) == has_third).all()
+        assert (shuffled[~has_third][:, taps] == -1).all()
 
 
 def test_traits_are_fishers_exact_test_with_bonferronis_correction(

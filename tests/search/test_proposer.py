@@ -21,14 +21,11 @@ CHOICES = MixerChoices(
     forbid=({"mixer": ("depthwise_conv",), "kernel_size": (5,)},),
 )
 SPACE = SearchSpace(
-    name="nine networks",
+    name="twelve networks",
     img_size=8,
     patch_size=2,
     num_classes=3,
-    stages=(
-        StageChoices(dim=8, depth=1, choices=(CHOICES,)),
-        StageChoices(dim=8, depth=1, choices=(CHOICES,)),
-    ),
+    stages=(StageChoices(dim=8, depths=(1, 2), choices=(CHOICES, CHOICES)),),
 )
 
 
@@ -53,7 +50,7 @@ def test_proposals_are_distinct_and_allowed_until_the_space_is_exhausted(sampler
     while (architecture := asking.ask()) is not None:
         found.append(architecture)
         asking.tell(architecture, losses_of(architecture))
-    assert len({architecture.key for architecture in found}) == len(found) == SPACE.size() == 9
+    assert len({architecture.key for architecture in found}) == len(found) == SPACE.size() == 12
     assert all(SPACE.violation(architecture) is None for architecture in found)
 
 
@@ -66,7 +63,7 @@ def test_what_is_known_is_not_proposed_again() -> None:
         rest.append(architecture)
         resumed.tell(architecture, None)
     assert {a.key for a in rest}.isdisjoint(a.key for a in known)
-    assert len(rest) == 4
+    assert len(rest) == 7
 
 
 def test_a_resumed_search_does_not_repeat_its_first_proposals() -> None:

@@ -64,7 +64,8 @@ def test_descriptions_join_equal_blocks() -> None:
     stages = (Stage(dim=8, mixers=(dw, dw)), Stage(dim=8, mixers=(elsa, dw, dw)))
 
     assert (
-        describe(Architecture(img_size=8, patch_size=1, stages=stages)) == "dw3 | elsa5 h2, 2x dw3"
+        describe(Architecture(img_size=8, patch_size=1, stages=stages))
+        == "2x dw3 | elsa5 h2, 2x dw3"
     )
 
 

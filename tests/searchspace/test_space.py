@@ -34,22 +34,26 @@ CHOICES = MixerChoices(
 )
 
 
-def space_of(num_choices: int = 1, limits: dict[str, float] | None = None) -> SearchSpace:
+def space_of(
+    num_choices: int = 1,
+    limits: dict[str, float] | None = None,
+    depths: tuple[int, ...] = (2,),
+) -> SearchSpace:
     """Return a space with maps of 8 x 8 and 4 x 4 tokens, and two blocks in the second stage."""
     return SearchSpace(
         name="small",
         img_size=16,
         patch_size=2,
         stages=(
-            StageChoices(dim=8, depth=1, mlp_ratios=(1, 2), choices=(CHOICES,)),
-            StageChoices(dim=12, depth=2, mlp_ratios=(1,), choices=(CHOICES,) * num_choices),
+            StageChoices(dim=8, depths=(1,), mlp_ratios=(1, 2), choices=(CHOICES,)),
+            StageChoices(dim=12, depths=depths, mlp_ratios=(1,), choices=(CHOICES,) * num_choices),
         ),
         num_classes=3,
         limits=limits or {},
     )
 
 
-SPACES = [space_of(), space_of(num_choices=2)]
+SPACES = [space_of(), space_of(depths=(2, 5, 1)), space_of(num_choices=2, depths=(2, 1))]
 
 
 def walks(space: SearchSpace) -> Iterator[Architecture]:
@@ -104,6 +108,30 @@ def test_a_walk_is_decoded_by_looking_its_answers_up(space: SearchSpace, seed: i
     architecture = space.build(choose)
 
     assert space.build(lambda name, _options: answers[name]) == architecture
+    found = space.choices_of(architecture)
+    assert found.keys() == answers.keys()
+    assert space.build(lambda name, _options: found[name]) == architecture
+
+
+def test_blocks_beyond_the_depth_are_not_asked_for() -> None:
+    space, asked = space_of(num_choices=2, depths=(2, 1)), set[str]()
+
+    def choose(name: str, options: Sequence[Any]) -> Any:
+        asked.add(name)
+        return 1 if name == "stage1.depth" else options[0]
+
+    assert space.build(choose).stages[1].depth == 1
+    assert "stage1.block0.mixer" in asked
+    assert not any(name.startswith("stage1.block1") for name in asked)
+
+
+def test_an_architecture_of_another_depth_is_not_in_the_space() -> None:
+    space, deeper = (space_of(num_choices=2, depths=d) for d in ((1, 2), (2,)))
+    shallow = space.first()
+
+    assert deeper.violation(shallow) == "stage 1: depth 1 is not offered by the space"
+    with pytest.raises(ValueError, match="is not in the space"):
+        deeper.choices_of(shallow)
 
 
 def test_equal_seeds_draw_equal_networks() -> None:
@@ -158,7 +186,7 @@ def test_rules_see_the_window_that_the_map_leaves() -> None:
         name="one",
         img_size=4,
         patch_size=1,
-        stages=(StageChoices(dim=4, depth=1, choices=(choices,)),),
+        stages=(StageChoices(dim=4, depths=(1,), choices=(choices,)),),
     )
 
     assert space.violation(space.build(lambda _name, options: options[0])) is not None
@@ -187,7 +215,7 @@ def test_single_mixer_networks_have_the_first_settings_of_the_space() -> None:
 
 def test_a_kind_that_the_rules_forbid_has_no_single_mixer_network() -> None:
     choices = MixerChoices(kinds=CHOICES.kinds, forbid=({"mixer": ("elsa",)},))
-    stage = StageChoices(dim=8, depth=1, choices=(choices,))
+    stage = StageChoices(dim=8, depths=(1,), choices=(choices,))
     space = SearchSpace(name="no elsa", img_size=4, patch_size=1, stages=(stage,))
 
     assert {kind for kind, _ in space.single_mixer_architectures()} == {
@@ -198,7 +226,7 @@ def test_a_kind_that_the_rules_forbid_has_no_single_mixer_network() -> None:
 
 def test_choices_are_for_the_stage_or_for_each_block() -> None:
     with pytest.raises(ValueError, match="got 2 sets for 3 blocks"):
-        StageChoices(dim=8, depth=3, choices=(CHOICES, CHOICES))
+        StageChoices(dim=8, depths=(3,), choices=(CHOICES, CHOICES))
 
 
 def test_all_mixers_of_a_block_are_reached() -> None:

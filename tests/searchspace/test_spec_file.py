@@ -94,6 +94,15 @@ def test_choices_per_block_give_every_block_its_own() -> None:
     assert [len(stage.choices) for stage in space.stages] == [1, 2]
 
 
+def test_a_list_of_depths_is_a_choice_and_the_deepest_stage_has_all_blocks() -> None:
+    data = {**small(), "choices_per": "block"}
+    data["stages"][1]["depth"] = [1, 3, 2]
+    stage = parse(data).stages[1]
+
+    assert stage.depths == (1, 3, 2)
+    assert stage.max_depth == len(stage.choices) == 3
+
+
 def test_a_space_keeps_the_text_of_its_file() -> None:
     space = parse(small())
 
@@ -132,7 +141,11 @@ ERRORS: list[tuple[Change, str]] = [
     (put("mlp_ratio", -1), r"mlp_ratio\[0\]: .*greater than 0.*got -1"),
     (put("mlp_ratio", []), r"mlp_ratio: .*at least 1 item"),
     (put("mlp_ratio", 0.01), r"stages\[0\].*hidden width of the MLP"),
-    (put("stages", 0, "depth", True), r"stages\[0\]\.depth: .*got True"),
+    (put("mlp_ratio", [2, 2]), r"stages\[0\]\.mlp_ratio: the option 2\.0 is there twice"),
+    (put("stages", 0, "depth", True), r"stages\[0\]\.depth\[0\]: .*got True"),
+    (put("stages", 0, "depth", [1, 0]), r"stages\[0\]\.depth\[1\]: .*greater than .*got 0"),
+    (put("stages", 0, "depth", []), r"stages\[0\]\.depth: .*at least 1 item"),
+    (put("stages", 1, "depth", [1, 2, 1]), r"stages\[1\]\.depth: the option 1 is there twice"),
     (put("stages", []), r"stages: .*at least 1 item"),
     (put("mixers", {}), r"mixers: .*at least 1 item"),
     (put("family", "resnet"), r"family: .*'swin'.*got 'resnet'"),

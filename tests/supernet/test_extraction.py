@@ -33,7 +33,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     stages = [
         StageChoices(
             dim=DIM * (index + 1),
-            depth=2,
+            depths=(2, 1),
             mlp_ratios=(1, 2),
             choices=(MixerChoices(kinds=union(draw(drawn(DIM * (index + 1))))),),
         )

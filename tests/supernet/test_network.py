@@ -54,8 +54,8 @@ SPACE = SearchSpace(
     patch_size=2,
     num_classes=5,
     stages=(
-        StageChoices(dim=12, depth=2, mlp_ratios=(2, 1), choices=(every_choice(12),) * 2),
-        StageChoices(dim=24, depth=2, mlp_ratios=(1, 1.5, 3), choices=(every_choice(24),)),
+        StageChoices(dim=12, depths=(1, 2), mlp_ratios=(2, 1), choices=(every_choice(12),) * 2),
+        StageChoices(dim=24, depths=(2, 1), mlp_ratios=(1, 1.5, 3), choices=(every_choice(24),)),
     ),
 )
 
@@ -129,10 +129,13 @@ def test_a_step_leaves_foreign_weights_without_gradient(images: Tensor) -> None:
     supernet = Supernet(SPACE)
     architecture = samples(1, seed=3)[0]
     supernet(images, architecture).sum().backward()
+    depths = [stage.depth for stage in architecture.stages]
+    assert depths != [2, 2]
     used = {mixer.kind for stage in architecture.stages for mixer in stage.mixers}
     for name, parameter in supernet.named_parameters():
         kind = name.split("mixers.")[1].split(".")[0] if "mixers." in name else None
-        if kind is not None and kind not in used:
+        stage, block = map(int, name.split(".")[1:3]) if name.startswith("stages.") else (0, 0)
+        if (kind is not None and kind not in used) or block >= depths[stage]:
             assert parameter.grad is None, name
 
 
@@ -142,7 +145,7 @@ def test_closed_form_parameters_equal_the_built_network() -> None:
         assert built == count(architecture).params
 
 
-@pytest.mark.parametrize("name", ["micro", "swin_t"])
+@pytest.mark.parametrize("name", ["micro", "micro_depth", "swin_t"])
 def test_shipped_spaces_count_what_they_build(name: str) -> None:
     space, rng = load_space(name), random.Random(0)
     for architecture in [space.sample(rng) for _ in range(4)]:
@@ -204,6 +207,14 @@ def test_an_architecture_of_another_space_is_refused(images: Tensor) -> None:
     window = SPACE.build(lambda name, options: options[0])
     with pytest.raises(ValueError, match="offers depthwise_conv, got window_attention"):
         build_subnet(conv)(images, window)
+
+
+def test_a_depth_that_the_space_does_not_offer_is_refused(images: Tensor) -> None:
+    shallow, deep = (
+        SearchSpace.of(a) for a in (SPACE.first(), SPACE.extreme("macs", largest=True))
+    )
+    with pytest.raises(ValueError, match=r"stages of depths \[\[1\], \[2\]\], got \[2, 2\]"):
+        Supernet(shallow)(images, deep.first())
 
 
 @pytest.mark.parametrize("size", [1, 2, 6])

@@ -44,11 +44,19 @@ def test_a_sandwich_has_the_extremes_around_random_architectures() -> None:
 
 @pytest.mark.parametrize("space", [MICRO, SPACE], ids=["by stage", "by block"])
 def test_a_fair_cycle_uses_every_kind_of_every_choice_once(space: SearchSpace) -> None:
-    named = fair(space, random.Random(1), extremes_of(space))
-    for index, stage in enumerate(space.stages):
-        for block in range(stage.depth):
-            kinds = Counter(a.stages[index].mixers[block].kind for a in named)
-            assert kinds == Counter(stage.choices_of(block).kinds.keys())
+    for seed in range(8):
+        named = fair(space, random.Random(seed), extremes_of(space))
+        for index, stage in enumerate(space.stages):
+            (depth,) = {a.stages[index].depth for a in named}
+            for block in range(depth):
+                kinds = Counter(a.stages[index].mixers[block].kind for a in named)
+                assert kinds == Counter(stage.choices_of(block).kinds.keys())
+
+
+def test_fair_cycles_have_all_depths() -> None:
+    cycles = [fair(SPACE, random.Random(seed), extremes_of(SPACE)) for seed in range(20)]
+    depths = {tuple(stage.depth for stage in cycle[0].stages) for cycle in cycles}
+    assert depths == {(1, 1), (1, 2), (2, 1), (2, 2)}
 
 
 def test_a_choice_of_few_kinds_takes_turns_in_a_longer_cycle() -> None:

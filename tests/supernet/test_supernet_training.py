@@ -51,7 +51,7 @@ SPACE = SearchSpace(
     stages=(
         StageChoices(
             dim=8,
-            depth=2,
+            depths=(2,),
             mlp_ratios=(1,),
             choices=(
                 MixerChoices(
