@@ -34,6 +34,10 @@ Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, 
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
 Objectives = Annotated[str, typer.Option(help="top1 and costs to weigh, comma-separated.")]
+Strategy = Annotated[
+    str,
+    typer.Option(help="Judge by a supernet, by short trainings (proxy), or zero-cost scores."),
+]
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
 ]
@@ -57,9 +61,10 @@ def run(
     sampler: Annotated[
         str, typer.Option(help="guided, nsga2, nsga3, tpe, gp or random.")
     ] = "guided",
-    strategy: Annotated[str, typer.Option(help="Supernet training: sandwich, fair or uniform.")] = (
-        "sandwich"
-    ),
+    strategy: Strategy = "supernet",
+    supernet_strategy: Annotated[
+        str, typer.Option(help="How it is trained: sandwich, fair or uniform.")
+    ] = "sandwich",
     objectives: Objectives = "top1,macs",
     max_macs: Limit = None,
     max_params: Limit = None,
@@ -88,6 +93,7 @@ def run(
             budget=budget,
             sampler=sampler,
             strategy=strategy,
+            supernet_strategy=supernet_strategy,
             retrain_recipe=recipe or "",
             objectives=tuple(objectives.split(",")),
             shares=_shares(share),
@@ -120,6 +126,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[int | None, typer.Option(help="Devices; default: this machine's.")] = None,
 ) -> None:
@@ -132,6 +139,7 @@ def plan(
         space=space or "",
         data=data,
         budget=budget,
+        strategy=strategy,
         shares=_shares(share),
         img_size=img_size,
         retrain_recipe=recipe or "",

@@ -13,11 +13,21 @@ from typing import cast
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
+from search.objectives import losses_of
+from search.plan import Plan
 from search.predictor import Predictor
-from search.promotion import losses_of
 from search.record import Record, Trial
-from search.results import SUPERNET
-from search.trust import Judge, Scores, TrustReport, trust_points, trust_report
+from search.results import SUPERNET, ZERO_COST
+from search.trials import fidelity_of
+from search.trust import (
+    PREDICTOR,
+    TRAINING,
+    Judge,
+    Scores,
+    TrustReport,
+    trust_points,
+    trust_report,
+)
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
@@ -33,15 +43,32 @@ def report_of(record: Record, *, seed: int) -> TrustReport | None:
     return trust_report(points, rng=np.random.default_rng(seed)) if points else None
 
 
-def judge_of(record: Record, *, seed: int) -> Judge:
-    """Return what the run judges by; the first call after the trust phase decides and writes it."""
+def judge_of(record: Record, *, seed: int, strategy: str = "supernet") -> Judge:
+    """Return what the run judges by; the first call after the trust phase decides and writes it.
+
+    Where the trust phase has trained nothing, that is the supernet, or training without one.
+    """
     stored = record.get_meta(JUDGE)
     if stored is not None:
         return cast(Judge, stored)
     report = report_of(record, seed=seed)
-    judge: Judge = "supernet" if report is None else report.judge
+    unknown: Judge = SUPERNET if strategy == "supernet" else TRAINING
+    judge = unknown if report is None else report.judge
     record.set_meta(JUDGE, judge)
     return judge
+
+
+def sampled_fidelity(record: Record, *, strategy: str) -> str:
+    """Name the fidelity whose results the sampler is fed with."""
+    plan = record.get_meta("plan")
+    if strategy == "proxy" and plan is not None:
+        return fidelity_of(min(Plan.from_dict(plan).rungs))
+    return ZERO_COST if strategy == ZERO_COST else SUPERNET
+
+
+def trains(judge: Judge) -> bool:
+    """Tell whether judging a network by this means to train it alone."""
+    return judge in (PREDICTOR, TRAINING)
 
 
 def next_predicted(
@@ -93,7 +120,7 @@ def next_predicted(
 def _losses(
     architecture: Architecture, top1: float, objectives: Sequence[str]
 ) -> tuple[float, ...]:
-    """Compute what `search.promotion.losses_of` gives for a trial, from a predicted accuracy."""
+    """Compute what `search.objectives.losses_of` gives for a trial, from a predicted accuracy."""
     cost = count(architecture)
     values = {"top1": 100.0 - top1, "macs": cost.macs / 1e6, "params": cost.params / 1e6}
     return tuple(values[objective] for objective in objectives)

@@ -14,7 +14,14 @@ from rich.text import Text
 
 from search.front import knee
 from search.record import Trial
-from search.results import Candidate, add_probabilities, by_macs, judged_at, losses_of
+from search.results import (
+    Candidate,
+    add_probabilities,
+    by_macs,
+    judged_at,
+    losses_of,
+    searched_fidelities,
+)
 from search.run_folder import RunFolder, open_run
 from search.tables import front_table
 
@@ -168,6 +175,6 @@ def watch(
 def _look(folder: Path, query: FrontQuery) -> tuple[RenderableType, str]:
     with open_run(folder) as run:
         phase = run.record.get_meta("phase") or "not started"
-        if not any(trial.state == "done" for trial in run.record.trials()):
+        if not searched_fidelities(run.record.trials()):
             return Text("No network has been judged yet."), phase
         return front_view(run, query), phase

@@ -23,6 +23,8 @@ from searchspace.architecture import Architecture, describe
 from supernet.intervals import NORMAL_975, wilson_interval
 
 SUPERNET = "supernet"
+# Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
+ZERO_COST = "zero-cost"
 OBJECTIVES = ("top1", "macs", "params", "latency_ms")
 
 _TRAINED = re.compile(r"train-(\d+)e")
@@ -86,7 +88,7 @@ def candidates(
     _check_objectives(objectives)
     by_architecture: dict[int, list[Trial]] = {}
     for trial in trials:
-        if trial.fidelity == fidelity and trial.state == "done":
+        if trial.fidelity == fidelity and has_accuracy(trial):
             by_architecture.setdefault(trial.architecture_id, []).append(trial)
     groups = tuple(by_architecture.values())
     seed_half = _seed_half_width(groups)
@@ -101,8 +103,7 @@ def highest_fidelity(trials: Sequence[Trial]) -> str:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    judged = {trial.fidelity for trial in trials if trial.state == "done"}
-    ordered = order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
+    ordered = searched_fidelities(trials)
     if not ordered:
         raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
     return ordered[0]
@@ -130,7 +131,7 @@ def judged_at(
     fidelity = fidelity or highest_fidelity(trials)
     found = candidates(trials, fidelity=fidelity, objectives=objectives)
     if not found:
-        judged = {trial.fidelity for trial in trials if trial.state == "done"}
+        judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
         raise ValueError(
             f"No network has been judged at the fidelity {fidelity!r}. "
             f"There are results for: {', '.join(order_fidelities(judged)) or 'none'}."
@@ -196,6 +197,17 @@ def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
         for fidelity in dict.fromkeys(done)
         for candidate in candidates(trials, fidelity=fidelity)
     )
+
+
+def has_accuracy(trial: Trial) -> bool:
+    """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
+    return trial.state == "done" and trial.fidelity != ZERO_COST
+
+
+def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """List the fidelities below retraining that have accuracies, the highest first."""
+    judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
+    return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
 
 
 def is_retraining(fidelity: str) -> bool:

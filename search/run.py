@@ -10,8 +10,10 @@ from rich.console import Console
 
 from search.executor import Cluster
 from search.heartbeat import Heartbeat
+from search.phases.climb import climb
 from search.phases.finish import finish
 from search.phases.judging import judge_proposals
+from search.phases.measure import measure
 from search.phases.promote import promote
 from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
@@ -52,14 +54,7 @@ def run_search(
     ):
         session = Session(run, cluster, stop, view, work)
         try:
-            plan = measure_and_train_supernet(session)
-            trust = choose_trust_set(session, plan)
-            train_trust_set(session, plan, trust)
-            plan = session.revise(plan, after="trust")
-            judge_proposals(session, plan, trust)
-            plan = session.revise(plan, after="search")
-            promote(session, plan)
-            finish(session, plan)
+            search_with(session)
             run.record.set_meta("phase", "done")
         except Interrupted:
             pass
@@ -69,3 +64,21 @@ def run_search(
             console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
             return FULL_DISK
         return stop.requested
+
+
+def search_with(session: Session) -> None:
+    """Take the phases of the run's strategy, one after the other; see `search.plan.SHARES`."""
+    strategy = session.settings.strategy
+    if strategy == "proxy":
+        plan = measure(session)
+        climb(session, plan, "search")
+        return
+    plan = measure_and_train_supernet(session) if strategy == "supernet" else measure(session)
+    trust = choose_trust_set(session, plan)
+    train_trust_set(session, plan, trust)
+    plan = session.revise(plan, after="trust")
+    judge_proposals(session, plan, trust)
+    plan = session.revise(plan, after="search")
+    promote(session, plan)
+    if strategy == "supernet":
+        finish(session, plan)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from search.budget import Budget, parse_budget
-from search.plan import split_shares
+from search.objectives import OBJECTIVES
+from search.plan import SHARES, split_shares
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 
-OBJECTIVES = ("top1", "macs", "params")
+# How a supernet is trained; `supernet.strategies` has them, which needs torch.
+SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,9 @@ class RunSettings:
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
             text as ``space.yaml``.
         sampler: Of the search, one of `search.proposer.SAMPLERS`.
-        strategy: How the supernet is trained.
+        strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
+            weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
+        supernet_strategy: How the supernet is trained.
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
         objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
@@ -40,7 +44,8 @@ class RunSettings:
     budget: str
     space: str = ""
     sampler: str = "guided"
-    strategy: str = "sandwich"
+    strategy: str = "supernet"
+    supernet_strategy: str = "sandwich"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"
     retrain_recipe: str = ""
@@ -57,7 +62,20 @@ class RunSettings:
         for name in ("space", "retrain_recipe"):
             if not getattr(self, name):
                 object.__setattr__(self, name, default)
-        split_shares(parse_budget(self.budget).amount_seconds, self.shares)
+        if self.strategy in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"{self.strategy!r} says how the supernet is trained. Write "
+                f"--supernet-strategy {self.strategy}."
+            )
+        if self.strategy not in SHARES:
+            raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
+        if self.supernet_strategy not in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"Unknown supernet strategy {self.supernet_strategy!r}. "
+                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
+            )
+        amount = parse_budget(self.budget).amount_seconds
+        split_shares(amount, self.shares, strategy=self.strategy)
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
@@ -84,6 +102,8 @@ class RunSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
+        if "supernet_strategy" not in data:  # before there were others than the supernet
+            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
         return cls(**data)
 
 

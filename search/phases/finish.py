@@ -6,7 +6,7 @@ from search.crew import JudgeCrew, hold_judges
 from search.phases.judging import judge_warm
 from search.phases.session import Session
 from search.plan import Plan
-from search.results import front
+from search.results import SUPERNET, front, searched_fidelities
 
 WORTH_A_JUDGE_SECONDS = 20.0
 
@@ -21,13 +21,13 @@ def finish(session: Session, plan: Plan) -> None:
     number = None if left > devices * WORTH_A_JUDGE_SECONDS else 1
     with hold_judges(session.crew(plan, "finish", most=number)) as crew:
         _check_extraction(session, crew)
-        judge_warm(session, crew, plan, "finish", [])
+        judge_warm(session, crew, plan, "finish", by=SUPERNET)
     session.check_stop()
 
 
 def _check_extraction(session: Session, crew: JudgeCrew) -> None:
     trials = session.record.trials()
-    if not any(trial.state == "done" for trial in trials):
+    if not searched_fidelities(trials):
         return
     members = front(trials, objectives=session.settings.objectives)
     networks = [member.architecture for member in members]

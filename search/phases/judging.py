@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from search.crew import JudgeCrew, hold_judges
-from search.judge_choice import judge_of, next_predicted, report_of
+from search.judge_choice import next_predicted, report_of, trains
 from search.judging import Judging, make_proposer
 from search.phases.alone import train_alone
+from search.phases.climb import climb
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
+from search.results import SUPERNET
 from search.trials import Choice, fidelity_of
 from search.trust import Judge
 from searchspace.architecture import Architecture
@@ -20,18 +24,20 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
     if session.has_ended(plan, phase):
         return
     with hold_judges(session.crew(plan, phase)) as crew:
-        judge_warm(session, crew, plan, phase, trust, proposes=False)
-        session.check_stop()
+        if session.settings.strategy == SUPERNET:
+            judge_warm(session, crew, plan, phase, by=SUPERNET, first=trust, proposes=False)
+            session.check_stop()
         score_without_training(session, crew, phase, trust)
-        judge = judge_of(session.record, seed=session.settings.seed)
-        if judge == "supernet":
-            judge_warm(session, crew, plan, phase, [])
+        judge = session.judge()
+        report = report_of(session.record, seed=session.settings.seed)
+        if report is not None and judge != SUPERNET:
+            session.view.say(report.verdict)
+        if not trains(judge):
+            judge_warm(session, crew, plan, phase, by=judge, first=trust)
         session.record.set_meta("judge_start", crew.start_seconds)
     session.check_stop()
-    if judge != "supernet":
-        report = report_of(session.record, seed=session.settings.seed)
-        session.view.say(report.verdict if report else "")
-        train_alone(session, plan, phase, lambda: choose_alone(session, plan, judge))
+    if trains(judge):
+        judge_by_training(session, plan, phase, judge)
 
 
 def judge_warm(
@@ -39,8 +45,9 @@ def judge_warm(
     crew: JudgeCrew,
     plan: Plan,
     phase: str,
-    first: list[Architecture],
     *,
+    by: Judge,
+    first: Sequence[Architecture] = (),
     proposes: bool = True,
 ) -> None:
     """Keep the judges busy with the first architectures, then with the sampler's proposals."""
@@ -54,13 +61,22 @@ def judge_warm(
         judge_seconds=plan.judge_seconds,
         count_judges=lambda: len(crew),
         interrupted=lambda: session.stop.requested is not None,
+        by=by,
         proposes=proposes,
     )
     crew.stream(judging, session.tick(phase))
 
 
-def choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
-    """Choose what to train alone next where no ranking without training is believed."""
+def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) -> None:
+    """Train networks alone where no ranking without training is believed."""
+    if session.settings.strategy != SUPERNET:
+        climb(session, plan, phase)
+        return
+    train_alone(session, plan, phase, lambda: _choose_alone(session, plan, judge))
+
+
+def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
+    """Choose what to train alone next on the highest rung."""
     fidelity, trials = fidelity_of(plan.trial_epochs), session.record.trials()
     if judge == "predictor":
         chosen = next_predicted(

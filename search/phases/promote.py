@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from search.judge_choice import judge_of
+from search.judge_choice import trains
 from search.phases.alone import train_alone
-from search.phases.judging import choose_alone
+from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
 from search.promotion import Promotions
-from search.results import SUPERNET
+from search.results import SUPERNET, ZERO_COST
 from search.trials import Choice, fidelity_of
 
 
 def promote(session: Session, plan: Plan) -> None:
     """Train the best networks alone, up the rungs, while the budget lasts."""
-    judge = judge_of(session.record, seed=session.settings.seed)
-    if judge != "supernet":
-        train_alone(session, plan, "promote", lambda: choose_alone(session, plan, judge))
+    judge = session.judge()
+    if trains(judge):
+        judge_by_training(session, plan, "promote", judge)
         return
     epochs = {fidelity_of(rung): rung for rung in plan.rungs}
     promotions = Promotions(
         session.record.trials(),
-        base=SUPERNET,
+        base=SUPERNET if judge == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
     )

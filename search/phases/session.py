@@ -9,12 +9,15 @@ from dataclasses import replace
 
 from search.crew import JudgeCrew
 from search.executor import Cluster
+from search.judge_choice import judge_of
+from search.listings import plan_table
 from search.plan import PHASES, Plan, revise_plan
 from search.planning import plan_from_times
 from search.progress import ProgressView, StopSignals
-from search.results import SUPERNET
+from search.results import SUPERNET, ZERO_COST
 from search.run_folder import RunFolder
 from search.trials import TrialCosts
+from search.trust import Judge
 from search.work import StepTimes, Work
 
 
@@ -78,6 +81,16 @@ class Session:
             pace_seconds=plan.judge_seconds,
         )
 
+    def judge(self) -> Judge:
+        """Return what the run judges networks by; the first call decides."""
+        settings = self.settings
+        return judge_of(self.record, seed=settings.seed, strategy=settings.strategy)
+
+    def show_plan(self, plan: Plan) -> None:
+        """Print the plan, and what twice the budget would buy."""
+        twice = self.plan_of_times(times_budget=2.0)
+        self.view.say(plan_table(plan, self.budget.device, twice=twice))
+
     def make_plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
         plan = self.plan_of_times()
@@ -111,7 +124,7 @@ class Session:
         """Split what is left anew, with what trials and judgements have really cost."""
         done = self.record.trials(state="done")
         macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
-        judged = [t.values["seconds"] for t in done if t.fidelity == SUPERNET]
+        judged = [t.values["seconds"] for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
         plan = revise_plan(
             plan,
             after=after,

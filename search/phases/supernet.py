@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from search.executor import WorkerLostError, call, call_all, form_group
-from search.listings import plan_table
 from search.phases.session import Session
 from search.plan import Plan
 from search.results import SUPERNET
@@ -61,8 +60,7 @@ class _Training:
                 self._measure(workers)
             charges.enter_context(session.charged(SUPERNET, devices))
             plan = session.make_plan()
-            twice = session.plan_of_times(times_budget=2.0)
-            session.view.say(plan_table(plan, session.budget.device, twice=twice))
+            session.show_plan(plan)
             self._train(workers, plan)
         self.record.set_meta(SUPERNET, "done")
         return session.revise(plan, after=SUPERNET)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from search.promotion import Promotions, losses_of
+from search.objectives import losses_of
+from search.promotion import Promotions
 from search.record import Record, State, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
