@@ -33,13 +33,18 @@ Space = Annotated[
 Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, or a timm name.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
-Objectives = Annotated[str, typer.Option(help="top1 and costs to weigh, comma-separated.")]
+Objectives = Annotated[
+    str, typer.Option(help="top1 and some of macs, params, latency, comma-separated.")
+]
 Strategy = Annotated[
     str,
     typer.Option(help="Judge by a supernet, by short trainings (proxy), or zero-cost scores."),
 ]
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
+]
+MaxLatency = Annotated[
+    float | None, typer.Option(help="Milliseconds; slower networks are on no front.")
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 Recipe = Annotated[
@@ -68,6 +73,7 @@ def run(
     objectives: Objectives = "top1,macs",
     max_macs: Limit = None,
     max_params: Limit = None,
+    max_latency: MaxLatency = None,
     img_size: ImgSize = None,
     recipe: Recipe = None,
     share: Share = [],  # noqa: B006 - typer reads it once
@@ -75,6 +81,7 @@ def run(
     ray_address: RayAddress = None,
 ) -> None:
     """Search within a budget and end with a Pareto front."""
+    from search.objectives import parse_objectives
     from search.outcome import print_outcome, write_report
     from search.run_folder import create_run, resume_run
     from search.settings import RunSettings
@@ -95,9 +102,9 @@ def run(
             strategy=strategy,
             supernet_strategy=supernet_strategy,
             retrain_recipe=recipe or "",
-            objectives=tuple(objectives.split(",")),
+            objectives=parse_objectives(objectives),
             shares=_shares(share),
-            limits=_limits(max_macs, max_params),
+            limits=_limits(max_macs, max_params, max_latency),
             img_size=img_size,
             seed=seed,
             command=shlex.join(["search", *sys.argv[1:]]),
@@ -410,11 +417,14 @@ def _console() -> Console:
     return Console()
 
 
-def _limits(max_macs: str | None, max_params: str | None) -> dict[str, float]:
+def _limits(
+    max_macs: str | None, max_params: str | None, max_latency: float | None
+) -> dict[str, float]:
     from searchspace.quantity import parse_quantity
 
     given = {"macs": max_macs, "params": max_params}
-    return {name: parse_quantity(text) for name, text in given.items() if text is not None}
+    limits = {name: parse_quantity(text) for name, text in given.items() if text is not None}
+    return limits if max_latency is None else {**limits, "latency_ms": max_latency}
 
 
 def _taps(text: str | None) -> tuple[int, int] | None:

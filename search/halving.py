@@ -38,7 +38,11 @@ class Halving:
         self._objectives = settings.objectives
         trials = record.trials()
         self._promotions = Promotions(
-            trials, base=None, rungs=list(self._epochs), objectives=settings.objectives
+            trials,
+            base=None,
+            rungs=list(self._epochs),
+            objectives=settings.objectives,
+            limits=settings.measured_limits,
         )
         begun = [trial for trial in trials if trial.fidelity == self._lowest]
         settled = [trial for trial in begun if trial.state in ("done", "failed")]

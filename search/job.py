@@ -22,6 +22,7 @@ class Job:
         trial_recipe: For networks that are trained alone during the search.
         strategy: What networks are judged by, see `search.plan.SHARES`.
         supernet_strategy: How the supernet is trained.
+        measured: Costs to measure of every network that is judged, of `search.objectives`.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
     """
@@ -32,6 +33,7 @@ class Job:
     trial_recipe: Recipe
     strategy: str
     supernet_strategy: str
+    measured: tuple[str, ...]
     seed: int
     device: str
 
@@ -56,6 +58,7 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         trial_recipe=load_recipe(settings.trial_recipe),
         strategy=settings.strategy,
         supernet_strategy=settings.supernet_strategy,
+        measured=settings.measured_objectives,
         seed=settings.seed,
         device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
     )

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
-from search.objectives import losses_of
+from search.objectives import MEASURED, known_losses, losses_of
 from search.plan import Plan
 from search.predictor import Predictor
 from search.record import Record, Trial
@@ -29,7 +29,6 @@ from search.trust import (
     trust_report,
 )
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 from searchspace.space import SearchSpace
 
 JUDGE, PROXY_SCORES = "judge", "proxies"
@@ -105,9 +104,21 @@ def next_predicted(
     predictor = Predictor(
         [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
     )
+    # What is measured of a network is not known of those that were never judged.
+    measured = {
+        name: Predictor([t.architecture for t in known], [t.values[name] for t in known])
+        for name in objectives
+        if name in MEASURED
+    }
+    columns = {name: predict(candidates) for name, predict in measured.items()}
+    columns["top1"] = 100.0 - predictor(candidates)
+    exact = [known_losses(architecture, objectives) for architecture in candidates]
     predicted = [
-        _losses(architecture, top1, objectives)
-        for architecture, top1 in zip(candidates, predictor(candidates), strict=True)
+        tuple(
+            columns[name][index] if loss is None else loss
+            for name, loss in zip(objectives, losses, strict=True)
+        )
+        for index, losses in enumerate(exact)
     ]
     done = [losses for trial in known if (losses := losses_of(trial, objectives)) is not None]
     points = np.array([*predicted, *done], dtype=float)
@@ -115,12 +126,3 @@ def next_predicted(
     best = np.flatnonzero(ranks == ranks.min())
     # Room is measured among all of the rank; infinite at its ends, where the first one is taken.
     return candidates[int(best[int(np.argmax(crowding_distance(points[best])))])]
-
-
-def _losses(
-    architecture: Architecture, top1: float, objectives: Sequence[str]
-) -> tuple[float, ...]:
-    """Compute what `search.objectives.losses_of` gives for a trial, from a predicted accuracy."""
-    cost = count(architecture)
-    values = {"top1": 100.0 - top1, "macs": cost.macs / 1e6, "params": cost.params / 1e6}
-    return tuple(values[objective] for objective in objectives)

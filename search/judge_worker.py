@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from search.job import Job
+from search.measured_costs import measure_costs
 from search.results import SUPERNET
 from search.work import last_line
 from searchspace.architecture import Architecture
@@ -20,7 +21,7 @@ from supernet.batches import eval_batches
 from supernet.calibration import recalibrate
 from supernet.data import ImageData
 from supernet.evaluation import evaluate
-from supernet.network import Supernet, extract, extraction_error
+from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.proxies import PROXIES, proxy_scores
 from supernet.supernet_checkpoint import load_supernet
 
@@ -52,17 +53,22 @@ class Judge:
         self.calibration = _calibration_images(job, data)
 
     def judge(self, architecture: Architecture) -> dict[str, float]:
-        """Return top1 (percent), correct, total and the seconds that judging took."""
+        """Return top1 (percent), correct, total, measured costs and the seconds of all that."""
         started = time.monotonic()
         assert self.supernet is not None
-        values = self.measure(extract(self.supernet, architecture))
+        values = self.measure(extract(self.supernet, architecture), architecture)
         return values | {"seconds": time.monotonic() - started}
 
-    def measure(self, network: Supernet) -> dict[str, float]:
-        """Recalibrate and evaluate a network on the search split."""
+    def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
+        """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
         accuracy = evaluate(network, self.batches, self.job.device)
-        return {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+        return {
+            "top1": accuracy.top1,
+            "correct": accuracy.correct,
+            "total": accuracy.total,
+            **measure_costs(network, architecture, self.job.measured),
+        }
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
@@ -80,11 +86,11 @@ class Scorer:
     def __init__(self, job: Job) -> None:
         data = job.open_data()
         images, labels = next(iter(eval_batches(data.split("train"), data, PROXY_IMAGES)))
-        self._seed = job.seed
+        self._job = job
         self._images, self._labels = images.to(job.device), labels.to(job.device)
 
     def judge(self, architecture: Architecture, name: str) -> dict[str, float]:
-        """Return the score (more is predicted to be better) and the seconds that it took.
+        """Return the score (more is predicted to be better), measured costs and the seconds.
 
         Raises:
             ValueError: If the score is not finite: nothing can be said about the network.
@@ -96,13 +102,19 @@ class Scorer:
             score = float(getattr(count(architecture), name))
         if not math.isfinite(score):
             raise ValueError(f"its {name} is {score}")
-        return {"score": score, "seconds": time.monotonic() - started}
+        costs = {}
+        if self._job.measured:
+            network = build_subnet(architecture).to(self._job.device)
+            costs = measure_costs(network, architecture, self._job.measured)
+        return {"score": score, **costs, "seconds": time.monotonic() - started}
 
     def scores(
         self, architecture: Architecture, names: Sequence[str] = PROXIES
     ) -> dict[str, float]:
         """Score a network with several proxies."""
-        return proxy_scores(architecture, self._images, self._labels, seed=self._seed, names=names)
+        return proxy_scores(
+            architecture, self._images, self._labels, seed=self._job.seed, names=names
+        )
 
 
 class JudgeWorker:

@@ -158,6 +158,9 @@ def _notes(run: RunFolder) -> Iterator[str]:
             f"Extracted, each of the {len(errors)} networks of the front gives logits {is_same}: "
             f"largest difference {worst:.1e}."
         )
+    if run.settings.measured_objectives:
+        times = run.record.get_meta("times") or {}
+        yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

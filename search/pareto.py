@@ -72,9 +72,8 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
         ValueError: If there are none.
     """
     objectives = query.objectives or run.settings.objectives
-    found = judged_at(
-        trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=query.limits
-    )
+    limits = {**run.settings.measured_limits, **query.limits}
+    found = judged_at(trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=limits)
     return add_probabilities(found, objectives)
 
 
@@ -84,7 +83,8 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
 
     def complete(trial: Trial) -> Trial:
         milliseconds = measured.get(str(trial.architecture_id))
-        if milliseconds is None:
+        # What the run measured itself is compared with its own limits and results.
+        if milliseconds is None or "latency_ms" in trial.values:
             return trial
         return replace(trial, values={**trial.values, "latency_ms": milliseconds})
 

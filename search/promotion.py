@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
-from search.objectives import losses_of
+from search.objectives import is_within, losses_of
 from search.plan import ETA
 from search.record import Trial
 from searchspace.architecture import Architecture
@@ -33,6 +33,7 @@ class Promotions:
         base: Fidelity from which the lowest rung is filled; None where that is done elsewhere.
         rungs: Fidelities, the cheapest first.
         objectives: Of the run; see `losses_of`.
+        limits: Upper limits of measured costs; what is beyond them is not promoted.
         eta: One of so many networks is promoted.
     """
 
@@ -43,6 +44,7 @@ class Promotions:
         base: str | None,
         rungs: Sequence[str],
         objectives: Sequence[str],
+        limits: Mapping[str, float] | None = None,
         eta: int = ETA,
     ) -> None:
         levels = (*rungs,) if base is None else (base, *rungs)
@@ -52,7 +54,7 @@ class Promotions:
                 f"{tuple(rungs)!r}."
             )
         self._levels, self._has_base = levels, base is not None
-        self._objectives, self._eta = objectives, eta
+        self._objectives, self._eta, self._limits = objectives, eta, limits or {}
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
         # At each level: what may go up, the best last; and how many were done when it was sorted.
@@ -66,7 +68,7 @@ class Promotions:
         if trial.fidelity not in self._known:
             return
         self._known[trial.fidelity].add(trial.key)
-        if trial.state == "done":
+        if trial.state == "done" and is_within(trial, self._limits):
             self._done[trial.fidelity].setdefault(trial.key, trial)
 
     def next(self) -> tuple[Architecture, str] | None:

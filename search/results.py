@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from search.certainty import front_probabilities
 from search.front import non_dominated
+from search.objectives import OBJECTIVES
 from search.record import Trial
 from searchspace.architecture import Architecture, describe
 from supernet.intervals import NORMAL_975, wilson_interval
@@ -25,7 +26,6 @@ from supernet.intervals import NORMAL_975, wilson_interval
 SUPERNET = "supernet"
 # Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
 ZERO_COST = "zero-cost"
-OBJECTIVES = ("top1", "macs", "params", "latency_ms")
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"
@@ -43,7 +43,8 @@ class Candidate:
         low: Lower end of its 95 % interval: from the number of images and, where networks were
             trained with several seeds, from the spread between those.
         high: Upper end.
-        latency_ms: The mean of what was measured, or None.
+        latency_ms: The mean of what was measured, or None; with the mean ends of the 95 % intervals
+            of its medians where it was measured during the search.
         images: How many images the accuracy is worth: those that judged it, less where the spread
             between seeds adds to their noise.
         on_front: Whether no other candidate dominates it.
@@ -63,6 +64,8 @@ class Candidate:
     params: int
     macs: int
     latency_ms: float | None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
     images: float
     on_front: bool = False
     near_front: bool = False
@@ -138,9 +141,9 @@ def judged_at(
         )
     if not limits:
         return found
-    within = [c for c in found if all(getattr(c, name) <= most for name, most in limits.items())]
+    within = [c for c in found if all(_cost(c, name) <= most for name, most in limits.items())]
     if not within:
-        least = {name: min(getattr(c, name) for c in found) for name in limits}
+        least = {name: min(_cost(c, name) for c in found) for name in limits}
         raise ValueError(
             f"None of the {len(found)} networks at {fidelity!r} is within "
             f"{', '.join(f'{name} <= {most:,.0f}' for name, most in limits.items())}; the least is "
@@ -154,9 +157,10 @@ def front(
     *,
     fidelity: str | None = None,
     objectives: Sequence[str] = ("top1", "macs", "params"),
+    limits: Mapping[str, float] | None = None,
 ) -> tuple[Candidate, ...]:
     """Return the candidates on the front, by rising MACs; see `judged_at`."""
-    found = judged_at(trials, fidelity=fidelity, objectives=objectives)
+    found = judged_at(trials, fidelity=fidelity, objectives=objectives, limits=limits)
     return tuple(sorted((c for c in found if c.on_front), key=by_macs))
 
 
@@ -240,6 +244,8 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "params": candidate.params,
         "macs": candidate.macs,
         "latency_ms": candidate.latency_ms,
+        "latency_low_ms": candidate.latency_low_ms,
+        "latency_high_ms": candidate.latency_high_ms,
         "mixers": describe(candidate.architecture),
         "architecture": candidate.architecture.to_dict(),
     }
@@ -257,6 +263,12 @@ def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDA
         "latency_ms": [math.nan if c.latency_ms is None else c.latency_ms for c in candidates],
     }
     return np.array([columns[name] for name in objectives], dtype=float).T
+
+
+def _cost(candidate: Candidate, name: str) -> float:
+    """Return a cost; what was not measured is beyond every limit."""
+    value: float | None = getattr(candidate, name)
+    return math.inf if value is None else value
 
 
 def _check_objectives(objectives: Sequence[str]) -> None:
@@ -288,7 +300,9 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     # Variances in percent squared: of the images, and of the mean over seeds.
     by_images = 1e4 * smoothed * (1 - smoothed) / total
     by_seeds = (between / NORMAL_975) ** 2
-    latencies = [t.values["latency_ms"] for t in trials if "latency_ms" in t.values]
+    latency, low_ms, high_ms = (
+        _mean_value(trials, name) for name in ("latency_ms", "latency_low_ms", "latency_high_ms")
+    )
     return Candidate(
         id=first.architecture_id,
         key=first.key,
@@ -300,9 +314,17 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
         num_seeds=len(trials),
         params=first.params,
         macs=first.macs,
-        latency_ms=statistics.fmean(latencies) if latencies else None,
+        latency_ms=latency,
+        latency_low_ms=low_ms,
+        latency_high_ms=high_ms,
         images=total * by_images / (by_images + by_seeds),
     )
+
+
+def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
+    """Average a cost over the trials that measured it."""
+    found = [trial.values[name] for trial in trials if name in trial.values]
+    return statistics.fmean(found) if found else None
 
 
 def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.budget import Budget, parse_budget
-from search.objectives import OBJECTIVES
+from search.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.plan import SHARES, split_shares
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
@@ -32,9 +32,10 @@ class RunSettings:
         supernet_strategy: How the supernet is trained.
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
-        objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
+        objectives: What the search weighs: ``top1`` up, costs of `search.objectives` down.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
-        limits: Upper limits of closed-form costs, over those of the space.
+        limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
+            nothing beyond them is ever proposed; what is measured beyond the others is on no front.
         img_size: Side of the images; None takes the space's.
         seed: Of everything random.
         command: What was typed, for the report.
@@ -79,8 +80,13 @@ class RunSettings:
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
-                "The objectives are top1 and at least one of macs and params, "
+                f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
+            )
+        for name in set(self.measured_limits) - set(self.objectives):
+            raise ValueError(
+                f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
+                f"e.g. --objectives {','.join((*self.objectives, name))}."
             )
 
     @property
@@ -88,11 +94,22 @@ class RunSettings:
         """The budget as a value."""
         return parse_budget(self.budget)
 
+    @property
+    def measured_objectives(self) -> tuple[str, ...]:
+        """The objectives that are measured of every network that is judged."""
+        return tuple(name for name in self.objectives if name in MEASURED)
+
+    @property
+    def measured_limits(self) -> dict[str, float]:
+        """The limits that only a measurement can check."""
+        return {name: most for name, most in self.limits.items() if name in MEASURED}
+
     def load_space(self, file: Path | None = None) -> SearchSpace:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
         space = load_space(str(file or self.space))
+        limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
         return space.replace(
-            img_size=self.img_size or space.img_size, limits={**space.limits, **self.limits}
+            img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
         )
 
     def to_dict(self) -> dict[str, Any]:

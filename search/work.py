@@ -56,12 +56,14 @@ class StepTimes:
         trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
         judge: Seconds to judge one architecture without training it; 0 where that is not done.
         steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
     """
 
     supernet_step: float
     trial_steps: tuple[tuple[int, float], ...]
     judge: float
     steps_per_epoch: int
+    device_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

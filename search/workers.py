@@ -19,6 +19,7 @@ from torch import Tensor
 
 from search.job import Job, make_job
 from search.judge_worker import Judge, JudgeWorker, Scorer
+from search.measured_costs import device_name, measure_costs
 from search.work import StepTimes, TrialTask, Work, checkpoint_folder
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -79,6 +80,7 @@ class SupernetWorker:
             trial_steps=trial_steps,
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
+            device_name=device_name(job.device),
         )
 
     def measure_supernet(self) -> float:
@@ -155,9 +157,11 @@ class SupernetWorker:
                 for name in PROXIES
             )
         judge = Judge(self.job, supernet=None)
-        networks = [build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]]
+        networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
         return _median_seconds(
-            lambda: [judge.measure(network) for network in networks], self.job.device, runs=1
+            lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
+            self.job.device,
+            runs=1,
         ) / len(networks)
 
 
@@ -175,7 +179,7 @@ def train_alone(
         on_epoch: Called with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct and total.
+        top1 (percent), correct, total and the measured costs of the run's objectives.
     """
     torch.set_num_threads(threads)
     data = job.open_data()
@@ -191,7 +195,12 @@ def train_alone(
         on_epoch=lambda report: on_epoch(report.epoch),
     )
     accuracy = train(network.to(job.device), data, recipe, options).accuracy
-    return {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+    return {
+        "top1": accuracy.top1,
+        "correct": accuracy.correct,
+        "total": accuracy.total,
+        **measure_costs(network, task.architecture, job.measured),
+    }
 
 
 def _median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> float:

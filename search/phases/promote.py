@@ -24,6 +24,7 @@ def promote(session: Session, plan: Plan) -> None:
         base=SUPERNET if judge == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
+        limits=session.settings.measured_limits,
     )
 
     def choose() -> Choice | None:
