@@ -16,7 +16,7 @@ from typing import Any
 SHARES: Mapping[str, Mapping[str, float]] = {
     "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
     "proxy": {"search": 1.0},
-    "zero-cost": {"trust": 0.25, "search": 0.1, "promote": 0.65},
+    "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
 }
 # What the budget pays for; retraining has a ledger of its own.
 PHASES = ("measure", *SHARES["supernet"])
@@ -28,6 +28,7 @@ START_RESERVE = 1.5
 # Without a finish, trials that still run near the end are told so much earlier, on each device.
 END_SECONDS, END_SHARE = 2.0, 0.01
 MIN_PROMOTED = 10
+# As many as a ranking of estimators needs (`search.trust.MIN_POINTS`).
 MIN_TRUST = 5
 # And as many as there are devices, which would be idle.
 MAX_TRUST = 24

@@ -78,7 +78,7 @@ def test_a_plan_without_a_finish_is_revised() -> None:
     revised = revise_plan(plan, after="trust", spent={"measure": 5.0, "trust": 145.0})
     assert revised.until["promote"] == pytest.approx(1000)
     planned = plan.until["search"] - plan.until["trust"]
-    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned * 850 / 750)
+    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned * 850 / 650)
 
 
 @pytest.mark.parametrize("budget", [300, 600, 3600, 86_400])
