@@ -170,7 +170,7 @@ class Sleeper:
     def ping(self) -> None:
         """Answer: the worker is ready."""
 
-    def judge(self, architectures: list[object]) -> list[tuple[dict[str, float], None]]:
+    def judge(self, architectures: list[object], by: str) -> list[tuple[dict[str, float], None]]:
         """Judge a batch."""
         return [(self._judge(), None) for _ in architectures]
 
@@ -250,7 +250,7 @@ class _First:
 
     def __init__(self, judging: Judging, number: int) -> None:
         self._judging, self._left = judging, number
-        self.tell, self.should_stop = judging.tell, judging.should_stop
+        self.tell, self.should_stop, self.by = judging.tell, judging.should_stop, judging.by
 
     def ask(self, count: int) -> list[Architecture]:
         """Hand out up to ``count``, and not more than are left."""

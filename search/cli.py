@@ -33,9 +33,18 @@ Space = Annotated[
 Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, or a timm name.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
-Objectives = Annotated[str, typer.Option(help="top1 and costs to weigh, comma-separated.")]
+Objectives = Annotated[
+    str, typer.Option(help="top1 and some of macs, params, latency, comma-separated.")
+]
+Strategy = Annotated[
+    str,
+    typer.Option(help="Judge by a supernet, by short trainings (proxy), or zero-cost scores."),
+]
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
+]
+MaxLatency = Annotated[
+    float | None, typer.Option(help="Milliseconds; slower networks are on no front.")
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 Recipe = Annotated[
@@ -57,15 +66,17 @@ def run(
     sampler: Annotated[
         str, typer.Option(help="guided, nsga2, nsga3, tpe, gp or random.")
     ] = "guided",
-    strategy: Annotated[str, typer.Option(help="Supernet training: sandwich, fair or uniform.")] = (
-        "sandwich"
-    ),
+    strategy: Strategy = "supernet",
+    supernet_strategy: Annotated[
+        str, typer.Option(help="How it is trained: sandwich, fair or uniform.")
+    ] = "sandwich",
     projections: Annotated[
         str, typer.Option(help="Of a block's mixers in the supernet: unshared or shared.")
     ] = "unshared",
     objectives: Objectives = "top1,macs",
     max_macs: Limit = None,
     max_params: Limit = None,
+    max_latency: MaxLatency = None,
     img_size: ImgSize = None,
     recipe: Recipe = None,
     share: Share = [],  # noqa: B006 - typer reads it once
@@ -73,6 +84,7 @@ def run(
     ray_address: RayAddress = None,
 ) -> None:
     """Search within a budget and end with a Pareto front."""
+    from search.objectives import parse_objectives
     from search.outcome import print_outcome, write_report
     from search.run_folder import create_run, resume_run
     from search.settings import RunSettings
@@ -91,11 +103,12 @@ def run(
             budget=budget,
             sampler=sampler,
             strategy=strategy,
+            supernet_strategy=supernet_strategy,
             projections=projections,
             retrain_recipe=recipe or "",
-            objectives=tuple(objectives.split(",")),
+            objectives=parse_objectives(objectives),
             shares=_shares(share),
-            limits=_limits(max_macs, max_params),
+            limits=_limits(max_macs, max_params, max_latency),
             img_size=img_size,
             seed=seed,
             command=shlex.join(["search", *sys.argv[1:]]),
@@ -124,6 +137,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[int | None, typer.Option(help="Devices; default: this machine's.")] = None,
 ) -> None:
@@ -136,6 +150,7 @@ def plan(
         space=space or "",
         data=data,
         budget=budget,
+        strategy=strategy,
         shares=_shares(share),
         img_size=img_size,
         retrain_recipe=recipe or "",
@@ -406,11 +421,14 @@ def _console() -> Console:
     return Console()
 
 
-def _limits(max_macs: str | None, max_params: str | None) -> dict[str, float]:
+def _limits(
+    max_macs: str | None, max_params: str | None, max_latency: float | None
+) -> dict[str, float]:
     from searchspace.quantity import parse_quantity
 
     given = {"macs": max_macs, "params": max_params}
-    return {name: parse_quantity(text) for name, text in given.items() if text is not None}
+    limits = {name: parse_quantity(text) for name, text in given.items() if text is not None}
+    return limits if max_latency is None else {**limits, "latency_ms": max_latency}
 
 
 def _taps(text: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from search.results import Candidate, is_retraining, judged_at
+from search.results import Candidate, judged_at, searched_fidelities
 from search.run_folder import open_run
 from search.tables import describe_stages, format_count, format_interval
 from search.targets import load_target
@@ -219,5 +219,4 @@ def _result_of(target: str) -> Candidate | None:
         return None
     with open_run(Path(run)) as folder:
         trials = [t for t in folder.record.trials() if t.architecture_id == int(number)]
-        done = [t for t in trials if t.state == "done" and not is_retraining(t.fidelity)]
-        return judged_at(done)[0] if done else None
+        return judged_at(trials)[0] if searched_fidelities(trials) else None

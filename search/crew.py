@@ -34,7 +34,14 @@ PACE_SHARE = 0.2
 
 
 class JudgementSource(Protocol):
-    """Where judges get architectures from and bring their judgements to."""
+    """Where judges get architectures from and bring their judgements to.
+
+    Attributes:
+        by: What they judge by, see `search.judging.Judging`.
+    """
+
+    @property
+    def by(self) -> str: ...
 
     def ask(self, count: int) -> list[Architecture]:
         """Hand out up to ``count``; none ends the phase."""
@@ -162,16 +169,16 @@ class JudgeCrew:
                 batch = source.ask(size)
                 if not batch:
                     return False
-                self._send(judge, [a for a in batch if a.key not in self._suspects])
+                self._send(judge, [a for a in batch if a.key not in self._suspects], source.by)
                 for suspect in (a for a in batch if a.key in self._suspects):
-                    self._send(judge, [suspect])
+                    self._send(judge, [suspect], source.by)
         return True
 
-    def _send(self, judge: _Judge, batch: list[Architecture]) -> None:
+    def _send(self, judge: _Judge, batch: list[Architecture], by: str) -> None:
         if batch:
             if not judge.queue:
                 judge.busy_since = time.monotonic()
-            judge.queue.append((judge.actor.judge.remote(batch), batch))
+            judge.queue.append((judge.actor.judge.remote(batch, by), batch))
 
     def _collect(self, source: JudgementSource) -> None:
         heads = {judge.queue[0][0]: judge for judge in self._judges if judge.queue}

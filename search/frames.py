@@ -12,7 +12,7 @@ import pandas as pd
 from search.pareto import FrontQuery, judged_by
 from search.record import Trial
 from search.record_file import CHARGE, open_file
-from search.results import Candidate, is_retraining
+from search.results import Candidate, searched_fidelities
 from search.run_folder import RECORD, RunFolder, open_run
 from search.settings import RunSettings
 from search.tables import describe_stages
@@ -66,8 +66,7 @@ def load_run(path: Path | str) -> LoadedRun:
 
 
 def _judged(run: RunFolder, trials: tuple[Trial, ...]) -> tuple[Candidate, ...]:
-    is_judged = any(t.state == "done" and not is_retraining(t.fidelity) for t in trials)
-    return judged_by(run, FrontQuery()) if is_judged else ()
+    return judged_by(run, FrontQuery()) if searched_fidelities(trials) else ()
 
 
 def _trial_row(trial: Trial) -> dict[str, Any]:

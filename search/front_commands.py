@@ -160,12 +160,13 @@ def _query(
     knee: bool = False,
     near: bool = False,
 ) -> FrontQuery:
+    from search.objectives import parse_objectives
     from search.pareto import FrontQuery
     from searchspace.quantity import parse_quantity
 
     given = {"macs": max_macs, "params": max_params}
     return FrontQuery(
-        objectives=tuple(objectives.split(",")) if objectives else (),
+        objectives=parse_objectives(objectives) if objectives else (),
         fidelity=fidelity,
         limits={name: parse_quantity(text) for name, text in given.items() if text is not None},
         sort=sort,

@@ -13,13 +13,22 @@ from typing import cast
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
+from search.objectives import MEASURED, known_losses, losses_of
+from search.plan import Plan
 from search.predictor import Predictor
-from search.promotion import losses_of
 from search.record import Record, Trial
-from search.results import SUPERNET
-from search.trust import Judge, Scores, TrustReport, trust_points, trust_report
+from search.results import SUPERNET, ZERO_COST
+from search.trials import fidelity_of
+from search.trust import (
+    PREDICTOR,
+    TRAINING,
+    Judge,
+    Scores,
+    TrustReport,
+    trust_points,
+    trust_report,
+)
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 from searchspace.space import SearchSpace
 
 JUDGE, PROXY_SCORES = "judge", "proxies"
@@ -33,15 +42,32 @@ def report_of(record: Record, *, seed: int) -> TrustReport | None:
     return trust_report(points, rng=np.random.default_rng(seed)) if points else None
 
 
-def judge_of(record: Record, *, seed: int) -> Judge:
-    """Return what the run judges by; the first call after the trust phase decides and writes it."""
+def judge_of(record: Record, *, seed: int, strategy: str = "supernet") -> Judge:
+    """Return what the run judges by; the first call after the trust phase decides and writes it.
+
+    Where the trust phase has trained nothing, that is the supernet, or training without one.
+    """
     stored = record.get_meta(JUDGE)
     if stored is not None:
         return cast(Judge, stored)
     report = report_of(record, seed=seed)
-    judge: Judge = "supernet" if report is None else report.judge
+    unknown: Judge = SUPERNET if strategy == "supernet" else TRAINING
+    judge = unknown if report is None else report.judge
     record.set_meta(JUDGE, judge)
     return judge
+
+
+def sampled_fidelity(record: Record, *, strategy: str) -> str:
+    """Name the fidelity whose results the sampler is fed with."""
+    plan = record.get_meta("plan")
+    if strategy == "proxy" and plan is not None:
+        return fidelity_of(min(Plan.from_dict(plan).rungs))
+    return ZERO_COST if strategy == ZERO_COST else SUPERNET
+
+
+def trains(judge: Judge) -> bool:
+    """Tell whether judging a network by this means to train it alone."""
+    return judge in (PREDICTOR, TRAINING)
 
 
 def next_predicted(
@@ -78,9 +104,21 @@ def next_predicted(
     predictor = Predictor(
         [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
     )
+    # What is measured of a network is not known of those that were never judged.
+    measured = {
+        name: Predictor([t.architecture for t in known], [t.values[name] for t in known])
+        for name in objectives
+        if name in MEASURED
+    }
+    columns = {name: predict(candidates) for name, predict in measured.items()}
+    columns["top1"] = 100.0 - predictor(candidates)
+    exact = [known_losses(architecture, objectives) for architecture in candidates]
     predicted = [
-        _losses(architecture, top1, objectives)
-        for architecture, top1 in zip(candidates, predictor(candidates), strict=True)
+        tuple(
+            columns[name][index] if loss is None else loss
+            for name, loss in zip(objectives, losses, strict=True)
+        )
+        for index, losses in enumerate(exact)
     ]
     done = [losses for trial in known if (losses := losses_of(trial, objectives)) is not None]
     points = np.array([*predicted, *done], dtype=float)
@@ -88,12 +126,3 @@ def next_predicted(
     best = np.flatnonzero(ranks == ranks.min())
     # Room is measured among all of the rank; infinite at its ends, where the first one is taken.
     return candidates[int(best[int(np.argmax(crowding_distance(points[best])))])]
-
-
-def _losses(
-    architecture: Architecture, top1: float, objectives: Sequence[str]
-) -> tuple[float, ...]:
-    """Compute what `search.promotion.losses_of` gives for a trial, from a predicted accuracy."""
-    cost = count(architecture)
-    values = {"top1": 100.0 - top1, "macs": cost.macs / 1e6, "params": cost.params / 1e6}
-    return tuple(values[objective] for objective in objectives)

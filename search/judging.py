@@ -1,16 +1,19 @@
-"""Judging with inherited weights: what the warm judges are given, and what becomes of it."""
+"""Judging without training: what the warm judges are given, and what becomes of it.
+
+They judge by the supernet's inherited weights, or by a score that needs none (`by`).
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from search.objectives import known_losses, losses_of
 from search.plan import PHASES
-from search.promotion import known_losses, losses_of
 from search.proposer import Proposer
 from search.record import Outcome as AttemptOutcome
 from search.record import Record, Trial
-from search.results import SUPERNET
+from search.results import SUPERNET, ZERO_COST
 from search.settings import RunSettings
 from search.trials import MAX_LOST
 from search.work import Judgement
@@ -49,6 +52,7 @@ class Judging:
         judge_seconds: Expected device-seconds of one judgement; corrected by what is measured.
         count_judges: How many work at the same time, now.
         interrupted: Whether the user asked to stop.
+        by: ``supernet``, or the name of a zero-cost score or of a cost.
         proposes: Whether the sampler is asked once the first ones are judged.
     """
 
@@ -64,12 +68,14 @@ class Judging:
         judge_seconds: float,
         count_judges: Callable[[], int],
         interrupted: Callable[[], bool],
+        by: str = SUPERNET,
         proposes: bool = True,
     ) -> None:
+        self.by, self._fidelity = by, SUPERNET if by == SUPERNET else ZERO_COST
         self._record, self._settings, self._phase = record, settings, phase
         self._limit, self._pace, self._count_judges = limit_seconds, judge_seconds, count_judges
         self._interrupted = interrupted
-        known = record.trials(fidelity=SUPERNET)
+        known = record.trials(fidelity=self._fidelity)
         settled = {trial.key for trial in known if trial.state in ("done", "failed")}
         waiting = {trial.key: trial.architecture for trial in known if trial.state == "waiting"}
         waiting |= {a.key: a for a in first if a.key not in settled}
@@ -129,7 +135,7 @@ class Judging:
         cost = count(architecture)
         number = self._record.add_architecture(architecture, params=cost.params, macs=cost.macs)
         trial_id = self._record.add_trial(
-            number, fidelity=SUPERNET, seed=self._settings.seed, origin=self._phase
+            number, fidelity=self._fidelity, seed=self._settings.seed, origin=self._phase
         )
         # The judges are charged as a whole, for as long as they hold their devices.
         return trial_id, self._record.start_attempt(self._phase, devices=0, trial_id=trial_id)

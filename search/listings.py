@@ -8,8 +8,9 @@ from rich.table import Table
 
 from configs import config_names
 from search.budget import Device, format_seconds
-from search.plan import ETA, PHASES, Plan
-from search.results import front, highest_fidelity, is_retraining
+from search.judge_choice import JUDGE
+from search.plan import ETA, PHASES, Plan, climbing_phase
+from search.results import front, highest_fidelity, searched_fidelities
 from search.run_folder import RunFolder
 from search.tables import format_count
 from searchspace.cost import count
@@ -22,14 +23,15 @@ _NOUNS: Mapping[Device, str] = {"cpu": "cores", "gpu": "GPUs"}
 
 def plan_table(plan: Plan, device: Device, *, twice: Plan) -> Table:
     """Show what a budget buys, a row for each phase, and what twice the budget would."""
-    table = Table(title="Plan", title_justify="left")
+    table = Table(title=f"Plan, strategy {plan.strategy}", title_justify="left")
     for name, justify in (("phase", "left"), ("share", "right"), ("work", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
     work = {
         "supernet": f"{plan.supernet_steps:,} steps of the shared weights",
         "trust": f"{plan.num_trust} networks alone for {plan.trial_epochs} epochs",
-        "search": f"about {plan.num_judged:,} networks with inherited weights",
-        "promote": _promotions(plan),
+        "search": f"about {plan.num_judged:,} networks {judged_by}",
+        climbing_phase(plan.strategy): _promotions(plan),
         "finish": "check the extraction; judge with what is left",
     }
     before = 0.0
@@ -54,6 +56,9 @@ def status_table(run: RunFolder) -> Table:
     trials = run.record.trials()
     table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
     table.add_row("phase", run.record.get_meta("phase") or "not started")
+    judge = run.record.get_meta(JUDGE)
+    judged_by = f", networks are judged by: {judge}" if judge else ""
+    table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
     table.add_row("asked", format_seconds(budget.amount_seconds, device))
     table.add_row("spent", f"{format_seconds(spent, device)} ({spent:.1f} device-seconds)")
     table.add_row("left", format_seconds(budget.amount_seconds - spent, device))
@@ -64,7 +69,7 @@ def status_table(run: RunFolder) -> Table:
         for state in ("done", "running", "waiting", "failed")
     )
     table.add_row("trials", states)
-    if any(trial.state == "done" and not is_retraining(trial.fidelity) for trial in trials):
+    if searched_fidelities(trials):
         members = front(trials, objectives=run.settings.objectives)
         best = max(members, key=lambda member: member.top1)
         table.add_row(
@@ -123,6 +128,6 @@ def _promotions(plan: Plan) -> str:
 
 
 def _twice(plan: Plan) -> str:
-    return (
-        f"{plan.supernet_steps:,} supernet steps, {plan.num_judged:,} judged, {_promotions(plan)}"
-    )
+    numbers = {"supernet steps": plan.supernet_steps, "judged": plan.num_judged}
+    work = [f"{number:,} {name}" for name, number in numbers.items() if number]
+    return ", ".join([*work, _promotions(plan)])

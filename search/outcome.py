@@ -12,12 +12,19 @@ from typing import Any
 from rich.console import Console
 
 from search import report
-from search.judge_choice import report_of
+from search.judge_choice import report_of, sampled_fidelity
+from search.objectives import losses_of
 from search.pareto import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
-from search.promotion import losses_of
 from search.proposer import Mirror
-from search.results import SUPERNET, Candidate, retrained, to_json
+from search.results import (
+    SUPERNET,
+    ZERO_COST,
+    Candidate,
+    retrained,
+    searched_fidelities,
+    to_json,
+)
 from search.run_folder import RunFolder
 from search.tables import front_table
 from search.trust import COSTS, PREDICTOR
@@ -28,7 +35,7 @@ EXTRACTION_TOLERANCE = 1e-5
 def print_outcome(run: RunFolder, console: Console) -> None:
     """Print the front, what the extraction check found, what was spent, and what to type next."""
     trials = run.record.trials()
-    if not any(trial.state == "done" for trial in trials):
+    if not searched_fidelities(trials):
         console.print("No network has been judged yet.")
         return
     found = judged_by(run, FrontQuery())
@@ -52,7 +59,7 @@ def print_outcome(run: RunFolder, console: Console) -> None:
 def write_report(run: RunFolder) -> None:
     """Write the report, the picture of the front and Optuna's copy of the study."""
     update_mirror(run)
-    if not any(trial.state == "done" for trial in run.record.trials()):
+    if not searched_fidelities(run.record.trials()):
         return
     found = judged_by(run, FrontQuery())
     export_front(
@@ -68,8 +75,9 @@ def write_report(run: RunFolder) -> None:
 def update_mirror(run: RunFolder) -> None:
     """Bring ``study.db`` up to date, for optuna-dashboard."""
     space, objectives = run.space(), run.settings.objectives
+    fidelity = sampled_fidelity(run.record, strategy=run.settings.strategy)
     mirror = Mirror(run.folder / "study.db", name=run.folder.resolve().name, losses=objectives)
-    judged = run.record.trials(fidelity=SUPERNET, state="done")
+    judged = run.record.trials(fidelity=fidelity, state="done")
     mirror.add(
         space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
     )
@@ -120,6 +128,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         data=run.settings.data,
         seed=run.settings.seed,
         objectives=run.settings.objectives,
+        strategy=run.settings.strategy,
         budget=run.settings.parsed_budget,
         spent_seconds=run.record.spent(PHASES),
         spent_by_phase=by_phase,
@@ -149,6 +158,9 @@ def _notes(run: RunFolder) -> Iterator[str]:
             f"Extracted, each of the {len(errors)} networks of the front gives logits {is_same}: "
             f"largest difference {worst:.1e}."
         )
+    if run.settings.measured_objectives:
+        times = run.record.get_meta("times") or {}
+        yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:
@@ -158,7 +170,8 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
     shown = (SUPERNET, PREDICTOR, *COSTS)
     for estimator in report.estimators:
         tau = estimator.tau
-        if estimator.name in shown and tau.tau is not None:
+        is_shown = estimator.name in shown or run.settings.strategy == ZERO_COST
+        if is_shown and tau.tau is not None:
             interval = "" if tau.low is None else f" (95 % {tau.low:.2f} to {tau.high:.2f})"
             yield (
                 f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f}"

@@ -14,7 +14,14 @@ from rich.text import Text
 
 from search.front import knee
 from search.record import Trial
-from search.results import Candidate, add_probabilities, by_macs, judged_at, losses_of
+from search.results import (
+    Candidate,
+    add_probabilities,
+    by_macs,
+    judged_at,
+    losses_of,
+    searched_fidelities,
+)
 from search.run_folder import RunFolder, open_run
 from search.tables import front_table
 
@@ -65,9 +72,8 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
         ValueError: If there are none.
     """
     objectives = query.objectives or run.settings.objectives
-    found = judged_at(
-        trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=query.limits
-    )
+    limits = {**run.settings.measured_limits, **query.limits}
+    found = judged_at(trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=limits)
     return add_probabilities(found, objectives)
 
 
@@ -77,7 +83,8 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
 
     def complete(trial: Trial) -> Trial:
         milliseconds = measured.get(str(trial.architecture_id))
-        if milliseconds is None:
+        # What the run measured itself is compared with its own limits and results.
+        if milliseconds is None or "latency_ms" in trial.values:
             return trial
         return replace(trial, values={**trial.values, "latency_ms": milliseconds})
 
@@ -168,6 +175,6 @@ def watch(
 def _look(folder: Path, query: FrontQuery) -> tuple[RenderableType, str]:
     with open_run(folder) as run:
         phase = run.record.get_meta("phase") or "not started"
-        if not any(trial.state == "done" for trial in run.record.trials()):
+        if not searched_fidelities(run.record.trials()):
             return Text("No network has been judged yet."), phase
         return front_view(run, query), phase

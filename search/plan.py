@@ -10,23 +10,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-# Shares of the budget. What measuring took comes off the supernet's share, what a phase leaves
-# over falls to the next ones; `finish` checks the extraction and spends the rest on judging.
-SHARES: Mapping[str, float] = {
-    "supernet": 0.36,
-    "trust": 0.16,
-    "search": 0.12,
-    "promote": 0.33,
-    "finish": 0.03,
+# Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
+# first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
+# extraction and spends the rest on judging.
+SHARES: Mapping[str, Mapping[str, float]] = {
+    "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
+    "proxy": {"search": 1.0},
+    "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
 }
 # What the budget pays for; retraining has a ledger of its own.
-PHASES = ("measure", *SHARES)
+PHASES = ("measure", *SHARES["supernet"])
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0
 # Starts differ, and the judge works for a moment once it has started.
 START_RESERVE = 1.5
+# Without a finish, trials that still run near the end are told so much earlier, on each device.
+END_SECONDS, END_SHARE = 2.0, 0.01
 MIN_PROMOTED = 10
+# As many as a ranking of estimators needs (`search.trust.MIN_POINTS`).
 MIN_TRUST = 5
 # And as many as there are devices, which would be idle.
 MAX_TRUST = 24
@@ -53,10 +55,12 @@ class Plan:
         trial_epochs: Epochs of a network that is trained alone, on the highest rung.
         trial_steps: Its training steps.
         rungs: Epochs of the rungs of promotion, ascending; the last are ``trial_epochs``.
-        num_trust, num_judged: Expected numbers of networks in these phases.
+        num_trust: Expected number of networks in this phase.
+        num_judged: Expected number of networks that are judged without training them.
         num_promoted: Expected number on the highest rung.
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
+        strategy: One of `SHARES`.
     """
 
     budget_seconds: float
@@ -72,10 +76,14 @@ class Plan:
     num_judged: int
     step_seconds: tuple[tuple[int, float], ...]
     retrain_seconds: tuple[float, float]
+    strategy: str = "supernet"
 
     @property
     def last_call_seconds(self) -> float:
         """Device-seconds after which trials that still run must end, so that a judge can start."""
+        if "finish" not in self.until:
+            reserve = min(END_SECONDS * self.devices, END_SHARE * self.budget_seconds)
+            return self.budget_seconds - reserve
         *_, before, end = self.until.values()
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
 
@@ -111,6 +119,7 @@ def make_plan(
     max_epochs: int,
     retrain_steps: int,
     fixed_shares: Mapping[str, float] | None = None,
+    strategy: str = "supernet",
 ) -> Plan:
     """Split a budget.
 
@@ -118,43 +127,50 @@ def make_plan(
         budget_seconds: Device-seconds.
         devices: Devices (or cores).
         measured_seconds: Device-seconds that measuring took (or will take).
-        supernet_step: Device-seconds of a step of the supernet.
+        supernet_step: Device-seconds of a step of the supernet, where there is one.
         trial_step_seconds: (MACs, seconds) of a training step alone, on one device.
-        judge_seconds: Of one evaluation, on one device.
+        judge_seconds: Of one evaluation, on one device, where networks are judged untrained.
         steps_per_epoch: Of a network that is trained alone.
         max_epochs: The most epochs that a network is trained during the search.
         retrain_steps: Steps of a full retraining.
         fixed_shares: Shares of phases that the user fixed.
+        strategy: One of `SHARES`.
 
     Raises:
         ValueError: If the budget is too small for one step of each phase, or a share is wrong.
     """
-    shares = split_shares(budget_seconds, fixed_shares or {})
-    if not {"search", "promote"} & set(fixed_shares or {}):
+    shares = split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)
+    climb = climbing_phase(strategy)
+    if climb == "promote" and not {"search", "promote"} & set(fixed_shares or {}):
         spare = max(shares["search"] - MAX_JUDGED * judge_seconds / budget_seconds, 0.0)
         shares["search"] -= spare
         shares["promote"] += spare
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
-    trials_share = (shares["trust"] + shares["promote"]) * budget_seconds
+    seconds = {phase: share * budget_seconds for phase, share in shares.items()}
+    seconds[next(iter(shares))] -= measured_seconds
+    trials_seconds = seconds.get("trust", 0.0) + seconds[climb]
     fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
-    epochs = int(trials_share / (fewest * epoch_seconds))
+    epochs = int(trials_seconds / (fewest * epoch_seconds))
     epochs = max(1, min(epochs, max_epochs))
     trial_seconds = epochs * epoch_seconds
-    num_trust = int(shares["trust"] * budget_seconds / trial_seconds)
-    steps = int((shares["supernet"] * budget_seconds - measured_seconds) / supernet_step)
-    num_judged = int(shares["search"] * budget_seconds / judge_seconds)
-    rungs = _rungs(epochs, shares["promote"] * budget_seconds / trial_seconds)
+    num_trust = max(int(seconds.get("trust", 0.0) / trial_seconds), 0)
+    rungs = _rungs(epochs, seconds[climb] / trial_seconds)
     # Every rung takes the same time: a third as many networks for three times as long.
-    num_promoted = int(shares["promote"] * budget_seconds / trial_seconds / len(rungs))
-    if min(steps, num_judged, num_promoted) < 1:
-        needed = max(
-            (measured_seconds + supernet_step * 2) / max(shares["supernet"], 1e-9),
-            judge_seconds / max(shares["search"], 1e-9),
-            trial_seconds / max(shares["promote"], 1e-9),
-        )
+    num_promoted = int(seconds[climb] / trial_seconds / len(rungs))
+    least = {climb: trial_seconds}
+    steps = num_judged = 0
+    if climb == "promote":
+        least["search"] = judge_seconds
+        num_judged = int(seconds["search"] / judge_seconds)
+    if "supernet" in shares:
+        least["supernet"] = 2 * supernet_step
+        steps = int(seconds["supernet"] / supernet_step)
+    if any(seconds[phase] < unit for phase, unit in least.items()):
+        least[next(iter(shares))] = least.get(next(iter(shares)), 0.0) + measured_seconds
+        needed = max(unit / max(shares[phase], 1e-9) for phase, unit in least.items())
         raise ValueError(
             f"A budget of {budget_seconds:.0f} device-seconds is too small: an epoch of a network "
-            f"alone takes {epoch_seconds:.0f} s here. Give at least {needed:.0f} device-seconds, "
+            f"alone takes {epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, "
             "a smaller space or a smaller --img-size."
         )
     spent, until = 0.0, {}
@@ -177,34 +193,45 @@ def make_plan(
         num_judged=num_judged,
         step_seconds=tuple(trial_step_seconds),
         retrain_seconds=(costs(min(macs)) * retrain_steps, costs(max(macs)) * retrain_steps),
+        strategy=strategy,
     )
 
 
-def split_shares(budget_seconds: float, fixed: Mapping[str, float]) -> dict[str, float]:
-    """Return the shares of all phases: the fixed ones as they are, the others in proportion.
+def climbing_phase(strategy: str) -> str:
+    """Name the phase in which networks that train alone go up the rungs."""
+    return "promote" if "promote" in SHARES[strategy] else "search"
+
+
+def split_shares(
+    budget_seconds: float, fixed: Mapping[str, float], *, strategy: str = "supernet"
+) -> dict[str, float]:
+    """Return the shares of a strategy's phases: the fixed ones as they are, others in proportion.
 
     The finish gets more where the budget is small.
 
     Raises:
         ValueError: For an unknown phase, or shares that leave nothing for the others.
     """
-    unknown = sorted(set(fixed) - set(SHARES))
+    planned = SHARES[strategy]
+    unknown = sorted(set(fixed) - set(planned))
     wrong = {name: share for name, share in fixed.items() if not 0 <= share < 1}
-    if unknown or wrong or sum(fixed.values()) >= 1:
+    if unknown or wrong or sum(fixed.values()) >= 1 or set(fixed) == set(planned):
         given = ", ".join(f"{name}={share:g}" for name, share in fixed.items())
         raise ValueError(
-            f"Shares are given to {', '.join(SHARES)}, each from 0 to below 1, and leave "
-            f"something for the other phases; got {given}."
+            f"With --strategy {strategy}, shares are given to {', '.join(planned)}, each from 0 "
+            f"to below 1, and leave something for the other phases; got {given}."
         )
-    shares = dict(SHARES) | dict(fixed)
+    shares = dict(planned) | dict(fixed)
     left = 1 - sum(fixed.values())
-    if "finish" not in fixed:
-        shares["finish"] = min(max(SHARES["finish"], MIN_FINISH_SECONDS / budget_seconds), left / 2)
-    kept = set(fixed) | {"finish"}
-    others = sum(share for phase, share in SHARES.items() if phase not in kept)
+    kept = set(fixed)
+    if "finish" in planned and "finish" not in fixed:
+        least = max(planned["finish"], MIN_FINISH_SECONDS / budget_seconds)
+        shares["finish"] = min(least, left / 2)
+        kept.add("finish")
+    others = sum(share for phase, share in planned.items() if phase not in kept)
     free = 1 - sum(shares[phase] for phase in kept)
     if not others:
-        return shares | {"finish": 1 - sum(shares[phase] for phase in SHARES if phase != "finish")}
+        return shares | {"finish": shares["finish"] + free}
     return {
         phase: share if phase in kept else share * free / others for phase, share in shares.items()
     }
@@ -242,7 +269,8 @@ def revise_plan(
         name: max(limit - before - spent.get(name, 0.0), 0.0)
         for name, limit, before in zip(names, limits, [0.0, *limits], strict=False)
     }
-    wanted["finish"] = max(wanted["finish"], START_RESERVE * start_seconds)
+    if "finish" in wanted:
+        wanted["finish"] = max(wanted["finish"], START_RESERVE * start_seconds)
     total = sum(spent.get(name, 0.0) for name in PHASES)
     left = max(plan.budget_seconds - total, 0.0)
     # The finish needs its seconds, however little is left for the others.
@@ -259,9 +287,10 @@ def revise_plan(
         total += amounts[name]
         until[name] = total
     numbers: dict[str, Any] = {}
-    if trial_seconds and "promote" in coming:
-        numbers["num_promoted"] = int(amounts["promote"] / trial_seconds / len(plan.rungs))
-    if judge_seconds and "search" in coming:
+    climb = climbing_phase(plan.strategy)
+    if trial_seconds and climb in coming:
+        numbers["num_promoted"] = int(amounts[climb] / trial_seconds / len(plan.rungs))
+    if judge_seconds and "search" in coming and climb != "search":
         numbers["judge_seconds"] = judge_seconds
         numbers["num_judged"] = int(amounts["search"] / judge_seconds)
     return replace(plan, until=until, **numbers)

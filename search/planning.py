@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from search.budget import count_cores
+from search.job import make_job
 from search.plan import Plan, make_plan
 from search.settings import RunSettings
 from search.work import StepTimes
-from search.workers import SupernetWorker, make_job
+from search.workers import SupernetWorker
 from supernet.data import ImageData, prepare_data
 from supernet.recipe import load_recipe
 
@@ -38,8 +39,9 @@ def plan_here(settings: RunSettings, *, devices: int | None) -> tuple[Plan, Plan
         started = time.monotonic()
         job = make_job(settings, Path(folder), data)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
-        # In a run, all devices are held meanwhile.
-        measured = (time.monotonic() - started) * (devices or found)
+        # In a run with a supernet, all devices are held meanwhile.
+        held = (devices or found) if settings.strategy == "supernet" else 1
+        measured = (time.monotonic() - started) * held
     plan, twice = (
         plan_from_times(
             settings,
@@ -77,4 +79,5 @@ def plan_from_times(
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
         retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
         fixed_shares=settings.shares,
+        strategy=settings.strategy,
     )

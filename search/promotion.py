@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from search.front import crowding_distance, non_dominated_rank
+from search.objectives import is_within, losses_of
 from search.plan import ETA
 from search.record import Trial
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 
 # A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.
 RESORT_SHARE = 0.005
-
-
-def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
-    """Return a trial's losses, lower is better; None if it is not done.
-
-    The error is in percent, costs are in millions.
-    """
-    if trial.state != "done":
-        return None
-    measured = {
-        "top1": 100.0 - trial.values["top1"],
-        "macs": trial.macs / 1e6,
-        "params": trial.params / 1e6,
-    }
-    return tuple(measured[objective] for objective in objectives)
-
-
-def known_losses(architecture: Architecture, objectives: Sequence[str]) -> tuple[float | None, ...]:
-    """Return the losses that need no evaluation, in the units of `losses_of`; None for others."""
-    cost = count(architecture)
-    closed_form = {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
-    return tuple(closed_form.get(objective) for objective in objectives)
 
 
 class Promotions:
@@ -44,6 +22,7 @@ class Promotions:
     Whenever a device is free, the highest rung that has a network to promote does so; where none
     has, the best network of the base that no rung knows enters the lowest rung, so no device ever
     waits for a rung to fill (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934, Alg. 2).
+    Without a base, networks enter the lowest rung from elsewhere.
     Inside a rung, a network is promoted if it is among the best 1/eta of those that *finished*
     there, by non-dominated rank and then crowding distance (MO-ASHA, Schmucker et al. 2021,
     https://arxiv.org/abs/2106.12639, with NSGA-II's order). Fidelities are never compared with
@@ -51,9 +30,10 @@ class Promotions:
 
     Args:
         trials: All of the run.
-        base: Fidelity from which the lowest rung is filled.
+        base: Fidelity from which the lowest rung is filled; None where that is done elsewhere.
         rungs: Fidelities, the cheapest first.
         objectives: Of the run; see `losses_of`.
+        limits: Upper limits of measured costs; what is beyond them is not promoted.
         eta: One of so many networks is promoted.
     """
 
@@ -61,18 +41,20 @@ class Promotions:
         self,
         trials: Iterable[Trial],
         *,
-        base: str,
+        base: str | None,
         rungs: Sequence[str],
         objectives: Sequence[str],
+        limits: Mapping[str, float] | None = None,
         eta: int = ETA,
     ) -> None:
-        if not rungs or len({base, *rungs}) != len(rungs) + 1:
+        levels = (*rungs,) if base is None else (base, *rungs)
+        if not rungs or len(set(levels)) != len(levels):
             raise ValueError(
                 f"Promotion needs at least one rung, and different ones, got {base!r} and "
                 f"{tuple(rungs)!r}."
             )
-        self._levels = (base, *rungs)
-        self._objectives, self._eta = objectives, eta
+        self._levels, self._has_base = levels, base is not None
+        self._objectives, self._eta, self._limits = objectives, eta, limits or {}
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
         # At each level: what may go up, the best last; and how many were done when it was sorted.
@@ -86,7 +68,7 @@ class Promotions:
         if trial.fidelity not in self._known:
             return
         self._known[trial.fidelity].add(trial.key)
-        if trial.state == "done":
+        if trial.state == "done" and is_within(trial, self._limits):
             self._done[trial.fidelity].setdefault(trial.key, trial)
 
     def next(self) -> tuple[Architecture, str] | None:
@@ -106,7 +88,8 @@ class Promotions:
             self._sorted_at[level] = num_done
             done = list(self._done[level].values())
             # From the base as many as there is time for; from a rung the best part of it.
-            places = num_done if index == 0 else num_done // self._eta
+            takes_all = index == 0 and self._has_base
+            places = num_done if takes_all else num_done // self._eta
             self._ready[level] = [done[i] for i in reversed(self._sorted(done)[:places])]
         while self._ready[level]:
             trial = self._ready[level].pop()

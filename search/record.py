@@ -315,6 +315,11 @@ class Record:
         query = "SELECT count(*) FROM attempts WHERE trial_id = ? AND outcome = 'lost'"
         return int(self._read(query, (trial_id,))[0][0])
 
+    def causes(self, trial_id: int) -> tuple[str, ...]:
+        """List why attempts at a trial gave no result, where that was said, the first one first."""
+        query = "SELECT cause FROM attempts WHERE trial_id = ? AND cause NOT NULL ORDER BY number"
+        return tuple(cause for (cause,) in self._read(query, (trial_id,)))
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Make all calls of the block one transaction: they are durable when it ends, or void.

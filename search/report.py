@@ -72,6 +72,7 @@ class ReportData:
         trials: All of the run.
         charges: (started, ended, devices) of what was charged to the budget; without them there is
             no chart of the hypervolume over the budget.
+        strategy: What networks were judged by, see `search.plan.SHARES`.
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
     """
@@ -88,6 +89,7 @@ class ReportData:
     spent_by_phase: Mapping[str, float]
     trials: tuple[Trial, ...]
     charges: tuple[Charge, ...] = ()
+    strategy: str = "supernet"
     trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
 
@@ -235,6 +237,7 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
     return {
         "Searched": report.space,
         "Images": report.data,
+        "Strategy": report.strategy,
         "Objectives": ", ".join(AXES[name] for name in report.objectives),
         "Budget": format_seconds(asked, device),
         "Spent": f"{format_seconds(report.spent_seconds, device)} "

@@ -20,9 +20,8 @@ from search.results import (
     add_probabilities,
     candidates,
     highest_fidelity,
-    is_retraining,
-    order_fidelities,
     retrained,
+    searched_fidelities,
 )
 from search.trust import TrustReport
 from searchspace.architecture import Architecture
@@ -42,10 +41,9 @@ def judged_candidates(
         ValueError: If nothing has been judged yet.
     """
     highest_fidelity(trials)
-    judged = {t.fidelity for t in trials if t.state == "done" and not is_retraining(t.fidelity)}
     found = {
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
-        for fidelity in order_fidelities(judged)
+        for fidelity in searched_fidelities(trials)
     }
     return {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
 

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from search.certainty import front_probabilities
 from search.front import non_dominated
+from search.objectives import OBJECTIVES
 from search.record import Trial
 from searchspace.architecture import Architecture, describe
 from supernet.intervals import NORMAL_975, wilson_interval
 
 SUPERNET = "supernet"
-OBJECTIVES = ("top1", "macs", "params", "latency_ms")
+# Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
+ZERO_COST = "zero-cost"
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"
@@ -41,7 +43,8 @@ class Candidate:
         low: Lower end of its 95 % interval: from the number of images and, where networks were
             trained with several seeds, from the spread between those.
         high: Upper end.
-        latency_ms: The mean of what was measured, or None.
+        latency_ms: The mean of what was measured, or None; with the mean ends of the 95 % intervals
+            of its medians where it was measured during the search.
         images: How many images the accuracy is worth: those that judged it, less where the spread
             between seeds adds to their noise.
         on_front: Whether no other candidate dominates it.
@@ -61,6 +64,8 @@ class Candidate:
     params: int
     macs: int
     latency_ms: float | None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
     images: float
     on_front: bool = False
     near_front: bool = False
@@ -86,7 +91,7 @@ def candidates(
     _check_objectives(objectives)
     by_architecture: dict[int, list[Trial]] = {}
     for trial in trials:
-        if trial.fidelity == fidelity and trial.state == "done":
+        if trial.fidelity == fidelity and has_accuracy(trial):
             by_architecture.setdefault(trial.architecture_id, []).append(trial)
     groups = tuple(by_architecture.values())
     seed_half = _seed_half_width(groups)
@@ -101,8 +106,7 @@ def highest_fidelity(trials: Sequence[Trial]) -> str:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    judged = {trial.fidelity for trial in trials if trial.state == "done"}
-    ordered = order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
+    ordered = searched_fidelities(trials)
     if not ordered:
         raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
     return ordered[0]
@@ -130,16 +134,16 @@ def judged_at(
     fidelity = fidelity or highest_fidelity(trials)
     found = candidates(trials, fidelity=fidelity, objectives=objectives)
     if not found:
-        judged = {trial.fidelity for trial in trials if trial.state == "done"}
+        judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
         raise ValueError(
             f"No network has been judged at the fidelity {fidelity!r}. "
             f"There are results for: {', '.join(order_fidelities(judged)) or 'none'}."
         )
     if not limits:
         return found
-    within = [c for c in found if all(getattr(c, name) <= most for name, most in limits.items())]
+    within = [c for c in found if all(_cost(c, name) <= most for name, most in limits.items())]
     if not within:
-        least = {name: min(getattr(c, name) for c in found) for name in limits}
+        least = {name: min(_cost(c, name) for c in found) for name in limits}
         raise ValueError(
             f"None of the {len(found)} networks at {fidelity!r} is within "
             f"{', '.join(f'{name} <= {most:,.0f}' for name, most in limits.items())}; the least is "
@@ -153,9 +157,10 @@ def front(
     *,
     fidelity: str | None = None,
     objectives: Sequence[str] = ("top1", "macs", "params"),
+    limits: Mapping[str, float] | None = None,
 ) -> tuple[Candidate, ...]:
     """Return the candidates on the front, by rising MACs; see `judged_at`."""
-    found = judged_at(trials, fidelity=fidelity, objectives=objectives)
+    found = judged_at(trials, fidelity=fidelity, objectives=objectives, limits=limits)
     return tuple(sorted((c for c in found if c.on_front), key=by_macs))
 
 
@@ -198,6 +203,17 @@ def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
     )
 
 
+def has_accuracy(trial: Trial) -> bool:
+    """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
+    return trial.state == "done" and trial.fidelity != ZERO_COST
+
+
+def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """List the fidelities below retraining that have accuracies, the highest first."""
+    judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
+    return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
+
+
 def is_retraining(fidelity: str) -> bool:
     """Tell whether a fidelity is a retraining, which alone is judged on the test split."""
     return fidelity.startswith(_RETRAIN)
@@ -228,6 +244,8 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "params": candidate.params,
         "macs": candidate.macs,
         "latency_ms": candidate.latency_ms,
+        "latency_low_ms": candidate.latency_low_ms,
+        "latency_high_ms": candidate.latency_high_ms,
         "mixers": describe(candidate.architecture),
         "architecture": candidate.architecture.to_dict(),
     }
@@ -245,6 +263,12 @@ def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDA
         "latency_ms": [math.nan if c.latency_ms is None else c.latency_ms for c in candidates],
     }
     return np.array([columns[name] for name in objectives], dtype=float).T
+
+
+def _cost(candidate: Candidate, name: str) -> float:
+    """Return a cost; what was not measured is beyond every limit."""
+    value: float | None = getattr(candidate, name)
+    return math.inf if value is None else value
 
 
 def _check_objectives(objectives: Sequence[str]) -> None:
@@ -276,7 +300,9 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     # Variances in percent squared: of the images, and of the mean over seeds.
     by_images = 1e4 * smoothed * (1 - smoothed) / total
     by_seeds = (between / NORMAL_975) ** 2
-    latencies = [t.values["latency_ms"] for t in trials if "latency_ms" in t.values]
+    latency, low_ms, high_ms = (
+        _mean_value(trials, name) for name in ("latency_ms", "latency_low_ms", "latency_high_ms")
+    )
     return Candidate(
         id=first.architecture_id,
         key=first.key,
@@ -288,9 +314,17 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
         num_seeds=len(trials),
         params=first.params,
         macs=first.macs,
-        latency_ms=statistics.fmean(latencies) if latencies else None,
+        latency_ms=latency,
+        latency_low_ms=low_ms,
+        latency_high_ms=high_ms,
         images=total * by_images / (by_images + by_seeds),
     )
+
+
+def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
+    """Average a cost over the trials that measured it."""
+    found = [trial.values[name] for trial in trials if name in trial.values]
+    return statistics.fmean(found) if found else None
 
 
 def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from search.budget import Budget, parse_budget
-from search.plan import split_shares
+from search.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
+from search.plan import SHARES, split_shares
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from supernet.weight_sharing import WeightSharing
 
-OBJECTIVES = ("top1", "macs", "params")
+# How a supernet is trained; `supernet.strategies` has them, which needs torch.
+SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,13 +28,16 @@ class RunSettings:
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
             text as ``space.yaml``.
         sampler: Of the search, one of `search.proposer.SAMPLERS`.
-        strategy: How the supernet is trained.
+        strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
+            weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
+        supernet_strategy: How the supernet is trained.
         projections: What its mixers share; see `supernet.weight_sharing.WeightSharing`.
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
-        objectives: What the search weighs: ``top1`` up, ``macs`` and ``params`` down.
+        objectives: What the search weighs: ``top1`` up, costs of `search.objectives` down.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
-        limits: Upper limits of closed-form costs, over those of the space.
+        limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
+            nothing beyond them is ever proposed; what is measured beyond the others is on no front.
         img_size: Side of the images; None takes the space's.
         seed: Of everything random.
         command: What was typed, for the report.
@@ -42,7 +47,8 @@ class RunSettings:
     budget: str
     space: str = ""
     sampler: str = "guided"
-    strategy: str = "sandwich"
+    strategy: str = "supernet"
+    supernet_strategy: str = "sandwich"
     projections: str = "unshared"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"
@@ -60,13 +66,31 @@ class RunSettings:
         for name in ("space", "retrain_recipe"):
             if not getattr(self, name):
                 object.__setattr__(self, name, default)
-        split_shares(parse_budget(self.budget).amount_seconds, self.shares)
+        if self.strategy in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"{self.strategy!r} says how the supernet is trained. Write "
+                f"--supernet-strategy {self.strategy}."
+            )
+        if self.strategy not in SHARES:
+            raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
+        if self.supernet_strategy not in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"Unknown supernet strategy {self.supernet_strategy!r}. "
+                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
+            )
+        amount = parse_budget(self.budget).amount_seconds
+        split_shares(amount, self.shares, strategy=self.strategy)
         _ = self.sharing  # checked when it is made
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
-                "The objectives are top1 and at least one of macs and params, "
+                f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
+            )
+        for name in set(self.measured_limits) - set(self.objectives):
+            raise ValueError(
+                f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
+                f"e.g. --objectives {','.join((*self.objectives, name))}."
             )
 
     @property
@@ -79,11 +103,22 @@ class RunSettings:
         """What the choices of a supernet's block share."""
         return WeightSharing(projections=self.projections)
 
+    @property
+    def measured_objectives(self) -> tuple[str, ...]:
+        """The objectives that are measured of every network that is judged."""
+        return tuple(name for name in self.objectives if name in MEASURED)
+
+    @property
+    def measured_limits(self) -> dict[str, float]:
+        """The limits that only a measurement can check."""
+        return {name: most for name, most in self.limits.items() if name in MEASURED}
+
     def load_space(self, file: Path | None = None) -> SearchSpace:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
         space = load_space(str(file or self.space))
+        limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
         return space.replace(
-            img_size=self.img_size or space.img_size, limits={**space.limits, **self.limits}
+            img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +128,8 @@ class RunSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
+        if "supernet_strategy" not in data:  # before there were others than the supernet
+            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
         return cls(**data)
 
 

@@ -164,12 +164,13 @@ class TrialRunner:
         """Decide what an outcome means for the attempt: only the cluster's faults are retried."""
         if outcome in ("done", "failed"):
             return ("done", None) if outcome == "done" else ("failed", cause)
+        if outcome == "out of memory":
+            again = ", with half a batch in memory too" if task.micro_batches > 1 else ""
+            cause = f"{OUT_OF_MEMORY}{again}: {cause}"
         if outcome == "full disk" or self.should_stop():
             return "interrupted", cause
         if outcome == "out of memory":
-            if task.micro_batches > 1:
-                return "failed", f"{OUT_OF_MEMORY}, with half a batch in memory too: {cause}"
-            return "lost", f"{OUT_OF_MEMORY}: {cause}"
+            return ("failed" if task.micro_batches > 1 else "lost"), cause
         lost = self._record.count_lost(task.trial_id) + 1
         if lost >= MAX_LOST:
             return "failed", f"lost {lost} times; last: {cause}"
@@ -179,7 +180,9 @@ class TrialRunner:
         attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
         expected = self._costs.predict(trial.macs, epochs)
         self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
-        needs_less = (trial.cause or "").startswith(OUT_OF_MEMORY)
+        # Whatever ended later attempts: it will need as much memory again.
+        causes = self._record.causes(trial.id)
+        needs_less = any(cause.startswith(OUT_OF_MEMORY) for cause in causes)
         return TrialTask(
             trial_id=trial.id,
             architecture=trial.architecture,

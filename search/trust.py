@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.predictor import MIN_NETWORKS, cross_validated
 from search.record import Trial
-from search.results import SUPERNET, candidates, is_trained_alone
+from search.results import SUPERNET, Candidate, candidates, is_trained_alone
 from searchspace.architecture import Architecture
 
 # With fewer points a bootstrap says next to nothing: it often draws the same two or three.
@@ -25,7 +25,9 @@ NUM_RESAMPLES = 2_000
 PREDICTOR = "predictor"
 COSTS = ("params", "macs")
 
-Judge: TypeAlias = Literal["supernet", "predictor", "training"]
+# "supernet", "predictor", "training", or the name of a zero-cost score or of a cost.
+Judge: TypeAlias = str
+TRAINING = "training"
 Scores: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
@@ -52,13 +54,13 @@ class TrustPoint:
     Attributes:
         id: Of the architecture.
         top1: In percent, trained alone.
-        supernet: Top-1 in percent with inherited weights.
+        supernet: Top-1 in percent with inherited weights; None in a run without a supernet.
         proxies: Zero-cost scores by name, where they were computed.
     """
 
     id: int
     top1: float
-    supernet: float
+    supernet: float | None
     params: int
     macs: int
     architecture: Architecture
@@ -136,28 +138,35 @@ def kendall_tau_interval(
 def trust_points(trials: Sequence[Trial], proxies: Scores | None = None) -> tuple[TrustPoint, ...]:
     """List the networks of the trust phase that have both an estimate and a training of their own.
 
+    The estimate is the supernet's, or in a run without one the zero-cost scores.
+
     Networks that were promoted are left out: they were chosen by the very estimate.
 
     Args:
         proxies: Zero-cost scores by the key of the architecture and the name of the proxy.
     """
     chosen = [t for t in trials if t.origin == "trust" and is_trained_alone(t.fidelity)]
-    if not chosen or not any(t.fidelity == SUPERNET and t.state == "done" for t in trials):
+    if not chosen:
         return ()
     fidelity = chosen[-1].fidelity
     estimates = {c.id: c.top1 for c in candidates(trials, fidelity=SUPERNET)}
+    scores = proxies or {}
+
+    def has_estimate(trained: Candidate) -> bool:
+        return trained.id in estimates if estimates else trained.key in scores
+
     return tuple(
         TrustPoint(
             id=trained.id,
             top1=trained.top1,
-            supernet=estimates[trained.id],
+            supernet=estimates.get(trained.id),
             params=trained.params,
             macs=trained.macs,
             architecture=trained.architecture,
-            proxies=(proxies or {}).get(trained.key, {}),
+            proxies=scores.get(trained.key, {}),
         )
         for trained in candidates(chosen, fidelity=fidelity)
-        if trained.id in estimates
+        if has_estimate(trained)
     )
 
 
@@ -178,7 +187,8 @@ def estimator_trust(
 ) -> tuple[EstimatorTrust, ...]:
     """Measure every estimator that all the points have."""
     trained = [point.top1 for point in points]
-    estimates = {SUPERNET: [point.supernet for point in points]}
+    inherited = [point.supernet for point in points if point.supernet is not None]
+    estimates = {SUPERNET: inherited} if len(inherited) == len(points) else {}
     for name in points[0].proxies if points else ():
         scores = [point.proxies.get(name, math.nan) for point in points]
         if all(map(math.isfinite, scores)):
@@ -222,8 +232,11 @@ def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
 
     The supernet or the predictor, whichever has the larger tau, if it is positive and above those
     of parameters, MACs and every proxy; otherwise networks are trained alone for a short time.
-    With fewer than `MIN_POINTS` networks nothing is known, and the supernet stays.
+    With fewer than `MIN_POINTS` networks nothing is known, and the supernet stays. Without a
+    supernet see `choose_score`.
     """
+    if not any(estimator.name == SUPERNET for estimator in estimators):
+        return choose_score(estimators)
     taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
     num_points = estimators[0].tau.num_points if estimators else 0
     if num_points < MIN_POINTS:
@@ -246,6 +259,42 @@ def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
     return "training", (
         f"Neither the supernet nor the predictor can be trusted here: the better one, the {best}, "
         f"has {found}, {reason}. Networks are judged by short training alone."
+    )
+
+
+def choose_score(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
+    """Choose what a run without a supernet judges networks by, and say why.
+
+    The zero-cost score with the largest tau, if it is positive; parameters and MACs compete. With
+    fewer than `MIN_POINTS` networks nothing is known, and networks are trained alone.
+    """
+    scores = {e.name: e.tau for e in estimators if e.name != PREDICTOR}
+    num_points = max((tau.num_points for tau in scores.values()), default=0)
+    if num_points < MIN_POINTS:
+        return TRAINING, (
+            f"{num_points} networks trained alone are too few to say which zero-cost score ranks "
+            f"networks ({MIN_POINTS} are needed); they are judged by short training alone."
+        )
+    taus = {name: -1.0 if tau.tau is None else tau.tau for name, tau in scores.items()}
+    best = max(taus, key=lambda name: taus[name])
+    found = f"{best} has the largest tau, {taus[best]:.2f} over {num_points} networks"
+    if taus[best] <= 0:
+        return TRAINING, (
+            f"No zero-cost score can be trusted here: {found}. "
+            "Networks are judged by short training alone."
+        )
+    if best in COSTS:
+        proxies = [name for name in taus if name not in COSTS]
+        second = max(proxies, key=lambda name: taus[name], default=None)
+        beaten = f"; the best proxy, {second}, has {taus[second]:.2f}" if second else ""
+        return best, (
+            f"No zero-cost proxy ranks better than size does: {found}{beaten}. Networks are "
+            f"chosen by {best} alone: spread over the cost, not by promise."
+        )
+    rival = max(COSTS, key=lambda name: taus.get(name, -1.0))
+    return best, (
+        f"Networks are judged by the zero-cost score {found}; "
+        f"of the costs {rival} has {taus.get(rival, -1.0):.2f}."
     )
 
 

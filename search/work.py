@@ -51,16 +51,19 @@ class StepTimes:
     """Measured seconds on the machine at hand, with the threads of one worker.
 
     Attributes:
-        supernet_step: One step of the shared weights, all its architectures on the whole batch.
+        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
+            without a supernet.
         trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
-        judge: Seconds to judge one architecture with inherited weights.
+        judge: Seconds to judge one architecture without training it; 0 where that is not done.
         steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
     """
 
     supernet_step: float
     trial_steps: tuple[tuple[int, float], ...]
     judge: float
     steps_per_epoch: int
+    device_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +100,8 @@ class Work:
 
     Attributes:
         make_job: Describes a run, by its settings, folder and data, to the workers.
-        supernet_worker: Class of the actors that train the supernet together.
-        judge_worker: Class of the actors that judge with inherited weights.
+        supernet_worker: Class of the actors that measure, and train the supernet together.
+        judge_worker: Class of the actors that judge without training.
         train_alone: Trains a task's network and returns what was measured; calls the last argument
             with the number of each finished epoch.
     """

@@ -8,7 +8,7 @@ They are never shown without parameters and MACs, which beat many of them on pub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,13 +26,19 @@ NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def proxy_scores(
-    architecture: Architecture, images: Tensor, labels: Tensor, *, seed: int
+    architecture: Architecture,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    names: Sequence[str] = PROXIES,
 ) -> dict[str, float]:
-    """Score an architecture with every proxy of `PROXIES`, each on the same fresh weights.
+    """Score an architecture with some proxies, each on the same fresh weights.
 
     Args:
         images: One normalised batch, shape (B, in_chans, S, S); labels are class indices (B,).
         seed: Of the initial weights and Zen's noise.
+        names: Of `PROXIES`.
     """
     functions: dict[str, Callable[[nn.Module], float]] = {
         "nwot": lambda network: nwot(network, images),
@@ -43,7 +49,7 @@ def proxy_scores(
     found = {}
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        for name in PROXIES:
+        for name in names:
             torch.manual_seed(seed)
             found[name] = functions[name](build_subnet(architecture).to(images.device))
     return found

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--address")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", default="supernet")
     parser.add_argument("--share", action="append", default=[])
     parser.add_argument("--work", default="{}", help="JSON: fields of SmallJob")
     options = parser.parse_args()
@@ -45,6 +46,7 @@ def main() -> int:
             sampler="random",
             seed=options.seed,
             shares=shares,
+            strategy=options.strategy,
         )
         opened = create_run(options.folder, settings)
     with opened as run:

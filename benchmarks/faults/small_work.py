@@ -121,14 +121,19 @@ class SmallJudgeWorker:
         """Answer: the worker is ready."""
 
     def judge(
-        self, architectures: Iterable[Architecture]
+        self, architectures: Iterable[Architecture], by: str
     ) -> list[tuple[dict[str, float], str | None]]:
-        """Judge a batch."""
-        return [(self._judge(architecture), None) for architecture in architectures]
+        """Judge a batch by the supernet, or by a score."""
+        judged = [(a, self._judge(a)) for a in architectures]
+        if by == "supernet":
+            return [(values, None) for _, values in judged]
+        return [
+            ({"score": score_of(by, a), "seconds": values["seconds"]}, None) for a, values in judged
+        ]
 
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
-        """Score nothing: the small work has no networks."""
-        return {}
+        """Score with one proxy, worse than the supernet."""
+        return {a.key: {"nwot": values_of(a, noise=40.0)["top1"]} for a in architectures}
 
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Nothing is extracted."""
@@ -180,6 +185,15 @@ def values_of(architecture: Architecture, *, noise: float) -> dict[str, float]:
     top1 = 60 + 4 * math.log(count(architecture).macs / 1e5) + noise * (number - 0.5)
     correct = round(min(max(top1, 0.0), 100.0) / 100 * NUM_IMAGES)
     return {"top1": 100 * correct / NUM_IMAGES, "correct": correct, "total": NUM_IMAGES}
+
+
+def score_of(by: str, architecture: Architecture) -> float:
+    """Return a cost, or the one proxy that there is."""
+    from searchspace.cost import count
+
+    cost = count(architecture)
+    costs = {"macs": float(cost.macs), "params": float(cost.params)}
+    return costs[by] if by in costs else values_of(architecture, noise=40.0)["top1"]
 
 
 def work_for(seconds: float) -> None:

@@ -141,6 +141,16 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--objectives", "top1,speed"), "The objectives are top1 and at least one of"),
         ((*BUDGET, "--max-macs", "many"), "many"),
         ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
+        (
+            (*BUDGET, "--max-latency", "5"),
+            "Add it to the objectives, e.g. --objectives top1,macs,l",
+        ),
+        (
+            (*BUDGET, "--strategy", "luck"),
+            "Unknown strategy 'luck'. Known: supernet, proxy, zero-c",
+        ),
+        ((*BUDGET, "--strategy", "fair"), "Write --supernet-strategy fair"),
+        ((*BUDGET, "--strategy", "proxy", "--share", "trust=.1"), "shares are given to search"),
         ((*BUDGET, "--recipe", "cake"), "Unknown recipe 'cake'"),
         ((*BUDGET, "--space", "unknown_key.yaml"), "colour"),
         ((*BUDGET, "--space", "impossible.yaml"), "elsa"),
@@ -208,6 +218,12 @@ def test_a_plan_says_what_a_budget_buys_and_leaves_nothing(
     printed = capsys.readouterr().out
     for phase in ("supernet", "trust", "search", "promote", "finish", "2 cpu-hours"):
         assert phase in printed
+    for strategy, lacks in (("proxy", "trust"), ("zero-cost", "shared weights")):
+        words = ("--space", "tiny.yaml", "--strategy", strategy)
+        assert search("plan", "--budget", "2cpu-hours", *words) == 0
+        printed = capsys.readouterr().out
+        assert f"strategy {strategy}" in printed
+        assert lacks not in printed
     assert search("plan", "--budget", "0.001cpu-seconds", "--space", "tiny.yaml") == 2
     assert "too small" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

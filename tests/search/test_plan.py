@@ -7,12 +7,22 @@ from itertools import pairwise
 
 import pytest
 
-from search.plan import PHASES, SHARES, Plan, StepModel, make_plan, revise_plan, split_shares
+from search.plan import (
+    PHASES,
+    SHARES,
+    Plan,
+    StepModel,
+    climbing_phase,
+    make_plan,
+    revise_plan,
+    split_shares,
+)
 
+SUPERNET = SHARES["supernet"]
 POINTS = ((8_000_000, 0.1), (16_000_000, 0.3), (10_000_000, 0.15))
 
 
-def plan_of(budget_seconds: float, devices: int = 2) -> Plan:
+def plan_of(budget_seconds: float, devices: int = 2, strategy: str = "supernet") -> Plan:
     return make_plan(
         budget_seconds=budget_seconds,
         devices=devices,
@@ -23,25 +33,62 @@ def plan_of(budget_seconds: float, devices: int = 2) -> Plan:
         steps_per_epoch=16,
         max_epochs=30,
         retrain_steps=1000,
+        strategy=strategy,
     )
 
 
-def test_the_phases_share_the_whole_budget() -> None:
-    plan = plan_of(600)
-    assert sum(SHARES.values()) == pytest.approx(1)
-    assert list(plan.until) == list(SHARES)
-    assert plan.until["finish"] == pytest.approx(600)
-    assert set(SHARES) < set(PHASES)
+@pytest.mark.parametrize("strategy", SHARES)
+def test_the_phases_of_a_strategy_share_the_whole_budget(strategy: str) -> None:
+    plan = plan_of(600, strategy=strategy)
+    assert sum(SHARES[strategy].values()) == pytest.approx(1)
+    assert list(plan.until) == list(SHARES[strategy])
+    assert list(plan.until.values())[-1] == pytest.approx(600)
+    assert set(SHARES[strategy]) < set(PHASES)
+
+
+@pytest.mark.parametrize("strategy", ["proxy", "zero-cost"])
+def test_a_strategy_plans_no_work_for_phases_that_it_has_not(strategy: str) -> None:
+    plan = plan_of(3600, strategy=strategy)
+    trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
+    climb = climbing_phase(strategy)
+    before = {"search": 0.0, "promote": plan.until["search"]}[climb]
+    assert plan.supernet_steps == 0
+    assert (plan.num_judged == 0, plan.num_trust == 0) == (strategy == "proxy",) * 2
+    assert 0 < plan.num_promoted * trial * len(plan.rungs) <= plan.until[climb] - before
+    # Trials that still run are told to end within a hundredth of the budget, or two seconds each.
+    assert plan.last_call_seconds == 3600 - 4.0
+    assert plan_of(300, strategy=strategy).last_call_seconds == pytest.approx(297)
+
+
+def test_networks_that_train_alone_get_what_the_supernet_would_have_had() -> None:
+    supernet, proxy = plan_of(20_000), plan_of(20_000, strategy="proxy")
+    assert proxy.trial_epochs == supernet.trial_epochs == 30
+    assert proxy.num_promoted > 2 * supernet.num_promoted
+
+
+def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--strategy zero-cost, shares are given to trust, sea"):
+        split_shares(1000, {"supernet": 0.5}, strategy="zero-cost")
+    with pytest.raises(ValueError, match="leave something for the other phases"):
+        split_shares(1000, {"search": 0.5}, strategy="proxy")
+
+
+def test_a_plan_without_a_finish_is_revised() -> None:
+    plan = plan_of(1000, strategy="zero-cost")
+    revised = revise_plan(plan, after="trust", spent={"measure": 5.0, "trust": 145.0})
+    assert revised.until["promote"] == pytest.approx(1000)
+    planned = plan.until["search"] - plan.until["trust"]
+    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned * 850 / 650)
 
 
 @pytest.mark.parametrize("budget", [300, 600, 3600, 86_400])
 def test_planned_work_fits_in_its_share(budget: float) -> None:
     plan = plan_of(budget)
     trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
-    assert plan.supernet_steps * 0.6 + 10 <= SHARES["supernet"] * budget
-    assert plan.num_trust * trial <= SHARES["trust"] * budget * 1.001
-    assert plan.num_promoted * trial <= SHARES["promote"] * budget * 1.001
-    assert plan.num_judged * 0.3 <= SHARES["search"] * budget * 1.001
+    assert plan.supernet_steps * 0.6 + 10 <= SUPERNET["supernet"] * budget
+    assert plan.num_trust * trial <= SUPERNET["trust"] * budget * 1.001
+    assert plan.num_promoted * trial <= SUPERNET["promote"] * budget * 1.001
+    assert plan.num_judged * 0.3 <= SUPERNET["search"] * budget * 1.001
 
 
 def test_more_budget_buys_longer_trainings_and_then_more_of_them() -> None:
@@ -76,7 +123,7 @@ def test_shares_that_the_user_fixed_are_kept_and_the_others_fill_the_rest() -> N
     assert shares["supernet"] == 0.5
     assert shares["trust"] == 0
     assert sum(shares.values()) == pytest.approx(1)
-    ratio = SHARES["promote"] / SHARES["search"]
+    ratio = SUPERNET["promote"] / SUPERNET["search"]
     assert shares["promote"] / shares["search"] == pytest.approx(ratio)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from search.promotion import Promotions, losses_of
+from search.objectives import losses_of, parse_objectives
+from search.promotion import Promotions
 from search.record import Record, State, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
+from tests.tiny_trials import trial
 
 
 def architecture(dim: int) -> Architecture:
@@ -134,3 +136,33 @@ def test_what_was_trained_on_a_rung_does_not_enter_one_below() -> None:
 def test_two_rungs_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="different ones"):
         Promotions([], base=BASE, rungs=[LOW, LOW], objectives=("top1", "macs"))
+
+
+def test_without_a_base_the_best_third_of_the_lowest_rung_goes_up() -> None:
+    trials = [trial(n, correct=100 - n, fidelity="train-1e") for n in range(1, 8)]
+    promotions = Promotions(
+        trials, base=None, rungs=["train-1e", "train-3e"], objectives=("top1", "params")
+    )
+    chosen = []
+    while (found := promotions.next()) is not None:
+        chosen.append(found)
+    # Network 1 is the smallest and the most accurate, then comes 2, and 7 // 3 places are free.
+    assert [(a.key, rung) for a, rung in chosen] == [(t.key, "train-3e") for t in trials[:2]]
+
+
+def test_what_was_measured_beyond_a_limit_is_not_promoted() -> None:
+    trials = [
+        trial(n, correct=100 + n, fidelity="supernet", latency_ms=float(n)) for n in range(1, 6)
+    ]
+    promotions = Promotions(
+        trials,
+        base="supernet",
+        rungs=["train-3e"],
+        objectives=parse_objectives("top1,latency"),
+        limits={"latency_ms": 2.5},
+    )
+    chosen = []
+    while (found := promotions.next()) is not None:
+        chosen.append(found[0].key)
+    assert sorted(chosen) == sorted(t.key for t in trials[:2])
+    assert losses_of(trials[0], ("top1", "latency_ms")) == (100 - trials[0].values["top1"], 1.0)

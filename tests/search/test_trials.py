@@ -68,7 +68,7 @@ def runner(
     tmp_path: Path,
     *,
     limit: float,
-    stop: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
 ) -> TrialRunner:
     return TrialRunner(
@@ -79,7 +79,7 @@ def runner(
         seed=0,
         choose=endless(),
         limit_seconds=limit,
-        interrupted=lambda: stop,
+        interrupted=interrupted,
         on_event=lambda text: None,
         clock=clock or Clock(),
     )
@@ -146,7 +146,7 @@ def test_an_interrupted_trial_waits_for_the_resumption(record: Record, tmp_path:
         again = runner(reopened, tmp_path, limit=1e9).next()
         assert again is not None
         assert again.trial_id == task.trial_id
-        assert runner(reopened, tmp_path, limit=1e9, stop=True).next() is None
+        assert runner(reopened, tmp_path, limit=1e9, interrupted=lambda: True).next() is None
 
 
 def test_a_finished_trial_leaves_no_checkpoint(record: Record, tmp_path: Path) -> None:
@@ -269,6 +269,28 @@ def test_out_of_memory_is_tried_once_more_with_half_a_batch_and_says_so(
     assert (again.trial_id, again.micro_batches) == (first.trial_id, 2)
 
 
+def test_out_of_memory_is_remembered_whatever_ends_the_next_attempts(
+    record: Record, tmp_path: Path
+) -> None:
+    stop = False
+    running = runner(record, tmp_path, limit=1000.0, interrupted=lambda: stop)
+    task = running.next()
+    assert task is not None
+    stop = True
+    # The memory ran out while the user stopped the run.
+    running.settle(task, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    stop = False
+    for cause in ("its worker died", "its node left"):
+        again = running.next()
+        assert again is not None
+        assert (again.trial_id, again.micro_batches) == (task.trial_id, 2)
+        running.settle(again, outcome="lost", values={}, cause=cause)
+    resumed = runner(record, tmp_path, limit=1000.0).next()
+    assert resumed is not None
+    assert (resumed.trial_id, resumed.micro_batches) == (task.trial_id, 2)
+    assert record.causes(task.trial_id)[1:] == ("its worker died", "its node left")
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_second_attempt_after_out_of_memory_is_the_last(
     record: Record, tmp_path: Path, fits: bool
@@ -300,18 +322,7 @@ def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_pat
 
 def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Path) -> None:
     stop = False
-    running = TrialRunner(
-        record=record,
-        plan=plan_of(),
-        folder=tmp_path,
-        phase="promote",
-        seed=0,
-        choose=endless(),
-        limit_seconds=1000.0,
-        interrupted=lambda: stop,
-        on_event=lambda text: None,
-        clock=Clock(),
-    )
+    running = runner(record, tmp_path, limit=1000.0, interrupted=lambda: stop)
     for _ in range(MAX_LOST + 1):
         stop = False
         task = running.next()

@@ -1,0 +1,1 @@
+"""The phases of `search run`, one a module; `search.run` says in which order."""

@@ -1,0 +1,55 @@
+"""Training networks alone, in whichever phase: trials on the cluster while the share lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from search.phases.session import Session
+from search.plan import Plan
+from search.record import Trial
+from search.trials import Choice, TrialRunner
+from search.tune_trials import run_trials
+
+
+def train_alone(
+    session: Session,
+    plan: Plan,
+    phase: str,
+    choose: Callable[[], Choice | None],
+    on_end: Callable[[Trial], None] | None = None,
+) -> None:
+    """Train what is chosen until there is no more, or the phase's share is used up.
+
+    Args:
+        session: The run.
+        plan: Of the shares and the rungs.
+        phase: What the time is charged to.
+        choose: The next network, or None when there is none.
+        on_end: Called with every trial that has ended.
+    """
+    if session.has_ended(plan, phase):
+        return
+    runner = TrialRunner(
+        record=session.record,
+        plan=plan,
+        folder=session.run.folder,
+        phase=phase,
+        seed=session.settings.seed,
+        choose=choose,
+        limit_seconds=plan.until[phase],
+        interrupted=lambda: session.stop.requested is not None,
+        on_event=session.view.say,
+        on_end=on_end,
+    )
+    session.tick(phase)
+    session.wait_for_devices()
+    with session.view.ticking(lambda: session.show(phase)):
+        run_trials(
+            session.cluster,
+            session.work,
+            job=session.job,
+            folder=session.run.folder,
+            source=runner,
+            name=phase,
+        )
+    session.check_stop()

@@ -1,0 +1,92 @@
+"""The search phase: the sampler's proposals are judged by what the trust phase found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.crew import JudgeCrew, hold_judges
+from search.judge_choice import next_predicted, report_of, trains
+from search.judging import Judging, make_proposer
+from search.phases.alone import train_alone
+from search.phases.climb import climb
+from search.phases.session import Session
+from search.phases.trust import score_without_training
+from search.plan import Plan
+from search.results import SUPERNET
+from search.trials import Choice, fidelity_of
+from search.trust import Judge
+from searchspace.architecture import Architecture
+
+
+def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> None:
+    """Judge the trust set on warm workers, decide by what to judge, and judge proposals by it."""
+    phase = "search"
+    if session.has_ended(plan, phase):
+        return
+    with hold_judges(session.crew(plan, phase)) as crew:
+        if session.settings.strategy == SUPERNET:
+            judge_warm(session, crew, plan, phase, by=SUPERNET, first=trust, proposes=False)
+            session.check_stop()
+        score_without_training(session, crew, phase, trust)
+        judge = session.judge()
+        report = report_of(session.record, seed=session.settings.seed)
+        if report is not None and judge != SUPERNET:
+            session.view.say(report.verdict)
+        if not trains(judge):
+            judge_warm(session, crew, plan, phase, by=judge, first=trust)
+        session.record.set_meta("judge_start", crew.start_seconds)
+    session.check_stop()
+    if trains(judge):
+        judge_by_training(session, plan, phase, judge)
+
+
+def judge_warm(
+    session: Session,
+    crew: JudgeCrew,
+    plan: Plan,
+    phase: str,
+    *,
+    by: Judge,
+    first: Sequence[Architecture] = (),
+    proposes: bool = True,
+) -> None:
+    """Keep the judges busy with the first architectures, then with the sampler's proposals."""
+    judging = Judging(
+        record=session.record,
+        space=session.space,
+        settings=session.settings,
+        phase=phase,
+        first=first,
+        limit_seconds=plan.until[phase],
+        judge_seconds=plan.judge_seconds,
+        count_judges=lambda: len(crew),
+        interrupted=lambda: session.stop.requested is not None,
+        by=by,
+        proposes=proposes,
+    )
+    crew.stream(judging, session.tick(phase))
+
+
+def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) -> None:
+    """Train networks alone where no ranking without training is believed."""
+    if session.settings.strategy != SUPERNET:
+        climb(session, plan, phase)
+        return
+    train_alone(session, plan, phase, lambda: _choose_alone(session, plan, judge))
+
+
+def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
+    """Choose what to train alone next on the highest rung."""
+    fidelity, trials = fidelity_of(plan.trial_epochs), session.record.trials()
+    if judge == "predictor":
+        chosen = next_predicted(
+            session.space,
+            trials,
+            high=fidelity,
+            objectives=session.settings.objectives,
+            seed=session.settings.seed,
+        )
+    else:
+        known = [trial for trial in trials if trial.fidelity == fidelity]
+        chosen = make_proposer(session.space, session.settings, known).ask()
+    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trial_epochs)

@@ -1,0 +1,34 @@
+"""The promotion phase: the best networks are trained alone, up the rungs."""
+
+from __future__ import annotations
+
+from search.judge_choice import trains
+from search.phases.alone import train_alone
+from search.phases.judging import judge_by_training
+from search.phases.session import Session
+from search.plan import Plan
+from search.promotion import Promotions
+from search.results import SUPERNET, ZERO_COST
+from search.trials import Choice, fidelity_of
+
+
+def promote(session: Session, plan: Plan) -> None:
+    """Train the best networks alone, up the rungs, while the budget lasts."""
+    judge = session.judge()
+    if trains(judge):
+        judge_by_training(session, plan, "promote", judge)
+        return
+    epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+    promotions = Promotions(
+        session.record.trials(),
+        base=SUPERNET if judge == SUPERNET else ZERO_COST,
+        rungs=list(epochs),
+        objectives=session.settings.objectives,
+        limits=session.settings.measured_limits,
+    )
+
+    def choose() -> Choice | None:
+        chosen = promotions.next()
+        return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
+
+    train_alone(session, plan, "promote", choose, promotions.note)

@@ -1,0 +1,169 @@
+"""`Session`: what all phases of one run share, while a process works on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from search.crew import JudgeCrew
+from search.executor import Cluster
+from search.judge_choice import judge_of
+from search.listings import plan_table
+from search.plan import PHASES, Plan, revise_plan
+from search.planning import plan_from_times
+from search.progress import ProgressView, StopSignals
+from search.results import SUPERNET, ZERO_COST
+from search.run_folder import RunFolder
+from search.trials import TrialCosts
+from search.trust import Judge
+from search.work import StepTimes, Work
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; it can be resumed."""
+
+
+class Session:
+    """What the phases work with; what they know lies in the record.
+
+    Args:
+        run: An open run.
+        cluster: Whose devices work.
+        stop: Whether the user asked to stop.
+        view: What the user sees.
+        work: What the devices do.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        cluster: Cluster,
+        stop: StopSignals,
+        view: ProgressView,
+        work: Work,
+    ) -> None:
+        self.run, self.record, self.settings = run, run.record, run.settings
+        self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
+        self.budget = self.settings.parsed_budget
+        self.space = run.space()
+        self.job = work.make_job(self.settings, run.folder, run.data())
+
+    def wait_for_devices(self) -> int:
+        """Wait until there is a device; nothing is charged meanwhile."""
+        told = False
+        while not (devices := self.cluster.devices):
+            if not told:
+                self.view.say("The cluster has no device left; waiting for one.")
+                told = True
+            self.check_stop()
+            time.sleep(1.0)
+        return devices
+
+    def spent(self) -> float:
+        """Return the device-seconds that the budget has paid for."""
+        return self.record.spent(PHASES)
+
+    def has_ended(self, plan: Plan, phase: str) -> bool:
+        """Tell whether a phase's share is used up; a phase that the plan lacks has ended."""
+        return phase not in plan.until or self.spent() >= plan.until[phase]
+
+    def crew(self, plan: Plan, phase: str, *, most: int | None = None) -> JudgeCrew:
+        """Make the warm judges of a phase, on at most so many devices."""
+        return JudgeCrew(
+            self.cluster,
+            self.work.judge_worker,
+            job=self.job,
+            record=self.record,
+            phase=phase,
+            most=most,
+            pace_seconds=plan.judge_seconds,
+        )
+
+    def judge(self) -> Judge:
+        """Return what the run judges networks by; the first call decides."""
+        settings = self.settings
+        return judge_of(self.record, seed=settings.seed, strategy=settings.strategy)
+
+    def show_plan(self, plan: Plan) -> None:
+        """Print the plan, and what twice the budget would buy."""
+        twice = self.plan_of_times(times_budget=2.0)
+        self.view.say(plan_table(plan, self.budget.device, twice=twice))
+
+    def make_plan(self) -> Plan:
+        """Make the plan from the measured times; what has been trained keeps its length."""
+        plan = self.plan_of_times()
+        first = self.record.get_meta("plan")
+        if first is not None:
+            first = Plan.from_dict(first)
+            plan = replace(
+                plan,
+                supernet_steps=first.supernet_steps,
+                trial_epochs=first.trial_epochs,
+                trial_steps=first.trial_steps,
+                rungs=first.rungs,
+            )
+        self.record.set_meta("plan", plan.to_dict())
+        return plan
+
+    def plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
+        """Plan a multiple of the budget with the measured times."""
+        stored = self.record.get_meta("times")
+        points = tuple((int(macs), float(seconds)) for macs, seconds in stored["trial_steps"])
+        return plan_from_times(
+            self.settings,
+            StepTimes(**{**stored, "trial_steps": points}),
+            self.run.data(),
+            devices=max(self.cluster.devices, 1),
+            measured_seconds=self.record.spent_by_phase().get("measure", 0.0),
+            times_budget=times_budget,
+        )
+
+    def revise(self, plan: Plan, *, after: str) -> Plan:
+        """Split what is left anew, with what trials and judgements have really cost."""
+        done = self.record.trials(state="done")
+        macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
+        judged = [t.values["seconds"] for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
+        plan = revise_plan(
+            plan,
+            after=after,
+            spent=self.record.spent_by_phase(),
+            fixed=self.settings.shares,
+            trial_seconds=TrialCosts(plan, done).predict(int(macs), plan.trial_epochs),
+            judge_seconds=sum(judged) / len(judged) if judged else None,
+            start_seconds=self.record.get_meta("judge_start") or 0.0,
+        )
+        self.record.set_meta("plan", plan.to_dict())
+        return plan
+
+    @contextmanager
+    def charged(self, phase: str, devices: float) -> Iterator[None]:
+        """Charge ``devices`` to a phase for as long as the block runs."""
+        attempt = self.record.start_attempt(phase, devices=devices)
+        try:
+            yield
+        except BaseException:
+            self.record.finish_attempt(attempt, outcome="interrupted")
+            raise
+        self.record.finish_attempt(attempt, outcome="done")
+
+    def tick(self, phase: str, *, may_stop: bool = False) -> Callable[[], None]:
+        """Return what to do while waiting in a phase: show it, and stop where nothing is lost."""
+        self.record.set_meta("phase", phase)
+
+        def tick() -> None:
+            self.show(phase)
+            if may_stop:
+                self.check_stop()
+
+        return tick
+
+    def show(self, phase: str, detail: str = "") -> None:
+        """Show a phase and what is spent."""
+        self.view.update(phase, self.spent(), detail)
+
+    def check_stop(self) -> None:
+        """Raise `Interrupted` where the user asked to stop."""
+        if self.stop.requested:
+            raise Interrupted

@@ -1,0 +1,127 @@
+"""The first phase: measure step times, print the plan, train the shared weights to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+from search.executor import WorkerLostError, call, call_all, form_group
+from search.phases.session import Session
+from search.plan import Plan
+from search.results import SUPERNET
+from search.trials import MAX_LOST
+from search.work import StepTimes
+
+SAVE_EVERY_SECONDS = 30.0
+TRAIN_CALL_SECONDS = 2.0
+CALL_LIMIT_FACTOR = 30.0
+RESCHEDULE_SHARE = 0.05
+PACE_SHARE = 0.2
+LOOK_EVERY_SECONDS = 2.0
+
+
+def measure_and_train_supernet(session: Session) -> Plan:
+    """Do what is left of the phase; a group that lost a worker is formed again."""
+    training = _Training(session)
+    lost, saved = 0, -1
+    while True:
+        try:
+            return training.run()
+        except WorkerLostError as error:
+            lost = lost + 1 if training.saved_step == saved else 1
+            saved = training.saved_step
+            if lost >= MAX_LOST:
+                raise RuntimeError(
+                    f"The supernet's workers were lost {lost} times without a step forward; "
+                    f"last: {error}. Look into Ray's logs, then go on with --resume."
+                ) from error
+            session.view.say(f"A worker was lost, going on from the checkpoint: {error}")
+
+
+class _Training:
+    def __init__(self, session: Session) -> None:
+        self.session, self.record = session, session.record
+        self.saved_step = 0
+
+    def run(self) -> Plan:
+        session = self.session
+        if self.record.get_meta(SUPERNET) == "done":
+            return session.make_plan()
+        devices = session.wait_for_devices()
+        # What the workers take to start and to end is charged as well.
+        with (
+            ExitStack() as charges,
+            session.cluster.actors(session.work.supernet_worker, session.job, devices) as workers,
+        ):
+            with session.charged("measure", devices):
+                self._measure(workers)
+            charges.enter_context(session.charged(SUPERNET, devices))
+            plan = session.make_plan()
+            session.show_plan(plan)
+            self._train(workers, plan)
+        self.record.set_meta(SUPERNET, "done")
+        return session.revise(plan, after=SUPERNET)
+
+    def _measure(self, workers: list[Any]) -> None:
+        """Let the workers find each other; the first time, measure what steps take."""
+        tick = self._group_tick("measure", len(workers), may_stop=True)
+        if self.record.get_meta("times") is not None:
+            form_group(workers, while_waiting=tick)
+            return
+        times: StepTimes = call(workers[0], "measure", while_waiting=tick)
+        form_group(workers, while_waiting=tick)
+        # Together they are slower than one alone is on its share.
+        together = call_all(workers, "measure_supernet", while_waiting=tick)
+        times = replace(times, supernet_step=max(together))
+        self.record.set_meta("times", asdict(times))
+
+    def _train(self, workers: list[Any], plan: Plan) -> None:
+        session = self.session
+        tick = self._group_tick(SUPERNET, len(workers), may_stop=False)
+        total = plan.supernet_steps
+        step = call_all(workers, "start", total, while_waiting=tick)[0]
+        self.saved_step = step
+        pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step
+        saved = time.monotonic()
+        while step < total:
+            started = time.monotonic()
+            steps = max(round(TRAIN_CALL_SECONDS / pace), 1)
+            limit = CALL_LIMIT_FACTOR * max(steps * pace, TRAIN_CALL_SECONDS)
+            progress = call_all(workers, "train", steps, while_waiting=tick, limit_seconds=limit)[0]
+            measured = (time.monotonic() - started) / (progress.step - step)
+            pace += (measured - pace) * PACE_SHARE
+            step = progress.step
+            # On a machine that is slower than it was measured, the schedule ends earlier.
+            left = (plan.until[SUPERNET] - session.spent()) / len(workers)
+            fitting = min(step + max(int(left / pace), 1), plan.supernet_steps)
+            if step < total and abs(fitting - total) > total * RESCHEDULE_SHARE:
+                total = fitting
+                call_all(workers, "reschedule", total, while_waiting=tick)
+            session.show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
+            if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                call(workers[0], "save", while_waiting=tick)
+                self.saved_step, saved = step, time.monotonic()
+            session.check_stop()
+        if total < plan.supernet_steps:
+            session.view.say(
+                f"The machine was slower than measured: {total:,} supernet steps instead of "
+                f"{plan.supernet_steps:,}."
+            )
+        call(workers[0], "save", while_waiting=tick)
+
+    def _group_tick(self, phase: str, workers: int, *, may_stop: bool) -> Callable[[], None]:
+        """Like `Session.tick`; and a group that has lost a device is given up at once."""
+        tick, looked = self.session.tick(phase, may_stop=may_stop), 0.0
+
+        def group_tick() -> None:
+            nonlocal looked
+            tick()
+            if time.monotonic() - looked > LOOK_EVERY_SECONDS:
+                looked = time.monotonic()
+                if self.session.cluster.devices < workers:
+                    raise WorkerLostError("a node left the cluster")
+
+        return group_tick

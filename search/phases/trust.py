@@ -1,0 +1,50 @@
+"""The trust phase: a few networks trained alone, to compare rankings with."""
+
+from __future__ import annotations
+
+import random
+
+from search.crew import JudgeCrew
+from search.judge_choice import PROXY_SCORES
+from search.phases.alone import train_alone
+from search.phases.session import Session
+from search.plan import Plan
+from search.trials import Choice, fidelity_of
+from searchspace.architecture import Architecture
+
+
+def choose_trust_set(session: Session, plan: Plan) -> list[Architecture]:
+    """Name the networks that span the space: each mixer alone, then random ones."""
+    space, rng = session.space, random.Random(f"trust/{session.settings.seed}")
+    chosen = {
+        architecture.key: architecture
+        for _, architecture in space.single_mixer_architectures()
+        if space.violation(architecture) is None
+    }
+    for _ in range(plan.num_trust * 4):
+        architecture = space.sample(rng)
+        chosen.setdefault(architecture.key, architecture)
+    return list(chosen.values())[: plan.num_trust]
+
+
+def train_trust_set(session: Session, plan: Plan, networks: list[Architecture]) -> None:
+    """Train the networks alone on the highest rung."""
+    known = {t.key for t in session.record.trials(fidelity=fidelity_of(plan.trial_epochs))}
+    remaining = [architecture for architecture in networks if architecture.key not in known]
+
+    def choose() -> Choice | None:
+        if not remaining:
+            return None
+        return Choice(architecture=remaining.pop(0), epochs=plan.trial_epochs)
+
+    train_alone(session, plan, "trust", choose)
+
+
+def score_without_training(
+    session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]
+) -> None:
+    """Compute the zero-cost proxies of the trust set, once."""
+    if session.record.get_meta(PROXY_SCORES) is None:
+        tick = session.tick(phase, may_stop=True)
+        scores = crew.call("proxy_scores", networks, while_waiting=tick)
+        session.record.set_meta(PROXY_SCORES, scores)
