@@ -130,10 +130,12 @@ def make_plan(
         ValueError: If the budget is too small for one step of each phase, or a share is wrong.
     """
     shares = split_shares(budget_seconds, fixed_shares or {})
-    if not {"search", "promote"} & set(fixed_shares or {}):
-        spare = max(shares["search"] - MAX_JUDGED * judge_seconds / budget_seconds, 0.0)
-        shares["search"] -= spare
-        shares["promote"] += spare
+    for phase in ("search", "finish"):
+        if not {phase, "promote"} & set(fixed_shares or {}):
+            needed = max(MAX_JUDGED * judge_seconds, MIN_FINISH_SECONDS)
+            spare = max(shares[phase] - needed / budget_seconds, 0.0)
+            shares[phase] -= spare
+            shares["promote"] += spare
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
     trials_share = (shares["trust"] + shares["promote"]) * budget_seconds
     fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)

@@ -187,8 +187,8 @@ class Record:
                 now = self._clock()
                 attempt_id = connection.execute(
                     "INSERT INTO attempts (phase, trial_id, number, devices, started, last_seen) "
-                    "SELECT :phase, :trial, count(*) + 1, :devices, :now, :now FROM attempts "
-                    "WHERE trial_id IS :trial AND (:trial IS NOT NULL OR phase = :phase)",
+                    "SELECT :phase, :trial, coalesce(max(number), 0) + 1, :devices, :now, :now "
+                    "FROM attempts WHERE trial_id IS :trial",
                     {"phase": phase, "trial": trial_id, "devices": devices, "now": now},
                 ).lastrowid
             assert attempt_id is not None

@@ -266,9 +266,6 @@ class JudgeWorker:
         supernet = load_supernet(job.supernet_folder, job.space)
         self._judge = Judge(job, supernet=supernet.to(job.device))
 
-    def ping(self) -> None:
-        """Answer: the worker is ready."""
-
     def judge(
         self, architectures: Iterable[Architecture]
     ) -> list[tuple[dict[str, float], str | None]]:
