@@ -34,7 +34,7 @@ MAX_TRUST = 24
 MAX_JUDGED = 20_000
 # On a large cluster a trial is short enough for this many, one after the other, on each device:
 # else most devices would have nothing to do for most of the time.
-MIN_WAVES = 4
+MIN_WAVES = 2
 # Rungs of promotion, each this many times longer than the one below.
 ETA = 3
 MAX_RUNGS = 3
