@@ -167,9 +167,6 @@ class Sleeper:
     def __init__(self, job: float, *, threads: int) -> None:
         self.job = job
 
-    def ping(self) -> None:
-        """Answer: the worker is ready."""
-
     def judge(self, architectures: list[object], by: str) -> list[tuple[dict[str, float], None]]:
         """Judge a batch."""
         return [(self._judge(), None) for _ in architectures]

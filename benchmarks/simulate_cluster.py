@@ -46,6 +46,7 @@ RAISE_SHARE, HANG_SHARE = 0.01, 0.002
 STEPS = ((1_000_000_000, 0.10), (4_500_000_000, 0.40))
 STEPS_PER_EPOCH = 1250
 JUDGE_SECONDS = 90.0
+LOOK_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -195,45 +196,42 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
 
 def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan) -> None:
     """Keep a trial on every device; fail nodes, end what hangs or exceeds the budget."""
-    model, order = StepModel(plan.step_seconds), itertools.count()
-    running: dict[int, tuple[TrialTask, float, float]] = {}  # device: task, start, seconds
-    events: list[tuple[float, int, int, TrialTask]] = []
-    progress: dict[int, float] = {}  # trial: seconds that lie in its checkpoint
+    order = itertools.count()
+    running: dict[int, _SimulatedTrial] = {}  # by device
+    events: list[tuple[float, int, int, _SimulatedTrial]] = []  # when, order, device
+    progress: dict[int, int] = {}  # trial: epochs that lie in its checkpoint
     free = [d for d in range(sim.devices) if d // NODE_SIZE not in sim.broken]
-    more = True
+    more, looked = True, sim.now
     while True:
         while more and free:
             task = runner.next()
             if task is None:
                 more = bool(running)
                 break
-            device = free.pop()
-            cost = model(macs_of(task)) * STEPS_PER_EPOCH * task.epochs
-            seconds = START_SECONDS + cost * SLOWER * sim.rng.lognormvariate(0, NOISE)
-            seconds -= progress.get(task.trial_id, 0.0)
-            ends = task.limit_seconds if sim.rng.random() < HANG_SHARE else seconds
-            running[device] = (task, sim.now, seconds)
-            heapq.heappush(events, (sim.now + ends, next(order), device, task))
+            device, done = free.pop(), progress.get(task.trial_id, 0)
+            trial = running[device] = _SimulatedTrial.begin(sim, task, plan, done)
+            runner.started(task)
+            heapq.heappush(events, (sim.now + trial.next_seconds(), next(order), device, trial))
         if not running:
             return
-        # The executor looks at the budget about once a second.
+        # The executor looks at the budget about once a second, and at what hangs here every minute.
         left = max(plan.last_call_seconds - record.spent(PHASES), 0.0) / len(running) + 1.0
-        event = min(events[0][0], sim.next_failure, sim.next_repair(), sim.now + left)
+        look = looked + LOOK_SECONDS
+        reported = events[0][0] if events else math.inf
+        event = min(reported, sim.next_failure, sim.next_repair(), sim.now + left, look)
         sim.advance(event, len(running))
         if runner.should_stop():
-            for task, *_ in running.values():
-                runner.settle(task, outcome="lost", values={}, cause="stopped")
+            for trial in running.values():
+                runner.settle(trial.task, outcome="lost", values={}, cause="stopped")
             return
         if event == sim.next_failure:
             node = sim.fail_node()
             free = [d for d in free if d // NODE_SIZE != node]
             for device in [d for d in running if d // NODE_SIZE == node]:
-                task, started, _ = running.pop(device)
-                epoch = model(macs_of(task)) * STEPS_PER_EPOCH * SLOWER
-                kept = max(sim.now - started - START_SECONDS, 0.0) // epoch * epoch
-                progress[task.trial_id] = progress.get(task.trial_id, 0.0) + kept
-                sim.useful += kept
-                runner.settle(task, outcome="lost", values={}, cause="node failed")
+                trial = running.pop(device)
+                progress[trial.task.trial_id] = trial.epochs
+                sim.useful += (trial.epochs - trial.resumed) * trial.epoch_seconds
+                runner.settle(trial.task, outcome="lost", values={}, cause="node failed")
             events = [entry for entry in events if entry[2] in running]
             heapq.heapify(events)
             more = True
@@ -242,19 +240,69 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
             sim.repair()
             free += [n * NODE_SIZE + i for n in back for i in range(NODE_SIZE)]
             more = True
-        elif events and event == events[0][0]:
-            _, _, device, task = heapq.heappop(events)
-            _, started, seconds = running.pop(device)
+        elif event == look:
+            looked = sim.now
+            for device, trial in list(running.items()):
+                cause = runner.overdue(trial.task)
+                if cause is not None:
+                    del running[device]
+                    free.append(device)
+                    runner.settle(trial.task, outcome="failed", values={}, cause=cause)
+                    more = True
+            events = [entry for entry in events if running.get(entry[2]) is entry[3]]
+            heapq.heapify(events)
+        elif event == reported:
+            _, _, device, trial = heapq.heappop(events)
+            trial.epochs += 1
+            if trial.epochs < trial.task.epochs:
+                runner.heard(trial.task)
+                again = sim.now + trial.next_seconds()
+                heapq.heappush(events, (again, next(order), device, trial))
+                continue
+            del running[device]
             free.append(device)
-            if sim.now - started < seconds - 1e-6 or sim.now - started > seconds + 1e-6:
-                runner.settle(task, outcome="failed", values={}, cause="no end within its limit")
-            elif sim.rng.random() < RAISE_SHARE:
-                runner.settle(task, outcome="failed", values={}, cause="KeyError: made up")
+            if sim.rng.random() < RAISE_SHARE:
+                runner.settle(trial.task, outcome="failed", values={}, cause="KeyError: made up")
             else:
-                sim.useful += seconds - START_SECONDS
-                values = values_of(sim.rng, task.architecture, 20.0 / task.epochs)
-                runner.settle(task, outcome="done", values=values, cause=None)
+                sim.useful += (trial.epochs - trial.resumed) * trial.epoch_seconds
+                values = values_of(sim.rng, trial.task.architecture, 20.0 / trial.epochs)
+                runner.settle(trial.task, outcome="done", values=values, cause=None)
             more = True
+
+
+@dataclass(slots=True)
+class _SimulatedTrial:
+    """A trial on its device.
+
+    Attributes:
+        epochs: That are done.
+        resumed: Of these, those that were done before this attempt.
+        hangs_after: Epochs after which it hangs.
+    """
+
+    task: TrialTask
+    epochs: int
+    resumed: int
+    epoch_seconds: float
+    hangs_after: float
+
+    @classmethod
+    def begin(cls, sim: Simulation, task: TrialTask, plan: Plan, done: int) -> _SimulatedTrial:
+        cost = StepModel(plan.step_seconds)(macs_of(task)) * STEPS_PER_EPOCH
+        hangs = sim.rng.random() < HANG_SHARE
+        return cls(
+            task=task,
+            epochs=done,
+            resumed=done,
+            epoch_seconds=cost * SLOWER * sim.rng.lognormvariate(0, NOISE),
+            hangs_after=sim.rng.randrange(done, task.epochs) if hangs else math.inf,
+        )
+
+    def next_seconds(self) -> float:
+        """Return the seconds until its next epoch is done."""
+        if self.epochs >= self.hangs_after:
+            return math.inf
+        return self.epoch_seconds + (START_SECONDS if self.epochs == self.resumed else 0.0)
 
 
 _MACS: dict[str, int] = {}

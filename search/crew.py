@@ -28,6 +28,7 @@ STOP_SECONDS = 10.0
 HANG_FACTOR = 20.0
 LEAST_LIMIT_SECONDS = 60.0
 RECRUIT_EVERY_SECONDS = 5.0
+LOOK_EVERY_SECONDS = 1.0
 SHOW_EVERY_SECONDS = 0.5
 MAX_STILLBORN = 4
 PACE_SHARE = 0.2
@@ -60,6 +61,7 @@ class _Judge:
     started: float
     greeting: Any
     ready: bool = False
+    node: str | None = None
     # References and their architectures; the first is being worked on since ``busy_since``.
     queue: deque[tuple[Any, list[Architecture]]] = field(default_factory=deque)
     busy_since: float = 0.0
@@ -99,7 +101,7 @@ class JudgeCrew:
         self._judges: list[_Judge] = []
         self._suspects: set[str] = set()  # lost with a judge: they are given out alone
         self._stillborn = 0
-        self._recruited = self._shown = -RECRUIT_EVERY_SECONDS
+        self._recruited = self._shown = self._looked = -RECRUIT_EVERY_SECONDS
 
     def __len__(self) -> int:
         return len(self._judges)
@@ -132,6 +134,7 @@ class JudgeCrew:
             asking = asking and self._hand_out(source)
             self._collect(source)
             self._dismiss_hung(source)
+            self._dismiss_dead(source)
             if source.should_stop():
                 stop_at = min(stop_at, time.monotonic() + STOP_SECONDS)
             if time.monotonic() > stop_at:
@@ -157,7 +160,7 @@ class JudgeCrew:
         for _ in range(wanted - len(self._judges)):
             attempt = self._record.start_attempt(self._phase, devices=1)
             actor = self._cluster.start_actor(self._worker, self._job)
-            self._judges.append(_Judge(actor, attempt, now, actor.ping.remote()))
+            self._judges.append(_Judge(actor, attempt, now, actor.__ray_call__.remote(_node_of)))
 
     def _hand_out(self, source: JudgementSource) -> bool:
         """Fill the judges' queues, the emptiest first; return whether there may be more."""
@@ -182,7 +185,7 @@ class JudgeCrew:
 
     def _collect(self, source: JudgementSource) -> None:
         heads = {judge.queue[0][0]: judge for judge in self._judges if judge.queue}
-        heads |= {judge.greeting: judge for judge in self._judges if not judge.ready}
+        heads |= {judge.greeting: judge for judge in self._judges if judge.node is None}
         if not heads:
             time.sleep(0.2)
             return
@@ -199,8 +202,9 @@ class JudgeCrew:
             except RayTaskError as error:
                 # Not the architecture's fault: a judge returns those errors.
                 raise RuntimeError(f"A judge cannot work: {last_line(str(error))}") from error
-            if reference == judge.greeting and not judge.ready:
+            if reference == judge.greeting:
                 self._greet(judge)
+                judge.node = answer
                 continue
             judgements += self._read(judge.queue.popleft()[1], answer)
             judge.busy_since = time.monotonic()
@@ -242,6 +246,16 @@ class JudgeCrew:
             elif not judge.ready and now - judge.started > START_SECONDS:
                 self._dismiss(judge, "lost", f"not ready within {START_SECONDS:.0f} s")
 
+    def _dismiss_dead(self, source: JudgementSource) -> None:
+        """Give up the judges of nodes that Ray has given up; their own errors may come later."""
+        if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        alive = self._cluster.nodes()
+        for judge in list(self._judges):
+            if judge.node is not None and judge.node not in alive:
+                source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
+
     def _dismiss(self, judge: _Judge, outcome: Any, cause: str | None) -> list[Judgement]:
         """End a judge and its charge; return what it held as lost."""
         ray.kill(judge.actor)
@@ -269,3 +283,9 @@ def hold_judges(crew: JudgeCrew) -> Iterator[JudgeCrew]:
         crew.dismiss_all("interrupted")
         raise
     crew.dismiss_all("done")
+
+
+def _node_of(worker: object) -> str:
+    """Name the node on which a judge lives; that it answers means that it is ready."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node

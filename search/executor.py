@@ -82,6 +82,10 @@ class Cluster:
         found = int(resources.get(self.resource, 0))
         return found if self._max_devices is None else min(found, self._max_devices)
 
+    def nodes(self) -> set[str]:
+        """Return the ids of the nodes that are alive now."""
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
     @property
     def threads(self) -> int:
         """CPU threads of a worker. On cores there is one worker a core, because many small

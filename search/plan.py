@@ -141,10 +141,12 @@ def make_plan(
     """
     shares = split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)
     climb = climbing_phase(strategy)
-    if climb == "promote" and not {"search", "promote"} & set(fixed_shares or {}):
-        spare = max(shares["search"] - MAX_JUDGED * judge_seconds / budget_seconds, 0.0)
-        shares["search"] -= spare
-        shares["promote"] += spare
+    for phase in ("search", "finish") if climb == "promote" else ():
+        if phase in shares and not {phase, "promote"} & set(fixed_shares or {}):
+            needed = max(MAX_JUDGED * judge_seconds, MIN_FINISH_SECONDS)
+            spare = max(shares[phase] - needed / budget_seconds, 0.0)
+            shares[phase] -= spare
+            shares["promote"] += spare
     epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
     seconds = {phase: share * budget_seconds for phase, share in shares.items()}
     seconds[next(iter(shares))] -= measured_seconds

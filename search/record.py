@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO, get_args
 
-from search.record_file import BY_TRIAL, CHARGE, TRIALS, claim_file, create_file, open_file
+from search.record_file import (
+    BY_TRIAL,
+    CHARGE,
+    CHARGE_OF_OTHERS,
+    TRIALS,
+    claim_file,
+    create_file,
+    open_file,
+)
 from searchspace.architecture import Architecture
 
 State = Literal["waiting", "running", "done", "failed"]
@@ -73,6 +81,19 @@ class _Known:
     macs: int
 
 
+@dataclass(slots=True)
+class _Open:
+    """An attempt that this process holds."""
+
+    phase: str
+    devices: float
+    started: float
+    last_seen: float
+
+    def charge(self, now: float) -> float:
+        return (max(self.last_seen, now) - self.started) * self.devices
+
+
 class Record:
     """A run's trials, attempts and settings; many may read it, one process writes attempts.
 
@@ -84,10 +105,10 @@ class Record:
         self._path = path
         self._clock = clock
         self._lock = threading.RLock()
-        self._live: set[int] = set()
+        self._live: dict[int, _Open] = {}
         self._known: dict[int, _Known] = {}
         self._claim_file: TextIO | None = None
-        # Charges of ended attempts by phase, in the order in which the phases began; kept only
+        # Charges of all other attempts by phase, in the order in which the phases began; kept only
         # while this process is the one that writes attempts.
         self._ended: dict[str, float] | None = None
 
@@ -187,12 +208,12 @@ class Record:
                 now = self._clock()
                 attempt_id = connection.execute(
                     "INSERT INTO attempts (phase, trial_id, number, devices, started, last_seen) "
-                    "SELECT :phase, :trial, count(*) + 1, :devices, :now, :now FROM attempts "
-                    "WHERE trial_id IS :trial AND (:trial IS NOT NULL OR phase = :phase)",
+                    "SELECT :phase, :trial, coalesce(max(number), 0) + 1, :devices, :now, :now "
+                    "FROM attempts WHERE trial_id IS :trial",
                     {"phase": phase, "trial": trial_id, "devices": devices, "now": now},
                 ).lastrowid
             assert attempt_id is not None
-            self._live.add(attempt_id)
+            self._live[attempt_id] = _Open(phase, devices, now, now)
             if self._ended is not None:
                 self._ended.setdefault(phase, 0.0)
             return attempt_id
@@ -242,21 +263,24 @@ class Record:
                         (STATE_AFTER[outcome], result, trial_id),
                     )
                 charge = connection.execute(
-                    f"SELECT phase, {CHARGE} FROM attempts WHERE id = :id",
-                    {**self._moment(), "id": attempt_id},
+                    f"SELECT phase, {CHARGE_OF_OTHERS} FROM attempts WHERE id = ?", (attempt_id,)
                 ).fetchone()
-            self._live.discard(attempt_id)
+            del self._live[attempt_id]
             if self._ended is not None:
                 self._ended[charge[0]] += charge[1]
 
     def heartbeat(self) -> None:
         """Mark the open attempts of this process as alive now."""
-        with self._transaction() as connection:
-            connection.execute(
-                "UPDATE attempts SET last_seen = max(last_seen, ?) "
-                "WHERE ended IS NULL AND id IN (SELECT value FROM json_each(?))",
-                (self._clock(), self._live_ids()),
-            )
+        with self._lock:
+            now = self._clock()
+            with self._transaction() as connection:
+                connection.execute(
+                    "UPDATE attempts SET last_seen = max(last_seen, ?) "
+                    "WHERE ended IS NULL AND id IN (SELECT value FROM json_each(?))",
+                    (now, self._live_ids()),
+                )
+            for attempt in self._live.values():
+                attempt.last_seen = max(attempt.last_seen, now)
 
     def close_orphans(self) -> tuple[Trial, ...]:
         """End the attempts that another process left open, when they were last seen.
@@ -292,23 +316,21 @@ class Record:
 
     def spent_by_phase(self) -> dict[str, float]:
         """Sum the device-seconds of each phase, in the order in which the phases began."""
-        query = "SELECT phase, sum({}) FROM attempts {} GROUP BY phase ORDER BY min(id)"
+        query = "SELECT phase, sum({}) FROM attempts GROUP BY phase ORDER BY min(id)"
         with self._lock:
             if self._claim_file is None:
-                rows = self._read(query.format(CHARGE, ""), self._moment())
+                rows = self._read(query.format(CHARGE), self._moment())
                 return {phase: float(seconds) for phase, seconds in rows}
             if self._ended is None:
-                # Phases whose attempts are all open count as well, with nothing.
-                ended = "CASE WHEN ended IS NULL THEN 0 ELSE (ended - started) * devices END"
-                self._ended = {
-                    phase: float(seconds)
-                    for phase, seconds in self._read(query.format(ended, ""), ())
-                }
-            rows = self._read(query.format(CHARGE, "WHERE ended IS NULL"), self._moment())
-            running = dict(rows)
-            return {
-                phase: seconds + running.get(phase, 0.0) for phase, seconds in self._ended.items()
-            }
+                # Phases all of whose attempts are ours and open count as well, with nothing.
+                live = "attempts.id IN (SELECT value FROM json_each(?))"
+                others = f"CASE WHEN {live} THEN 0 ELSE {CHARGE_OF_OTHERS} END"
+                rows = self._read(query.format(others), (self._live_ids(),))
+                self._ended = {phase: float(seconds) for phase, seconds in rows}
+            spent, now = dict(self._ended), self._clock()
+            for attempt in self._live.values():
+                spent[attempt.phase] += attempt.charge(now)
+            return spent
 
     def count_lost(self, trial_id: int) -> int:
         """Count the attempts at a trial that the cluster lost; interruptions do not count."""
@@ -359,7 +381,7 @@ class Record:
 
     def _live_ids(self) -> str:
         with self._lock:
-            return json.dumps(sorted(self._live))
+            return json.dumps([*self._live])
 
     def _moment(self) -> dict[str, Any]:
         return {"live": self._live_ids(), "now": self._clock()}
@@ -434,7 +456,14 @@ class Record:
                 # A full disk may have rolled it back already.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                self._forget_undone()
                 raise
+
+    def _forget_undone(self) -> None:
+        rows = self._read("SELECT id FROM attempts WHERE ended IS NULL", ())
+        is_open = {attempt_id for (attempt_id,) in rows}
+        self._live = {key: attempt for key, attempt in self._live.items() if key in is_open}
+        self._ended = None
 
 
 def _begin_trial(connection: sqlite3.Connection, trial_id: int) -> None:

@@ -55,6 +55,9 @@ CHARGE = """(
     END - started
 ) * devices"""
 
+# The same for attempts that this process does not hold.
+CHARGE_OF_OTHERS = "(coalesce(ended, last_seen) - started) * devices"
+
 # Complete it with a WHERE clause, if any, and BY_TRIAL.
 TRIALS = f"""
 SELECT trials.id, architecture_id, fidelity, seed, origin, state, result,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import time
@@ -19,12 +20,14 @@ from searchspace.cost import count
 
 # A trial (or judgement) that the cluster lost so often has failed.
 MAX_LOST = 3
-# A trial that takes so many times longer than predicted, and at least so long, hangs. Predictions
-# from measured steps alone may be far off.
+# A trial hangs that takes so many times longer than predicted, or than any other took between two
+# epochs, and at least so long. Predictions from measured steps alone may be far off.
 HANG_FACTOR = 3.0
 HANG_FACTOR_AT_FIRST = 10.0
 MIN_KNOWN = 5
 LEAST_LIMIT_SECONDS = 120.0
+# The latest say most: the machine may be busier than it was.
+LATEST = 100
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -42,6 +45,9 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    begun: float | None = None  # when its worker was ready
+    heard: float = 0.0  # when it last gave a sign of life
+    longest_silence: float = 0.0
 
 
 class TrialRunner:
@@ -81,6 +87,7 @@ class TrialRunner:
         self._limit, self._interrupted, self._on_event = limit_seconds, interrupted, on_event
         self._on_end, self._clock = on_end, clock
         self._running: dict[int, _Running] = {}
+        self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
@@ -118,6 +125,37 @@ class TrialRunner:
         self._next = None
         return task
 
+    def started(self, task: TrialTask) -> None:
+        """Take note that a trial's worker is ready: its time limits begin."""
+        running = self._running[task.trial_id]
+        running.begun = running.heard = self._clock()
+
+    def heard(self, task: TrialTask) -> None:
+        """Take note of a sign of life: a trial has finished an epoch."""
+        running, now = self._running[task.trial_id], self._clock()
+        running.longest_silence = max(running.longest_silence, now - running.heard)
+        running.heard = now
+
+    def overdue(self, task: TrialTask) -> str | None:
+        """Say why a trial is taken to hang, by what trials have taken until now."""
+        running, now = self._running[task.trial_id], self._clock()
+        if running.begun is None:
+            return None
+        expected = self._costs.predict(running.macs, task.epochs)
+        limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
+        if now - running.begun > limit:
+            return f"no end within its limit of {limit:.0f} s"
+        silence = self._costs.longest_silence(running.macs, task.epochs)
+        limit = max(HANG_FACTOR * silence, LEAST_LIMIT_SECONDS)
+        if now - running.heard > limit:
+            return f"no epoch within its limit of {limit:.0f} s"
+        return None
+
+    def hold(self, devices: int) -> None:
+        """Charge devices that are kept without a trial as well, from now on."""
+        self._held = devices
+        self._charge_idle()
+
     def settle(
         self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
     ) -> None:
@@ -126,18 +164,24 @@ class TrialRunner:
         Raises:
             FullDiskError: If the trial ended because of a full disk: nothing else would do better.
         """
-        running = self._running.pop(task.trial_id)
         ends, cause = self._judge_end(task, outcome, cause)
+        if ends == "done":
+            self.heard(task)
+        running = self._running.pop(task.trial_id)
         if values and task.micro_batches > 1:
             values = {**values, "micro_batches": task.micro_batches}
-        self._record.finish_attempt(
-            running.attempt_id, outcome=ends, values=values or None, cause=cause
-        )
+        with self._record.together():
+            self._record.finish_attempt(
+                running.attempt_id, outcome=ends, values=values or None, cause=cause
+            )
+            self._charge_idle()
         if ends in ("done", "failed"):
             shutil.rmtree(checkpoint_folder(self._folder, task.trial_id), ignore_errors=True)
         trial = self._record.trial(task.trial_id)
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
+            if running.begun is not None:
+                self._costs.add_silence(running.macs, task.epochs, running.longest_silence)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
@@ -177,9 +221,11 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
         expected = self._costs.predict(trial.macs, epochs)
-        self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+        with self._record.together():
+            attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
+            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+            self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
         causes = self._record.causes(trial.id)
         needs_less = any(cause.startswith(OUT_OF_MEMORY) for cause in causes)
@@ -188,9 +234,20 @@ class TrialRunner:
             architecture=trial.architecture,
             epochs=epochs,
             seed=trial.seed,
-            limit_seconds=max(self._costs.hang_factor(epochs) * expected, LEAST_LIMIT_SECONDS),
             micro_batches=2 if needs_less else 1,
         )
+
+    def _charge_idle(self) -> None:
+        """Keep an attempt open for the devices that are kept and have no trial."""
+        idle = max(self._held - len(self._running), 0)
+        if idle == self._idle:
+            return
+        with self._record.together():
+            if self._idle:
+                self._record.finish_attempt(self._idle_attempt, outcome="done")
+            if idle:
+                self._idle_attempt = self._record.start_attempt(self._phase, devices=idle)
+        self._idle = idle
 
     def _fits(self, macs: int, epochs: int) -> bool:
         expected = self._costs.predict(macs, epochs)
@@ -214,7 +271,8 @@ class TrialCosts:
 
     def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
         self._plan, self._model = plan, StepModel(plan.step_seconds)
-        self._ratios: dict[int, list[float]] = {epochs: [] for epochs in plan.rungs}
+        self._ratios: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._corrections: dict[int, float] = {}
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
         for trial in trials:
@@ -226,14 +284,24 @@ class TrialCosts:
         self._ratios[epochs].append(seconds / self._planned(macs, epochs))
         self._corrections.clear()
 
+    def add_silence(self, macs: int, epochs: int, seconds: float) -> None:
+        """Learn from a trial that was silent for ``seconds`` at most."""
+        self._silences[epochs].append(seconds / self._planned(macs, epochs))
+
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
         if epochs not in self._corrections:
-            every = [ratio for ratios in self._ratios.values() for ratio in ratios]
-            ratios = self._ratios[epochs] or every
-            # The latest say most: the machine may be busier than it was.
-            self._corrections[epochs] = statistics.median(ratios[-100:]) if ratios else 1.0
+            known = [self._ratios[epochs]] if self._ratios[epochs] else self._ratios.values()
+            ratios = [ratio for latest in known for ratio in latest]
+            self._corrections[epochs] = statistics.median(ratios) if ratios else 1.0
         return self._planned(macs, epochs) * self._corrections[epochs]
+
+    def longest_silence(self, macs: int, epochs: int) -> float:
+        """Return the longest seconds between two epochs to expect, as seen so far."""
+        known = self._silences[epochs]
+        if len(known) < MIN_KNOWN:
+            return math.inf
+        return self._planned(macs, epochs) * max(known)
 
     def hang_factor(self, epochs: int) -> float:
         """Return how many times longer than predicted a trial of a rung may take."""

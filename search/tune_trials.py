@@ -27,10 +27,10 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 
 import ray
 from ray import tune
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
-from search.executor import Cluster
+from search.executor import RELEASE_SECONDS, Cluster
 from search.work import Outcome, TrialSource, TrialTask, Work, last_line, outcome_of_error
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def _run_round(
         _SESSIONS.pop(name)
         for task in session.tasks.values():
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
+        session.await_actors()
         shutil.rmtree(scratch, ignore_errors=True)
     if session.problem is not None:
         raise session.problem
@@ -105,8 +106,9 @@ class _Session:
     cluster: Cluster
     tasks: dict[str, TrialTask] = field(default_factory=dict)
     trials: dict[str, Any] = field(default_factory=dict)  # Tune's, once they hold a device
-    since: dict[str, float] = field(default_factory=dict)
-    overdue: set[str] = field(default_factory=set)
+    overdue: dict[str, str] = field(default_factory=dict)  # and why
+    actors: dict[Any, Any] = field(default_factory=dict)  # that hold a device, by their id
+    pings: dict[Any, Any] = field(default_factory=dict)  # references, and the ids asked
     problem: Exception | None = None
     slots: int = 0
     counted: float = -COUNT_EVERY_SECONDS
@@ -116,13 +118,45 @@ class _Session:
             self.counted, self.slots = time.monotonic(), self.cluster.devices
         return self.slots
 
+    def take_note_of(self, actor: Any) -> None:
+        """Charge an actor's device, between its trials as well, until the actor is gone."""
+        if actor._ray_actor_id not in self.actors:
+            self.actors[actor._ray_actor_id] = actor
+            self._ping(actor)
+            self.source.hold(len(self.actors))
+
+    def count_actors(self) -> None:
+        """Find out which actors are gone. Those with a trial answer when they have no more."""
+        if not self.pings:
+            return
+        answers, _ = ray.wait(list(self.pings), num_returns=len(self.pings), timeout=0)
+        for reference in answers:
+            actor = self.actors[self.pings.pop(reference)]
+            try:
+                ray.get(reference)
+            except RayActorError:
+                self.actors.pop(actor._ray_actor_id)
+                self.source.hold(len(self.actors))
+            else:
+                self._ping(actor)
+
+    def await_actors(self) -> None:
+        """Wait for a moment until all actors are gone, and charge no longer."""
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while self.actors and time.monotonic() < deadline:
+            self.count_actors()
+            time.sleep(0.02)
+        self.source.hold(0)
+
+    def _ping(self, actor: Any) -> None:
+        self.pings[actor.__ray_ready__.remote()] = actor._ray_actor_id
+
     def settle(
         self, trial_id: str, outcome: Outcome, values: dict[str, float], cause: str | None
     ) -> None:
         """Bring a trial's end to the source; it holds no device any more."""
         task = self.tasks.pop(trial_id)
-        for known in (self.trials, self.since):
-            known.pop(trial_id, None)
+        self.trials.pop(trial_id, None)
         try:
             self.source.settle(task, outcome=outcome, values=values, cause=cause)
         except Exception as problem:
@@ -197,25 +231,35 @@ class _Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         session = _SESSIONS[self._name]
         session.trials[trial.trial_id] = trial
-        session.since[trial.trial_id] = time.monotonic()
+        session.take_note_of(trial.temporary_state.ray_actor)
+        session.source.started(session.tasks[trial.trial_id])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        session = _SESSIONS[self._name]
+        task = session.tasks.get(trial.trial_id)
+        if task is not None:
+            session.source.heard(task)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         session = _SESSIONS[self._name]
         stopping = session.problem is not None or session.source.should_stop()
-        now = time.monotonic()
-        for trial_id, since in list(session.since.items()):
+        for trial_id, trial in list(session.trials.items()):
             task = session.tasks.get(trial_id)
             if task is None:
                 continue
-            if now - since > task.limit_seconds:
-                session.overdue.add(trial_id)
-            actor = session.trials[trial_id].temporary_state.ray_actor
+            cause = session.source.overdue(task)
+            if cause is not None:
+                session.overdue.setdefault(trial_id, cause)
+            actor = trial.temporary_state.ray_actor
             if actor is None or not (stopping or trial_id in session.overdue):
                 continue
             ray.kill(actor)
             if stopping and session.problem is None:
-                # Its device is free now; Tune takes seconds more to end.
+                # Tune takes seconds more to end.
                 session.settle(trial_id, "lost", {}, "stopped before its end")
+        session.count_actors()
 
 
 def _read(
@@ -230,7 +274,7 @@ def _read(
     if not error and report:
         return report["outcome"], report.get("values", {}), report.get("cause")
     if trial_id in session.overdue:
-        return "failed", {}, f"no end within its limit of {task.limit_seconds:.0f} s"
+        return "failed", {}, session.overdue[trial_id]
     trial = session.trials.get(trial_id)
     problem = trial.get_pickled_error() if error and trial is not None else None
     if problem is None:

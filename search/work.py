@@ -34,7 +34,6 @@ class TrialTask:
         trial_id: Of the trial in the record.
         epochs: How long to train.
         seed: Of weights and data order.
-        limit_seconds: A trial that takes longer on its device hangs, and is ended.
         micro_batches: Parts into which every batch is split, to need less memory.
     """
 
@@ -42,7 +41,6 @@ class TrialTask:
     architecture: Architecture
     epochs: int
     seed: int
-    limit_seconds: float
     micro_batches: int = 1
 
 
@@ -81,6 +79,18 @@ class TrialSource(Protocol):
 
     def next(self) -> TrialTask | None:
         """Hand out the next trial, which holds a device from now on; None ends the phase."""
+
+    def started(self, task: TrialTask) -> None:
+        """Take note that a trial's worker is ready."""
+
+    def heard(self, task: TrialTask) -> None:
+        """Take note of a sign of life: a trial has finished an epoch."""
+
+    def overdue(self, task: TrialTask) -> str | None:
+        """Say why a trial is taken to hang and must be ended; None if it does well."""
+
+    def hold(self, devices: int) -> None:
+        """Take note of how many devices are kept now; those without a trial are charged as well."""
 
     def settle(
         self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None

@@ -8,6 +8,7 @@ that restates a default of its place is stored as the default.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,15 +139,7 @@ class Architecture:
         Only settings that differ from their defaults count, so that a key stays what it is when a
         mixer or stage gets a new setting.
         """
-        described = self.to_dict()
-        described["stages"] = [
-            _changed(stage) | {"mixers": [changed_settings(mixer) for mixer in stage.mixers]}
-            for stage in self.stages
-        ]
-        if not self.stem_dim:
-            del described["stem_dim"]
-        text = json.dumps(described, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _key_of(self)
 
     def replace(self, **changes: Any) -> Architecture:
         """Return a copy with some fields changed, e.g. ``num_classes=10``."""
@@ -315,3 +308,16 @@ def on_map(mixer: Mixer, size: int) -> Mixer:
     shrunk = {name: min(getattr(mixer, name, 0), size) for name in SHRINKING}
     changed = {name: value for name, value in shrunk.items() if value < getattr(mixer, name, 0)}
     return mixer_from_dict({**mixer_to_dict(mixer), **changed}) if changed else mixer
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _key_of(architecture: Architecture) -> str:
+    described = architecture.to_dict()
+    described["stages"] = [
+        _changed(stage) | {"mixers": [changed_settings(mixer) for mixer in stage.mixers]}
+        for stage in architecture.stages
+    ]
+    if not architecture.stem_dim:
+        del described["stem_dim"]
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

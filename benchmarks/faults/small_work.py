@@ -117,9 +117,6 @@ class SmallJudgeWorker:
         self.job = job
         work_for(job.start)
 
-    def ping(self) -> None:
-        """Answer: the worker is ready."""
-
     def judge(
         self, architectures: Iterable[Architecture], by: str
     ) -> list[tuple[dict[str, float], str | None]]:

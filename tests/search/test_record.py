@@ -472,6 +472,19 @@ def test_calls_made_together_are_one_transaction(tmp_path: Path) -> None:
         assert reader.get_meta("one") == 1
 
 
+def test_what_was_undone_is_not_charged(tmp_path: Path) -> None:
+    path, now = tmp_path / "record.sqlite", [100.0]
+    with Record.create(path, clock=lambda: now[0]) as record:
+        ended = record.start_attempt("trust", devices=2)
+        now[0] += 1.0
+        record.finish_attempt(ended, outcome="done")
+        with suppress(KeyError), record.together():
+            record.start_attempt("search", devices=3)
+            raise KeyError("on the way")
+        now[0] += 10.0
+        assert record.spent_by_phase() == {"trust": 2.0}
+
+
 def test_the_writers_sum_is_that_of_any_reader(tmp_path: Path) -> None:
     path, now = tmp_path / "record.sqlite", [100.0]
     with Record.create(path, clock=lambda: now[0]) as record:

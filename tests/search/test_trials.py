@@ -13,7 +13,7 @@ from search.judging import Judging
 from search.plan import Plan, make_plan
 from search.record import Record
 from search.settings import RunSettings
-from search.trials import MAX_LOST, Choice, TrialCosts, TrialRunner, fidelity_of
+from search.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner, fidelity_of
 from search.work import FullDiskError, Judgement, Outcome
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -70,10 +70,11 @@ def runner(
     limit: float,
     interrupted: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
+    plan: Plan | None = None,
 ) -> TrialRunner:
     return TrialRunner(
         record=record,
-        plan=plan_of(),
+        plan=plan or plan_of(),
         folder=tmp_path,
         phase="promote",
         seed=0,
@@ -333,15 +334,97 @@ def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Pa
     assert record.count_lost(task.trial_id) == 0
 
 
-def test_a_trial_may_take_some_times_longer_than_predicted(
+def slow_plan() -> Plan:
+    """Return a plan whose trials are predicted to take 200 seconds."""
+    return replace(plan_of(), step_seconds=((1_000_000, 10.0), (3_000_000, 10.0)))
+
+
+def train_some(running: TrialRunner, clock: Clock, *epochs: float) -> None:
+    """Have just enough trials, all at the same time, whose epochs take so many seconds."""
+    tasks = [task for task in (running.next() for _ in range(MIN_KNOWN)) if task is not None]
+    for task in tasks:
+        running.started(task)
+    for seconds in epochs:
+        clock.now += seconds
+        for task in tasks:
+            running.heard(task)
+    for task in tasks:
+        running.settle(task, outcome="done", values=VALUES, cause=None)
+
+
+def test_a_trial_is_predicted_by_its_steps(tmp_path: Path) -> None:
+    assert TrialCosts(slow_plan(), []).predict(1_000_000, 2) == pytest.approx(200.0)
+
+
+def test_the_limit_of_a_trial_under_way_follows_what_has_finished_meanwhile(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
-    task = runner(record, tmp_path, limit=1000.0).next()
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    hung = running.next()
+    assert hung is not None
+    clock.now += 10_000.0  # waits for a device
+    assert running.overdue(hung) is None
+    running.started(hung)
+    clock.now += 200.0
+    train_some(running, clock, 100.0, 100.0)
+    # Ten times what was predicted at first, now three times the longest silence of the others.
+    assert running.overdue(hung) == "no epoch within its limit of 300 s"
+
+
+def test_a_trial_that_gives_signs_of_life_may_take_three_times_what_was_predicted(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    train_some(running, clock, 100.0, 100.0)
+    slow = running.next()
+    assert slow is not None
+    running.started(slow)
+    for _ in range(4):
+        clock.now += 150.0
+        running.heard(slow)
+    assert running.overdue(slow) is None
+    clock.now += 1.0
+    assert running.overdue(slow) == "no end within its limit of 600 s"
+
+
+def test_no_short_trial_is_taken_to_hang_within_two_minutes(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)  # each is predicted to take 2 s
+    train_some(running, clock, 1.0, 1.0)
+    task = running.next()
     assert task is not None
-    assert task.limit_seconds == 120.0  # it is predicted to take 2 seconds
-    plan = replace(plan_of(), step_seconds=((1_000_000, 10.0), (3_000_000, 10.0)))
-    costs = TrialCosts(plan, [])
-    assert costs.predict(1_000_000, 2) == pytest.approx(200.0)
+    running.started(task)
+    clock.now += 120.0
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) is not None
+
+
+def test_devices_that_are_kept_between_trials_are_charged(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)
+    first, second = running.next(), running.next()
+    assert first is not None
+    assert second is not None
+    clock.now += 3.0  # 2 devices, with their trials
+    running.hold(2)
+    clock.now += 5.0
+    running.settle(first, outcome="done", values=VALUES, cause=None)
+    clock.now += 7.0  # one has a trial, one has none
+    third = running.next()
+    assert third is not None
+    clock.now += 11.0
+    running.settle(second, outcome="done", values=VALUES, cause=None)
+    running.settle(third, outcome="done", values=VALUES, cause=None)
+    clock.now += 13.0  # none has a trial
+    running.hold(1)
+    clock.now += 17.0
+    running.hold(0)
+    clock.now += 19.0
+    assert record.spent() == pytest.approx(2 * (3 + 5 + 7 + 11 + 13) + 17)
+    assert [trial.seconds for trial in record.trials()] == pytest.approx([8.0, 26.0, 11.0])
 
 
 def test_trials_end_before_the_time_that_the_last_judge_needs(
