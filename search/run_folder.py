@@ -20,6 +20,7 @@ from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data, prepare_data
 from supernet.recipe import load_recipe
+from supernet.strategies import check_strategy
 
 RECORD = "record.db"
 
@@ -89,6 +90,7 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
             "Continue it with --resume, or name another folder with --out."
         )
     space = settings.load_space()
+    check_strategy(settings.strategy, space)
     for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
         load_recipe(recipe)
     existed = folder.exists()

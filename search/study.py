@@ -36,7 +36,7 @@ from supernet.evaluation import evaluate
 from supernet.network import build_subnet, extract
 from supernet.proxies import proxy_scores
 from supernet.recipe import load_recipe, with_epochs
-from supernet.strategies import STRATEGIES
+from supernet.strategies import STRATEGIES, check_strategy
 from supernet.supernet_checkpoint import load_supernet
 from supernet.supernet_training import SupernetTrainer
 from supernet.training import TrainingOptions, train
@@ -137,7 +137,10 @@ def run_study(settings: StudySettings, folder: Path, *, workers: int) -> Iterato
         folder: Holds ``data/`` (prepared images), checkpoints and results.
         workers: Processes, one core each; 0 works in this one.
     """
-    networks = choose_networks(settings, study_space(settings, folder))
+    space = study_space(settings, folder)
+    for name in settings.supernets:
+        check_strategy(name.partition("-")[0], space)
+    networks = choose_networks(settings, space)
     done = {(r["kind"], r["name"], r["seed"]) for r in read_results(folder)}
     jobs = [
         job for job in study_jobs(settings, networks) if (job.kind, job.name, job.seed) not in done

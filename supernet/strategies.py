@@ -15,6 +15,8 @@ from searchspace.space import SearchSpace
 
 NUM_RANDOM = 2
 MAX_CYCLES = 100
+# Where a quarter of all cycles is allowed, a step of `fair` finds none once in 10^12 steps.
+CHECKED_CYCLES, ALLOWED_CYCLES = 20, 5
 
 Extremes: TypeAlias = tuple[Architecture, Architecture]
 Strategy: TypeAlias = Callable[[SearchSpace, random.Random, Extremes], list[Architecture]]
@@ -41,10 +43,7 @@ def fair(space: SearchSpace, rng: random.Random, _: Extremes) -> list[Architectu
         cycle = _fair_cycle(space, rng)
         if cycle is not None:
             return cycle
-    raise ValueError(
-        f"The limits of the space {space.name!r} leave no fair cycle over its mixers: "
-        f"{MAX_CYCLES} were tried. Loosen the limits, or train with uniform or sandwich."
-    )
+    raise ValueError(_too_few_cycles(space, found=0, tried=MAX_CYCLES))
 
 
 def sandwich(space: SearchSpace, rng: random.Random, extremes: Extremes) -> list[Architecture]:
@@ -59,6 +58,41 @@ def sandwich(space: SearchSpace, rng: random.Random, extremes: Extremes) -> list
 STRATEGIES: dict[str, Strategy] = {"uniform": uniform, "fair": fair, "sandwich": sandwich}
 # Strategies whose first architecture teaches the others of its step.
 DISTILLING = frozenset({"sandwich"})
+
+
+def strategy_named(name: str) -> Strategy:
+    """Look a strategy up.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"Unknown strategy {name!r} for the supernet. Known: {', '.join(STRATEGIES)}."
+        )
+    return STRATEGIES[name]
+
+
+def check_strategy(name: str, space: SearchSpace) -> None:
+    """Refuse a strategy that would find no architectures in some step of a training.
+
+    Raises:
+        ValueError: If it is unknown, or is ``fair`` and the limits of the space forbid most cycles.
+    """
+    if strategy_named(name) is not fair:
+        return
+    cycles = (_fair_cycle(space, random.Random(number)) for number in range(CHECKED_CYCLES))
+    found = sum(cycle is not None for cycle in cycles)
+    if found < ALLOWED_CYCLES:
+        raise ValueError(_too_few_cycles(space, found=found, tried=CHECKED_CYCLES))
+
+
+def _too_few_cycles(space: SearchSpace, *, found: int, tried: int) -> str:
+    return (
+        f"The limits of the space {space.name!r} leave {'hardly a' if found else 'no'} fair cycle "
+        f"over its mixers: {found} of {tried} that were tried. Loosen the limits, or train with "
+        "uniform or sandwich."
+    )
 
 
 def _fair_cycle(space: SearchSpace, rng: random.Random) -> list[Architecture] | None:

@@ -28,7 +28,7 @@ from supernet.optimization import build_optimizer
 from supernet.recipe import Recipe
 from supernet.seeding import derived_seed
 from supernet.shared_adamw import SharedAdamW
-from supernet.strategies import DISTILLING, STRATEGIES
+from supernet.strategies import DISTILLING, strategy_named
 from supernet.supernet_checkpoint import load_training, save_supernet
 from supernet.training_step import AMP_DTYPES
 from supernet.usage import Usage, UsedWeights
@@ -142,7 +142,7 @@ class SupernetTrainer:
     def _take_step(self) -> float:
         share = slice(self.rank, None, self.world_size)
         images, labels = (tensor[share].to(self.device) for tensor in self._next_batch())
-        architectures = STRATEGIES[self.strategy](
+        architectures = strategy_named(self.strategy)(
             self.space, random.Random(f"{self.seed}/{self.step}"), self._extremes
         )
         # Dropped paths are a function of the step, so that a checkpoint holds no random state.
@@ -299,7 +299,4 @@ def _check(recipe: Recipe, strategy: str) -> None:
             "Shared weights are trained with adamw, which leaves unused ones alone, got the "
             f"optimizer {recipe.optimizer!r} in the recipe {recipe.name!r}. Write adamw there."
         )
-    if strategy not in STRATEGIES:
-        raise ValueError(
-            f"Unknown strategy {strategy!r} for the supernet. Known: {', '.join(STRATEGIES)}."
-        )
+    strategy_named(strategy)

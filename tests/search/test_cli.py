@@ -140,6 +140,8 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--data", "nothing/here"), "nothing/here"),
         ((*BUDGET, "--objectives", "top1,speed"), "The objectives are top1 and at least one of"),
         ((*BUDGET, "--max-macs", "many"), "many"),
+        ((*BUDGET, "--strategy", "best"), "Unknown strategy 'best'"),
+        ((*BUDGET, "--strategy", "fair", "--max-params", "110K"), "no fair cycle"),
         ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
         (
             (*BUDGET, "--max-latency", "5"),

@@ -11,7 +11,7 @@ import pytest
 from searchspace.cost import count
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
-from supernet.strategies import DISTILLING, STRATEGIES, fair, sandwich, uniform
+from supernet.strategies import DISTILLING, STRATEGIES, check_strategy, fair, sandwich, uniform
 from tests.supernet.test_network import SPACE
 
 MICRO = load_space("micro")
@@ -75,3 +75,8 @@ def test_a_limit_that_leaves_no_fair_cycle_is_named() -> None:
     space = MICRO.replace(limits={"macs": smallest})
     with pytest.raises(ValueError, match="no fair cycle"):
         fair(space, random.Random(0), extremes_of(space))
+    with pytest.raises(ValueError, match=r"no fair cycle.*0 of 20"):
+        check_strategy("fair", space)
+    for strategy in ("uniform", "sandwich"):
+        check_strategy(strategy, space)
+    check_strategy("fair", MICRO)
