@@ -203,7 +203,7 @@ def test_gradients_equal_finite_differences(
 
 # torch's own checker looks at the gradients of intermediate tensors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("operator", (*OPERATORS, "depthwise_grad"))
+@pytest.mark.parametrize("operator", [*OPERATORS, "depthwise_grad"])
 def test_the_operators_fulfil_torch_librarys_contract(
     monkeypatch: pytest.MonkeyPatch, operator: str
 ) -> None:
