@@ -25,10 +25,17 @@ from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from searchspace.mixers import Elsa, Mixer, NeighborhoodAttention, WindowAttention
+from searchspace.mixers import (
+    Elsa,
+    Mixer,
+    NeighborhoodAttention,
+    OutlookAttention,
+    WindowAttention,
+)
 from supernet.kernels import aggregate, depthwise_conv
 from supernet.kernels.select import VARIABLE, describe_selection
 from supernet.mixers import MIXERS
+from supernet.mixers.elsa import ElsaMixer
 from supernet.mixers.sharing import Place
 
 STAGES = ((8, 56, 96, 3), (8, 28, 192, 6), (8, 14, 384, 12))  # batch, side, channels, heads
@@ -133,12 +140,45 @@ def block() -> Iterable[tuple[str, Run, Run]]:
         yield f"{side}x{side}x{channels} h{heads}", old, new
 
 
+def hadamard() -> Iterable[tuple[str, Run, Run]]:
+    """a whole ELSA block against the generation of its logits alone, K = 7."""
+    for batch, side, channels, heads in STAGES:
+        x = torch.randn(batch, side, side, channels, requires_grad=True)
+        elsa = Elsa(kernel_size=7, num_heads=heads, group_width=4, lam=0, gamma=1)
+        whole = WholeBlock(elsa, channels, side)
+        mixer = whole.mix.module
+        assert isinstance(mixer, ElsaMixer)
+        product = torch.randn(batch, side, side, mixer.qk_dim, requires_grad=True)
+        weights = (mixer.conv_weight, mixer.conv_bias, mixer.logit_weight, mixer.logit_bias)
+        logits = step(
+            lambda p, *_, mixer=mixer, elsa=elsa: mixer._logits(p, mixer._slices(elsa), elsa),
+            (product, *weights),
+        )
+        yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), logits
+
+
+def outlook() -> Iterable[tuple[str, Run, Run]]:
+    """outlook attention against its unfold and fold alone, K = 3, stride 2 (VOLO's first stage)."""
+    batch, side, channels, heads = 8, 28, 192, 6
+    x = torch.randn(batch, side, side, channels, requires_grad=True)
+    whole = OneMixer(OutlookAttention(kernel_size=3, num_heads=heads, stride=2), channels, side)
+    area = {"kernel_size": 3, "padding": 1, "stride": 2}
+
+    def copies(y: Tensor) -> Tensor:
+        columns = F.unfold(y.permute(0, 3, 1, 2), **area)
+        return F.fold(columns, (side, side), **area).permute(0, 2, 3, 1)
+
+    yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), step(copies, (x,))
+
+
 CLAIMS: dict[str, Callable[[], Iterable[tuple[str, Run, Run]]]] = {
     "aggregation": aggregation,
     "attention": attention,
     "shift": shift,
     "depthwise": depthwise,
     "block": block,
+    "hadamard": hadamard,
+    "outlook": outlook,
 }
 
 
