@@ -2,7 +2,8 @@
 
     python benchmarks/bench_mixers.py [--repeats 5] [--claim aggregation ...] [--clock cpu]
 
-Each claim prints medians in milliseconds of both sides, forward plus backward, and their ratio.
+Each claim prints medians in milliseconds of both sides, forward plus backward where it does not say
+otherwise, and their ratio.
 Shapes are the stages of Swin-T (batch 8, 224 pixels) and 32-pixel maps. One thread; the clock is
 the processor time of the process by default, which a busy machine disturbs little.
 """
@@ -24,10 +25,17 @@ from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from searchspace.mixers import Elsa, Mixer, NeighborhoodAttention, WindowAttention
+from searchspace.mixers import (
+    Elsa,
+    Mixer,
+    NeighborhoodAttention,
+    OutlookAttention,
+    WindowAttention,
+)
 from supernet.kernels import aggregate, depthwise_conv
 from supernet.kernels.select import VARIABLE, describe_selection
 from supernet.mixers import MIXERS
+from supernet.mixers.elsa import ElsaMixer
 from supernet.mixers.sharing import Place
 
 STAGES = ((8, 56, 96, 3), (8, 28, 192, 6), (8, 14, 384, 12))  # batch, side, channels, heads
@@ -109,19 +117,16 @@ def shift() -> Iterable[tuple[str, Run, Run]]:
 
 
 def depthwise() -> Iterable[tuple[str, Run, Run]]:
-    """conv2d in PyTorch's default layout against the operator."""
-    for batch, side, channels, _ in STAGES:
+    """conv2d in PyTorch's default layout against the operator, forward and backward apart."""
+    small = ((128, 32, channels) for channels in (48, 64, 96))
+    for batch, side, channels in (*(stage[:3] for stage in STAGES), *small):
         for size in SIZES:
             shapes = ((channels, size, size), (channels,))
             maps = leaves((batch, side, side, channels), *shapes)
             images = leaves((batch, channels, side, side), *shapes)
-            old = step(
-                lambda x, w, b: F.conv2d(
-                    x, w.unsqueeze(1), b, padding=w.shape[-1] // 2, groups=len(w)
-                ),
-                images,
-            )
-            yield f"{side}x{side}x{channels} K{size}", old, step(depthwise_conv, maps)
+            label = f"B{batch} {side}x{side}x{channels} K{size}"
+            yield f"{label} forward", lambda x=images: conv2d(*x), lambda x=maps: depthwise_conv(*x)
+            yield f"{label} backward", backward(conv2d, images), backward(depthwise_conv, maps)
 
 
 def block() -> Iterable[tuple[str, Run, Run]]:
@@ -135,12 +140,45 @@ def block() -> Iterable[tuple[str, Run, Run]]:
         yield f"{side}x{side}x{channels} h{heads}", old, new
 
 
+def hadamard() -> Iterable[tuple[str, Run, Run]]:
+    """a whole ELSA block against the generation of its logits alone, K = 7."""
+    for batch, side, channels, heads in STAGES:
+        x = torch.randn(batch, side, side, channels, requires_grad=True)
+        elsa = Elsa(kernel_size=7, num_heads=heads, group_width=4, lam=0, gamma=1)
+        whole = WholeBlock(elsa, channels, side)
+        mixer = whole.mix.module
+        assert isinstance(mixer, ElsaMixer)
+        product = torch.randn(batch, side, side, mixer.qk_dim, requires_grad=True)
+        weights = (mixer.conv_weight, mixer.conv_bias, mixer.logit_weight, mixer.logit_bias)
+        logits = step(
+            lambda p, *_, mixer=mixer, elsa=elsa: mixer._logits(p, mixer._slices(elsa), elsa),
+            (product, *weights),
+        )
+        yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), logits
+
+
+def outlook() -> Iterable[tuple[str, Run, Run]]:
+    """outlook attention against its unfold and fold alone, K = 3, stride 2 (VOLO's first stage)."""
+    batch, side, channels, heads = 8, 28, 192, 6
+    x = torch.randn(batch, side, side, channels, requires_grad=True)
+    whole = OneMixer(OutlookAttention(kernel_size=3, num_heads=heads, stride=2), channels, side)
+    area = {"kernel_size": 3, "padding": 1, "stride": 2}
+
+    def copies(y: Tensor) -> Tensor:
+        columns = F.unfold(y.permute(0, 3, 1, 2), **area)
+        return F.fold(columns, (side, side), **area).permute(0, 2, 3, 1)
+
+    yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), step(copies, (x,))
+
+
 CLAIMS: dict[str, Callable[[], Iterable[tuple[str, Run, Run]]]] = {
     "aggregation": aggregation,
     "attention": attention,
     "shift": shift,
     "depthwise": depthwise,
     "block": block,
+    "hadamard": hadamard,
+    "outlook": outlook,
 }
 
 
@@ -190,6 +228,18 @@ def step(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Run:
     with torch.no_grad():
         grad = torch.randn_like(function(*inputs))
     return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
+
+
+def backward(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Run:
+    """Make a function that runs the backward pass alone, of all inputs."""
+    y = function(*inputs)
+    grad = torch.randn_like(y)
+    return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve images (B, C, H, W) with a filter (C, K, K) for each channel."""
+    return F.conv2d(x, weight.unsqueeze(1), bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
 
 def forced(formulation: str, run: Run) -> Run:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search import front_commands
+from search import front_commands, latency_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +169,12 @@ def status(run: Run) -> None:
         _console().print(status_table(folder))
 
 
-for _command in (front_commands.pareto, front_commands.select, front_commands.compare):
+for _command in (
+    front_commands.pareto,
+    front_commands.select,
+    front_commands.compare,
+    latency_command.latency,
+):
     app.command()(_command)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.budget import parse_budget
+from search.plan import SHARES
 from search.record import Record
 from search.settings import RunSettings
 from searchspace.architecture import Architecture
@@ -90,7 +91,8 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
             "Continue it with --resume, or name another folder with --out."
         )
     space = settings.load_space()
-    check_strategy(settings.strategy, space)
+    if "supernet" in SHARES[settings.strategy]:
+        check_strategy(settings.supernet_strategy, space)
     for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
         load_recipe(recipe)
     existed = folder.exists()

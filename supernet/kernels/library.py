@@ -30,7 +30,7 @@ from supernet.kernels.area import NORMS, Area, Grads, Operands
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("aggregate.c", "logits.c", "attention.c"))
+SOURCES = tuple(FOLDER / name for name in ("aggregate.c", "depthwise.c", "logits.c", "attention.c"))
 HEADERS = tuple(FOLDER / name for name in ("neighborhood.h", "transpose.h"))
 DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long long")}
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
@@ -41,6 +41,7 @@ _FUNCTIONS = {
     "neighborhood_aggregate": [_POINTER] * 5 + [_INT] * 2 + [_SIZE] * 7 + [_INT],
     "neighborhood_logits": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
     "neighborhood_multiplier_grad": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
+    "neighborhood_depthwise_grad": [_POINTER] * 6 + [_INT] + [_SIZE] * 6 + [_INT],
     "neighborhood_attention": [_POINTER] * 7 + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_attention_grad": [_POINTER] * 13 + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
@@ -101,6 +102,18 @@ def multiplier_grad(
     sizes = (per_image, *x.shape, groups, kernel_size, dilation)
     _call("neighborhood_multiplier_grad", (result, _dense(filters), x, values), sizes)
     return result
+
+
+def depthwise_grad(
+    grad: Tensor, values: Tensor, kernel_size: int, dilation: int, multiplier: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of a depth-wise convolution's values, multiplier and bias at once."""
+    grad, values, multiplier = grad.contiguous(), values.contiguous(), multiplier.contiguous()
+    shapes = values.shape, multiplier.shape, values.shape[-1:]
+    results = tuple(torch.empty(shape, dtype=values.dtype) for shape in shapes)
+    sizes = (_per_image(multiplier), *grad.shape, kernel_size, dilation)
+    _call("neighborhood_depthwise_grad", (*results, grad, values, multiplier), sizes)
+    return results[0], results[1], results[2]
 
 
 def skew(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:

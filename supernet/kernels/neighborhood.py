@@ -160,7 +160,7 @@ def depthwise_conv(
     if bias is not None:
         _check(bias.shape == (channels,), "The bias must have shape (C,)", bias, values)
         values, bias = _alike(values, bias)
-    chosen = depthwise_formulation(values, size)
+    chosen = depthwise_formulation(values)
     if chosen == "naive":
         return depthwise_conv_naive(values, weight, bias, dilation=dilation)
     if chosen != "torch" or weight.dim() == 4:

@@ -70,6 +70,22 @@ def multiplier_grad_op(
     return primitives_for(x).multiplier_grad(filters, x, values, kernel_size, dilation, per_image)
 
 
+@torch.library.custom_op("mixer_search::depthwise_grad", mutates_args=())
+def depthwise_grad_op(
+    grad: Tensor, values: Tensor, kernel_size: int, dilation: int, multiplier: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of values, multiplier and bias of `aggregate` without filters."""
+    primitives = primitives_for(values)
+    if primitives is library:
+        return library.depthwise_grad(grad, values, kernel_size, dilation, multiplier)
+    area = (kernel_size, dilation)
+    return (
+        primitives.aggregate(None, grad, *area, multiplier, None, True),
+        primitives.multiplier_grad(None, grad, values, *area, multiplier.dim() == 3),
+        grad.sum((0, 1, 2)),
+    )
+
+
 @torch.library.custom_op("mixer_search::skew", mutates_args=())
 def skew_op(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     """Read tap o of (B, H, W, G, K*K) from the neighbour at offset o (transposed: minus o)."""
@@ -125,6 +141,17 @@ def _multiplier_grad_shape(
     return x.new_empty((*images, kernel_size**2, x.shape[-1]))
 
 
+@depthwise_grad_op.register_fake
+def _depthwise_grad_shapes(
+    grad: Tensor, values: Tensor, kernel_size: int, dilation: int, multiplier: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        values.new_empty(values.shape),
+        multiplier.new_empty(multiplier.shape),
+        values.new_empty(values.shape[-1]),
+    )
+
+
 @skew_op.register_fake
 def _skew_shape(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) -> Tensor:
     return terms.new_empty(terms.shape)
@@ -142,6 +169,10 @@ def _aggregate_backward(ctx: Any, grad: Tensor) -> Grads:
     area, needs = ctx.area, ctx.needs_input_grad
     x, y = (values, grad) if ctx.transposed else (grad, values)
     grads: list[Tensor | None] = [None] * 7
+    if filters is None and not ctx.transposed and needs[1] and needs[4]:
+        grads[1], grads[4], bias_grad = depthwise_grad_op(grad, values, *area, multiplier)
+        grads[5] = bias_grad if needs[5] else None
+        return tuple(grads)
     if needs[0]:
         grads[0] = logits_op(x, y, filters.shape[3], *area, multiplier)
     if needs[1]:
@@ -191,6 +222,30 @@ def _multiplier_grad_backward(ctx: Any, grad: Tensor) -> Grads:
     return tuple(grads)
 
 
+def _save_depthwise_grad(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    grad, values, size, dilation, multiplier = inputs
+    ctx.area = (size, dilation)
+    ctx.save_for_backward(grad, values, multiplier)
+
+
+def _depthwise_grad_backward(
+    ctx: Any, values_grad: Tensor, multiplier_grad: Tensor, bias_grad: Tensor
+) -> Grads:
+    grad, values, multiplier = ctx.saved_tensors
+    area, needs = ctx.area, ctx.needs_input_grad
+    grads: list[Tensor | None] = [None] * 5
+    if needs[0]:
+        grads[0] = aggregate_op(None, values_grad, *area, multiplier, None, False)
+        grads[0] += aggregate_op(None, values, *area, multiplier_grad, bias_grad, False)
+    if needs[1]:
+        grads[1] = aggregate_op(None, grad, *area, multiplier_grad, None, True)
+    if needs[4]:
+        grads[4] = multiplier_grad_op(None, grad, values_grad, *area, multiplier.dim() == 3)
+    return tuple(grads)
+
+
 def _save_skew(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, size, dilation, ctx.transposed = inputs
     ctx.area = (size, dilation)
@@ -203,6 +258,7 @@ def _skew_backward(ctx: Any, grad: Tensor) -> Grads:
 aggregate_op.register_autograd(_aggregate_backward, setup_context=_save_aggregate)
 logits_op.register_autograd(_logits_backward, setup_context=_save_logits)
 multiplier_grad_op.register_autograd(_multiplier_grad_backward, setup_context=_save_multiplier_grad)
+depthwise_grad_op.register_autograd(_depthwise_grad_backward, setup_context=_save_depthwise_grad)
 skew_op.register_autograd(_skew_backward, setup_context=_save_skew)
 
 
@@ -232,3 +288,10 @@ def _multiplier_grad_flops(
     filters: object, x: tuple[int, ...], values: object, kernel_size: int, *, out_shape: object
 ) -> int:
     return 2 * prod(x) * kernel_size**2
+
+
+@register_flop_formula(torch.ops.mixer_search.depthwise_grad)
+def _depthwise_grad_flops(
+    grad: tuple[int, ...], values: object, kernel_size: int, *rest: object, out_shape: object
+) -> int:
+    return 4 * prod(grad) * kernel_size**2

@@ -78,21 +78,14 @@ def describe_selection() -> str:
     )
 
 
-def depthwise_formulation(values: Tensor, kernel_size: int) -> str:
+def depthwise_formulation(values: Tensor) -> str:
     """Choose ``c``, ``torch`` (`F.conv2d` on a channels_last view) or ``naive`` for a convolution.
 
-    Measured forward plus backward, float32, one AVX-512 core of a shared machine, the stages of
-    Swin-T and 32-pixel maps (benchmarks/bench_kernels.py, the quietest of three runs): for K = 3
-    conv2d takes 0.65 to 0.9 of C's time; C is 2.0 to 2.9 times faster for K = 5 and 2.5 to 3.1
-    times for K = 7. The rest, float64 among it, is not measured and takes C.
+    On a GPU cuDNN serves; on a CPU C's backward pass is the fastest at all measured sizes
+    (docs/kernels.md).
     """
     chosen = formulation(values)
-    forced = os.environ.get(VARIABLE) == "c"
-    if chosen == "triton":
-        return "torch"  # cuDNN
-    if chosen == "c" and not forced and kernel_size <= 3 and values.dtype == torch.float32:
-        return "torch"
-    return chosen
+    return "torch" if chosen == "triton" else chosen
 
 
 def _runs_triton(tensor: Tensor, *, is_wanted: bool) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = (
     "pareto",
     "select",
     "compare",
+    "latency",
     "show",
     "retrain",
     "export",

@@ -203,19 +203,23 @@ def test_gradients_equal_finite_differences(
 
 # torch's own checker looks at the gradients of intermediate tensors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", [*OPERATORS, "depthwise_grad"])
 def test_the_operators_fulfil_torch_librarys_contract(
     monkeypatch: pytest.MonkeyPatch, operator: str
 ) -> None:
     use(monkeypatch, "c")
     ops = torch.ops.mixer_search
-    x = example(operator, (2, 2, 3, 2, 2, 3, 1), torch.float64)
+    x = example(operator.removesuffix("_grad"), (2, 2, 3, 2, 2, 3, 1), torch.float64)
     calls = {
         "aggregate": lambda: (ops.aggregate.default, (*x, 3, 1, None, None, False)),
         "multiplier": lambda: (ops.multiplier_grad.default, (x[0], x[1], x[1], 3, 1, False)),
         "image_multiplier": lambda: (ops.multiplier_grad.default, (x[0], x[1], x[1], 3, 1, True)),
         "logits": lambda: (ops.logits.default, (*x, 2, 3, 1, None)),
         "skew": lambda: (ops.skew.default, (x[0], 3, 1, False)),
+        "depthwise_grad": lambda: (
+            ops.depthwise_grad.default,
+            (torch.randn_like(x[0]), x[0], 3, 1, x[1].flatten(1).t()),
+        ),
         "depthwise": lambda: (
             ops.aggregate.default,
             (None, x[0], 3, 1, x[1].flatten(1).t(), None, True),
@@ -389,17 +393,55 @@ def test_the_compiler_is_what_cc_names(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert library.find_compiler() == (str(compiler), "-pipe")
 
 
-def test_small_convolutions_go_to_torch_and_large_ones_to_c(
+def test_convolutions_on_a_cpu_go_to_c_and_half_precision_to_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use(monkeypatch, "c")
     values = torch.zeros(1, 4, 5, 2)
-    assert depthwise_formulation(values, 3) == "c"
-
     monkeypatch.setenv(VARIABLE, "auto")
 
-    assert [depthwise_formulation(values, size) for size in (3, 5)] == ["torch", "c"]
-    assert formulation(values.bfloat16()) == "torch"
+    assert depthwise_formulation(values) == "c"
+    assert depthwise_formulation(values.bfloat16()) == "torch"
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_convolution_gradients_do_not_depend_on_the_layout(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    use(monkeypatch, name)
+    wide = torch.randn(2, 9, 7, 40, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(size, size, 19, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(38, dtype=torch.float64, requires_grad=True)
+    inputs, grad = (wide, weight, bias), torch.randn(19, 2, 9, 7, dtype=torch.float64)
+
+    def strided(convolve: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = convolve(wide[..., ::2][..., :19], weight.permute(2, 0, 1), bias[::2])
+        return torch.autograd.grad(y, inputs, grad.permute(1, 2, 3, 0))
+
+    for actual, expected in zip(
+        strided(depthwise_conv), strided(depthwise_conv_naive), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("kept", [[0], [1], [2], [0, 1], [1, 2], [0, 2]])
+def test_a_convolution_gives_each_gradient_without_the_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, kept: list[int]
+) -> None:
+    use(monkeypatch, name)
+    inputs = example("depthwise", (2, 3, 5, 3, 3, 7, 1), torch.float64)
+    wanted = [inputs[index] for index in kept]
+    for index, tensor in enumerate(inputs):
+        tensor.requires_grad_(index in kept)
+
+    found, expected = (
+        torch.autograd.grad(convolve(*inputs).square().sum(), wanted)
+        for convolve in (depthwise_conv, depthwise_conv_naive)
+    )
+
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
