@@ -12,6 +12,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -152,9 +153,7 @@ class SupernetWorker:
             # The dearest score of the largest network: it is not known which one will be used.
             scorer = Scorer(self.job)
             return max(
-                _median_seconds(
-                    lambda name=name: scorer.judge(subnets[1], name), self.job.device, runs=1
-                )
+                _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
         judge = Judge(self.job, supernet=None)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from math import comb
 from pathlib import Path
@@ -193,7 +194,7 @@ def covering(space: SearchSpace, rng: random.Random) -> list[Architecture]:
     """
     options = []
     for index, choices in enumerate(space.stages):
-        blocks = [space.mixers_of(index, block) for block in range(choices.depth)]
+        blocks = [space.mixers_of(index, block) for block in range(max(choices.depths))]
         stages = [
             choices.with_mixers([mixers[number % len(mixers)] for mixers in blocks], ratio)
             for ratio in choices.mlp_ratios
@@ -311,7 +312,7 @@ def _time_group(
             rng.shuffle(runs)
             for network, notes, architecture, number in runs:
                 network(images)
-                seconds = notes.of(lambda network=network: network(images))
+                seconds = notes.of(partial(network, images))
                 if number >= 0:
                     wholes.setdefault(number, []).extend(seconds)
                     continue

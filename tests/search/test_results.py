@@ -182,7 +182,8 @@ def test_json_has_stable_keys_and_gives_the_architecture_back() -> None:
     assert set(data) == {
         "id", "key", "fidelity", "top1", "top1_low", "top1_high", "num_seeds", "near_front",
         "front_probability",
-        "params", "macs", "latency_ms", "mixers", "architecture",
+        "params", "macs", "latency_ms", "latency_low_ms", "latency_high_ms", "mixers",
+        "architecture",
     }  # fmt: skip
     assert data["latency_ms"] is None
     assert data["key"] == Architecture.from_dict(data["architecture"]).key == network(1).key
