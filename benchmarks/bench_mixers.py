@@ -18,6 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,7 @@ from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from benchmarks.peak_memory import peak_bytes
 from searchspace.mixers import (
     Elsa,
     Mixer,
@@ -286,12 +290,6 @@ def measure_peak(batch: int, side: int, channels: int, heads: int, size: int) ->
     before = peak_bytes()
     run(batch, side)
     return peak_bytes() - before
-
-
-def peak_bytes() -> int:
-    """Read this process's peak memory; getrusage's mark starts with that of the parent process."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

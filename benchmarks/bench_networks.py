@@ -16,10 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peak_memory import peak_bytes
 from searchspace import PRESETS, preset
 from supernet.mixers import MIXERS
 from supernet.network import build_subnet
@@ -159,15 +163,9 @@ def measure_peak(name: str, mode: str, *, images: int, device: torch.device) -> 
         torch.cuda.reset_peak_memory_stats(device)
         run(network, batch)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    before = peak_mebibytes()
+    before = peak_bytes()
     run(network, batch)
-    return peak_mebibytes() - before
-
-
-def peak_mebibytes() -> float:
-    """Read this process's peak memory; getrusage's mark starts with that of the parent process."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+    return (peak_bytes() - before) / 2**20
 
 
 if __name__ == "__main__":

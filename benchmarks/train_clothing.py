@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
 import torch.nn.functional as F
 
+from benchmarks.peak_memory import peak_bytes
 from search.retrain import RetrainOptions, RetrainResult, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, Mixer, WindowAttention
@@ -122,9 +125,9 @@ def peak_of_step(name: str, data: ImageData, epochs: int, device: str) -> float:
         before = torch.cuda.memory_allocated()
         stepping.step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     stepping.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (peak_bytes() - before) / 2**20
 
 
 def print_costs(data: ImageData, options: argparse.Namespace) -> None:
