@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
 from searchspace.presets import preset
-from supernet.batches import mend_posterize, train_shards
+from supernet.batches import mend_posterize
 from supernet.data import ImageData, prepare_data
 from supernet.network import build_subnet
 from supernet.optimization import undecayed
@@ -82,15 +82,8 @@ class Ours:
         """Take one step."""
         shards = next(self.batches, None)
         if shards is None:
-            options = self.training.options
-            self.batches = train_shards(
-                options.train_split,
-                self.training.data,
-                self.training.recipe,
-                epoch=self.epoch % self.training.recipe.epochs,
-                seed=0,
-                workers=options.loader_workers,
-            )
+            epoch = self.epoch % self.training.recipe.epochs
+            self.batches = self.training.loader.epoch(epoch, seed=0)
             self.epoch += 1
             shards = next(self.batches)
         self.training._step(0, 0, shards)

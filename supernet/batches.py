@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -115,36 +116,77 @@ def train_shards(
     Raises:
         ValueError: If there are too few images for the processes.
     """
-    if len(split) < 2:
-        raise ValueError(f"Training needs at least 2 images, got {len(split)}. Add images.")
-    batch = min(recipe.batch_size, len(split))
-    num_shards = -(-batch // (recipe.shard_size or batch))
-    if num_shards % world_size:
-        raise ValueError(
-            "Every process takes the same number of shards of a batch, so their number must be a "
-            f"multiple of the processes, got {num_shards} shards and {world_size} processes. Set "
-            f"the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+    loader = TrainLoader(
+        split, data, recipe, rank=rank, world_size=world_size, workers=workers, maps=maps
+    )
+    return loader.epoch(epoch, seed)
+
+
+class TrainLoader:
+    """Makes epoch after epoch of `train_shards`; its workers are started once.
+
+    Args:
+        rank, world_size, workers, maps: As for `train_shards`.
+
+    Raises:
+        ValueError: If there are too few images, or for the processes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        data: ImageData,
+        recipe: Recipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        maps: LabelMaps | None = None,
+    ) -> None:
+        if len(split) < 2:
+            raise ValueError(f"Training needs at least 2 images, got {len(split)}. Add images.")
+        batch = min(recipe.batch_size, len(split))
+        num_shards = -(-batch // (recipe.shard_size or batch))
+        if num_shards % world_size:
+            raise ValueError(
+                "Every process takes the same number of shards of a batch, so their number must be "
+                f"a multiple of the processes, got {num_shards} shards and {world_size} processes. "
+                f"Set the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+            )
+        self._steps = steps_per_epoch(len(split), recipe)
+        self._numbers = range(rank, num_shards, world_size)
+        self._wanted: list[_Place] = []
+        self._maker = _ShardMaker(
+            split=split,
+            recipe=recipe,
+            num_shards=num_shards,
+            maps=maps,
+            augment=_Augmentation.of(data, recipe),
         )
-    maker = _ShardMaker(
-        split=split,
-        recipe=recipe,
-        order=_epoch_order(len(split), recipe, derived_seed(seed, "order", epoch)),
-        num_shards=num_shards,
-        epoch=epoch,
-        seed=seed,
-        maps=maps,
-        augment=_Augmentation.of(data, recipe),
-    )
-    mine = range(rank, num_shards, world_size)
-    wanted = [(step, n) for step in range(steps_per_epoch(len(split), recipe)) for n in mine]
-    # Order is kept; a worker makes whole shards, one after another.
-    shards = iter(
-        DataLoader(maker, batch_size=None, sampler=wanted, num_workers=workers)
-        if workers
-        else map(maker.__getitem__, wanted)
-    )
-    while step := list(islice(shards, len(mine))):
-        yield step
+        # Order is kept; a worker makes whole shards, one after another. The list of what is wanted
+        # is read anew at the start of every epoch.
+        self._shards: Iterable[Shard] = (
+            DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=self._wanted,
+                num_workers=workers,
+                persistent_workers=True,
+            )
+            if workers
+            else _Mapped(self._maker, self._wanted)
+        )
+
+    def epoch(self, epoch: int, seed: int) -> Iterator[list[Shard]]:
+        """Make the shards of an epoch; an epoch that is under way ends there."""
+        self._wanted[:] = [
+            _Place(seed, epoch, step, number)
+            for step in range(self._steps)
+            for number in self._numbers
+        ]
+        shards = iter(self._shards)
+        while step := list(islice(shards, len(self._numbers))):
+            yield step
 
 
 def eval_batches(
@@ -177,28 +219,48 @@ def eval_batches(
         yield from map(maker.__getitem__, firsts)
 
 
-def _epoch_order(num_images: int, recipe: Recipe, seed: int) -> IntArray:
-    order = np.random.default_rng(seed).permutation(num_images)
+@lru_cache(maxsize=2)
+def _epoch_order(num_images: int, repeats: int, seed: int, epoch: int) -> IntArray:
+    rng = np.random.default_rng(derived_seed(seed, "order", epoch))
     # The copies of an image go to different shards, as DeiT's sampler gives them to its GPUs.
-    return np.repeat(order, recipe.repeated_augmentation)[:num_images]
+    return np.repeat(rng.permutation(num_images), repeats)[:num_images]
+
+
+class _Place(NamedTuple):
+    """Which shard is wanted."""
+
+    seed: int
+    epoch: int
+    step: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """Makes the shards that are wanted in this process."""
+
+    maker: _ShardMaker
+    wanted: list[_Place]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return map(self.maker.__getitem__, list(self.wanted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ShardMaker(Dataset[Shard]):
-    """Makes any shard of an epoch, in whatever process it runs."""
+    """Makes any shard of any epoch, in whatever process it runs."""
 
     split: Split
     recipe: Recipe
-    order: IntArray
     num_shards: int
-    epoch: int
-    seed: int
     maps: LabelMaps | None
     augment: _Augmentation
 
-    def __getitem__(self, place: tuple[int, int]) -> Shard:
-        step, number = place
-        batch = self.order[step * self.recipe.batch_size :][: self.recipe.batch_size]
+    def __getitem__(self, place: _Place) -> Shard:
+        seed, epoch, step, number = place
+        repeats = self.recipe.repeated_augmentation
+        order = _epoch_order(len(self.split), repeats, seed, epoch)
+        batch = order[step * self.recipe.batch_size :][: self.recipe.batch_size]
         rows = batch[number :: self.num_shards]
         if self.recipe.mixes or self.maps is not None:
             rows = rows[: len(rows) // 2 * 2]
@@ -210,8 +272,8 @@ class _ShardMaker(Dataset[Shard]):
         labels = torch.from_numpy(self.split.labels[rows])
         cropped = None if self.maps is None else [self.maps.load(row) for row in rows.tolist()]
         read = time.perf_counter()
-        seed = derived_seed(self.seed, "batch", self.epoch, *parts)
-        tensor, targets, maps = self.augment(images, labels, seed, cropped)
+        own_seed = derived_seed(seed, "batch", epoch, *parts)
+        tensor, targets, maps = self.augment(images, labels, own_seed, cropped)
         return Shard(
             images=tensor,
             targets=targets,

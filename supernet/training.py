@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from supernet.batches import Shard, eval_batches, steps_per_epoch, train_shards
+from supernet.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
 from supernet.checkpoint import latest_checkpoint, write_checkpoint, write_text
 from supernet.data import ImageData, Split
 from supernet.epoch_report import EpochReport, to_csv
@@ -142,6 +142,15 @@ class _Training:
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.network = network.to(self.device).to(memory_format=layout)
         self.steps = steps_per_epoch(len(options.train_split), recipe)
+        self.loader = TrainLoader(
+            options.train_split,
+            data,
+            recipe,
+            rank=self.rank,
+            world_size=self.world_size,
+            workers=options.loader_workers,
+            maps=options.maps,
+        )
         self.optimizer = build_optimizer(self.network, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
@@ -230,7 +239,7 @@ class _Training:
         waited = read = augmented = 0.0
         images = 0
         self.network.train()
-        for step, (shards, seconds) in enumerate(_timed(self._shards(epoch))):
+        for step, (shards, seconds) in enumerate(_timed(self.loader.epoch(epoch, self._seed))):
             losses.append(self._step(epoch, step, shards))
             waited += seconds
             read += sum(shard.read_seconds for shard in shards)
@@ -248,19 +257,6 @@ class _Training:
             read_seconds=read,
             augment_seconds=augmented,
             skipped_steps=len(losses) - len(finite),
-        )
-
-    def _shards(self, epoch: int) -> Iterator[list[Shard]]:
-        return train_shards(
-            self.options.train_split,
-            self.data,
-            self.recipe,
-            epoch=epoch,
-            seed=self._seed,
-            rank=self.rank,
-            world_size=self.world_size,
-            workers=self.options.loader_workers,
-            maps=self.options.maps,
         )
 
     def _step(self, epoch: int, step: int, shards: list[Shard]) -> float:
