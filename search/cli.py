@@ -411,7 +411,7 @@ def doctor(
 def main() -> None:
     """Run the command line; wrong input ends with one message and status 2."""
     try:
-        app()
+        app(prog_name="search")
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

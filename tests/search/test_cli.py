@@ -142,7 +142,7 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--objectives", "top1,speed"), "The objectives are top1 and at least one of"),
         ((*BUDGET, "--max-macs", "many"), "many"),
         ((*BUDGET, "--strategy", "best"), "Unknown strategy 'best'"),
-        ((*BUDGET, "--strategy", "fair", "--max-params", "110K"), "no fair cycle"),
+        ((*BUDGET, "--supernet-strategy", "fair", "--max-params", "110K"), "no fair cycle"),
         ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
         (
             (*BUDGET, "--max-latency", "5"),
