@@ -25,8 +25,11 @@ class Promotions:
     Without a base, networks enter the lowest rung from elsewhere.
     Inside a rung, a network is promoted if it is among the best 1/eta of those that *finished*
     there, by non-dominated rank and then crowding distance (MO-ASHA, Schmucker et al. 2021,
-    https://arxiv.org/abs/2106.12639, with NSGA-II's order). Fidelities are never compared with
-    each other, and what was stopped or failed is not in any order.
+    https://arxiv.org/abs/2106.12639, with NSGA-II's order), and only while no more than 1/eta of
+    the rung went up: early orders change, and each change would send more of them (the delayed
+    promotion of Hyper-Tune, Li et al. 2022, https://arxiv.org/abs/2201.06834, Sec. 4.2).
+    Fidelities are never compared with each other, and what was stopped or failed is not in any
+    order.
 
     Args:
         trials: All of the run.
@@ -84,11 +87,13 @@ class Promotions:
         """Take the best of a level that may go up and has not yet."""
         level, above = self._levels[index], self._levels[index + 1 :]
         num_done = len(self._done[level])
+        takes_all = index == 0 and self._has_base
+        if not takes_all and len(self._known[self._levels[index + 1]]) >= num_done // self._eta:
+            return
         if num_done - self._sorted_at[level] > num_done * RESORT_SHARE:
             self._sorted_at[level] = num_done
             done = list(self._done[level].values())
             # From the base as many as there is time for; from a rung the best part of it.
-            takes_all = index == 0 and self._has_base
             places = num_done if takes_all else num_done // self._eta
             self._ready[level] = [done[i] for i in reversed(self._sorted(done)[:places])]
         while self._ready[level]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -28,6 +29,7 @@ from supernet.network import Supernet, extract
 from supernet.supernet_checkpoint import save_supernet
 from tests.tiny_data import changed, noise, tiny_data
 
+SPACES = Path(__file__).parents[2] / "configs" / "spaces"
 FORK = multiprocessing.get_context("fork")
 MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))
 ARCHITECTURE = Architecture(
@@ -184,6 +186,9 @@ def test_a_queue_is_worked_off_charged_and_not_repeated(
     folder = tmp_path / "run"
     folder.mkdir()
     prepare_data("digits", img_size=16, folder=folder / "data")
+    shutil.copy(
+        Path(__file__).parents[2] / "configs" / "spaces" / "digits.yaml", folder / "space.yaml"
+    )
     small = replace(ARCHITECTURE, img_size=16, num_classes=10)
     out = StringIO()
     plan = RetrainPlan(recipe="quick", epochs=1)

@@ -63,8 +63,9 @@ def test_a_run_that_is_killed_and_stopped_ends_as_well(
         with run.record() as record:
             record.close_orphans()
             now = {trial.id for trial in record.trials(state="done")}
-        assert done < now
+        assert done <= now  # none is lost; a supernet's training comes before the first
         done = now
+    assert done
     assert ends == ["killed", "stopped", "killed", "done"]
     with run.record() as record:
         # Nothing beats between the kills and the last heartbeat here: they are charged less.
