@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, an ImageFolder, a tar of one, timm's readers."""
+"""Where images come from: digits, an ImageFolder, a tar of one, WebDataset shards, timm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from PIL import Image
 from supernet.data.folders import open_folder, open_tar
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
+from supernet.data.webdataset import open_shards
 
 DIGITS = "digits"
 TIMM_PREFIXES = ("torch/", "hfds/", "tfds/", "wds/")
 ACCEPTED = (
     "Accepted are 'digits', a folder with train/ and val/ or test/ that hold one folder of images "
-    "per class, a tar of one, and timm names such as 'torch/cifar10:FOLDER' or 'hfds/NAME'"
+    "per class, a tar of one, WebDataset shards as 'wds/NAME:FOLDER', and timm names such as "
+    "'torch/cifar10:FOLDER' or 'hfds/NAME'"
 )
 
 
@@ -52,6 +54,10 @@ def open_source(source: str, *, img_size: int) -> Source:
         name, _, root = source.partition(":")
         if name in ("torch/image_folder", "torch/folder"):
             return open_source(resolve_source(root), img_size=img_size)
+        if name.startswith("wds/"):
+            if not Path(root).is_dir() or not root:
+                raise ValueError(f"{name!r} needs the folder of its shards, write '{name}:FOLDER'.")
+            return open_shards(name.partition("/")[2], Path(root))
         # timm takes seconds to import.
         from supernet.data.timm_readers import open_timm
 

@@ -191,15 +191,22 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
     with _open_members(path) as tar:
         try:
             members = tar.getmembers()
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            end = tar.fileobj.read(tarfile.BLOCKSIZE)
+            check_end(tar, path)
         except TAR_ERRORS as error:
             raise ValueError(damaged) from error
-    # tarfile takes a damaged header for the end; a whole archive ends with blocks of zeros.
-    if end != bytes(tarfile.BLOCKSIZE):
-        raise ValueError(damaged)
     return members
+
+
+def check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """Check that a tar was read to its end: tarfile takes a damaged header for it.
+
+    Raises:
+        tarfile.TarError: If the blocks of zeros that end a whole archive are not there.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"The tar {path} is truncated or damaged")
 
 
 def _top_folder(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Data sets that timm's readers take: ``torch/...``, ``hfds/...``, ``tfds/...`` and ``wds/...``.
+"""Data sets that timm's readers take: ``torch/...``, ``hfds/...`` and ``tfds/...``.
 
 timm's map-style dataset replaces an image that it cannot decode by the next one; here its reader is
 asked instead, so that a damaged image is an error.
@@ -28,16 +28,16 @@ MISSING_ERRORS = (
 def open_timm(name: str, *, root: str | None) -> Source:
     """List a data set by its timm name.
 
-    Labels are read ahead of images; a ``tfds`` or ``wds`` stream, which has no other way to tell
-    them, is run through once for that. A pool without labels (-1) is left out.
+    Labels are read ahead of images; a ``tfds`` stream, which has no other way to tell them, is
+    run through once for that. A pool without labels (-1) is left out.
 
     Args:
-        root: The folder of the data; ``torch`` and ``wds`` cannot do without it.
+        root: The folder of the data; ``torch`` cannot do without it.
 
     Raises:
         ValueError: If timm cannot open it, or it has no held-out images.
     """
-    if root is None and name.startswith(("torch/", "wds/")):
+    if root is None and name.startswith("torch/"):
         raise ValueError(f"{name!r} needs the folder of its data: write '{name}:FOLDER'.")
     datasets = {"train": _create(name, root, "train")}
     for pool, split in _held_out(name, datasets["train"]).items():
@@ -68,11 +68,8 @@ def _held_out(name: str, train: Any) -> dict[str, str]:
     if name.startswith("torch/"):
         # torchvision's sets have one held-out part, and it is labelled.
         return {"test": "validation"}
-    if name.startswith("wds/"):
-        known = set(train.reader.info.get("splits", ()))
-    else:
-        owner = train.reader.dataset if name.startswith("hfds/") else train.reader.builder
-        known = set(owner.info.splits or ())
+    owner = train.reader.dataset if name.startswith("hfds/") else train.reader.builder
+    known = set(owner.info.splits or ())
     pools = {"val": next((split for split in VAL_NAMES if split in known), None)}
     pools["test"] = "test" if "test" in known else None
     return {pool: split for pool, split in pools.items() if split is not None}
