@@ -35,14 +35,19 @@ JUDGE, PROXY_SCORES = "judge", "proxies"
 NUM_CANDIDATES = 500
 
 
-def report_of(record: Record, *, seed: int) -> TrustReport | None:
-    """Make the trust report of a run from its record; None before there is anything to compare."""
+def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustReport | None:
+    """Make the trust report of a run from its record; None before there is anything to compare.
+
+    A run with a supernet compares what the supernet has judged, and has no report before that.
+    """
     scores = cast(Scores, record.get_meta(PROXY_SCORES) or {})
     points = trust_points(record.trials(), scores)
+    if strategy == SUPERNET and any(point.supernet is None for point in points):
+        return None
     return trust_report(points, rng=np.random.default_rng(seed)) if points else None
 
 
-def judge_of(record: Record, *, seed: int, strategy: str = "supernet") -> Judge:
+def judge_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Judge:
     """Return what the run judges by; the first call after the trust phase decides and writes it.
 
     Where the trust phase has trained nothing, that is the supernet, or training without one.
@@ -50,8 +55,8 @@ def judge_of(record: Record, *, seed: int, strategy: str = "supernet") -> Judge:
     stored = record.get_meta(JUDGE)
     if stored is not None:
         return cast(Judge, stored)
-    report = report_of(record, seed=seed)
-    unknown: Judge = SUPERNET if strategy == "supernet" else TRAINING
+    report = report_of(record, seed=seed, strategy=strategy)
+    unknown: Judge = SUPERNET if strategy == SUPERNET else TRAINING
     judge = unknown if report is None else report.judge
     record.set_meta(JUDGE, judge)
     return judge

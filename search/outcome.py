@@ -134,7 +134,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         spent_by_phase=by_phase,
         trials=trials,
         charges=run.record.charges(PHASES),
-        trust=report_of(run.record, seed=run.settings.seed),
+        trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
         notes=tuple(_notes(run)),
     )
 
@@ -164,7 +164,7 @@ def _notes(run: RunFolder) -> Iterator[str]:
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:
-    report = report_of(run.record, seed=run.settings.seed)
+    report = report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy)
     if report is None:
         return
     shown = (SUPERNET, PREDICTOR, *COSTS)

@@ -25,6 +25,7 @@ from search.retrained import find_retrained
 from search.run_folder import RunFolder
 from searchspace.architecture import Architecture, describe
 from searchspace.mixers import Mixer
+from supernet.batches import count_shards
 from supernet.data import ImageData, prepare_data
 from supernet.epoch_report import read_csv, starvation
 from supernet.intervals import wilson_interval
@@ -120,6 +121,7 @@ def retrain_members(
         resized(run.architecture(number), plan)
         _start(run, number, plan)
     data = _data(run, plan)
+    count_shards(len(data.full_train()), recipe, plan.devices)
     run.record.close_orphans()
     queue = []
     for number in ids:

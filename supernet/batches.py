@@ -67,6 +67,23 @@ def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
     return max(num_images // recipe.batch_size, 1)
 
 
+def count_shards(num_images: int, recipe: Recipe, world_size: int) -> int:
+    """Return the number of shards of a step.
+
+    Raises:
+        ValueError: If the processes that train together cannot share them.
+    """
+    batch = min(recipe.batch_size, num_images)
+    num_shards = -(-batch // (recipe.shard_size or batch))
+    if num_shards % world_size:
+        raise ValueError(
+            "Every process takes the same number of shards of a batch, so their number must be a "
+            f"multiple of the processes, got {num_shards} shards and {world_size} processes. Set "
+            f"the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+        )
+    return num_shards
+
+
 def train_batches(
     split: Split, data: ImageData, recipe: Recipe, *, epoch: int, seed: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -145,14 +162,7 @@ class TrainLoader:
     ) -> None:
         if len(split) < 2:
             raise ValueError(f"Training needs at least 2 images, got {len(split)}. Add images.")
-        batch = min(recipe.batch_size, len(split))
-        num_shards = -(-batch // (recipe.shard_size or batch))
-        if num_shards % world_size:
-            raise ValueError(
-                "Every process takes the same number of shards of a batch, so their number must be "
-                f"a multiple of the processes, got {num_shards} shards and {world_size} processes. "
-                f"Set the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
-            )
+        num_shards = count_shards(len(split), recipe, world_size)
         self._steps = steps_per_epoch(len(split), recipe)
         self._numbers = range(rank, num_shards, world_size)
         self._wanted: list[_Place] = []

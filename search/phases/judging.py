@@ -29,7 +29,9 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
             session.check_stop()
         score_without_training(session, crew, phase, trust)
         judge = session.judge()
-        report = report_of(session.record, seed=session.settings.seed)
+        report = report_of(
+            session.record, seed=session.settings.seed, strategy=session.settings.strategy
+        )
         if report is not None and judge != SUPERNET:
             session.view.say(report.verdict)
         if not trains(judge):

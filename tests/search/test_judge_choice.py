@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.judge_choice import judge_of, next_predicted, report_of
+from search.judge_choice import PROXY_SCORES, judge_of, next_predicted, report_of
 from search.record import Record, Trial
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -77,3 +77,18 @@ def test_the_choice_is_made_once(record: Record, monkeypatch: pytest.MonkeyPatch
         assert judge_of(record, seed=0) == "training"
         trials.clear()
         assert judge_of(record, seed=0) == "training"
+
+
+def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [trial(n, correct=100 + n, origin="trust") for n in range(1, 8)]
+    scores = {t.key: {"nwot": float(t.id)} for t in trials}
+    with record:
+        monkeypatch.setattr(Record, "trials", lambda _self: trials)
+        record.set_meta(PROXY_SCORES, scores)
+        assert report_of(record, seed=0) is None
+        assert judge_of(record, seed=0) == "supernet"
+        report = report_of(record, seed=0, strategy="zero-cost")
+        assert report is not None
+        assert report.judge == "nwot"

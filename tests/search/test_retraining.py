@@ -265,3 +265,15 @@ def test_what_starves_the_device_is_named() -> None:
     text = starvation(replace(REPORT, read_seconds=1.0))
     assert text is not None
     assert "augmenting images (1.0 s read, 5.0 s augmented)" in text
+
+
+def test_devices_that_cannot_share_a_batch_are_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    settings = RunSettings(space="digits", data="digits", budget="60cpu-seconds")
+    with create_run(tmp_path / "run", settings) as run:
+        number = run.record.add_architecture(run.space().first(), params=1, macs=1)
+        plan = RetrainPlan(recipe="quick", devices=2)
+        with pytest.raises(ValueError, match="got 1 shards and 2 processes"):
+            retrain_members(run, [number], plan, console=Console(file=StringIO()))
+        assert not run.record.trials()
