@@ -73,6 +73,9 @@ def run(
     projections: Annotated[
         str, typer.Option(help="Of a block's mixers in the supernet: unshared or shared.")
     ] = "unshared",
+    kernels: Annotated[
+        str, typer.Option(help="Small depth-wise kernels in it: centred or transformed.")
+    ] = "centred",
     objectives: Objectives = "top1,macs",
     max_macs: Limit = None,
     max_params: Limit = None,
@@ -105,6 +108,7 @@ def run(
             strategy=strategy,
             supernet_strategy=supernet_strategy,
             projections=projections,
+            kernels=kernels,
             retrain_recipe=recipe or "",
             objectives=parse_objectives(objectives),
             shares=_shares(share),

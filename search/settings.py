@@ -31,7 +31,7 @@ class RunSettings:
         strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
             weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
         supernet_strategy: How the supernet is trained.
-        projections: What its mixers share; see `supernet.weight_sharing.WeightSharing`.
+        projections, kernels: What its mixers share; see `supernet.weight_sharing.WeightSharing`.
         supernet_recipe, trial_recipe: Names or paths of recipes.
         retrain_recipe: Likewise; empty takes the one for the data.
         objectives: What the search weighs: ``top1`` up, costs of `search.objectives` down.
@@ -50,6 +50,7 @@ class RunSettings:
     strategy: str = "supernet"
     supernet_strategy: str = "sandwich"
     projections: str = "unshared"
+    kernels: str = "centred"
     supernet_recipe: str = "supernet"
     trial_recipe: str = "quick"
     retrain_recipe: str = ""
@@ -101,7 +102,7 @@ class RunSettings:
     @property
     def sharing(self) -> WeightSharing:
         """What the choices of a supernet's block share."""
-        return WeightSharing(projections=self.projections)
+        return WeightSharing(projections=self.projections, kernels=self.kernels)
 
     @property
     def measured_objectives(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import DepthwiseConv
 from supernet.kernels import aggregate, depthwise_conv
+from supernet.mixers.kernel_transforms import KernelTransforms
 from supernet.mixers.pointwise import Pointwise
 from supernet.mixers.sharing import Place, centre_taps, check_map_size, head_rows, state_of
 
@@ -21,9 +22,9 @@ from supernet.mixers.sharing import Place, centre_taps, check_map_size, head_row
 class DepthwiseConvMixer(nn.Module):
     """Depth-wise convolution of every setting in ``options``.
 
-    Smaller kernels are centres of the largest. A filter for more channels is the finest filter that
-    begins at the same channel. Filters for all positions and filters for each position are separate
-    weights; the bias is one.
+    Smaller kernels are centres of the largest, or learned transforms of these. A filter for more
+    channels is the finest filter that begins at the same channel. Filters for all positions and
+    filters for each position are separate weights; the bias is one.
 
     Args:
         options: The settings that the block offers.
@@ -36,6 +37,9 @@ class DepthwiseConvMixer(nn.Module):
         dim = place.dim
         self.size = place.size
         self.pointwise = Pointwise(place)
+        sizes = {option.kernel_size for option in options}
+        is_learned = place.sharing.kernels == "transformed" and len(sizes) > 1
+        self.transforms = KernelTransforms(sizes) if is_learned else None
         self.weight = self.position_weight = None
         if shared := [option for option in options if option.shared_positions]:
             self.weight = nn.Parameter(_new_filters(shared, dim).t().contiguous())  # (K*K, F)
@@ -78,7 +82,8 @@ class DepthwiseConvMixer(nn.Module):
         table = self.weight if mixer.shared_positions else self.position_weight
         assert table is not None
         filters = self.bias.shape[0] // mixer.channels_per_filter
-        return head_rows(centre_taps(table, mixer.kernel_size), filters, dim=table.dim() - 1)
+        cut = centre_taps if self.transforms is None else self.transforms
+        return head_rows(cut(table, mixer.kernel_size), filters, dim=table.dim() - 1)
 
 
 def _new_filters(options: Sequence[DepthwiseConv], dim: int, *, positions: int = 1) -> Tensor:

@@ -144,6 +144,7 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--strategy", "best"), "Unknown strategy 'best'"),
         ((*BUDGET, "--supernet-strategy", "fair", "--max-params", "110K"), "no fair cycle"),
         ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
+        ((*BUDGET, "--kernels", "round"), "centred or transformed, got 'round'"),
         (
             (*BUDGET, "--max-latency", "5"),
             "Add it to the objectives, e.g. --objectives top1,macs,l",

@@ -40,10 +40,13 @@ SHAPES: tuple[Shape, ...] = (
     (1, 4, 3, 1, 5, 4, 2),
     (1, 2, 3, 3, 1, 5, 1),
     (1, 2, 2, 2, 40, 2, 1),
+    (1, 8, 3, 1, 2, 7, 1),
+    (1, 3, 2, 1, 2, 6, 1),
 )
 TOLERANCES = ((torch.float32, 2e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2))
 
 
+@pytest.mark.timeout(300)
 def test_the_primitives_equal_their_definition_in_tritons_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed: this torch does not bring it")
@@ -67,7 +70,7 @@ def test_the_primitives_equal_their_definition_in_tritons_interpreter() -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         check=False,
     )
 
@@ -126,7 +129,7 @@ def test_aggregation(device: str, shape: Shape, multiplier: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 3, 1, 2, 13, 1)])
 def test_logits(device: str, shape: Shape) -> None:
     batch, height, width, groups, depth, size, dilation = shape
     inputs = [torch.randn(batch, height, width, groups * depth, device=device) for _ in range(2)]
@@ -137,6 +140,45 @@ def test_logits(device: str, shape: Shape) -> None:
         inputs,
         2e-5,
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "dtype", "tolerance"),
+    [(3, *TOLERANCES[1]), (4, *TOLERANCES[1]), (3, *TOLERANCES[2]), (7, *TOLERANCES[2])],
+)
+def test_primitives_in_half_precision(
+    device: str, size: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    filters = torch.randn(1, 5, 4, 2, size**2, device=device, dtype=dtype) / size
+    values, others = (torch.randn(1, 5, 4, 6, device=device, dtype=dtype) for _ in range(2))
+    multiplier = torch.randn(size**2, 6, device=device, dtype=dtype)
+
+    assert formulation(values) == "triton"
+    assert_equal(
+        lambda a, v, m: aggregate(a, v, size, m),
+        lambda a, v, m: aggregate_naive(a, v, size, m),
+        [filters, values, multiplier],
+        tolerance,
+    )
+    assert_equal(
+        lambda q, k: neighborhood_logits(q, k, 2, size),
+        lambda q, k: neighborhood_logits_naive(q, k, 2, size),
+        [others, values],
+        tolerance,
+    )
+
+
+@pytest.mark.gpu
+def test_many_terms_are_summed_in_float32(device: str) -> None:
+    """In float16 a sum of 49 ones and 2048 would stop at 2048."""
+    filters = torch.ones(1, 7, 7, 1, 49, device=device, dtype=torch.float16)
+    values = torch.ones(1, 7, 7, 1, device=device, dtype=torch.float16)
+    values[0, 0, 0, 0] = 2048.0
+
+    y = aggregate(filters, values, 7)
+
+    assert y[0, 3, 3, 0].item() == 2096.0
 
 
 @pytest.mark.gpu
