@@ -29,6 +29,8 @@ NEWS_OF_DEATH_SECONDS = 45.0
 START_SECONDS = 900.0
 # A process that was killed keeps its device for a part of a second.
 RELEASE_SECONDS = 3.0
+# A call of a dead actor fails at once; a busy one leaves it waiting.
+ROLL_CALL_SECONDS = 0.2
 
 
 class WorkerLostError(Exception):
@@ -104,11 +106,11 @@ class Cluster:
 
     def end_actors(self, actors: list[Any]) -> None:
         """Kill actors and wait until Ray has their devices back, or for a moment."""
-        before = self._free()
+        before, holding = self._free(), len(actors) - _count_dead(actors)
         for actor in actors:
             ray.kill(actor)
         deadline = time.monotonic() + RELEASE_SECONDS
-        while time.monotonic() < deadline and self._free() < before + len(actors):
+        while time.monotonic() < deadline and self._free() < before + holding:
             time.sleep(0.02)
 
     def _free(self) -> float:
@@ -180,13 +182,31 @@ def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
     return finished
 
 
+def _count_dead(actors: list[Any]) -> int:
+    """Count the actors that have died, whose devices Ray has back already."""
+    if not actors:
+        return 0
+    answers = [actor.__ray_ready__.remote() for actor in actors]
+    done, _ = ray.wait(answers, num_returns=len(answers), timeout=ROLL_CALL_SECONDS)
+    dead = 0
+    for answer in done:
+        try:
+            ray.get(answer)
+        except RayError:
+            dead += 1
+    return dead
+
+
 def _gather(
     pending: list[Any], *, while_waiting: Callable[[], None], limit_seconds: float
 ) -> list[Any]:
     deadline = time.monotonic() + limit_seconds
     waiting = pending
     while waiting:
-        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+        if waiting:
+            more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            done += more
         try:
             ray.get(done)  # an error of one ends the call; the others may wait for it for ever
         except RayActorError as error:

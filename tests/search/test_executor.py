@@ -1,0 +1,62 @@
+"""Actors on a real Ray: the loss of one is told at once, and a dead one holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from search import executor
+from search.executor import Cluster, WorkerLostError, call_all
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
+
+
+class Worker:
+    """Holds a device; answers, or dies."""
+
+    def __init__(self, job: Any, *, threads: int) -> None:
+        self.job = job
+
+    def answer(self) -> str:
+        return f"of {self.job}"
+
+    def die(self, wanted: int) -> int:
+        if os.getpid() == wanted:
+            os.kill(wanted, signal.SIGKILL)
+        return wanted
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "count_cores", lambda: 2)
+        with Cluster(device="cpu") as cluster:
+            yield cluster
+
+
+def test_all_answer_and_give_their_devices_back(cluster: Cluster) -> None:
+    with cluster.actors(Worker, "job", 2) as workers:
+        assert call_all(workers, "answer", while_waiting=lambda: None) == ["of job"] * 2
+        assert cluster._free() == 0
+        assert executor._count_dead(workers) == 0
+    assert cluster._free() == 2
+
+
+def test_one_that_died_is_told_and_not_waited_for(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster.actors(Worker, "job", 2) as workers:
+        pids = call_all(workers, "pid", while_waiting=lambda: None)
+        with pytest.raises(WorkerLostError):
+            call_all(workers, "die", pids[1], while_waiting=lambda: None)
+        assert executor._count_dead(workers) == 1
+        # Whoever waits for more than the living has to give up, and here that would never be.
+        monkeypatch.setattr(executor, "RELEASE_SECONDS", 1e9)
+    assert cluster._free() == 2
