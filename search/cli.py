@@ -34,7 +34,7 @@ Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, 
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[int | None, typer.Option(help="Side of the images; default: the space's.")]
 Objectives = Annotated[
-    str, typer.Option(help="top1 and some of macs, params, latency, comma-separated.")
+    str, typer.Option(help="top1 and some of macs, params, latency, memory, with commas.")
 ]
 Strategy = Annotated[
     str,
@@ -42,6 +42,9 @@ Strategy = Annotated[
 ]
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
+]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="MiB of weights and one image; others are on no front.")
 ]
 MaxLatency = Annotated[
     float | None, typer.Option(help="Milliseconds; slower networks are on no front.")
@@ -80,6 +83,7 @@ def run(
     max_macs: Limit = None,
     max_params: Limit = None,
     max_latency: MaxLatency = None,
+    max_memory: MaxMemory = None,
     img_size: ImgSize = None,
     recipe: Recipe = None,
     share: Share = [],  # noqa: B006 - typer reads it once
@@ -112,7 +116,9 @@ def run(
             retrain_recipe=recipe or "",
             objectives=parse_objectives(objectives),
             shares=_shares(share),
-            limits=_limits(max_macs, max_params, max_latency),
+            limits=_limits(
+                macs=max_macs, params=max_params, latency_ms=max_latency, memory_mib=max_memory
+            ),
             img_size=img_size,
             seed=seed,
             command=shlex.join(["search", *sys.argv[1:]]),
@@ -430,14 +436,15 @@ def _console() -> Console:
     return Console()
 
 
-def _limits(
-    max_macs: str | None, max_params: str | None, max_latency: float | None
-) -> dict[str, float]:
+def _limits(**given: str | float | None) -> dict[str, float]:
+    """Read the limits that were given, by the name of the cost."""
     from searchspace.quantity import parse_quantity
 
-    given = {"macs": max_macs, "params": max_params}
-    limits = {name: parse_quantity(text) for name, text in given.items() if text is not None}
-    return limits if max_latency is None else {**limits, "latency_ms": max_latency}
+    return {
+        name: parse_quantity(limit) if isinstance(limit, str) else limit
+        for name, limit in given.items()
+        if limit is not None
+    }
 
 
 def _taps(text: str | None) -> tuple[int, int] | None:

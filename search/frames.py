@@ -103,6 +103,7 @@ def _candidate_row(one: Candidate) -> dict[str, Any]:
         "params": one.params,
         "macs": one.macs,
         "latency_ms": one.latency_ms,
+        "memory_mib": one.memory_mib,
         "on_front": one.on_front,
         "near_front": one.near_front,
         "front_probability": one.front_probability,

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from supernet.latency import latency_of, time_runs
+from supernet.memory import peak_memory_mib
 
 # How a network's latency is found: timed here, or predicted (by a table of measured blocks).
 LatencySource = Callable[[nn.Module, Architecture], Mapping[str, float]]
@@ -28,10 +29,8 @@ def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, fl
         ``latency_ms`` (median) and the 95 % interval of the median, ``latency_low_ms`` and
         ``latency_high_ms``.
     """
-    device = next(network.parameters()).device
-    size = architecture.img_size
-    images = torch.zeros(1, architecture.in_chans, size, size, device=device)
-    is_one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    images = _one_image(network, architecture)
+    is_one_thread = images.device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if is_one_thread else time.perf_counter
     found = latency_of(time_runs(network.eval(), images, clock=clock))
     return {
@@ -67,4 +66,13 @@ def measure_costs(
         names: Of `search.objectives.MEASURED`.
         latency: Where it comes from.
     """
-    return dict(latency(network, architecture)) if "latency_ms" in names else {}
+    found = dict(latency(network, architecture)) if "latency_ms" in names else {}
+    if "memory_mib" in names:
+        found["memory_mib"] = peak_memory_mib(network.eval(), _one_image(network, architecture))
+    return found
+
+
+def _one_image(network: nn.Module, architecture: Architecture) -> Tensor:
+    size = architecture.img_size
+    device = next(network.parameters()).device
+    return torch.zeros(1, architecture.in_chans, size, size, device=device)

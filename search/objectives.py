@@ -10,10 +10,10 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 
 CLOSED_FORM = ("macs", "params")
-MEASURED = ("latency_ms",)
+MEASURED = ("latency_ms", "memory_mib")
 OBJECTIVES = ("top1", *CLOSED_FORM, *MEASURED)
 # What a user may write instead.
-_SHORT = {"latency": "latency_ms"}
+_SHORT = {"latency": "latency_ms", "memory": "memory_mib"}
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
@@ -29,7 +29,8 @@ def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
     """Return a trial's losses, lower is better; None if it is not done.
 
-    The error is in percent, counts are in millions, latency is in milliseconds. Where a zero-cost
+    The error is in percent, counts are in millions, latency is in milliseconds and memory in MiB.
+    Where a zero-cost
     score was computed instead of an accuracy, its negative stands for the error: fidelities are
     never compared.
     """

@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "macs": (lambda c: c.macs, False),
     "params": (lambda c: c.params, False),
     "latency_ms": (lambda c: c.latency_ms, False),
+    "memory_mib": (lambda c: c.memory_mib, False),
     "sure": (lambda c: c.front_probability, True),
 }
 LATENCIES = "latency_ms"  # in the record: milliseconds by the id of the architecture

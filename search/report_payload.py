@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from search.budget import UNIT_SECONDS, Budget
 from search.front import hypervolume, non_dominated
 from search.importance import study_importance
+from search.objectives import MEASURED
 from search.record import Trial
 from search.results import (
     Candidate,
@@ -58,14 +59,17 @@ def view_payload(
         found: The candidates.
         rows: The row of each id in `networks_payload`.
     """
-    latencies = [c.latency_ms for c in found]
+    measured = {name: [getattr(c, name) for c in found] for name in MEASURED}
     return {
         "fidelity": fidelity,
         "rows": [rows[c.id] for c in found],
         "top1": [round(c.top1, 2) for c in found],
         "low": [round(c.low, 2) for c in found],
         "high": [round(c.high, 2) for c in found],
-        "latency_ms": None if all(ms is None for ms in latencies) else latencies,
+        **{
+            name: None if all(cost is None for cost in costs) else costs
+            for name, costs in measured.items()
+        },
         "group": [2 if c.on_front else int(c.near_front) for c in found],
         # Zero is short: most networks have no chance.
         "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
@@ -201,7 +205,7 @@ def _losses(trial: Trial, objectives: Sequence[str]) -> list[float]:
         "top1": 100.0 - trial.values["top1"],
         "macs": float(trial.macs),
         "params": float(trial.params),
-        "latency_ms": trial.values.get("latency_ms", math.nan),
+        **{name: trial.values.get(name, math.nan) for name in MEASURED},
     }
     return [values[name] for name in objectives]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from search.objectives import MEASURED
 from search.report_elements import check_box, code, count_of, enumerate_words, select_box, table
 from search.results import Candidate
 from search.tables import describe_stages, format_chance, format_count, format_interval
@@ -21,8 +22,10 @@ AXES = {
     "macs": "MACs",
     "params": "parameters",
     "latency_ms": "latency",
+    "memory_mib": "peak memory",
     "top1": "top-1 accuracy",
 }
+UNITS = {"latency_ms": "ms", "memory_mib": "MiB"}
 MOST_ROWS = 60
 
 
@@ -45,8 +48,7 @@ def choose_section(fidelity: str, top: Sequence[Candidate]) -> str:
         fidelity: The highest.
         top: Its candidates.
     """
-    has_latency = any(c.latency_ms is not None for c in top)
-    costs = {name: AXES[name] for name in ("macs", "params", *(["latency_ms"] * has_latency))}
+    costs = {name: AXES[name] for name in ("macs", "params", *_measured(top))}
     return f"""<h2>Which network to take?</h2>
 <p>The most accurate within a limit, by what was judged at <b>{escape(fidelity)}</b>
 ({escape(describe_fidelity(fidelity))}). A full retraining raises all accuracies and may change
@@ -77,8 +79,8 @@ def front_section(
     best = max(members, key=lambda c: c.top1)
     smallest = min(members, key=lambda c: c.macs)
     num_near = sum(c.near_front for c in top)
-    has_latency = any(c.latency_ms is not None for found in judged.values() for c in found)
-    axes = {name: text for name, text in AXES.items() if name != "latency_ms" or has_latency}
+    measured = _measured([c for found in judged.values() for c in found])
+    axes = {name: text for name, text in AXES.items() if name not in MEASURED or name in measured}
     views = {name: f"{name}: {describe_fidelity(name)}" for name in judged}
     boxes = check_box("show-alone", "one mixer everywhere")
     if any(network["same_scale"] for network in published["networks"]):
@@ -114,12 +116,12 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
         balanced: Id of the knee.
         run: The run's folder, quoted for a shell.
     """
-    has_latency = any(member.latency_ms is not None for member in members)
-    names = ["id", "top-1 %", "sure", "MACs", "parameters", *(["ms"] if has_latency else [])]
+    measured = _measured(members)
+    names = ["id", "top-1 %", "sure", "MACs", "parameters", *(UNITS[name] for name in measured)]
     rows = []
     for member in members[:MOST_ROWS]:
         badge = ' <span class="badge">balanced</span>' if member.id == balanced else ""
-        latency = "" if member.latency_ms is None else f"{member.latency_ms:.3g}"
+        costs = [getattr(member, name) for name in measured]
         rows.append(
             [
                 f"{member.id}{badge}",
@@ -127,7 +129,7 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
                 escape(format_chance(member.front_probability)),
                 format_count(member.macs),
                 format_count(member.params),
-                *([latency] if has_latency else []),
+                *("" if cost is None else f"{cost:.3g}" for cost in costs),
                 _stages(member.architecture),
                 f'<div class="command">{code(f"search retrain {run} --arch {member.id}")}'
                 "<button>copy</button></div>",
@@ -193,3 +195,8 @@ def _stages(architecture: Architecture) -> str:
         f'<span class="stage"><b>{number}</b>{escape(mixers)}</span>'
         for number, mixers in enumerate(describe_stages(architecture))
     )
+
+
+def _measured(found: Sequence[Candidate]) -> list[str]:
+    """Name the costs that were measured of some of the candidates."""
+    return [name for name in MEASURED if any(getattr(c, name) is not None for c in found)]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from search.certainty import front_probabilities
 from search.front import non_dominated
-from search.objectives import OBJECTIVES
+from search.objectives import MEASURED, OBJECTIVES
 from search.record import Trial
 from searchspace.architecture import Architecture, describe
 from supernet.intervals import NORMAL_975, wilson_interval
@@ -45,6 +45,7 @@ class Candidate:
         high: Upper end.
         latency_ms: The mean of what was measured, or None; with the mean ends of the 95 % intervals
             of its medians where it was measured during the search.
+        memory_mib: Peak memory of one image, where it was measured.
         images: How many images the accuracy is worth: those that judged it, less where the spread
             between seeds adds to their noise.
         on_front: Whether no other candidate dominates it.
@@ -66,6 +67,7 @@ class Candidate:
     latency_ms: float | None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
+    memory_mib: float | None = None
     images: float
     on_front: bool = False
     near_front: bool = False
@@ -246,6 +248,7 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "latency_ms": candidate.latency_ms,
         "latency_low_ms": candidate.latency_low_ms,
         "latency_high_ms": candidate.latency_high_ms,
+        "memory_mib": candidate.memory_mib,
         "mixers": describe(candidate.architecture),
         "architecture": candidate.architecture.to_dict(),
     }
@@ -254,13 +257,16 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
 def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
     """Return the losses of candidates, of shape (candidates, objectives).
 
-    ``top1`` becomes the error in percent; a latency that was not measured is NaN.
+    ``top1`` becomes the error in percent; what was not measured is NaN.
     """
-    columns = {
+    columns: dict[str, list[float]] = {
         "top1": [100.0 - c.top1 for c in candidates],
         "macs": [c.macs for c in candidates],
         "params": [c.params for c in candidates],
-        "latency_ms": [math.nan if c.latency_ms is None else c.latency_ms for c in candidates],
+        **{
+            name: [math.nan if (cost := getattr(c, name)) is None else cost for c in candidates]
+            for name in MEASURED
+        },
     }
     return np.array([columns[name] for name in objectives], dtype=float).T
 
@@ -317,6 +323,7 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
         latency_ms=latency,
         latency_low_ms=low_ms,
         latency_high_ms=high_ms,
+        memory_mib=_mean_value(trials, "memory_mib"),
         images=total * by_images / (by_images + by_seeds),
     )
 

@@ -31,24 +31,27 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     fidelities = ", ".join(dict.fromkeys(candidate.fidelity for candidate in candidates))
     final = {candidate.id: candidate for candidate in retrained}
     shows_final = any(candidate.id in final for candidate in candidates)
-    shows_latency = any(candidate.latency_ms is not None for candidate in candidates)
+    measured = {
+        unit: [getattr(candidate, name) for candidate in candidates]
+        for name, unit in (("latency_ms", "ms"), ("memory_mib", "MiB"))
+    }
+    measured = {unit: costs for unit, costs in measured.items() if any(costs)}
     chances = [c.front_probability for c in candidates if c.front_probability is not None]
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
     for column in ("id", "top-1 %", "MACs", "params"):
         table.add_column(column, justify="right", no_wrap=True)
-    if shows_latency:
-        table.add_column("ms", justify="right", no_wrap=True)
+    for unit in measured:
+        table.add_column(unit, justify="right", no_wrap=True)
     if chances:
         table.add_column("sure", justify="right", no_wrap=True)
     if shows_final:
         table.add_column("retrained", justify="right", no_wrap=True)
     table.add_column("mixers of the stages", overflow="fold")
-    for candidate in candidates:
+    for row, candidate in enumerate(candidates):
         cells = [f"~{candidate.id}" if candidate.near_front else str(candidate.id)]
         cells += [format_interval(candidate)]
         cells += [format_count(candidate.macs), format_count(candidate.params)]
-        if shows_latency:
-            cells.append(_format_ms(candidate.latency_ms))
+        cells += [_format_measured(costs[row]) for costs in measured.values()]
         if chances:
             cells.append(format_chance(candidate.front_probability))
         if shows_final:
@@ -191,5 +194,5 @@ def _cost_cells(cost: Cost, total: Cost) -> tuple[str, str, str]:
     return format_count(cost.params), format_count(cost.macs), f"{cost.macs / total.macs:.1%}"
 
 
-def _format_ms(latency_ms: float | None) -> str:
-    return "" if latency_ms is None else f"{latency_ms:.3g}"
+def _format_measured(cost: float | None) -> str:
+    return "" if cost is None else f"{cost:.3g}"

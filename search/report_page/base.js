@@ -15,8 +15,12 @@ const axes = {
   macs: "MACs",
   params: "parameters",
   latency_ms: "latency (ms)",
+  memory_mib: "peak memory (MiB)",
   top1: "top-1 accuracy (%)",
 };
+
+// What is measured has a unit; all else is a count.
+const units = { latency_ms: "ms", memory_mib: "MiB" };
 
 const byId = (id) => document.getElementById(id);
 const colour = (name) =>

@@ -52,7 +52,7 @@ function answerChoice() {
   const view = data.views[0];
   const axis = byId("limit-axis").value;
   const text = byId("limit").value.trim();
-  const limit = text === "" ? Infinity : axis === "latency_ms" ? Number(text) : parseQuantity(text);
+  const limit = text === "" ? Infinity : units[axis] ? Number(text) : parseQuantity(text);
   if (Number.isNaN(limit)) {
     answer.replaceChildren(makeElement("p", "warning", `"${text}" is no number. Write e.g. 100M or 4.5G.`));
     return;
@@ -61,7 +61,7 @@ function answerChoice() {
   const within = costs.flatMap((cost, index) => (cost !== null && cost <= limit ? [index] : []));
   if (within.length === 0) {
     const least = costs.reduce((a, b) => (b !== null && b < a ? b : a), Infinity);
-    const what = axis === "latency_ms" ? `${least.toPrecision(3)} ms` : `${formatCount(least)} ${axes[axis]}`;
+    const what = units[axis] ? `${least.toPrecision(3)} ${units[axis]}` : `${formatCount(least)} ${axes[axis]}`;
     answer.replaceChildren(makeElement("p", "warning", `No judged network is that small; the least is ${what}.`));
     return;
   }

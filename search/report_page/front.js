@@ -138,7 +138,7 @@ function drawFront() {
   const traces = groups.map((group) => groupTrace(view, group, plane));
   if (x !== "top1") traces.splice(2, 0, bestTrace(plane));
   if (byId("show-alone").checked) traces.push(aloneTrace(view, plane));
-  if (byId("show-published")?.checked && x !== "latency_ms" && y !== "latency_ms") {
+  if (byId("show-published")?.checked && !units[x] && !units[y]) {
     traces.push(publishedTrace(plane));
   }
   traces.push(chosenTrace(view, plane));

@@ -31,8 +31,10 @@ function costText(view, index) {
     `${formatCount(networks.macs[row])} MACs`,
     `${formatCount(networks.params[row])} parameters`,
   ];
-  const latency = view.latency_ms?.[index];
-  if (latency !== undefined && latency !== null) parts.push(`${latency.toPrecision(3)} ms`);
+  for (const [name, unit] of Object.entries(units)) {
+    const cost = view[name]?.[index];
+    if (cost !== undefined && cost !== null) parts.push(`${cost.toPrecision(3)} ${unit}`);
+  }
   return parts.join(", ");
 }
 

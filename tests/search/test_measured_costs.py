@@ -12,6 +12,7 @@ from search.judge_worker import JudgeWorker
 from search.measured_costs import device_name, measure_costs, time_latency
 from search.objectives import OBJECTIVES, is_within, parse_objectives
 from search.settings import RunSettings
+from searchspace.cost import count
 from supernet.data import prepare_data
 from supernet.network import build_subnet
 from tests.tiny_trials import network, trial
@@ -45,12 +46,12 @@ def test_only_what_is_weighed_is_measured_and_a_table_may_predict_it() -> None:
     assert predicted == {"latency_ms": 7.0}
 
 
-def test_a_warm_judge_scores_without_a_supernet_and_measures_latency(tmp_path: Path) -> None:
+def test_a_warm_judge_scores_without_a_supernet_and_measures_costs(tmp_path: Path) -> None:
     settings = RunSettings(
         data="digits",
         budget="1cpu-minute",
         strategy="zero-cost",
-        objectives=parse_objectives("top1, latency"),
+        objectives=parse_objectives("top1, latency, memory"),
     )
     data = prepare_data("digits", img_size=32, folder=tmp_path / "data")
     worker = JudgeWorker(make_job(settings, tmp_path, data), threads=1)
@@ -61,12 +62,14 @@ def test_a_warm_judge_scores_without_a_supernet_and_measures_latency(tmp_path: P
     assert by_macs["score"] > 0
     assert worker.proxy_scores([architecture])[architecture.key]["nwot"] == by_nwot["score"]
     assert by_macs["latency_low_ms"] <= by_macs["latency_ms"] <= by_macs["latency_high_ms"]
+    assert by_macs["memory_mib"] == by_nwot["memory_mib"] > 4 * count(architecture).params / 2**20
 
 
 def test_what_was_not_measured_is_within_no_limit() -> None:
     assert is_within(trial(1, correct=1, latency_ms=2.0), {"latency_ms": 2.0})
     assert not is_within(trial(1, correct=1, latency_ms=2.1), {"latency_ms": 2.0})
     assert not is_within(trial(1, correct=1), {"latency_ms": 2.0})
+    assert not is_within(trial(1, correct=1, latency_ms=1.0), {"memory_mib": 9.0})
     assert parse_objectives("top1,latency,macs") == ("top1", "latency_ms", "macs")
     assert "latency_ms" in OBJECTIVES
 

@@ -149,7 +149,9 @@ def test_a_latency_that_was_never_measured_is_no_objective() -> None:
 
 @pytest.mark.parametrize("objectives", [("top1", "flops"), ()])
 def test_unknown_objectives_are_refused(objectives: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="Objectives are top1, macs, params, latency_ms; got"):
+    with pytest.raises(
+        ValueError, match="Objectives are top1, macs, params, latency_ms, memory_mib; got"
+    ):
         front([trial(1, correct=1)], objectives=objectives)
 
 
@@ -182,7 +184,8 @@ def test_json_has_stable_keys_and_gives_the_architecture_back() -> None:
     assert set(data) == {
         "id", "key", "fidelity", "top1", "top1_low", "top1_high", "num_seeds", "near_front",
         "front_probability",
-        "params", "macs", "latency_ms", "latency_low_ms", "latency_high_ms", "mixers",
+        "params", "macs", "latency_ms", "latency_low_ms", "latency_high_ms", "memory_mib",
+        "mixers",
         "architecture",
     }  # fmt: skip
     assert data["latency_ms"] is None
