@@ -30,13 +30,15 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
-from search.executor import RELEASE_SECONDS, Cluster
+from search.executor import Cluster
 from search.work import Outcome, TrialSource, TrialTask, Work, last_line, outcome_of_error
 
 logger = logging.getLogger(__name__)
 
 # Devices come and go; asking Ray at every suggestion would be dear.
 COUNT_EVERY_SECONDS = 2.0
+# On a busy machine an actor that was killed lives on for seconds, and holds its device.
+LINGER_SECONDS = 15.0
 
 
 def run_trials(
@@ -141,8 +143,10 @@ class _Session:
                 self._ping(actor)
 
     def await_actors(self) -> None:
-        """Wait for a moment until all actors are gone, and charge no longer."""
-        deadline = time.monotonic() + RELEASE_SECONDS
+        """End the actors that Tune has left, wait until all are gone, and charge no longer."""
+        for actor in self.actors.values():
+            ray.kill(actor)
+        deadline = time.monotonic() + LINGER_SECONDS
         while self.actors and time.monotonic() < deadline:
             self.count_actors()
             time.sleep(0.02)
