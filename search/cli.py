@@ -71,8 +71,8 @@ def run(
     ] = "guided",
     strategy: Strategy = "supernet",
     supernet_strategy: Annotated[
-        str, typer.Option(help="How it is trained: sandwich, fair or uniform.")
-    ] = "sandwich",
+        str, typer.Option(help="How it is trained: uniform, fair or sandwich.")
+    ] = "uniform",
     projections: Annotated[
         str, typer.Option(help="Of a block's mixers in the supernet: unshared or shared.")
     ] = "unshared",

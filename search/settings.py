@@ -48,7 +48,7 @@ class RunSettings:
     space: str = ""
     sampler: str = "guided"
     strategy: str = "supernet"
-    supernet_strategy: str = "sandwich"
+    supernet_strategy: str = "uniform"
     projections: str = "unshared"
     kernels: str = "centred"
     supernet_recipe: str = "supernet"
