@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
 from searchspace.presets import preset
-from supernet.batches import mend_posterize
+from supernet.augmentation import mend_posterize
 from supernet.data import ImageData, prepare_data
 from supernet.network import build_subnet
 from supernet.optimization import undecayed

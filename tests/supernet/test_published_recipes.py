@@ -23,7 +23,8 @@ from searchspace.mixers import (
     NeighborhoodAttention,
     WindowAttention,
 )
-from supernet.batches import mend_posterize, steps_per_epoch
+from supernet.augmentation import mend_posterize
+from supernet.batches import steps_per_epoch
 from supernet.network import build_subnet
 from supernet.optimization import build_optimizer, build_scheduler
 from supernet.recipe import Recipe, load_recipe
