@@ -32,6 +32,7 @@ from supernet.supernet_training import (
     build_shared_optimizer,
 )
 from supernet.usage import UsedWeights
+from supernet.weight_sharing import KERNELS, PROJECTIONS, WeightSharing
 
 Step = Callable[[], object]
 
@@ -45,15 +46,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--projections", choices=PROJECTIONS, default="unshared")
+    parser.add_argument("--kernels", choices=KERNELS, default="centred")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     space, recipe = load_space(arguments.space), load_recipe("supernet")
     print(
         f"torch {torch.__version__}, {arguments.threads} thread(s), {platform.machine()}, "
-        f"{arguments.device}, {space.name}, batch {arguments.batch_size}"
+        f"{arguments.device}, {space.name}, batch {arguments.batch_size}, "
+        f"projections {arguments.projections}, kernels {arguments.kernels}"
     )
     torch.manual_seed(0)
-    supernet = Supernet(space).to(arguments.device).train()
+    sharing = WeightSharing(projections=arguments.projections, kernels=arguments.kernels)
+    supernet = Supernet(space, sharing=sharing).to(arguments.device).train()
     optimizer, used_weights = build_shared_optimizer(supernet, recipe), UsedWeights(supernet)
     batch = _batch(space, arguments.batch_size, arguments.device)
     rng = random.Random(0)
@@ -66,7 +71,7 @@ def main() -> None:
         ratios.append(first / second)
         print(
             f"{ratios[-1]:.3f}  {1e3 * first:8.1f} ms inside  {1e3 * second:8.1f} ms alone  "
-            f"{describe(architecture)}",
+            f"{describe(architecture, with_dims=True)}",
             flush=True,
         )
     quarter = statistics.quantiles(ratios, n=4)

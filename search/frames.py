@@ -81,6 +81,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "params": trial.params,
         "macs": trial.macs,
         "mixers": describe(trial.architecture),
+        "dims": "-".join(str(stage.dim) for stage in trial.architecture.stages),
         **{f"stage{i}": text for i, text in enumerate(describe_stages(trial.architecture))},
         **trial.values,
         # A trial's values may have seconds of their own: those of the work, not those charged.
@@ -108,6 +109,7 @@ def _candidate_row(one: Candidate) -> dict[str, Any]:
         "near_front": one.near_front,
         "front_probability": one.front_probability,
         "mixers": describe(one.architecture),
+        "dims": "-".join(str(stage.dim) for stage in one.architecture.stages),
         **{f"stage{i}": text for i, text in enumerate(describe_stages(one.architecture))},
     }
 

@@ -25,7 +25,9 @@ from searchspace.mixers import Mixer, Setting, mixer_to_dict
 # A place is a stage, or a block where the blocks of a stage differ.
 Choices = dict[tuple[str, str], Setting]
 
-MIXER, DEPTH, MLP_RATIO = "mixer", "depth", "MLP ratio"
+MIXER, DIM, DEPTH, MLP_RATIO = "mixer", "channels", "depth", "MLP ratio"
+# Choices of a stage that are numbers and belong to no mixer.
+SIZES = (DIM, DEPTH, MLP_RATIO)
 MIN_NETWORKS = 30
 MAX_NETWORKS = 2_000
 NUM_FOLDS = 5
@@ -204,7 +206,7 @@ def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
 
 
 def _stage_choices(index: int, stage: Stage, is_uneven: bool) -> Choices:
-    sizes = {DEPTH: stage.depth, MLP_RATIO: stage.mlp_ratio}
+    sizes = {DIM: stage.dim, DEPTH: stage.depth, MLP_RATIO: stage.mlp_ratio}
     found: Choices = {(f"stage {index}", name): size for name, size in sizes.items()}
     for place, mixer in _places(index, stage, is_uneven):
         found |= {(place, setting): value for setting, value in _settings(mixer)}
@@ -216,7 +218,7 @@ def _varied(found: Iterable[Choices]) -> set[tuple[str, str]]:
     values: dict[tuple[str, str], dict[Setting, set[Setting]]] = {}
     for choices in found:
         for (place, setting), value in choices.items():
-            mixer = "" if setting in (DEPTH, MLP_RATIO) else choices[place, MIXER]
+            mixer = "" if setting in SIZES else choices[place, MIXER]
             values.setdefault((place, setting), {}).setdefault(mixer, set()).add(value)
     return {
         name
@@ -274,7 +276,7 @@ def _shuffled(
         kinds = np.array([str(one.get((place, MIXER))) for one in choices])
         if setting == MIXER:
             kinds = kinds == str(None)  # networks without this block keep to themselves
-        elif setting in (DEPTH, MLP_RATIO):
+        elif setting in SIZES:
             kinds[:] = ""
         moved = np.array(
             [c for name, cs in groups.items() if _moves((place, setting), name) for c in cs]
@@ -291,7 +293,7 @@ def _moves(shuffled: tuple[str, str], other: tuple[str, str]) -> bool:
     """Tell whether a choice is shuffled together with the one that is named first."""
     (place, setting), (other_place, other_setting) = shuffled, other
     if setting == MIXER and other_place == place:
-        return other_setting not in (DEPTH, MLP_RATIO)
+        return other_setting not in SIZES
     if setting == DEPTH and other_place.startswith(f"{place}, block"):
         return True
     return shuffled == other

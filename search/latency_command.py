@@ -116,8 +116,10 @@ def _summary(table: LatencyTable) -> Table:
 def _write_csv(path: Path, table: LatencyTable) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["part", "mixer", "mlp_ratio", "median_ms", "low_ms", "high_ms"])
+        names = ["part", "dims", "mixer", "mlp_ratio", "median_ms", "low_ms", "high_ms"]
+        writer.writerow(names)
         for part, found in table.parts.items():
             mixer = describe_mixer(part.mixer) if part.mixer else ""
             times = (found.median_ms, found.low_ms, found.high_ms)
-            writer.writerow([part.name, mixer, part.mlp_ratio or "", *times])
+            dims = "-".join(map(str, part.dims))
+            writer.writerow([part.name, dims, mixer, part.mlp_ratio or "", *times])

@@ -10,7 +10,7 @@ from search.objectives import MEASURED
 from search.report_elements import check_box, code, count_of, enumerate_words, select_box, table
 from search.results import Candidate
 from search.tables import describe_stages, format_chance, format_count, format_interval
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, differ_in_dims
 from searchspace.mixers import (
     Elsa,
     InhomogeneousDepthwiseConv,
@@ -119,6 +119,7 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
     measured = _measured(members)
     names = ["id", "top-1 %", "sure", "MACs", "parameters", *(UNITS[name] for name in measured)]
     rows = []
+    with_dims = differ_in_dims(member.architecture for member in members)
     for member in members[:MOST_ROWS]:
         badge = ' <span class="badge">balanced</span>' if member.id == balanced else ""
         costs = [getattr(member, name) for name in measured]
@@ -130,7 +131,7 @@ def members_section(members: Sequence[Candidate], *, fidelity: str, balanced: in
                 format_count(member.macs),
                 format_count(member.params),
                 *("" if cost is None else f"{cost:.3g}" for cost in costs),
-                _stages(member.architecture),
+                _stages(member.architecture, with_dims),
                 f'<div class="command">{code(f"search retrain {run} --arch {member.id}")}'
                 "<button>copy</button></div>",
             ]
@@ -187,13 +188,15 @@ def _mixer_legend(members: Sequence[Candidate]) -> str:
         settings.append("l and g of elsa lambda and gamma where they are not 0 and 1")
     if any(stage.mlp_ratio != 4 for c in members for stage in c.architecture.stages):
         settings.append("m the ratio of the MLP where it is not 4")
+    if differ_in_dims(c.architecture for c in members):
+        settings.append("c the channels of the stage")
     return f"{', '.join(names)}; {', '.join(settings)}."
 
 
-def _stages(architecture: Architecture) -> str:
+def _stages(architecture: Architecture, with_dims: bool) -> str:
     return "".join(
         f'<span class="stage"><b>{number}</b>{escape(mixers)}</span>'
-        for number, mixers in enumerate(describe_stages(architecture))
+        for number, mixers in enumerate(describe_stages(architecture, with_dims=with_dims))
     )
 
 

@@ -250,6 +250,7 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "latency_high_ms": candidate.latency_high_ms,
         "memory_mib": candidate.memory_mib,
         "mixers": describe(candidate.architecture),
+        "dims": [stage.dim for stage in candidate.architecture.stages],
         "architecture": candidate.architecture.to_dict(),
     }
 

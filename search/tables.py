@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.results import Candidate
-from searchspace.architecture import Architecture, describe
+from searchspace.architecture import Architecture, describe, differ_in_dims
 from searchspace.cost import Cost, count, count_parts
 
 _UNITS = "KMGT"
@@ -47,6 +47,7 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     if shows_final:
         table.add_column("retrained", justify="right", no_wrap=True)
     table.add_column("mixers of the stages", overflow="fold")
+    with_dims = differ_in_dims(candidate.architecture for candidate in candidates)
     for row, candidate in enumerate(candidates):
         cells = [f"~{candidate.id}" if candidate.near_front else str(candidate.id)]
         cells += [format_interval(candidate)]
@@ -57,8 +58,10 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         if shows_final:
             found = final.get(candidate.id)
             cells.append(format_interval(found) if found else "")
-        table.add_row(*cells, _Mixers(describe(candidate.architecture)))
+        table.add_row(*cells, _Mixers(describe(candidate.architecture, with_dims=with_dims)))
     notes = ["±: 95 % interval of the accuracy"]
+    if with_dims:
+        notes.append("c: channels of a stage")
     if chances:
         notes.append("sure: chance to be truly on the front")
     if shows_final:
@@ -127,9 +130,9 @@ def architecture_json(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def describe_stages(architecture: Architecture) -> tuple[str, ...]:
-    """Write the mixers of each stage compactly."""
-    return tuple(describe(architecture).split(" | "))
+def describe_stages(architecture: Architecture, *, with_dims: bool = False) -> tuple[str, ...]:
+    """Write the mixers of each stage compactly, and its channels if asked for."""
+    return tuple(describe(architecture, with_dims=with_dims).split(" | "))
 
 
 def format_count(number: float) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, get_args
@@ -180,16 +180,22 @@ class Architecture:
             ) from error
 
 
-def describe(architecture: Architecture) -> str:
+def describe(architecture: Architecture, *, with_dims: bool = False) -> str:
     """Write the mixers compactly, a stage between bars: ``elsa7 h3 | win7 h24``.
 
     Equal blocks have their count, ``2x dw3``; blocks that differ inside a stage are joined by
-    commas. An MLP ratio other than 4 stands at the end, ``dw3 m2``.
+    commas. An MLP ratio other than 4 stands at the end, ``dw3 m2``, and so do the channels of the
+    stages if asked for, ``dw3 c96``.
     """
-    return " | ".join(_describe_stage(stage) for stage in architecture.stages)
+    return " | ".join(_describe_stage(stage, with_dims) for stage in architecture.stages)
 
 
-def _describe_stage(stage: Stage) -> str:
+def differ_in_dims(architectures: Iterable[Architecture]) -> bool:
+    """Tell whether some of the networks are wider than others."""
+    return len({tuple(stage.dim for stage in one.stages) for one in architectures}) > 1
+
+
+def _describe_stage(stage: Stage, with_dim: bool) -> str:
     words = []
     if stage.mlp_ratio != 4:
         words.append(f" m{stage.mlp_ratio:g}")
@@ -199,6 +205,8 @@ def _describe_stage(stage: Stage) -> str:
         words.append(f" se{stage.se_reduction}")
     if stage.local_conv:
         words.append(f" +dw{stage.local_conv}")
+    if with_dim:
+        words.append(f" c{stage.dim}")
     runs = [(text, len(list(run))) for text, run in groupby(map(describe_mixer, stage.mixers))]
     mixers = ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs)
     return mixers + "".join(words)

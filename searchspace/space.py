@@ -80,13 +80,15 @@ class StageChoices:
     """One stage of a space: its sizes, and one `MixerChoices` for the stage or one a block.
 
     Attributes:
-        depths: The options of the number of blocks; with one there is no choice. A stage of depth
-            d has the first d blocks (Cai et al. 2020, Once-for-All).
+        dims: The options of the width in channels; with one there is no choice. The first is what
+            networks of a single mixer have.
+        depths: The options of the number of blocks, likewise. A stage of depth d has the first d
+            blocks (Cai et al. 2020, Once-for-All).
         mlp_ratios: The options of the stage's MLP ratio; with one there is no choice.
         norm, se_reduction, local_conv: Those of all blocks; see `Stage`.
     """
 
-    dim: int
+    dims: tuple[int, ...]
     depths: tuple[int, ...]
     mlp_ratios: tuple[float, ...] = (4.0,)
     norm: BlockNorm = "default"
@@ -96,13 +98,18 @@ class StageChoices:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_ratios", tuple(float(ratio) for ratio in self.mlp_ratios))
-        if not self.mlp_ratios or not self.depths:
-            raise ValueError("A stage needs at least one depth and one MLP ratio, got none.")
+        if not self.dims or not self.depths or not self.mlp_ratios:
+            raise ValueError("A stage needs at least one dim, depth and MLP ratio, got none.")
         if len(self.choices) not in (1, self.max_depth):
             raise ValueError(
                 "A stage has one set of choices, or one a block: "
                 f"got {len(self.choices)} sets for {self.max_depth} blocks."
             )
+
+    @property
+    def max_dim(self) -> int:
+        """The channels of the widest stage, whose first channels are those of all others."""
+        return max(self.dims)
 
     @property
     def max_depth(self) -> int:
@@ -118,10 +125,10 @@ class StageChoices:
         """Return the choices of a block."""
         return self.choices[block if self.is_chosen_by_block else 0]
 
-    def with_mixers(self, mixers: Sequence[Mixer], mlp_ratio: float) -> Stage:
+    def chosen(self, dim: int, mixers: Sequence[Mixer], mlp_ratio: float) -> Stage:
         """Return the stage that these choices lead to."""
         return Stage(
-            dim=self.dim,
+            dim=dim,
             mixers=tuple(mixers),
             mlp_ratio=mlp_ratio,
             norm=self.norm,
@@ -156,7 +163,7 @@ class SearchSpace:
         """Return the space whose only point is the architecture."""
         stages = tuple(
             StageChoices(
-                dim=stage.dim,
+                dims=(stage.dim,),
                 depths=(stage.depth,),
                 mlp_ratios=(stage.mlp_ratio,),
                 norm=stage.norm,
@@ -190,8 +197,8 @@ class SearchSpace:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).
 
         Names are ``stage<i>[.block<j>].mixer``, ``stage<i>[.block<j>].<kind>.<setting>`` and,
-        where a stage has several, ``stage<i>.depth`` and ``stage<i>.mlp_ratio``. Blocks beyond the
-        depth are not asked for.
+        where a stage has several, ``stage<i>.dim``, ``stage<i>.depth`` and ``stage<i>.mlp_ratio``.
+        Blocks beyond the depth are not asked for.
         """
 
         def pick(name: str, options: Sequence[Any]) -> Any:
@@ -200,6 +207,7 @@ class SearchSpace:
         stages = []
         for index, stage in enumerate(self.stages):
             place = f"stage{index}"
+            dim = pick(f"{place}.dim", stage.dims)
             depth = pick(f"{place}.depth", stage.depths)
             if stage.is_chosen_by_block:
                 mixers = [
@@ -209,7 +217,7 @@ class SearchSpace:
             else:
                 mixers = [stage.choices[0].build(place, choose)] * depth
             ratio = pick(f"{place}.mlp_ratio", stage.mlp_ratios)
-            stages.append(stage.with_mixers(mixers, ratio))
+            stages.append(stage.chosen(dim, mixers, ratio))
         return self._architecture(stages)
 
     def choices_of(self, architecture: Architecture) -> dict[str, Setting]:
@@ -224,7 +232,7 @@ class SearchSpace:
             place, *setting = name.split(".")
             index = int(place.removeprefix("stage"))
             stage = architecture.stages[index]
-            if setting in (["depth"], ["mlp_ratio"]):
+            if setting in (["dim"], ["depth"], ["mlp_ratio"]):
                 found[name] = _match(setting[0], getattr(stage, setting[0]), options, 0)
                 return found[name]
             has_block = setting[0].startswith("block")
@@ -246,10 +254,10 @@ class SearchSpace:
         for index, (stage, choices) in enumerate(
             zip(architecture.stages, self.stages, strict=True)
         ):
-            if stage.depth not in choices.depths:
-                return f"stage {index}: depth {stage.depth} is not offered by the space"
-            if stage.mlp_ratio not in choices.mlp_ratios:
-                return f"stage {index}: mlp_ratio {stage.mlp_ratio} is not offered by the space"
+            for name in ("dim", "depth", "mlp_ratio"):
+                value = getattr(stage, name)
+                if value not in getattr(choices, f"{name}s"):
+                    return f"stage {index}: {name} {value} is not offered by the space"
             for block, mixer in enumerate(stage.mixers):
                 if not choices.choices_of(block).allows(mixer):
                     return f"stage {index}, block {block}: {mixer} is forbidden by the space"
@@ -278,33 +286,32 @@ class SearchSpace:
     def size(self) -> int:
         """Count the distinct architectures, before the limits on cost."""
         return math.prod(
-            len(set(stage.mlp_ratios)) * _count_mixers(stage, size)
+            len(set(stage.dims)) * len(set(stage.mlp_ratios)) * _count_mixers(stage, size)
             for stage, size in zip(self.stages, self.resolutions, strict=True)
         )
 
     def extreme(self, cost: str, *, largest: bool) -> Architecture:
         """Return the allowed-by-rule architecture with the least or most ``params`` or ``macs``.
 
-        Costs add up over blocks, so the best choice of every block is the best of the whole, and
-        the deepest stage is the largest.
+        Costs add up over blocks and grow with width, so the best choice of every block is the best
+        of the whole, and the widest and deepest stage is the largest.
         """
         pick = max if largest else min
         qkv_bias = FAMILIES[self.family].qkv_bias
         stages = []
         for index, (stage, size) in enumerate(zip(self.stages, self.resolutions, strict=True)):
+            dim = pick(stage.dims)
+            place = {"dim": dim, "size": size, "qkv_bias": qkv_bias, "norm": stage.norm}
 
-            def cost_of(mixer: Mixer, stage: StageChoices = stage, size: int = size) -> int:
-                counted = count_mixer(
-                    mixer, dim=stage.dim, size=size, qkv_bias=qkv_bias, norm=stage.norm
-                )
-                return int(getattr(counted, cost))
+            def cost_of(mixer: Mixer, place: dict[str, Any] = place) -> int:
+                return int(getattr(count_mixer(mixer, **place), cost))
 
             mixers = [
                 pick(self.mixers_of(index, block), key=cost_of)
                 for block in range(pick(stage.depths))
             ]
             ratio = pick(stage.mlp_ratios)
-            stages.append(stage.with_mixers(mixers, ratio))
+            stages.append(stage.chosen(dim, mixers, ratio))
         return self._architecture(stages)
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
@@ -318,7 +325,8 @@ class SearchSpace:
     def first(self) -> Architecture:
         """Return the architecture of the first allowed option everywhere."""
         stages = [
-            stage.with_mixers(
+            stage.chosen(
+                stage.dims[0],
                 [self.mixers_of(index, block)[0] for block in range(stage.depths[0])],
                 stage.mlp_ratios[0],
             )

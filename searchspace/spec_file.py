@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields, replace
 from configs import config_path
 from searchspace.architecture import Stage
 from searchspace.cost import Cost, count
+from searchspace.families import FAMILIES
 from searchspace.mixers import (
     MIXER_KINDS,
     Setting,
@@ -98,15 +99,17 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
     mlp_ratios = entry.mlp_ratio if stage.mlp_ratio is None else stage.mlp_ratio
     _check_distinct(mlp_ratios, f"{place}.mlp_ratio")
     _check_distinct(stage.depth, f"{place}.depth")
-    if stage.dim * min(mlp_ratios) < 1:
+    _check_distinct(stage.dim, f"{place}.dim")
+    _check_widths(entry, index)
+    if min(stage.dim) * min(mlp_ratios) < 1:
         raise ValueError(
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
-            f"got {min(mlp_ratios)} * {stage.dim}. Enlarge one of them."
+            f"got {min(mlp_ratios)} * {min(stage.dim)}. Enlarge one of them."
         )
-    for kind in kinds:
-        _check_fit(kind, options[kind], stage.dim, place)
+    for kind, dim in itertools.product(kinds, stage.dim):
+        _check_fit(kind, options[kind], dim, place)
     return StageChoices(
-        dim=stage.dim,
+        dims=tuple(stage.dim),
         depths=tuple(stage.depth),
         mlp_ratios=tuple(mlp_ratios),
         norm=stage.norm,
@@ -115,6 +118,16 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
         choices=(MixerChoices(kinds=options, forbid=rules),)
         * (max(stage.depth) if entry.choices_per == "block" else 1),
     )
+
+
+def _check_widths(entry: SpaceEntry, index: int) -> None:
+    """Refuse a choice of width where the family has one width for several stages."""
+    dims = entry.stages[index].dim
+    if len(dims) > 1 and index >= FAMILIES[entry.family].halvings:
+        raise ValueError(
+            f"stages[{index}].dim: in the family {entry.family!r} all stages behind the first have "
+            f"one dim, got the options {dims}. Write one number."
+        )
 
 
 def _check_distinct(options: Sequence[object], place: str) -> None:

@@ -30,7 +30,7 @@ class _Entry(BaseModel):
 class StageEntry(_Entry):
     """One entry of ``stages``."""
 
-    dim: _Count
+    dim: _Counts
     depth: _Counts
     mixers: list[str] | None = None
     mlp_ratio: _Ratios | None = None

@@ -124,6 +124,14 @@ class Block(nn.Module):
         hidden = int(self.dim * mlp_ratio)
         return x + drop(self.mlp(before_mlp(x), hidden))
 
+    def unused(self, x: Tensor, mixer: Mixer, mlp_ratio: float) -> tuple[str, ...]:
+        """Say how the names of weights start that `forward` does not need."""
+        used = _norms_of(mixer)
+        return (
+            *(f"mixers.{kind}." for kind in self.mixers if kind != mixer.kind),
+            *(f"norms.{name}." for name in self.norms if name not in used),
+        )
+
     def _mixer(self, mixer: Mixer) -> Any:  # one of MIXERS
         if mixer.kind not in self.mixers:
             raise ValueError(

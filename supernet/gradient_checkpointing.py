@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from supernet.width import NarrowPart
 
-def recompute(block: nn.Module, *arguments: Any) -> Any:
+
+def recompute(block: nn.Module | NarrowPart, *arguments: Any) -> Any:
     """Call a block so that it keeps its inputs alone, and is computed again for the gradients."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -26,7 +28,7 @@ def recompute(block: nn.Module, *arguments: Any) -> Any:
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
+def _statistics_kept(block: nn.Module | NarrowPart) -> Iterator[None]:
     """Let batch norms use the batch and learn nothing from it."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [(norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]

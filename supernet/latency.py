@@ -91,12 +91,12 @@ def _run_parts(
         _wait(images)
         times.append(clock())
 
-    x = network.patch_embed(images)
+    x = network.stem(images, architecture)
     passed()
     for stage_map in network.maps_behind_stages(x, architecture):
         x = stage_map
         passed()
-    network.classify(network.finish(x, architecture))
+    network.classify(network.finish(x, architecture), architecture)
     passed()
     spans = [after - before for before, after in pairwise(times)]
     names = ("stem", *(f"stage{index}" for index in range(len(architecture.stages))), "head")

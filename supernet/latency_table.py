@@ -14,11 +14,12 @@ import platform
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise, product
 from math import comb
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -26,7 +27,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
 from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import Mixer, mixer_from_dict, mixer_to_dict
@@ -50,17 +51,20 @@ class Part:
     Attributes:
         name: ``stem``, ``join1`` (before stage 1), ``stage0 even`` or ``stage0 odd`` (a block;
             windows are shifted in odd ones), ``encoding0`` (of positions), ``head``.
+        dims: The channels of its stage; of what joins two stages, of both.
         mixer: Of a block.
         mlp_ratio: Of a block; of the head, that of the last stage.
     """
 
     name: str
+    dims: tuple[int, ...]
     mixer: Mixer | None = None
     mlp_ratio: float = 0.0
 
     def __str__(self) -> str:
         mixer = f" {describe_mixer(self.mixer)}" if self.mixer else ""
-        return f"{self.name}{mixer}" + (f" m{self.mlp_ratio:g}" if self.mlp_ratio else "")
+        ratio = f" m{self.mlp_ratio:g}" if self.mlp_ratio else ""
+        return f"{self.name}{mixer}{ratio} c{'-'.join(map(str, self.dims))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +119,7 @@ class LatencyTable:
         parts = [
             {
                 "part": part.name,
+                "dims": part.dims,
                 "mixer": mixer_to_dict(part.mixer) if part.mixer else None,
                 "mlp_ratio": part.mlp_ratio,
                 **dataclasses.asdict(latency),
@@ -136,6 +141,7 @@ class LatencyTable:
             parts = {
                 Part(
                     row.pop("part"),
+                    tuple(row.pop("dims")),
                     mixer_from_dict(mixer) if (mixer := row.pop("mixer")) else None,
                     row.pop("mlp_ratio"),
                 ): Latency(**row)
@@ -163,50 +169,67 @@ class Checked:
 
 
 def macro_of(architecture: Architecture) -> dict[str, Any]:
-    """Describe what `Part` does not name: sizes, widths, and what all blocks of a stage have."""
+    """Describe what `Part` does not name: sizes, and what all blocks of a stage have."""
     described = architecture.to_dict()
-    kept = ("dim", "norm", "se_reduction", "local_conv")
-    stages = [
-        {**{name: stage[name] for name in kept}, "depth": len(stage["mixers"])}
-        for stage in described.pop("stages")
-    ]
+    kept = ("norm", "se_reduction", "local_conv")
+    stages = [{name: stage[name] for name in kept} for stage in described.pop("stages")]
     return {**described, "stages": stages}
 
 
 def parts_of(architecture: Architecture) -> list[Part]:
     """List the parts in the order of the forward pass."""
-    parts = [Part("stem")]
+    dims = [stage.dim for stage in architecture.stages]
+    parts = [Part("stem", (dims[0],))]
     for index, stage in enumerate(architecture.stages):
         if index:
-            parts.append(Part(f"join{index}"))
+            parts.append(Part(f"join{index}", (dims[index - 1], stage.dim)))
         for block, mixer in enumerate(stage.mixers):
             parity = "odd" if block % 2 else "even"
-            parts.append(Part(f"stage{index} {parity}", mixer, stage.mlp_ratio))
+            parts.append(Part(f"stage{index} {parity}", (stage.dim,), mixer, stage.mlp_ratio))
             if architecture.family == "twins" and block == 0:
-                parts.append(Part(f"encoding{index}"))
-    return [*parts, Part("head", None, architecture.stages[-1].mlp_ratio)]
+                parts.append(Part(f"encoding{index}", (stage.dim,)))
+    return [*parts, Part("head", (dims[-1],), None, architecture.stages[-1].mlp_ratio)]
 
 
 def covering(space: SearchSpace, rng: random.Random) -> list[Architecture]:
-    """Make networks in which every block has each of its choices at least once.
+    """Make networks in which every block has each of its choices at least once, at each width.
 
-    The choices of the stages are paired at random; limits on cost do not count.
+    All widths of neighbouring stages meet. Else the choices of the stages are paired at random;
+    limits on cost do not count.
     """
-    options = []
+    options: dict[tuple[int, int], list[Stage]] = {}
     for index, choices in enumerate(space.stages):
-        blocks = [space.mixers_of(index, block) for block in range(max(choices.depths))]
-        stages = [
-            choices.with_mixers([mixers[number % len(mixers)] for mixers in blocks], ratio)
-            for ratio in choices.mlp_ratios
-            for number in range(max(map(len, blocks)))
-        ]
-        rng.shuffle(stages)
-        options.append(stages)
-    first = space.first()
-    return [
-        first.replace(stages=tuple(stages[number % len(stages)] for stages in options))
-        for number in range(max(map(len, options)))
-    ]
+        blocks = [space.mixers_of(index, block) for block in range(choices.max_depth)]
+        for dim in choices.dims:
+            options[index, dim] = [
+                choices.chosen(dim, [mixers[number % len(mixers)] for mixers in blocks], ratio)
+                for ratio in choices.mlp_ratios
+                for number in range(max(map(len, blocks)))
+            ]
+            rng.shuffle(options[index, dim])
+    first, networks = space.first(), list[Architecture]()
+    used = Counter[tuple[int, int]]()
+    for dims in cycle(_meeting_widths(space, rng)):
+        if all(used[place] >= len(stages) for place, stages in options.items()):
+            return networks
+        stages = [options[place][used[place] % len(options[place])] for place in enumerate(dims)]
+        networks.append(first.replace(stages=tuple(stages)))
+        used.update(enumerate(dims))
+    return networks
+
+
+def _meeting_widths(space: SearchSpace, rng: random.Random) -> list[tuple[int, ...]]:
+    """List widths of all stages in which every two widths of neighbours meet."""
+    dims = [stage.dims for stage in space.stages]
+    rows = [tuple(own[0] for own in dims)]
+    for index, pair in enumerate(pairwise(dims)):
+        for wanted in product(*pair):
+            if all(row[index : index + 2] != wanted for row in rows):
+                row = [rng.choice(own) for own in dims]
+                row[index : index + 2] = wanted
+                rows.append(tuple(row))
+    missing = set(dims[0]) - {row[0] for row in rows}  # where there is one stage alone
+    return [*rows, *((dim,) for dim in sorted(missing))]
 
 
 def measure_table(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from supernet.blocks import Mlp
 from supernet.kernels import depthwise_conv
 from supernet.mixers.sharing import new_linear
+from supernet.width import ChannelBlocks
 
 
 class PatchEmbed(nn.Module):
@@ -51,6 +52,13 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = new_linear(4 * dim, out_dim, bias=False)
+        # The joined tokens (see `supernet.width`).
+        tokens = (dim,) * 4
+        self.channel_blocks: ChannelBlocks = {
+            "norm.weight": (0, tokens),
+            "norm.bias": (0, tokens),
+            "reduction.weight": (1, tokens),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, dim) to (B, ceil(H/2), ceil(W/2), out_dim)."""

@@ -79,7 +79,9 @@ class TimmNetwork(Supernet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn features into logits, or into what the classifier sees, (B, C)."""
-        return self.pool(x) if pre_logits or self.num_classes == 0 else self.classify(x)
+        if pre_logits or self.num_classes == 0:
+            return self.pool(x)
+        return self.classify(x, self.architecture)
 
     def pool(self, features: Tensor) -> Tensor:
         """Turn features into what the classifier sees, (B, C), with dropout in training."""
@@ -121,7 +123,7 @@ class TimmNetwork(Supernet):
         if prune_head:
             self.reset_classifier(0)
         if prune_norm:
-            self.norm = nn.Identity()  # type: ignore[assignment]
+            self.norm = nn.Identity()
         return list(taken)
 
     def get_classifier(self) -> nn.Module:
@@ -146,7 +148,7 @@ class TimmNetwork(Supernet):
                 return nn.Identity()
             return new_linear(self.num_features, num_classes).to(device)
 
-        self.head = fresh()  # type: ignore[assignment]
+        self.head = fresh()
         if self.architecture.family == "volo":
             self.aux_head = fresh()  # type: ignore[assignment]
         if num_classes:

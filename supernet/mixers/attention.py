@@ -51,7 +51,7 @@ class AttentionWeights(nn.Module):
         heads = max(option.num_heads for option in options)
         self.parts = _parts(terms)
         self.in_proj = start_linear(
-            InProjection(dim, dim * (len(self.parts) - 1), dim, bias=place.qkv_bias)
+            InProjection(dim, [dim] * (len(self.parts) - 1), dim, bias=place.qkv_bias)
         )
         self.proj = new_linear(dim, dim)
         self.table_qr = new_table(taps**2, dim) if "qr" in terms else None

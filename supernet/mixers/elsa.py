@@ -50,7 +50,7 @@ class ElsaMixer(nn.Module):
         # One grouping of the logits is stored as such; several are parts of ungrouped weights.
         groupings = {(o.logit_groups, o.num_heads, o.kernel_size, o.qk_dim) for o in options}
         self.logit_width = self.qk_dim // (options[0].logit_groups if len(groupings) == 1 else 1)
-        self.in_proj = InProjection(dim, 2 * self.qk_dim, self.v_dim, bias=place.qkv_bias)
+        self.in_proj = InProjection(dim, [self.qk_dim] * 2, self.v_dim, bias=place.qkv_bias)
         self.proj = new_linear(self.v_dim, dim)
         # Tables over taps come first on axis 0, so that one function slices them all.
         conv_inputs = self.group_width * taps

@@ -33,7 +33,7 @@ class GlobalAttentionMixer(nn.Module):
     def __init__(self, options: Sequence[GlobalAttention], *, place: Place) -> None:
         super().__init__()
         self.in_proj = start_linear(
-            InProjection(place.dim, 2 * place.dim, place.dim, bias=place.qkv_bias)
+            InProjection(place.dim, [place.dim] * 2, place.dim, bias=place.qkv_bias)
         )
         self.proj = new_linear(place.dim, place.dim)
         ratios = sorted({option.sr_ratio for option in options} - {1})

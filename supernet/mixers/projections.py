@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.mixers.sharing import Place, new_linear
+from supernet.width import ChannelBlocks
 
 _ATTENTION = ("attention.in_proj", "attention.proj")  # the last rows of in_proj make the values
 _POINTWISE = ("pointwise.conv_in", "pointwise.conv_out")
@@ -48,15 +49,23 @@ class InProjection(nn.Linear):
 
     Args:
         in_features: Channels of the input.
-        num_others: Rows of queries and keys.
+        others: Rows of queries and of keys, whichever there are.
         num_values: Rows of values.
         bias: Whether there are biases.
     """
 
-    def __init__(self, in_features: int, num_others: int, num_values: int, *, bias: bool) -> None:
-        super().__init__(in_features, num_others + num_values, bias=bias)
-        self.num_others = num_others
+    def __init__(
+        self, in_features: int, others: Sequence[int], num_values: int, *, bias: bool
+    ) -> None:
+        super().__init__(in_features, sum(others) + num_values, bias=bias)
+        self.others, self.num_others, self.num_values = tuple(others), sum(others), num_values
         self.value: nn.Linear | None = None
+
+    @property
+    def channel_blocks(self) -> ChannelBlocks:
+        """Queries, keys and values are blocks of rows (see `supernet.width`)."""
+        values = () if self.value is not None else (self.num_values,)
+        return dict.fromkeys(("weight", "bias"), (0, (*self.others, *values)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (..., in_features) to all rows, (..., num_others + num_values)."""

@@ -25,7 +25,7 @@ SPACE = SearchSpace(
     img_size=8,
     patch_size=2,
     num_classes=3,
-    stages=(StageChoices(dim=8, depths=(1, 2), choices=(CHOICES, CHOICES)),),
+    stages=(StageChoices(dims=(8,), depths=(1, 2), choices=(CHOICES, CHOICES)),),
 )
 
 

@@ -38,6 +38,7 @@ def space_of(
     num_choices: int = 1,
     limits: dict[str, float] | None = None,
     depths: tuple[int, ...] = (2,),
+    dims: tuple[int, ...] = (8,),
 ) -> SearchSpace:
     """Return a space with maps of 8 x 8 and 4 x 4 tokens, and two blocks in the second stage."""
     return SearchSpace(
@@ -45,15 +46,22 @@ def space_of(
         img_size=16,
         patch_size=2,
         stages=(
-            StageChoices(dim=8, depths=(1,), mlp_ratios=(1, 2), choices=(CHOICES,)),
-            StageChoices(dim=12, depths=depths, mlp_ratios=(1,), choices=(CHOICES,) * num_choices),
+            StageChoices(dims=dims, depths=(1,), mlp_ratios=(1, 2), choices=(CHOICES,)),
+            StageChoices(
+                dims=(12,), depths=depths, mlp_ratios=(1,), choices=(CHOICES,) * num_choices
+            ),
         ),
         num_classes=3,
         limits=limits or {},
     )
 
 
-SPACES = [space_of(), space_of(depths=(2, 5, 1)), space_of(num_choices=2, depths=(2, 1))]
+SPACES = [
+    space_of(),
+    space_of(depths=(2, 5, 1)),
+    space_of(num_choices=2, depths=(2, 1)),
+    space_of(dims=(8, 16, 4)),
+]
 
 
 def walks(space: SearchSpace) -> Iterator[Architecture]:
@@ -125,6 +133,15 @@ def test_blocks_beyond_the_depth_are_not_asked_for() -> None:
     assert not any(name.startswith("stage1.block1") for name in asked)
 
 
+def test_an_architecture_of_another_width_is_not_in_the_space() -> None:
+    space = space_of(dims=(8, 4))
+    wider = space_of(dims=(16,)).first()
+
+    assert space.violation(wider) == "stage 0: dim 16 is not offered by the space"
+    with pytest.raises(ValueError, match=r"offers dim \[8, 4\], the architecture has 16"):
+        space.choices_of(wider)
+
+
 def test_an_architecture_of_another_depth_is_not_in_the_space() -> None:
     space, deeper = (space_of(num_choices=2, depths=d) for d in ((1, 2), (2,)))
     shallow = space.first()
@@ -186,7 +203,7 @@ def test_rules_see_the_window_that_the_map_leaves() -> None:
         name="one",
         img_size=4,
         patch_size=1,
-        stages=(StageChoices(dim=4, depths=(1,), choices=(choices,)),),
+        stages=(StageChoices(dims=(4,), depths=(1,), choices=(choices,)),),
     )
 
     assert space.violation(space.build(lambda _name, options: options[0])) is not None
@@ -215,7 +232,7 @@ def test_single_mixer_networks_have_the_first_settings_of_the_space() -> None:
 
 def test_a_kind_that_the_rules_forbid_has_no_single_mixer_network() -> None:
     choices = MixerChoices(kinds=CHOICES.kinds, forbid=({"mixer": ("elsa",)},))
-    stage = StageChoices(dim=8, depths=(1,), choices=(choices,))
+    stage = StageChoices(dims=(8,), depths=(1,), choices=(choices,))
     space = SearchSpace(name="no elsa", img_size=4, patch_size=1, stages=(stage,))
 
     assert {kind for kind, _ in space.single_mixer_architectures()} == {
@@ -226,7 +243,7 @@ def test_a_kind_that_the_rules_forbid_has_no_single_mixer_network() -> None:
 
 def test_choices_are_for_the_stage_or_for_each_block() -> None:
     with pytest.raises(ValueError, match="got 2 sets for 3 blocks"):
-        StageChoices(dim=8, depths=(3,), choices=(CHOICES, CHOICES))
+        StageChoices(dims=(8,), depths=(3,), choices=(CHOICES, CHOICES))
 
 
 def test_all_mixers_of_a_block_are_reached() -> None:

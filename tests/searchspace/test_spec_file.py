@@ -103,6 +103,25 @@ def test_a_list_of_depths_is_a_choice_and_the_deepest_stage_has_all_blocks() -> 
     assert stage.max_depth == len(stage.choices) == 3
 
 
+def test_a_list_of_widths_is_a_choice() -> None:
+    data = small()
+    data["stages"][0]["dim"] = [8, 24, 16]
+
+    assert parse(data).stages[0].dims == (8, 24, 16)
+    assert parse(data).stages[0].max_dim == 24
+
+
+def test_a_family_with_one_width_for_several_stages_has_no_choice_of_it() -> None:
+    data = {**small(), "family": "volo", "stem_dim": 8}
+    data["stages"][0]["dim"] = [8, 24]
+    data["stages"][1]["dim"] = [16, 32]
+
+    with pytest.raises(ValueError, match=r"stages\[1\]\.dim: in the family 'volo' .*\[16, 32\]"):
+        parse(data)
+    data["stages"][1]["dim"] = 16
+    assert parse(data).stages[0].dims == (8, 24)
+
+
 def test_a_space_keeps_the_text_of_its_file() -> None:
     space = parse(small())
 
@@ -146,6 +165,8 @@ ERRORS: list[tuple[Change, str]] = [
     (put("stages", 0, "depth", [1, 0]), r"stages\[0\]\.depth\[1\]: .*greater than .*got 0"),
     (put("stages", 0, "depth", []), r"stages\[0\]\.depth: .*at least 1 item"),
     (put("stages", 1, "depth", [1, 2, 1]), r"stages\[1\]\.depth: the option 1 is there twice"),
+    (put("stages", 0, "dim", [8, 8]), r"stages\[0\]\.dim: the option 8 is there twice"),
+    (put("stages", 0, "dim", [8, 9]), r"does not fit stages\[0\]: .*num_heads=2 and dim=9"),
     (put("stages", []), r"stages: .*at least 1 item"),
     (put("mixers", {}), r"mixers: .*at least 1 item"),
     (put("family", "resnet"), r"family: .*'swin'.*got 'resnet'"),

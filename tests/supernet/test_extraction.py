@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from searchspace.architecture import Architecture
 from searchspace.mixers import MIXER_KINDS, Mixer, mixer_to_dict
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.network import Supernet, extract
@@ -32,7 +34,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     """Draw a space of two stages, each with the settings of a dozen drawn mixers."""
     stages = [
         StageChoices(
-            dim=DIM * (index + 1),
+            dims=(DIM * (index + 1), 2 * DIM * (index + 1)),
             depths=(2, 1),
             mlp_ratios=(1, 2),
             choices=(MixerChoices(kinds=union(draw(drawn(DIM * (index + 1))))),),
@@ -40,6 +42,13 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         for index in range(2)
     ]
     return SearchSpace(name="drawn", img_size=14, patch_size=2, num_classes=3, stages=tuple(stages))
+
+
+def sample(space: SearchSpace, rng: random.Random) -> Architecture:
+    """Draw an architecture; settings that do not go together or with a width are drawn again."""
+    while True:
+        with suppress(ValueError):
+            return space.sample(rng)
 
 
 def drawn(dim: int) -> st.SearchStrategy[list[Mixer]]:
@@ -84,7 +93,7 @@ def test_networks_of_drawn_spaces_are_extracted_exactly(
         images, labels = torch.randn(2, 3, 14, 14), torch.tensor([0, 2])
         rng = random.Random(seed)
         for _ in range(NETWORKS_OF_EACH):
-            architecture = space.sample(rng)
+            architecture = sample(space, rng)
             seen.update(m.kind for stage in architecture.stages for m in stage.mixers)
             subnet = extract(supernet.eval(), architecture)
             with torch.no_grad():

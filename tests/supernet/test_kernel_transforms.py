@@ -28,7 +28,7 @@ OPTIONS = {
 
 def space() -> SearchSpace:
     choices = (MixerChoices(kinds=OPTIONS),)
-    stage = StageChoices(dim=6, depths=(2,), mlp_ratios=(1,), choices=choices)
+    stage = StageChoices(dims=(6,), depths=(2,), mlp_ratios=(1,), choices=choices)
     return SearchSpace(
         name="kernels", img_size=8, patch_size=2, num_classes=3, stem_dim=0, stages=(stage,)
     )

@@ -43,13 +43,16 @@ def table_of(space: SearchSpace) -> LatencyTable:
     )
 
 
-def test_covering_networks_have_every_part_that_random_ones_have() -> None:
-    rng = random.Random(1)
-    covered = {part for network in covering(SPACE, rng) for part in parts_of(network)}
+@pytest.mark.parametrize("name", ["digits", "micro_depth", "micro_width"])
+def test_covering_networks_have_every_part_that_random_ones_have(name: str) -> None:
+    rng, space = random.Random(1), load_space(name)
+    networks = covering(space, rng)
+    covered = {part for network in networks for part in parts_of(network)}
 
-    found = {part for _ in range(300) for part in parts_of(SPACE.sample(rng))}
+    drawn = [space.sample(rng) for _ in range(300)]
 
-    assert found <= covered
+    assert {part for network in drawn for part in parts_of(network)} <= covered
+    assert {str(macro_of(network)) for network in drawn} == {str(macro_of(networks[0]))}
 
 
 def test_a_prediction_is_the_sum_of_the_parts() -> None:
@@ -122,8 +125,9 @@ def test_a_part_names_what_it_is() -> None:
     parts = parts_of(preset("swin_t"))
 
     assert [str(part) for part in parts[:3]] == [
-        "stem",
-        "stage0 even win7 h3 m4",
-        "stage0 odd win7 h3 m4",
+        "stem c96",
+        "stage0 even win7 h3 m4 c96",
+        "stage0 odd win7 h3 m4 c96",
     ]
-    assert str(Part("head", None, 4.0)) == "head m4"
+    assert str(Part("join1", (96, 192))) == "join1 c96-192"
+    assert str(Part("head", (768,), None, 4.0)) == "head m4 c768"

@@ -54,8 +54,12 @@ SPACE = SearchSpace(
     patch_size=2,
     num_classes=5,
     stages=(
-        StageChoices(dim=12, depths=(1, 2), mlp_ratios=(2, 1), choices=(every_choice(12),) * 2),
-        StageChoices(dim=24, depths=(2, 1), mlp_ratios=(1, 1.5, 3), choices=(every_choice(24),)),
+        StageChoices(
+            dims=(12, 24), depths=(1, 2), mlp_ratios=(2, 1), choices=(every_choice(12),) * 2
+        ),
+        StageChoices(
+            dims=(48, 24), depths=(2, 1), mlp_ratios=(1, 1.5, 3), choices=(every_choice(24),)
+        ),
     ),
 )
 
@@ -145,7 +149,7 @@ def test_closed_form_parameters_equal_the_built_network() -> None:
         assert built == count(architecture).params
 
 
-@pytest.mark.parametrize("name", ["micro", "micro_depth", "swin_t"])
+@pytest.mark.parametrize("name", ["micro", "micro_depth", "micro_width", "swin_t"])
 def test_shipped_spaces_count_what_they_build(name: str) -> None:
     space, rng = load_space(name), random.Random(0)
     for architecture in [space.sample(rng) for _ in range(4)]:

@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, tuple]] = {
 
 def space_of(kinds: dict[str, dict[str, tuple]], family: str = "swin") -> SearchSpace:
     stage = StageChoices(
-        dim=DIM, depths=(1,), mlp_ratios=(1,), choices=(MixerChoices(kinds=kinds),)
+        dims=(DIM,), depths=(1,), mlp_ratios=(1,), choices=(MixerChoices(kinds=kinds),)
     )
     return SearchSpace(
         name="kinds",

@@ -50,7 +50,7 @@ SPACE = SearchSpace(
     num_classes=10,
     stages=(
         StageChoices(
-            dim=8,
+            dims=(8, 6),
             depths=(2,),
             mlp_ratios=(1,),
             choices=(
