@@ -87,9 +87,7 @@ def node(scene: Scene, phase: str = "trust") -> dict[str, float]:
     scene.start(*START)
     scene.until(scene.phase(phase))
     time.sleep(2)
-    victim = scene.rng.choice(scene.nodes)
-    scene.nodes.remove(victim)
-    scene.cluster.remove_node(victim, allow_graceful=False)
+    scene.kill_node()
     assert scene.wait() == 0
     return check(scene, budget=BUDGET)
 

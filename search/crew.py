@@ -28,6 +28,7 @@ STOP_SECONDS = 10.0
 HANG_FACTOR = 20.0
 LEAST_LIMIT_SECONDS = 60.0
 RECRUIT_EVERY_SECONDS = 5.0
+RECRUIT_AGAIN_SECONDS = 0.5
 LOOK_EVERY_SECONDS = 1.0
 SHOW_EVERY_SECONDS = 0.5
 MAX_STILLBORN = 4
@@ -157,7 +158,14 @@ class JudgeCrew:
         self._recruited = now
         devices = self._cluster.devices
         wanted = devices if self._most is None else min(devices, self._most)
-        for _ in range(wanted - len(self._judges)):
+        if wanted <= len(self._judges):
+            return
+        # A judge without a device would be charged for nothing. Those that start may have one that
+        # Ray still calls free.
+        free = self._cluster.free - sum(not judge.ready for judge in self._judges)
+        if free < wanted - len(self._judges):
+            self._recruited += RECRUIT_AGAIN_SECONDS - RECRUIT_EVERY_SECONDS
+        for _ in range(min(wanted - len(self._judges), free)):
             attempt = self._record.start_attempt(self._phase, devices=1)
             actor = self._cluster.start_actor(self._worker, self._job)
             self._judges.append(_Judge(actor, attempt, now, actor.__ray_call__.remote(_node_of)))

@@ -84,6 +84,16 @@ class Cluster:
         found = int(resources.get(self.resource, 0))
         return found if self._max_devices is None else min(found, self._max_devices)
 
+    @property
+    def free(self) -> int:
+        """Count the devices that nothing holds; what Ray says may be a second old.
+
+        The device of a node that has just died is not free, and it counts among `devices` until
+        Ray has given the node up: what is started for it would wait, and be charged for nothing.
+        """
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        return int(resources.get(self.resource, 0))
+
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that are alive now."""
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
@@ -106,16 +116,12 @@ class Cluster:
 
     def end_actors(self, actors: list[Any]) -> None:
         """Kill actors and wait until Ray has their devices back, or for a moment."""
-        before, holding = self._free(), len(actors) - _count_dead(actors)
+        before, holding = self.free, len(actors) - _count_dead(actors)
         for actor in actors:
             ray.kill(actor)
         deadline = time.monotonic() + RELEASE_SECONDS
-        while time.monotonic() < deadline and self._free() < before + holding:
+        while time.monotonic() < deadline and self.free < before + holding:
             time.sleep(0.02)
-
-    def _free(self) -> float:
-        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        return resources.get(self.resource, 0.0)
 
     @contextmanager
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 # Devices come and go; asking Ray at every suggestion would be dear.
 COUNT_EVERY_SECONDS = 2.0
+COUNT_AGAIN_SECONDS = 0.2
 # On a busy machine an actor that was killed lives on for seconds, and holds its device.
 LINGER_SECONDS = 15.0
 
@@ -116,8 +117,12 @@ class _Session:
     counted: float = -COUNT_EVERY_SECONDS
 
     def count_slots(self) -> int:
+        """Count the devices that are free or have an actor: a trial would be charged on them."""
         if time.monotonic() - self.counted > COUNT_EVERY_SECONDS:
-            self.counted, self.slots = time.monotonic(), self.cluster.devices
+            self.counted, devices = time.monotonic(), self.cluster.devices
+            self.slots = min(devices, self.cluster.free + len(self.actors))
+            if self.slots < devices:
+                self.counted += COUNT_AGAIN_SECONDS - COUNT_EVERY_SECONDS
         return self.slots
 
     def take_note_of(self, actor: Any) -> None:

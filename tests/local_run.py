@@ -50,7 +50,7 @@ class Clock:
 class LocalCluster:
     """One device; its actors are objects of this process."""
 
-    devices, threads = 1, 1
+    devices, free, threads = 1, 1, 1
 
     @contextmanager
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:

@@ -20,6 +20,9 @@ from search.trials import TrialCosts
 from search.trust import Judge
 from search.work import StepTimes, Work
 
+# Ray gives a dead node up after some ten seconds; until then its devices are not free.
+PATIENCE_SECONDS = 30.0
+
 
 class Interrupted(Exception):
     """The user asked the run to stop; it can be resumed."""
@@ -51,15 +54,25 @@ class Session:
         self.job = work.make_job(self.settings, run.folder, run.data())
 
     def wait_for_devices(self) -> int:
-        """Wait until there is a device; nothing is charged meanwhile."""
-        told = False
-        while not (devices := self.cluster.devices):
-            if not told:
+        """Wait until there are devices, and a while until all are free; nothing is charged.
+
+        Returns:
+            How many are free.
+        """
+        told, started = False, time.monotonic()
+        while True:
+            devices = self.cluster.devices
+            free = min(self.cluster.free, devices)
+            if devices and free == devices:
+                return devices
+            if free and time.monotonic() - started > PATIENCE_SECONDS:
+                self.view.say(f"Others hold {devices - free} of {devices} devices; going on.")
+                return free
+            if not devices and not told:
                 self.view.say("The cluster has no device left; waiting for one.")
                 told = True
             self.check_stop()
-            time.sleep(1.0)
-        return devices
+            time.sleep(0.1 if devices else 1.0)
 
     def spent(self) -> float:
         """Return the device-seconds that the budget has paid for."""

@@ -45,15 +45,15 @@ def cluster() -> Iterator[Cluster]:
 def comes_free(cluster: Cluster, devices: int) -> bool:
     """Wait until Ray says that so many devices are free; on a busy machine that takes a while."""
     deadline = time.monotonic() + 60
-    while cluster._free() < devices and time.monotonic() < deadline:
+    while cluster.free < devices and time.monotonic() < deadline:
         time.sleep(0.05)
-    return cluster._free() == devices
+    return cluster.free == devices
 
 
 def test_all_answer_and_give_their_devices_back(cluster: Cluster) -> None:
     with cluster.actors(Worker, "job", 2) as workers:
         assert call_all(workers, "answer", while_waiting=lambda: None) == ["of job"] * 2
-        assert cluster._free() == 0
+        assert cluster.free == 0
         assert executor._count_dead(workers) == 0
     assert comes_free(cluster, 2)
 

@@ -1,0 +1,100 @@
+"""What holds no device is not charged: workers are started where devices are free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search.crew import JudgeCrew
+from search.phases import session as session_module
+from search.phases.session import Session
+from search.record import Record
+from search.tune_trials import _Session
+
+
+class StubCluster:
+    """Devices that can be taken away."""
+
+    def __init__(self, devices: int, free: int) -> None:
+        self.devices, self.free = devices, free
+
+    def start_actor(self, worker: type, job: Any) -> Any:
+        """Return something that can be asked where it lives."""
+        return SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda function: object()))
+
+
+def recruit(crew: JudgeCrew) -> None:
+    """Recruit now, however short ago that was tried."""
+    crew._recruited = float("-inf")
+    crew._recruit()
+
+
+def test_a_judge_is_started_and_charged_when_its_device_is_free(tmp_path: Path) -> None:
+    cluster = StubCluster(devices=2, free=1)
+    with Record.create(tmp_path / "record.db") as record:
+        crew = JudgeCrew(
+            cluster, object, job=None, record=record, phase="search", most=None, pace_seconds=1.0
+        )
+        recruit(crew)
+        assert len(crew) == 1
+
+        # Its own device may still be called free, a second one is not.
+        recruit(crew)
+        assert len(crew) == 1
+
+        crew._judges[0].ready = True
+        recruit(crew)
+        assert len(crew) == 2
+
+        cluster.free = 5
+        recruit(crew)
+        assert len(crew) == 2
+        assert len(record.attempts()) == 2
+
+
+def waiting(cluster: StubCluster, monkeypatch: pytest.MonkeyPatch, ticks: list[Any]) -> int:
+    """Wait for devices while each second changes the cluster as ``ticks`` say."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += 1.0
+        change = ticks.pop(0) if ticks else None
+        if change is not None:
+            cluster.devices, cluster.free = change
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now)
+    monkeypatch.setattr(session_module, "time", clock)
+    said: list[str] = []
+    stub = SimpleNamespace(
+        cluster=cluster, check_stop=lambda: None, view=SimpleNamespace(say=said.append)
+    )
+    return Session.wait_for_devices(stub)
+
+
+def test_a_group_waits_until_a_dead_nodes_device_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = StubCluster(devices=2, free=1)
+    assert waiting(cluster, monkeypatch, [None] * 9 + [(1, 1)]) == 1
+
+    cluster = StubCluster(devices=0, free=0)
+    assert waiting(cluster, monkeypatch, [None, (2, 1), (2, 2)]) == 2
+
+
+def test_a_group_goes_on_without_devices_that_others_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = StubCluster(devices=4, free=3)
+    assert waiting(cluster, monkeypatch, []) == 3
+
+
+def test_trials_are_handed_out_for_free_devices_and_those_that_tune_keeps() -> None:
+    cluster = StubCluster(devices=3, free=1)
+    session = _Session(source=None, cluster=cluster)
+    session.actors = {"kept": object()}
+    assert session.count_slots() == 2
+
+    cluster.free, session.counted = 3, float("-inf")
+    assert session.count_slots() == 3
