@@ -34,12 +34,15 @@ def recruit(crew: JudgeCrew) -> None:
 
 def test_a_judge_is_started_and_charged_when_its_device_is_free(tmp_path: Path) -> None:
     cluster = StubCluster(devices=2, free=1)
-    with Record.create(tmp_path / "record.db") as record:
+    now = [100.0]
+    with Record.create(tmp_path / "record.db", clock=lambda: now[0]) as record:
         crew = JudgeCrew(
             cluster, object, job=None, record=record, phase="search", most=None, pace_seconds=1.0
         )
         recruit(crew)
         assert len(crew) == 1
+        now[0] += 10
+        assert record.spent(["search"]) == 10
 
         # Its own device may still be called free, a second one is not.
         recruit(crew)
@@ -52,7 +55,8 @@ def test_a_judge_is_started_and_charged_when_its_device_is_free(tmp_path: Path) 
         cluster.free = 5
         recruit(crew)
         assert len(crew) == 2
-        assert len(record.attempts()) == 2
+        now[0] += 1
+        assert record.spent(["search"]) == 12
 
 
 def waiting(cluster: StubCluster, monkeypatch: pytest.MonkeyPatch, ticks: list[Any]) -> int:
