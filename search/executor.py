@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from search.budget import count_cores
 from search.work import last_line
@@ -29,6 +30,7 @@ NEWS_OF_DEATH_SECONDS = 45.0
 START_SECONDS = 900.0
 # A process that was killed keeps its device for a part of a second.
 RELEASE_SECONDS = 3.0
+CONNECT_SECONDS = 10.0
 # A call of a dead actor fails at once; a busy one leaves it waiting.
 ROLL_CALL_SECONDS = 0.2
 
@@ -46,22 +48,31 @@ class Cluster:
         max_devices: Use at most so many devices.
 
     Raises:
-        ValueError: If the cluster has no such device.
+        ValueError: If there is no such cluster, or it has no such device.
     """
 
     def __init__(
         self, *, device: str, address: str | None = None, max_devices: int | None = None
     ) -> None:
         cores = count_cores()
-        ray.init(
-            # Not None: that would join any cluster that was started on this machine.
-            address=address or "local",
-            num_cpus=None if address else cores,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        if address is not None:
+            _check_answers(address)
+        try:
+            ray.init(
+                # Not None: that would join any cluster that was started on this machine.
+                address=address or "local",
+                num_cpus=None if address else cores,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except (AuthenticationError, ConnectionError) as error:
+            raise ValueError(
+                f"The cluster at {address} does not let us in: {last_line(str(error))} Those of "
+                "`ray start` want a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
+                "file with it."
+            ) from error
         self.resource = {"cpu": "CPU", "gpu": "GPU"}[device]
         self._max_devices = max_devices
         if self.devices < 1:
@@ -186,6 +197,19 @@ def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
         except (RayTaskError, RayError) as error:
             finished.append((reference, None, last_line(str(error))))
     return finished
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in address and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ValueError(
+                f"No cluster answers at {address} ({error}). Start its head with `ray start "
+                "--head`, and give the address that it prints to --ray-address."
+            ) from error
 
 
 def _count_dead(actors: list[Any]) -> int:

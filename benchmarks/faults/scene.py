@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,24 @@ def spent_of(folder: Path) -> float:
         return record.spent(PHASES)
 
 
+def differences(scene: Scene) -> str:
+    """List, second by second, where Ray said that other devices are held than were charged."""
+    charges = scene.query("SELECT started, ended, devices FROM attempts ORDER BY started")
+    moments = [*scene.stopwatch.changes, (charges[-1][1] + 10, 0.0)]
+    lines, first, late = [], charges[0][0], 0.0
+    for (since, held), (until, _) in pairwise(moments):
+        charged = sum(
+            devices * max(min(ended, until) - max(started, since), 0.0)
+            for started, ended, devices in charges
+        )
+        off = charged - held * (until - since)
+        late += off
+        if abs(off) > 0.05:
+            span = f"{since - first:7.2f} to {until - first:7.2f}"
+            lines.append(f"{span}: {held:.0f} held, charged {off:+.2f} s; so far {late:+.2f}")
+    return "\n".join(lines)
+
+
 def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str, float]:
     """Assert what must hold after every fault; return the numbers.
 
@@ -211,7 +230,7 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
         "checkpoints": scene.most_checkpoints,
     }
     folders = list((scene.folder / "trials").glob("*"))
-    assert abs(off) <= allowed, numbers
+    assert abs(off) <= allowed, f"{numbers}\n{differences(scene)}"
     assert scene.most_checkpoints <= NODES * GPUS, numbers
     if not unfinished:
         assert spent <= budget * 1.01 + 1.5, numbers

@@ -25,6 +25,7 @@ class Stopwatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.device_seconds = 0.0
         self.most = 0.0
+        self.changes: list[tuple[float, float]] = []  # when (as `time.time`), and held since then
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -45,5 +46,7 @@ class Stopwatch:
         while not self._stop.wait(self._every):
             now = time.monotonic()
             self.device_seconds += held * (now - before)
-            before, held = now, self.held()
+            before, last, held = now, held, self.held()
+            if held != last:
+                self.changes.append((time.time(), held))
             self.most = max(self.most, held)

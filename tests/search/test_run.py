@@ -108,6 +108,15 @@ def test_a_budget_of_devices_that_are_not_there_leaves_nothing(folder: Path) -> 
     assert not (folder / "gpu").exists()
 
 
+def test_a_cluster_that_is_not_there_is_one_message(folder: Path) -> None:
+    words = ("run", "--budget", "1cpu-minute", "--ray-address", "127.0.0.1:9")
+    refused = search(folder, *words, out="nowhere")
+    assert refused.returncode == 2
+    assert "No cluster answers at 127.0.0.1:9 (" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (folder / "nowhere").exists()
+
+
 def test_a_killed_and_resumed_run_keeps_its_budget(folder: Path) -> None:
     with Record.open(folder / "run" / "record.db") as record:
         spent = record.spent(PHASES)
