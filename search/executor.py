@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.util import placement_group_table
 
 from search.budget import count_cores
 from search.work import last_line
@@ -104,6 +105,17 @@ class Cluster:
         """
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         return int(resources.get(self.resource, 0))
+
+    @property
+    def reserved(self) -> int:
+        """Count the devices that placement groups of this program hold.
+
+        Ray Tune reserves a device with a group of its own, before its trial's process starts and
+        until after it has ended, whatever becomes of the process.
+        """
+        job = ray.get_runtime_context().get_job_id()
+        groups = placement_group_table().items()
+        return sum(name.endswith(job) and one["state"] == "CREATED" for name, one in groups)
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that are alive now."""

@@ -27,7 +27,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 
 import ray
 from ray import tune
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from search.executor import Cluster
@@ -35,9 +35,9 @@ from search.work import Outcome, TrialSource, TrialTask, Work, last_line, outcom
 
 logger = logging.getLogger(__name__)
 
-# Devices come and go; asking Ray at every suggestion would be dear.
-COUNT_EVERY_SECONDS = 2.0
-COUNT_AGAIN_SECONDS = 0.2
+# Devices come and go, and so do Tune's holds on them; a look may take so much of the time.
+LOOK_EVERY_SECONDS = 0.2
+LOOK_COST = 20
 # On a busy machine an actor that was killed lives on for seconds, and holds its device.
 LINGER_SECONDS = 15.0
 
@@ -95,7 +95,7 @@ def _run_round(
         _SESSIONS.pop(name)
         for task in session.tasks.values():
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
-        session.await_actors()
+        session.release()
         shutil.rmtree(scratch, ignore_errors=True)
     if session.problem is not None:
         raise session.problem
@@ -110,55 +110,36 @@ class _Session:
     tasks: dict[str, TrialTask] = field(default_factory=dict)
     trials: dict[str, Any] = field(default_factory=dict)  # Tune's, once they hold a device
     overdue: dict[str, str] = field(default_factory=dict)  # and why
-    actors: dict[Any, Any] = field(default_factory=dict)  # that hold a device, by their id
-    pings: dict[Any, Any] = field(default_factory=dict)  # references, and the ids asked
+    actors: dict[Any, Any] = field(default_factory=dict)  # that trials had, by their id
     problem: Exception | None = None
     slots: int = 0
-    counted: float = -COUNT_EVERY_SECONDS
+    reserved: int = 0
+    look_at: float = 0.0
 
-    def count_slots(self) -> int:
-        """Count the devices that are free or have an actor: a trial would be charged on them."""
-        if time.monotonic() - self.counted > COUNT_EVERY_SECONDS:
-            self.counted, devices = time.monotonic(), self.cluster.devices
-            self.slots = min(devices, self.cluster.free + len(self.actors))
-            if self.slots < devices:
-                self.counted += COUNT_AGAIN_SECONDS - COUNT_EVERY_SECONDS
-        return self.slots
+    def look(self) -> None:
+        """Charge the devices that Tune holds, and see for how many trials there are some.
 
-    def take_note_of(self, actor: Any) -> None:
-        """Charge an actor's device, between its trials as well, until the actor is gone."""
-        if actor._ray_actor_id not in self.actors:
-            self.actors[actor._ray_actor_id] = actor
-            self._ping(actor)
-            self.source.hold(len(self.actors))
-
-    def count_actors(self) -> None:
-        """Find out which actors are gone. Those with a trial answer when they have no more."""
-        if not self.pings:
+        A trial is charged from its hand-out on, so it gets none that is neither free nor held: such
+        a device may belong to a dead node.
+        """
+        started = time.monotonic()
+        if started < self.look_at:
             return
-        answers, _ = ray.wait(list(self.pings), num_returns=len(self.pings), timeout=0)
-        for reference in answers:
-            actor = self.actors[self.pings.pop(reference)]
-            try:
-                ray.get(reference)
-            except RayActorError:
-                self.actors.pop(actor._ray_actor_id)
-                self.source.hold(len(self.actors))
-            else:
-                self._ping(actor)
+        self.reserved = self.cluster.reserved
+        self.slots = min(self.cluster.devices, self.cluster.free + self.reserved)
+        self.source.hold(self.reserved)
+        # What Ray lists grows with the trials of the run.
+        now = time.monotonic()
+        self.look_at = now + max(LOOK_EVERY_SECONDS, LOOK_COST * (now - started))
 
-    def await_actors(self) -> None:
-        """End the actors that Tune has left, wait until all are gone, and charge no longer."""
+    def release(self) -> None:
+        """End the actors that Tune has left, wait until it holds no device, charge no longer."""
         for actor in self.actors.values():
             ray.kill(actor)
         deadline = time.monotonic() + LINGER_SECONDS
-        while self.actors and time.monotonic() < deadline:
-            self.count_actors()
+        while self.cluster.reserved and time.monotonic() < deadline:
             time.sleep(0.02)
         self.source.hold(0)
-
-    def _ping(self, actor: Any) -> None:
-        self.pings[actor.__ray_ready__.remote()] = actor._ray_actor_id
 
     def settle(
         self, trial_id: str, outcome: Outcome, values: dict[str, float], cause: str | None
@@ -188,7 +169,8 @@ class _Feed(Searcher):
         session = _SESSIONS[self._name]
         if session.problem is not None or session.source.should_stop():
             return Searcher.FINISHED
-        if len(session.tasks) >= session.count_slots():
+        session.look()
+        if len(session.tasks) >= session.slots:
             return None
         try:
             task = session.source.next()
@@ -240,7 +222,8 @@ class _Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         session = _SESSIONS[self._name]
         session.trials[trial.trial_id] = trial
-        session.take_note_of(trial.temporary_state.ray_actor)
+        actor = trial.temporary_state.ray_actor
+        session.actors[actor._ray_actor_id] = actor
         session.source.started(session.tasks[trial.trial_id])
 
     def on_trial_result(
@@ -268,7 +251,7 @@ class _Watch(tune.Callback):
             if stopping and session.problem is None:
                 # Tune takes seconds more to end.
                 session.settle(trial_id, "lost", {}, "stopped before its end")
-        session.count_actors()
+        session.look()
 
 
 def _read(

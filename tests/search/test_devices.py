@@ -18,8 +18,8 @@ from search.tune_trials import _Session
 class StubCluster:
     """Devices that can be taken away."""
 
-    def __init__(self, devices: int, free: int) -> None:
-        self.devices, self.free = devices, free
+    def __init__(self, devices: int, free: int, reserved: int = 0) -> None:
+        self.devices, self.free, self.reserved = devices, free, reserved
 
     def start_actor(self, worker: type, job: Any) -> Any:
         """Return something that can be asked where it lives."""
@@ -95,10 +95,12 @@ def test_a_group_goes_on_without_devices_that_others_keep(monkeypatch: pytest.Mo
 
 
 def test_trials_are_handed_out_for_free_devices_and_those_that_tune_keeps() -> None:
-    cluster = StubCluster(devices=3, free=1)
-    session = _Session(source=None, cluster=cluster)
-    session.actors = {"kept": object()}
-    assert session.count_slots() == 2
+    cluster = StubCluster(devices=3, free=1, reserved=1)
+    held: list[int] = []
+    session = _Session(source=SimpleNamespace(hold=held.append), cluster=cluster)
+    session.look()
+    assert (session.slots, held) == (2, [1])
 
-    cluster.free, session.counted = 3, float("-inf")
-    assert session.count_slots() == 3
+    cluster.free, cluster.reserved, session.look_at = 2, 2, 0.0
+    session.look()
+    assert (session.slots, held) == (3, [1, 2])
