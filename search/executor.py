@@ -129,8 +129,12 @@ class Cluster:
 
     @property
     def needs(self) -> dict[str, int]:
-        """What Ray must reserve for one worker."""
-        return {"num_cpus": 1} if self.resource == "CPU" else {"num_gpus": 1}
+        """What Ray must reserve for one worker.
+
+        Unless told otherwise, Ray reserves a core for a GPU's worker too, and lets those wait
+        silently for which a node has no core.
+        """
+        return {"num_cpus": 1} if self.resource == "CPU" else {"num_cpus": 0, "num_gpus": 1}
 
     def start_actor(self, worker: type, job: Any) -> Any:
         """Start an actor that holds a device; it is not restarted by Ray."""
@@ -157,7 +161,7 @@ class Cluster:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
-        needs = {"num_cpus": threads} if self.resource == "CPU" else {"num_gpus": 1}
+        needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
 
 

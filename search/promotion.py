@@ -23,6 +23,8 @@ class Promotions:
     has, the best network of the base that no rung knows enters the lowest rung, so no device ever
     waits for a rung to fill (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934, Alg. 2).
     Without a base, networks enter the lowest rung from elsewhere.
+    Once the base has no more, the best of a rung go up beyond its share instead of leaving budget
+    unspent: on a small space, or with a budget that trains more networks than were judged.
     Inside a rung, a network is promoted if it is among the best 1/eta of those that *finished*
     there, by non-dominated rank and then crowding distance (MO-ASHA, Schmucker et al. 2021,
     https://arxiv.org/abs/2106.12639, with NSGA-II's order), and only while no more than 1/eta of
@@ -60,7 +62,7 @@ class Promotions:
         self._objectives, self._eta, self._limits = objectives, eta, limits or {}
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
-        # At each level: what may go up, the best last; and how many were done when it was sorted.
+        # At each level: what has not gone up, the best last; how many were done when it was sorted.
         self._ready: dict[str, list[Trial]] = {level: [] for level in self._levels}
         self._sorted_at = dict.fromkeys(self._levels, -1)
         for trial in trials:
@@ -76,27 +78,34 @@ class Promotions:
 
     def next(self) -> tuple[Architecture, str] | None:
         """Choose a network and its rung, and remember that it was chosen; None if all were."""
+        chosen = self._choose(beyond_share=False)
+        if chosen is None and self._has_base:
+            chosen = self._choose(beyond_share=True)
+        return chosen
+
+    def _choose(self, *, beyond_share: bool) -> tuple[Architecture, str] | None:
         for index in range(len(self._levels) - 1, 0, -1):
             higher = self._levels[index]
-            for trial in self._take_ready(index - 1):
+            # From the base as many as there is time for; from a rung the best part of it.
+            takes_all = beyond_share or (index == 1 and self._has_base)
+            for trial in self._take_ready(index - 1, takes_all=takes_all):
                 self._known[higher].add(trial.key)
                 return trial.architecture, higher
         return None
 
-    def _take_ready(self, index: int) -> Iterator[Trial]:
+    def _take_ready(self, index: int, *, takes_all: bool) -> Iterator[Trial]:
         """Take the best of a level that may go up and has not yet."""
         level, above = self._levels[index], self._levels[index + 1 :]
         num_done = len(self._done[level])
-        takes_all = index == 0 and self._has_base
         if not takes_all and len(self._known[self._levels[index + 1]]) >= num_done // self._eta:
             return
         if num_done - self._sorted_at[level] > num_done * RESORT_SHARE:
             self._sorted_at[level] = num_done
             done = list(self._done[level].values())
-            # From the base as many as there is time for; from a rung the best part of it.
-            places = num_done if takes_all else num_done // self._eta
-            self._ready[level] = [done[i] for i in reversed(self._sorted(done)[:places])]
-        while self._ready[level]:
+            self._ready[level] = [done[i] for i in reversed(self._sorted(done))]
+        num_sorted = self._sorted_at[level]
+        beyond = 0 if takes_all else num_sorted - num_sorted // self._eta
+        while len(self._ready[level]) > beyond:
             trial = self._ready[level].pop()
             if not any(trial.key in self._known[higher] for higher in above):
                 yield trial

@@ -97,7 +97,9 @@ class Proposer:
 
     def tell(self, architecture: Architecture, losses: Sequence[float] | None) -> None:
         """Report the losses of any architecture; None when it could not be judged."""
-        self._asking.tell(self._draw_of(architecture), losses)
+        # Finding its choices takes as long as proposing it.
+        if not self._asking.answer(architecture, losses):
+            self._asking.tell(self._draw_of(architecture), losses)
 
     def _draw_of(self, architecture: Architecture) -> Draw[Architecture]:
         return draw_of(self.space, self._designs, architecture)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO, get_args
 
+from search.open_attempts import OpenAttempts
 from search.record_file import (
     BY_TRIAL,
     CHARGE,
@@ -81,19 +82,6 @@ class _Known:
     macs: int
 
 
-@dataclass(slots=True)
-class _Open:
-    """An attempt that this process holds."""
-
-    phase: str
-    devices: float
-    started: float
-    last_seen: float
-
-    def charge(self, now: float) -> float:
-        return (max(self.last_seen, now) - self.started) * self.devices
-
-
 class Record:
     """A run's trials, attempts and settings; many may read it, one process writes attempts.
 
@@ -105,7 +93,7 @@ class Record:
         self._path = path
         self._clock = clock
         self._lock = threading.RLock()
-        self._live: dict[int, _Open] = {}
+        self._live = OpenAttempts()
         self._known: dict[int, _Known] = {}
         self._claim_file: TextIO | None = None
         # Charges of all other attempts by phase, in the order in which the phases began; kept only
@@ -213,7 +201,7 @@ class Record:
                     {"phase": phase, "trial": trial_id, "devices": devices, "now": now},
                 ).lastrowid
             assert attempt_id is not None
-            self._live[attempt_id] = _Open(phase, devices, now, now)
+            self._live.add(attempt_id, phase=phase, devices=devices, now=now)
             if self._ended is not None:
                 self._ended.setdefault(phase, 0.0)
             return attempt_id
@@ -265,7 +253,7 @@ class Record:
                 charge = connection.execute(
                     f"SELECT phase, {CHARGE_OF_OTHERS} FROM attempts WHERE id = ?", (attempt_id,)
                 ).fetchone()
-            del self._live[attempt_id]
+            self._live.remove(attempt_id)
             if self._ended is not None:
                 self._ended[charge[0]] += charge[1]
 
@@ -279,8 +267,7 @@ class Record:
                     "WHERE ended IS NULL AND id IN (SELECT value FROM json_each(?))",
                     (now, self._live_ids()),
                 )
-            for attempt in self._live.values():
-                attempt.last_seen = max(attempt.last_seen, now)
+            self._live.see(now)
 
     def close_orphans(self) -> tuple[Trial, ...]:
         """End the attempts that another process left open, when they were last seen.
@@ -327,9 +314,9 @@ class Record:
                 others = f"CASE WHEN {live} THEN 0 ELSE {CHARGE_OF_OTHERS} END"
                 rows = self._read(query.format(others), (self._live_ids(),))
                 self._ended = {phase: float(seconds) for phase, seconds in rows}
-            spent, now = dict(self._ended), self._clock()
-            for attempt in self._live.values():
-                spent[attempt.phase] += attempt.charge(now)
+            spent = dict(self._ended)
+            for phase, charge in self._live.charges(self._clock()).items():
+                spent[phase] += charge
             return spent
 
     def count_lost(self, trial_id: int) -> int:
@@ -461,8 +448,7 @@ class Record:
 
     def _forget_undone(self) -> None:
         rows = self._read("SELECT id FROM attempts WHERE ended IS NULL", ())
-        is_open = {attempt_id for (attempt_id,) in rows}
-        self._live = {key: attempt for key, attempt in self._live.items() if key in is_open}
+        self._live.keep({attempt_id for (attempt_id,) in rows})
         self._ended = None
 
 

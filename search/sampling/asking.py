@@ -99,14 +99,20 @@ class Asking(Generic[T]):
 
     def tell(self, one: Draw[T], losses: Sequence[float] | None) -> None:
         """Report the losses of any design; None when it could not be evaluated."""
-        trial = self._asked.pop(one.key, None)
         self._seen.add(one.key)
-        if trial is None:
+        if not self.answer(one.key, losses):
             self._study.add_trial(study_trial(one, losses))
-        elif losses is None:
+
+    def answer(self, key: Hashable, losses: Sequence[float] | None) -> bool:
+        """Report the losses of a design that was asked for; return whether it was, by its key."""
+        trial = self._asked.pop(key, None)
+        if trial is None:
+            return False
+        if losses is None:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, list(losses))
+        return True
 
     def _ask_once(self) -> tuple[optuna.Trial, Draw[T]]:
         trial = self._study.ask()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray.cluster_utils import Cluster as Nodes
 
 from search import executor
 from search.executor import Cluster, WorkerLostError, call_all
@@ -48,6 +49,18 @@ def comes_free(cluster: Cluster, devices: int) -> bool:
     while cluster.free < devices and time.monotonic() < deadline:
         time.sleep(0.05)
     return cluster.free == devices
+
+
+# The first test: it connects to a cluster of its own, and a process has one connection at a time.
+def test_a_node_with_more_gpus_than_cores_uses_them_all() -> None:
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 3})
+    try:
+        with Cluster(device="gpu", address=nodes.address) as cluster:
+            with cluster.actors(Worker, "job", 3) as workers:
+                found = call_all(workers, "answer", while_waiting=lambda: None, limit_seconds=100)
+            assert found == ["of job"] * 3
+    finally:
+        nodes.shutdown()
 
 
 def test_all_answer_and_give_their_devices_back(cluster: Cluster) -> None:

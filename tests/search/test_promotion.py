@@ -84,9 +84,9 @@ def trial_of(index: int, fidelity: str, *, top1: float, state: State = "done") -
     )
 
 
-def ladder(trials: list[Trial]) -> Promotions:
+def ladder(trials: list[Trial], base: str | None = BASE) -> Promotions:
     return Promotions(
-        trials, base=BASE, rungs=[LOW, MIDDLE, HIGH], objectives=("top1", "macs"), eta=3
+        trials, base=base, rungs=[LOW, MIDDLE, HIGH], objectives=("top1", "macs"), eta=3
     )
 
 
@@ -113,7 +113,7 @@ def test_trials_that_were_stopped_or_failed_are_in_no_order() -> None:
     stopped = [trial_of(i, LOW, top1=0, state="waiting") for i in range(2)]
     failed = [trial_of(i, LOW, top1=0, state="failed") for i in range(2, 4)]
     finished = [trial_of(i, LOW, top1=10 * i) for i in range(4, 6)]
-    promotions = ladder([*stopped, *failed, *finished])
+    promotions = ladder([*stopped, *failed, *finished], base=None)
     assert promotions.next() is None  # two have finished, and three are needed
     promotions.note(trial_of(0, LOW, top1=5))
     assert promotions.next() == (finished[1].architecture, MIDDLE)
@@ -131,6 +131,21 @@ def test_what_was_trained_on_a_rung_does_not_enter_one_below() -> None:
     promotions = ladder([*judged, trial_of(1, HIGH, top1=50)])
     assert promotions.next() == (judged[0].architecture, LOW)
     assert promotions.next() is None
+
+
+def test_once_the_base_has_no_more_the_best_go_up_beyond_the_share_of_their_rung() -> None:
+    judged = [trial_of(index, BASE, top1=index) for index in range(4)]
+    promotions, climbed = ladder(judged), []
+    while (chosen := promotions.next()) is not None:
+        network, rung = chosen
+        index = [trial.key for trial in judged].index(network.key)
+        climbed.append((index, rung))
+        promotions.note(trial_of(index, rung, top1=index))
+    # One of three by the rule; then the best there is, as high as it can go, and none is left out.
+    assert climbed == [
+        *[(3, LOW), (2, LOW), (1, LOW), (3, MIDDLE), (0, LOW), (3, HIGH)],
+        *[(2, MIDDLE), (2, HIGH), (1, MIDDLE), (1, HIGH), (0, MIDDLE), (0, HIGH)],
+    ]
 
 
 def test_two_rungs_of_one_name_are_refused() -> None:
