@@ -125,6 +125,7 @@ def run(
         )
         out = out or _default_folder(data)
         opened = create_run(out, settings)
+    has_front = False
     if not resume:
         console.print(f"Reading {data} ...", highlight=False, soft_wrap=True)
     with opened as folder:
@@ -134,10 +135,12 @@ def run(
         stopped_by = run_search(folder, console, ray_address=ray_address)
         if stopped_by != FULL_DISK:
             write_report(folder)
-            print_outcome(folder, console)
+            has_front = print_outcome(folder, console)
     if stopped_by:
         console.print(f"Stopped by {stopped_by}. Go on with: search run --resume --out {out}")
         raise typer.Exit(130)
+    if not has_front:
+        raise typer.Exit(1)
 
 
 @app.command()

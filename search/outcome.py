@@ -32,28 +32,41 @@ from search.trust import COSTS, PREDICTOR
 EXTRACTION_TOLERANCE = 1e-5
 
 
-def print_outcome(run: RunFolder, console: Console) -> None:
-    """Print the front, what the extraction check found, what was spent, and what to type next."""
+def print_outcome(run: RunFolder, console: Console) -> bool:
+    """Print the front, what the extraction check found, what was spent, and what to type next.
+
+    Returns:
+        Whether there is a front.
+    """
     trials = run.record.trials()
     if not searched_fidelities(trials):
-        console.print("No network has been judged yet.")
-        return
+        console.print(
+            f"No network has been judged: {_spending(run)}. Go on with a larger budget: "
+            f"search run --resume --out {run.folder} --budget AMOUNT",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return False
     found = judged_by(run, FrontQuery())
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
     for note in (*_notes(run), *_trust_lines(run)):
         console.print(note, highlight=False, soft_wrap=True)
-    asked = run.settings.parsed_budget.amount_seconds
-    spent = run.record.spent(PHASES)
     best = max(members, key=lambda member: member.top1)
     console.print(
-        f"Budget: {spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%}).\n"
+        f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
         f"Next:\n  search pareto {run.folder}\n"
         f"  search retrain {run.folder} --arch {best.id}",
         highlight=False,
         soft_wrap=True,
     )
+    return True
+
+
+def _spending(run: RunFolder) -> str:
+    asked, spent = run.settings.parsed_budget.amount_seconds, run.record.spent(PHASES)
+    return f"{spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%})"
 
 
 def write_report(run: RunFolder) -> None:
