@@ -22,8 +22,9 @@ fronts have is retrained once.
 A front's hypervolume is that of (test error, MACs) of its retrained members with one reference
 point for all: the error of chance, 90 %, and the MACs of the dearest network of the space. It is
 given in percent of the box between that point and (0 %, MACs of the cheapest network of the space),
-so that 100 would be the cheapest network without an error. Intervals are 95 % intervals of the mean
-over seeds by Student's t; differences are paired by seed.
+so that 100 would be the cheapest network without an error, and 0 is the front of a run that judged
+nothing within its budget. Intervals are 95 % intervals of the mean over seeds by Student's t;
+differences are paired by seed.
 
 Killed and started again with the same options, it goes on. Seeds are finished one after the other.
 A command that is under way when only this script is killed (kill -9) goes on alone, and the next
@@ -320,7 +321,10 @@ def _retrain(study: Study, arm: str, seed: int) -> None:
 def _command(*words: object) -> None:
     """Run a command of the program that lies beside this script, with all that it prints."""
     texts = [str(word) for word in words]
-    print("$ search", *texts, flush=True)
+    # A budget is time, so how busy the machine was belongs to the log.
+    print(
+        f"{datetime.now(UTC):%H:%M:%S}, load {os.getloadavg()[0]:.1f} $ search", *texts, flush=True
+    )
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "search", *texts]
@@ -331,7 +335,9 @@ def _command(*words: object) -> None:
             process.terminate()
             raise
     if status:
-        raise SystemExit(f"search {' '.join(texts)} ended with {status}; this command goes on.")
+        raise SystemExit(
+            f"search {' '.join(texts)} ended with status {status}. Started again, the study goes on."
+        )
 
 
 def _is_begun(folder: Path) -> bool:
