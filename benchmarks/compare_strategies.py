@@ -335,9 +335,8 @@ def _command(*words: object) -> None:
             process.terminate()
             raise
     if status:
-        raise SystemExit(
-            f"search {' '.join(texts)} ended with status {status}. Started again, the study goes on."
-        )
+        what = f"search {' '.join(texts)}"
+        raise SystemExit(f"{what} ended with status {status}. Started again, the study goes on.")
 
 
 def _is_begun(folder: Path) -> bool:
