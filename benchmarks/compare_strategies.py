@@ -86,7 +86,7 @@ CHANCE_ERROR = 100 * (1 - 1 / NUM_CLASSES)
 # trained: networks that the run trained alone; front_size: members before some were chosen.
 COLUMNS = (
     *("arm", "seed", "key", "mixers", "macs", "params", "fidelity", "trained", "front_size"),
-    *("searched_top1", "test_top1", "epochs"),
+    *("searched_top1", "test_top1", "epochs", "img_size"),
 )
 
 
@@ -97,6 +97,7 @@ class Study:
     Attributes:
         data: Source of the images.
         budget: Of each run, as typed.
+        img_size: Side in pixels that images are scaled to; smaller ones make networks cheaper.
         epochs: Of each retraining.
         members: The most that are retrained of a front; at least 2.
         seeds: Of the runs, 0 to this, exclusive.
@@ -106,6 +107,7 @@ class Study:
 
     data: str
     budget: str
+    img_size: int
     epochs: int
     members: int
     seeds: int
@@ -183,6 +185,7 @@ def rows_of(study: Study) -> list[Row]:
                 continue
             front, trained = _front(folder)
             place = {"arm": arm, "seed": str(seed), "trained": str(trained), "front_size": "0"}
+            place["img_size"] = str(study.img_size)
             rows += [] if front else [dict.fromkeys(COLUMNS, "") | place]
             for member in choose_members(front, study.members):
                 top1 = tested.get(member.key)
@@ -190,6 +193,7 @@ def rows_of(study: Study) -> list[Row]:
                     *(arm, seed, member.key, describe(member.architecture), member.macs),
                     *(member.params, member.fidelity, trained, len(front)),
                     *(f"{member.top1:.2f}", "" if top1 is None else f"{top1:.2f}", study.epochs),
+                    study.img_size,
                 )
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
     return rows
@@ -231,7 +235,9 @@ def tables(rows: Sequence[Row]) -> str:
 
 def front_hypervolume(members: Sequence[Row]) -> float:
     """Return the hypervolume of retrained networks in percent of the box; see the module."""
-    least, most = macs_range()
+    if not members:
+        return 0.0
+    least, most = macs_range(int(members[0]["img_size"]))
     points = [(100 - float(row["test_top1"]), float(row["macs"])) for row in members]
     losses = np.array(points).reshape(-1, 2)
     box = CHANCE_ERROR * (most - least)
@@ -239,9 +245,9 @@ def front_hypervolume(members: Sequence[Row]) -> float:
 
 
 @cache
-def macs_range() -> tuple[int, int]:
+def macs_range(img_size: int) -> tuple[int, int]:
     """Return the MACs of the cheapest and of the dearest network of the space."""
-    space = load_space(SPACE).replace(num_classes=NUM_CLASSES)
+    space = load_space(SPACE).replace(num_classes=NUM_CLASSES, img_size=img_size)
     ends = (space.extreme("macs", largest=largest) for largest in (False, True))
     least, most = (count(end).macs for end in ends)
     return least, most
@@ -304,8 +310,8 @@ def _search(study: Study, arm: str, seed: int) -> None:
         return
     # What was left before the record was complete, e.g. while images were decoded.
     shutil.rmtree(folder, ignore_errors=True)
-    what = ("--data", study.data, "--space", SPACE, "--budget", study.budget, "--seed", seed)
-    _command("run", *ARMS[arm], *what, "--out", folder)
+    what = ("--data", study.data, "--img-size", study.img_size, "--space", SPACE, "--seed", seed)
+    _command("run", *ARMS[arm], *what, "--budget", study.budget, "--out", folder)
 
 
 def _retrain(study: Study, arm: str, seed: int) -> None:
@@ -384,6 +390,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="CIFAR-10 as a folder or a tar, e.g. cifar10_25k.tar.xz")
     parser.add_argument("--budget", default="60cpu-minutes", help="of each run")
+    parser.add_argument("--img-size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--epochs", type=int, default=20, help="of each retraining")
     parser.add_argument("--members", type=int, default=4, help="the most retrained of a front")
     parser.add_argument("--seeds", type=int, default=3)
@@ -395,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    names = ("data", "budget", "epochs", "members", "seeds", "out")
+    names = ("data", "budget", "img_size", "epochs", "members", "seeds", "out")
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     cores = count_cores() if arguments.cores is None else arguments.cores
     return Study(**values, cores=cores)

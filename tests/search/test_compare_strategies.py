@@ -39,12 +39,19 @@ LEAST, MOST = (count(SPACE.extreme("macs", largest=end)).macs for end in (False,
 
 def row(arm: str, seed: int, macs: float, test_top1: str) -> Row:
     values = {"arm": arm, "seed": str(seed), "key": "k", "macs": str(macs), "test_top1": test_top1}
-    return dict.fromkeys(COLUMNS, "") | values
+    return dict.fromkeys(COLUMNS, "") | values | {"img_size": "32"}
 
 
 def study(out: Path, *, seeds: int = 1) -> Study:
     return Study(
-        data="digits", budget="10cpu-minutes", epochs=9, members=2, seeds=seeds, cores=1, out=out
+        data="digits",
+        budget="10cpu-minutes",
+        img_size=32,
+        epochs=9,
+        members=2,
+        seeds=seeds,
+        cores=1,
+        out=out,
     )
 
 
