@@ -92,9 +92,13 @@ class Cluster:
     @property
     def devices(self) -> int:
         """Count the devices of the nodes that are alive now; it may be 0 for a while."""
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        found = int(resources.get(self.resource, 0))
+        found = self._alive
         return found if self._max_devices is None else min(found, self._max_devices)
+
+    @property
+    def _alive(self) -> int:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return int(resources.get(self.resource, 0))
 
     @property
     def free(self) -> int:
@@ -147,7 +151,8 @@ class Cluster:
         for actor in actors:
             ray.kill(actor)
         deadline = time.monotonic() + RELEASE_SECONDS
-        while time.monotonic() < deadline and self.free < before + holding:
+        # A node that has died meanwhile gives nothing back.
+        while time.monotonic() < deadline and self.free < min(before + holding, self._alive):
             time.sleep(0.02)
 
     @contextmanager
