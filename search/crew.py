@@ -149,7 +149,7 @@ class JudgeCrew:
         """End all judges and their charges."""
         self._cluster.end_actors([judge.actor for judge in self._judges])
         for judge in list(self._judges):
-            self._dismiss(judge, outcome, None)
+            self._end(judge, outcome, None)
 
     def _recruit(self) -> None:
         now = time.monotonic()
@@ -265,10 +265,9 @@ class JudgeCrew:
                 source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
 
     def _dismiss(self, judge: _Judge, outcome: Any, cause: str | None) -> list[Judgement]:
-        """End a judge and its charge; return what it held as lost."""
+        """Kill a judge and end its charge; return what it held as lost."""
         ray.kill(judge.actor)
-        self._judges.remove(judge)
-        self._record.finish_attempt(judge.attempt, outcome=outcome, cause=cause)
+        self._end(judge, outcome, cause)
         self._recruited = -RECRUIT_EVERY_SECONDS
         if outcome == "lost" and not judge.ready:
             self._stillborn += 1
@@ -280,6 +279,10 @@ class JudgeCrew:
             Judgement(architecture=architecture, outcome="lost", values={}, cause=cause)
             for architecture in held
         ]
+
+    def _end(self, judge: _Judge, outcome: Any, cause: str | None) -> None:
+        self._judges.remove(judge)
+        self._record.finish_attempt(judge.attempt, outcome=outcome, cause=cause)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +33,7 @@ START_SECONDS = 900.0
 # A process that was killed keeps its device for a part of a second.
 RELEASE_SECONDS = 3.0
 CONNECT_SECONDS = 10.0
+KILLERS = 32
 # A call of a dead actor fails at once; a busy one leaves it waiting.
 ROLL_CALL_SECONDS = 0.2
 
@@ -148,8 +150,11 @@ class Cluster:
     def end_actors(self, actors: list[Any]) -> None:
         """Kill actors and wait until Ray has their devices back, or for a moment."""
         before, holding = self.free, len(actors) - _count_dead(actors)
+        # Where a node has just died, a kill takes seconds.
+        killers = ThreadPoolExecutor(max_workers=KILLERS)
         for actor in actors:
-            ray.kill(actor)
+            killers.submit(ray.kill, actor)
+        killers.shutdown(wait=False)
         deadline = time.monotonic() + RELEASE_SECONDS
         # A node that has died meanwhile gives nothing back.
         while time.monotonic() < deadline and self.free < min(before + holding, self._alive):
