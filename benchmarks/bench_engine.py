@@ -3,7 +3,7 @@
 ``python benchmarks/bench_engine.py driver`` measures the driver alone, without Ray, with 0 and with
 10,000 recorded trials. ``python benchmarks/bench_engine.py rates --workers 2 --workers 8`` measures
 evaluations a second of warm judges and of one Ray Tune trial each, for objectives of 1 ms and
-100 ms, on fake GPUs of this machine; 64 workers need about 15 GiB of memory.
+100 ms, on fake GPUs of this machine.
 """
 
 from __future__ import annotations
