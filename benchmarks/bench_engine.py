@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,6 +36,8 @@ from searchspace.cost import count
 from searchspace.spec_file import load_space
 
 SPACE = load_space("micro").replace(num_classes=10)
+# Bounds on what is measured: evaluations, and seconds for each part of it.
+MOST_JUDGED, LEAST_TRAINED, LIMIT_SECONDS = 2000, 24, 600.0
 VALUES = {"top1": 50.0, "correct": 500.0, "total": 1000.0, "seconds": 0.001}
 
 
@@ -68,8 +73,16 @@ def judging_of(record: Record, sampler: str, workers: int) -> Judging:
     )
 
 
-def runner_of(record: Record, folder: Path, *, workers: int, number: int) -> TrialRunner:
-    """Make a runner that promotes ``number`` trials."""
+def runner_of(
+    record: Record,
+    folder: Path,
+    *,
+    workers: int,
+    number: int,
+    until: float = math.inf,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> TrialRunner:
+    """Make a runner that promotes ``number`` trials, or as many as begin before ``until``."""
     plan = plan_for(1e9, workers)
     epochs = {fidelity_of(rung): rung for rung in plan.rungs}
     promotions = Promotions(
@@ -78,7 +91,8 @@ def runner_of(record: Record, folder: Path, *, workers: int, number: int) -> Tri
     left = itertools.count(1)
 
     def choose() -> Choice | None:
-        chosen = promotions.next() if next(left) <= number else None
+        goes_on = next(left) <= number and time.perf_counter() < until
+        chosen = promotions.next() if goes_on else None
         return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
 
     return TrialRunner(
@@ -90,7 +104,7 @@ def runner_of(record: Record, folder: Path, *, workers: int, number: int) -> Tri
         choose=choose,
         limit_seconds=1e12,
         interrupted=lambda: False,
-        on_event=lambda text: None,
+        on_event=on_event,
         on_end=promotions.note,
     )
 
@@ -162,7 +176,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 class Sleeper:
-    """A judge whose objective takes ``job`` seconds."""
+    """A judge whose objective takes ``job`` seconds; its process needs neither torch nor data."""
 
     def __init__(self, job: float, *, threads: int) -> None:
         self.job = job
@@ -173,7 +187,7 @@ class Sleeper:
 
     def _judge(self) -> dict[str, float]:
         time.sleep(self.job)
-        return VALUES | {"seconds": self.job}
+        return VALUES | {"seconds": self.job, "process": os.getpid()}
 
 
 def train_sleeping(job: float, task: object, threads: int, on_epoch: object) -> dict[str, float]:
@@ -187,73 +201,138 @@ def measure_rates(workers: int, seconds_each: float) -> None:
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
-    from search.crew import JudgeCrew, hold_judges
     from search.executor import Cluster
-    from search.tune_trials import run_trials
-    from search.work import Work
 
-    number = max(20 * workers, int(3 * workers / max(seconds_each, 0.02)))
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": workers})
     try:
-        with (
-            Cluster(device="gpu", address=nodes.address) as cluster,
-            record_with(100) as (record, folder),
-        ):
-            judging = judging_of(record, "random", workers)
-            crew = JudgeCrew(
-                cluster,
-                Sleeper,
-                job=seconds_each,
-                record=record,
-                phase="search",
-                most=workers,
-                pace_seconds=seconds_each,
-            )
-            with hold_judges(crew):
-                crew.stream(_First(judging, workers), lambda: None)  # until all are warm
-                started, cpu = time.perf_counter(), time.process_time()
-                crew.stream(_First(judging, number), lambda: None)
-                took, cpu = time.perf_counter() - started, time.process_time() - cpu
-            print(
-                f"{workers:3} judges, {1000 * seconds_each:.0f} ms: {number / took:8.1f}/s, "
-                f"driver {1000 * cpu / number:.2f} ms each",
-                flush=True,
-            )
-            work = Work(
-                make_job=dict,
-                supernet_worker=dict,
-                judge_worker=Sleeper,
-                train_alone=train_sleeping,
-            )
-            number = 4 * workers
-            runner = runner_of(record, folder, workers=workers, number=number)
-            started, cpu = time.perf_counter(), time.process_time()
-            run_trials(
-                cluster, work, job=seconds_each, folder=folder, source=runner, name="promote"
-            )
-            took, cpu = time.perf_counter() - started, time.process_time() - cpu
-            print(
-                f"{workers:3} trials, {1000 * seconds_each:.0f} ms: {number / took:8.1f}/s, "
-                f"driver {1000 * cpu / number:.2f} ms each",
-                flush=True,
-            )
+        with Cluster(device="gpu", address=nodes.address) as cluster:
+            say(f"{workers} workers, {1000 * seconds_each:.0f} ms, {machine()}:")
+            with record_with(100) as (record, _):
+                judged = rate_of_judges(cluster, record, workers, seconds_each)
+            with record_with(500) as (record, folder):
+                trained = rate_of_trials(cluster, record, folder, workers, seconds_each)
+            say(f"  judgements come {judged / trained:.0f} times as fast as trials")
     finally:
         ray.shutdown()
         nodes.shutdown()
 
 
+def rate_of_judges(cluster: Any, record: Record, workers: int, seconds_each: float) -> float:
+    """Print and return judgements a second, once all judges are warm."""
+    from search.crew import JudgeCrew, hold_judges
+
+    judging = judging_of(record, "random", workers)
+    crew = JudgeCrew(
+        cluster,
+        Sleeper,
+        job=seconds_each,
+        record=record,
+        phase="search",
+        most=workers,
+        pace_seconds=seconds_each,
+    )
+    with hold_judges(crew):
+        started = time.perf_counter()
+        crew.stream(_UntilWarm(judging, workers), lambda: None)
+        say(f"  {workers} judges answer after {time.perf_counter() - started:.0f} s, {machine()}")
+        source = _First(judging, max(20 * workers, min(MOST_JUDGED, int(5 / seconds_each))))
+        started, cpu = time.perf_counter(), time.process_time()
+        crew.stream(source, lambda: None)
+        took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    number = source.asked
+    say(
+        f"  {number:,} judgements in {took:.1f} s: {number / took:.1f}/s, "
+        f"driver {1000 * cpu / number:.2f} ms each"
+    )
+    return number / took
+
+
+def rate_of_trials(
+    cluster: Any, record: Record, folder: Path, workers: int, seconds_each: float
+) -> float:
+    """Print trials a second of Ray Tune in all, and return the rate once all actors are warm."""
+    from search.tune_trials import run_trials
+    from search.work import Work
+
+    work = Work(
+        make_job=dict, supernet_worker=dict, judge_worker=Sleeper, train_alone=train_sleeping
+    )
+    ends: list[float] = []
+    started, cpu = time.perf_counter(), time.process_time()
+    runner = runner_of(
+        record,
+        folder,
+        workers=workers,
+        number=max(4 * workers, LEAST_TRAINED),
+        until=started + LIMIT_SECONDS,
+        on_event=lambda text: ends.append(time.perf_counter()),
+    )
+    run_trials(cluster, work, job=seconds_each, folder=folder, source=runner, name="promote")
+    took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    # The first of each worker waits until Tune has started its actor.
+    warm = (len(ends) - workers) / max(ends[-1] - ends[workers - 1], 1e-9)
+    say(
+        f"  {len(ends)} trials in {took:.1f} s: {len(ends) / took:.2f}/s with starting and ending "
+        f"the actors, {warm:.2f}/s once {workers} have ended, "
+        f"driver {1000 * cpu / len(ends):.1f} ms each"
+    )
+    return warm
+
+
+def machine() -> str:
+    """Say what else goes on: the load of the last minute, and the memory that is left."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) / 2**20
+    return f"load {os.getloadavg()[0]:.1f}, {free:.1f} GiB of memory free"
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
 class _First:
-    """A judging that ends after so many."""
+    """A judging that ends after so many, or when its time is up.
+
+    Attributes:
+        asked: How many it has handed out.
+    """
 
     def __init__(self, judging: Judging, number: int) -> None:
-        self._judging, self._left = judging, number
+        self._judging, self._number, self.asked = judging, number, 0
+        self._until = time.perf_counter() + LIMIT_SECONDS
         self.tell, self.should_stop, self.by = judging.tell, judging.should_stop, judging.by
 
     def ask(self, count: int) -> list[Architecture]:
         """Hand out up to ``count``, and not more than are left."""
-        batch = self._judging.ask(min(count, self._left)) if self._left else []
-        self._left -= len(batch)
+        left = self._number - self.asked if time.perf_counter() < self._until else 0
+        batch = self._judging.ask(min(count, left)) if left else []
+        self.asked += len(batch)
         return batch
+
+
+class _UntilWarm:
+    """A judging that ends when so many processes have answered."""
+
+    def __init__(self, judging: Judging, workers: int) -> None:
+        self._judging, self._workers = judging, workers
+        self._processes: set[float] = set()
+        self._until = time.perf_counter() + LIMIT_SECONDS
+        self.should_stop, self.by = judging.should_stop, judging.by
+
+    def ask(self, count: int) -> list[Architecture]:
+        """Hand out one: those that are warm leave the processor to those that start."""
+        if len(self._processes) == self._workers:
+            return []
+        if time.perf_counter() > self._until:
+            raise RuntimeError(f"{len(self._processes)} judges answer in {LIMIT_SECONDS:.0f} s")
+        time.sleep(0.1)
+        return self._judging.ask(1)
+
+    def tell(self, judgements: Sequence[Judgement]) -> None:
+        """Take note of who has answered."""
+        self._processes |= {judgement.values["process"] for judgement in judgements}
+        self._judging.tell(judgements)
 
 
 if __name__ == "__main__":
@@ -261,10 +340,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["driver", "rates"])
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--workers", type=int, action="append")
+    parser.add_argument("--ms", type=float, action="append", help="Of the objective: 1 and 100.")
     options = parser.parse_args()
     if options.what == "driver":
         measure_driver(options.sampler)
     else:
         for workers in options.workers or [2, 8, 64]:
-            for seconds_each in (0.001, 0.1):
-                measure_rates(workers, seconds_each)
+            for milliseconds in options.ms or [1.0, 100.0]:
+                measure_rates(workers, milliseconds / 1000)
