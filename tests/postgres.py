@@ -34,13 +34,14 @@ class Server:
     def __init__(self, folder: Path, programs: Path, user: dict[str, Any]) -> None:
         self._folder, self._programs, self._user = folder, programs, user
         self._process: subprocess.Popen[bytes] | None = None
+        self.socket = folder / ".s.PGSQL.5432"
         self.url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
         initdb = [programs / "initdb", "-D", folder / "data", "-U", "postgres"]
         initdb += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         subprocess.run(initdb, cwd=folder, check=True, capture_output=True, **user)
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server if it does not run, and wait until it answers."""
         import psycopg
 
         deadline = time.monotonic() + START_SECONDS
@@ -61,7 +62,7 @@ class Server:
                 time.sleep(0.05)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """End the server: in order, or as a crash with SIGKILL."""
+        """End the server: in order, at once (SIGQUIT), or as a crash (SIGKILL)."""
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(START_SECONDS)
@@ -93,7 +94,7 @@ def running_server() -> Iterator[Server]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(signal.SIGQUIT)
     finally:
         shutil.rmtree(folder)
 
