@@ -76,14 +76,6 @@ class Trial:
     finished: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    key: str
-    architecture: Architecture
-    params: int
-    macs: int
-
-
 @dataclass(slots=True)
 class _Open:
     """An attempt that this process holds."""
@@ -109,7 +101,8 @@ class Record:
         self._clock = clock
         self._lock = threading.RLock()
         self._live: dict[int, _Open] = {}
-        self._known: dict[int, _Known] = {}
+        # By id: key, architecture, parameters, MACs.
+        self._known: dict[int, tuple[str, Architecture, int, int]] = {}
         # Charges of all other attempts by phase, in the order in which the phases began; kept only
         # while this process is the one that writes attempts.
         self._ended: dict[str, float] | None = None
@@ -182,7 +175,7 @@ class Record:
 
     def architecture(self, architecture_id: int) -> Architecture:
         """Return the architecture with an id; ValueError if there is none."""
-        return self._get_known(architecture_id).architecture
+        return self._get_known(architecture_id)[1]
 
     def architecture_id(self, key: str) -> int | None:
         """Return the id of the architecture with a key, or None."""
@@ -249,6 +242,7 @@ class Record:
             raise ValueError(f"Outcomes are {', '.join(STATE_AFTER)}; got {outcome!r}.")
         if outcome == "failed" and not cause:
             raise ValueError("A failed attempt needs its cause.")
+        cause = cause and cause.replace("\0", "")  # PostgreSQL's texts have no zero bytes
         with self._lock:
             with self.together():
                 attempt = self._open_attempt(attempt_id)
@@ -321,17 +315,15 @@ class Record:
 
     def spent_by_phase(self) -> dict[str, float]:
         """Sum the device-seconds of each phase, in the order in which the phases began."""
-        query = "SELECT phase, sum({}) FROM attempts GROUP BY phase ORDER BY min(id)"
         with self._lock:
-            if not self._database.claimed:
-                rows = self._execute(query.format(CHARGE))
-                return {phase: float(seconds) for phase, seconds in rows}
-            if self._ended is None:
+            ended = self._ended
+            if ended is None:
                 # Phases all of whose attempts are ours and open count as well, with nothing.
                 others = f"CASE WHEN id IN {self._live_ids()} THEN 0 ELSE {CHARGE} END"
-                rows = self._execute(query.format(others))
-                self._ended = {phase: float(seconds) for phase, seconds in rows}
-            spent, now = dict(self._ended), self._clock()
+                query = f"SELECT phase, sum({others}) FROM attempts GROUP BY phase ORDER BY min(id)"
+                ended = {phase: float(seconds) for phase, seconds in self._execute(query)}
+            self._ended = ended if self._database.claimed else None
+            spent, now = dict(ended), self._clock()
             for attempt in self._live.values():
                 spent[attempt.phase] += attempt.charge(now)
             return spent
@@ -401,14 +393,14 @@ class Record:
     def _to_trial(self, row: tuple[Any, ...]) -> Trial:
         (trial_id, architecture_id, fidelity, seed, origin, state, result) = row[:7]
         (seconds, num_attempts, ended, cause) = row[7:]
-        known = self._get_known(architecture_id)
+        key, architecture, params, macs = self._get_known(architecture_id)
         return Trial(
             id=trial_id,
             architecture_id=architecture_id,
-            key=known.key,
-            architecture=known.architecture,
-            params=known.params,
-            macs=known.macs,
+            key=key,
+            architecture=architecture,
+            params=params,
+            macs=macs,
             fidelity=fidelity,
             seed=seed,
             origin=origin,
@@ -420,7 +412,7 @@ class Record:
             finished=ended if state in ("done", "failed") else None,
         )
 
-    def _get_known(self, architecture_id: int) -> _Known:
+    def _get_known(self, architecture_id: int) -> tuple[str, Architecture, int, int]:
         if architecture_id not in self._known:
             query = "SELECT key, description, params, macs FROM architectures WHERE id = ?"
             rows = self._execute(query, (architecture_id,))
@@ -428,7 +420,7 @@ class Record:
                 raise ValueError(f"{self._database} has no architecture {architecture_id}.")
             key, description, params, macs = rows[0]
             architecture = Architecture.from_dict(json.loads(description))
-            self._known[architecture_id] = _Known(key, architecture, params, macs)
+            self._known[architecture_id] = (key, architecture, params, macs)
         return self._known[architecture_id]
 
     def _unseen(self, trial_id: int) -> float:

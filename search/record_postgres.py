@@ -75,11 +75,11 @@ class PostgresDatabase:
         place: How libpq connects, with the schema as the search path; see `new_schema`.
 
     Raises:
-        ValueError: If the server cannot be reached.
+        ValueError: If that cannot be read, or the server cannot be reached.
     """
 
     def __init__(self, place: str) -> None:
-        self._parts = conninfo_to_dict(place, application_name=f"mixer-search {uuid.uuid4().hex}")
+        self._parts = _parse(place) | {"application_name": f"mixer-search {uuid.uuid4().hex}"}
         self.schema = str(self._parts.get("options")).rpartition("=")[2]
         self._statements: list[tuple[str, Values, Rows]] | None = None
         self._mark = ""
@@ -245,10 +245,7 @@ def new_schema(address: str, name: str) -> str:
     """
     if not re.match(r"postgres(ql)?://", address):
         raise ValueError(f"An address is like postgresql://user@host/db, got {address!r}.")
-    try:
-        parts = conninfo_to_dict(address)
-    except psycopg.ProgrammingError as error:
-        raise ValueError(f"Cannot read the address of the database: {_line(error)}.") from error
+    parts = _parse(address)
     if "password" in parts:
         raise ValueError(
             "The address of a database must not have a password: others would see it in the list "
@@ -288,6 +285,13 @@ def drop_schema(place: str) -> None:
     database = PostgresDatabase(place)
     database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
     database.close()
+
+
+def _parse(address: str) -> dict[str, str | int | None]:
+    try:
+        return dict(conninfo_to_dict(address))
+    except psycopg.ProgrammingError as error:
+        raise ValueError(f"Cannot read the address of the database: {_line(error)}.") from error
 
 
 @functools.cache

@@ -61,6 +61,12 @@ class RunFolder:
         return self.record.architecture(architecture_id)
 
 
+def record_place(folder: Path) -> Place:
+    """Tell where the record of a run lies."""
+    address = folder / ADDRESS
+    return address.read_text().strip() if address.is_file() else folder / RECORD
+
+
 @contextmanager
 def open_run(folder: Path) -> Iterator[RunFolder]:
     """Open a run that exists.
@@ -68,7 +74,7 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
     Raises:
         ValueError: If the folder is not one of a run.
     """
-    place = _place(folder)
+    place = record_place(folder)
     if isinstance(place, Path) and not place.is_file():
         raise ValueError(
             f"{folder} is not the folder of a run (it has no {RECORD}). "
@@ -155,12 +161,6 @@ def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
         yield run
 
 
-def _place(folder: Path) -> Place:
-    """Tell where the record of a run lies."""
-    address = folder / ADDRESS
-    return address.read_text().strip() if address.is_file() else folder / RECORD
-
-
 def _new_schema(address: str, name: str) -> str:
     from search.record_postgres import new_schema
 
@@ -168,10 +168,10 @@ def _new_schema(address: str, name: str) -> str:
 
 
 def _remove(folder: Path, place: Place, *, keep: bool) -> None:
+    shutil.rmtree(folder)
+    if keep:
+        folder.mkdir()
     if isinstance(place, str):
         from search.record_postgres import drop_schema
 
         drop_schema(place)
-    shutil.rmtree(folder)
-    if keep:
-        folder.mkdir()

@@ -130,6 +130,7 @@ def _find_programs(user: dict[str, Any]) -> Path:
         except (OSError, subprocess.CalledProcessError):
             continue
         return folder.joinpath("initdb").resolve().parent
+    who = f"the user {user['user']}" if user else "this user"
     raise LookupError(
-        "no PostgreSQL server is installed (pip install pgserver, or apt install postgresql)"
+        f"no PostgreSQL server that {who} can run (pip install pgserver, or apt install postgresql)"
     )

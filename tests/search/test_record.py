@@ -153,11 +153,15 @@ def test_a_done_trial_has_its_values_its_charge_and_its_time(record: Record, clo
 def test_a_failed_trial_keeps_its_cause(record: Record) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
-    record.finish_attempt(attempt, outcome="failed", cause="the loss is not finite")
+    record.finish_attempt(attempt, outcome="failed", cause="the loss is\0 not finite: 100 %s?")
 
     trial = record.trial(trial_id)
 
-    assert (trial.state, trial.cause, trial.values) == ("failed", "the loss is not finite", {})
+    assert (trial.state, trial.cause, trial.values) == (
+        "failed",
+        "the loss is not finite: 100 %s?",
+        {},
+    )
     assert trial.finished is not None
 
 
