@@ -78,7 +78,8 @@ class Wire:
     """Carries a connection to a server, and cuts it at a commit when told to.
 
     Attributes:
-        cut: ``before`` the server gets the commit, or ``after`` it, so that the answer is lost.
+        cut: ``before`` the server gets the commit; ``after`` it, so that the answer is lost;
+            ``held``: before it, and the server believes that the connection lives on.
         cuts: How often it has done so.
     """
 
@@ -87,6 +88,7 @@ class Wire:
         self.cuts = 0
         self.url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
         self._target = str(server.socket)
+        self._held: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / server.socket.name))
         self._listener.listen()
@@ -100,7 +102,8 @@ class Wire:
         # Wakes the thread, which waits for a connection.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._listener.close()
+        for end in (self._listener, *self._held):
+            end.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -122,11 +125,13 @@ class Wire:
                     if cut == "after":
                         server.sendall(data)
                         assert server.recv(65536)
+                    if cut == "held":
+                        self._held.append(server.dup())
                     return
                 (server if end is client else client).sendall(data)
 
 
-@pytest.mark.parametrize("cut", ["before", "after"])
+@pytest.mark.parametrize("cut", ["before", "after", "held"])
 def test_a_commit_whose_answer_was_lost_counts_once(postgres: Server, cut: str) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         wire = stack.enter_context(Wire(postgres, Path(folder)))
