@@ -12,9 +12,10 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 
-from search.record_database import RefusedError, Rows, Values, claimed_error
+from search.record_database import BUSY_SECONDS, RefusedError, Rows, Values, claimed_error
 
 try:
     import psycopg
@@ -40,8 +41,8 @@ CONNECT: dict[str, str | int | None] = {
     "tcp_user_timeout": 30_000,
 }
 # A committed transaction survives a power cut, unless the whole server has fsync off.
-SETTINGS = """
-SET synchronous_commit = on; SET lock_timeout = '30s'; SET client_min_messages = error;
+SETTINGS = f"""
+SET synchronous_commit = on; SET lock_timeout = '{BUSY_SECONDS}s'; SET client_min_messages = error;
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4
 """
 
@@ -136,11 +137,9 @@ class PostgresDatabase:
                 self._connection.execute("ROLLBACK")
 
     def claim(self) -> None:
-        deadline = time.monotonic() + CLAIM_SECONDS
-        while not self.claimed:
-            ((self.claimed,),) = self.execute(CLAIM)
-            if not self.claimed:
-                self._wait_for_claim(deadline)
+        if not self.claimed:
+            self._take_claim(self.execute)
+            self.claimed = True
 
     def silent_seconds(self, now: float) -> float:
         if self.execute(IS_CLAIMED):
@@ -199,6 +198,10 @@ class PostgresDatabase:
                     )
                     raise self._ended from error
                 time.sleep(RETRY_SECONDS)
+            except ValueError as error:
+                # Another process has it: this one never writes again.
+                self._ended = error
+                raise
         away = time.monotonic() - began
         self.waited_seconds += away
         logger.warning("%s is back after %.0f seconds.", self, away)
@@ -209,25 +212,21 @@ class PostgresDatabase:
         self._connect()
         # The server may believe that the connection that broke still lives.
         self._run(END_OTHERS)
-        deadline = time.monotonic() + CLAIM_SECONDS
-        while self.claimed and not self._run(CLAIM)[0][0]:
-            try:
-                self._wait_for_claim(deadline)
-            except ValueError as error:
-                self._ended = error
-                raise
+        if self.claimed:
+            self._take_claim(self._run)
         if in_commit and self._run(LAST_MARK) == [(self._mark,)]:
             return True
         for statement, values, rows in self._statements or ():
             if self._run(statement, values) != rows:
-                self._ended = claimed_error(self)
-                raise self._ended
+                raise claimed_error(self)
         return False
 
-    def _wait_for_claim(self, deadline: float) -> None:
-        if time.monotonic() > deadline:
-            raise claimed_error(self)
-        time.sleep(0.1)
+    def _take_claim(self, run: Callable[[str], Rows]) -> None:
+        deadline = time.monotonic() + CLAIM_SECONDS
+        while run(CLAIM) != [(True,)]:
+            if time.monotonic() > deadline:
+                raise claimed_error(self)
+            time.sleep(0.1)
 
 
 def new_schema(address: str, name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from search.record_database import Place
-from tests.postgres import Server, running_server
+from tests.postgres import Server, new_place, running_server
 
 # Before torch is imported: the tests' tensors are tiny, and threads only make them wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,4 +48,4 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "sqlite":
         return tmp_path / "record.db"
     server: Server = request.getfixturevalue("postgres")
-    return server.new_place()
+    return new_place(server.url)

@@ -67,12 +67,6 @@ class Server:
         self._process.send_signal(number)
         self._process.wait(START_SECONDS)
 
-    def new_place(self) -> Place:
-        """Choose a schema for a record."""
-        from search.record_postgres import new_schema
-
-        return new_schema(self.url, "test")
-
 
 @contextmanager
 def running_server() -> Iterator[Server]:
@@ -97,6 +91,13 @@ def running_server() -> Iterator[Server]:
             server.stop(signal.SIGQUIT)
     finally:
         shutil.rmtree(folder)
+
+
+def new_place(url: str) -> Place:
+    """Choose a schema for a record on a server."""
+    from search.record_postgres import new_schema
+
+    return new_schema(url, "test")
 
 
 def read_place(text: str) -> Place:

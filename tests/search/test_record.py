@@ -20,7 +20,7 @@ from search.record import Outcome, Record
 from search.record_database import Place, open_database
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
-from tests.postgres import Server
+from tests.postgres import Server, new_place
 
 ROOT = Path(__file__).parents[2]
 
@@ -420,7 +420,7 @@ class LedgerOnPostgres(Ledger):
     server: Server
 
     def new_place(self) -> Place:
-        return self.server.new_place()
+        return new_place(self.server.url)
 
 
 Ledger.TestCase.settings = settings(max_examples=20, stateful_step_count=25)

@@ -19,13 +19,12 @@ from urllib.parse import quote
 import pytest
 
 import search as package
-from search import record_postgres
 from search.heartbeat import Heartbeat
 from search.record import Record
 from search.record_database import Place, open_database
 from search.run_folder import create_run, resume_run
 from search.settings import RunSettings
-from tests.postgres import Server
+from tests.postgres import Server, new_place
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = RunSettings(data="digits", budget="10cpu-minutes")
@@ -33,7 +32,7 @@ SETTINGS = RunSettings(data="digits", budget="10cpu-minutes")
 
 @pytest.fixture
 def place(postgres: Server) -> Place:
-    return postgres.new_place()
+    return new_place(postgres.url)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +134,7 @@ class Wire:
 def test_a_commit_whose_answer_was_lost_counts_once(postgres: Server, cut: str) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         wire = stack.enter_context(Wire(postgres, Path(folder)))
-        with Record.create(record_postgres.new_schema(wire.url, "wire")) as record:
+        with Record.create(new_place(wire.url)) as record:
             first = record.start_attempt("search", devices=1)
             wire.cut = cut
             with record.together():
@@ -151,7 +150,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(postgres: Server, cut: str) 
 def test_a_server_that_stays_away_ends_the_run_with_one_message(
     postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_postgres, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("search.record_postgres.PATIENCE_SECONDS", 0.3)
     with Record.create(place) as record:
         attempt = record.start_attempt("supernet", devices=1)
         postgres.stop()
@@ -170,7 +169,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_message(
 def test_a_process_that_was_overtaken_while_the_server_was_away_ends(
     postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_postgres, "CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr("search.record_postgres.CLAIM_SECONDS", 0.3)
     with Record.create(place) as first, Record.open(place) as second:
         attempt = first.start_attempt("search", devices=1)
         postgres.stop()
@@ -215,7 +214,7 @@ def test_runs_share_a_database_and_their_folders_find_them(
 
 def test_a_run_that_cannot_begin_leaves_no_schema(postgres: Server, tmp_path: Path) -> None:
     count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'run_gone%'"
-    database = open_database(_made(postgres.new_place()))
+    database = open_database(_made(new_place(postgres.url)))
 
     def refused() -> None:
         with create_run(tmp_path / "gone", SETTINGS, database=postgres.url):
