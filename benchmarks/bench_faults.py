@@ -33,6 +33,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.faults.scene import GPUS, NODES, Scene, check
 from benchmarks.faults.stopwatch import Stopwatch
+from tests.postgres import running_server
 
 BUDGET = 180.0
 START = ("--budget", f"{BUDGET:.0f}gpu-seconds", "--share", "supernet=.25")
@@ -128,6 +129,21 @@ def writer(scene: Scene) -> dict[str, float]:
         scene.start("--resume")
     assert scene.wait() == 0
     return check(scene, budget=BUDGET)
+
+
+def database(scene: Scene) -> dict[str, float]:
+    """kill -9 of the PostgreSQL server that has the record, for some seconds; nobody resumes."""
+    with running_server() as server:
+        scene.start(*START, "--record", server.url)
+        for phase in ("trust", "search"):
+            scene.until(scene.phase(phase))
+            time.sleep(scene.rng.uniform(0.5, 1.5))
+            server.stop(signal.SIGKILL)
+            time.sleep(scene.rng.uniform(3.0, 8.0))
+            server.start()
+        assert scene.wait() == 0
+        assert scene.log().count("is back after") == 2
+        return check(scene, budget=BUDGET)
 
 
 def hang(scene: Scene) -> dict[str, float]:
@@ -229,6 +245,7 @@ FAULTS: dict[str, Callable[[Scene], dict[str, float]]] = {
         node_in_supernet,
         driver,
         writer,
+        database,
         hang,
         hanging_judge,
         raises,

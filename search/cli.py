@@ -89,6 +89,10 @@ def run(
     share: Share = [],  # noqa: B006 - typer reads it once
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     ray_address: RayAddress = None,
+    record: Annotated[
+        str | None,
+        typer.Option(help="Keep the record at postgresql://user@host/db; default: in the folder."),
+    ] = None,
 ) -> None:
     """Search within a budget and end with a Pareto front."""
     from search.objectives import parse_objectives
@@ -100,6 +104,8 @@ def run(
     if resume:
         if out is None:
             raise ValueError("--resume needs the folder of the run: add --out RUN.")
+        if record is not None:
+            raise ValueError("The folder of a run knows where its record is: leave --record out.")
         opened = resume_run(out, budget)
     else:
         if budget is None:
@@ -124,7 +130,7 @@ def run(
             command=shlex.join(["search", *sys.argv[1:]]),
         )
         out = out or _default_folder(data)
-        opened = create_run(out, settings)
+        opened = create_run(out, settings, database=record)
     has_front = False
     if not resume:
         console.print(f"Reading {data} ...", highlight=False, soft_wrap=True)

@@ -168,7 +168,8 @@ class JudgeCrew:
         for _ in range(min(wanted - len(self._judges), free)):
             attempt = self._record.start_attempt(self._phase, devices=1)
             actor = self._cluster.start_actor(self._worker, self._job)
-            self._judges.append(_Judge(actor, attempt, now, actor.__ray_call__.remote(_node_of)))
+            greeting = actor.__ray_call__.remote(_node_of)
+            self._judges.append(_Judge(actor, attempt, self._now(), greeting))
 
     def _hand_out(self, source: JudgementSource) -> bool:
         """Fill the judges' queues, the emptiest first; return whether there may be more."""
@@ -188,7 +189,7 @@ class JudgeCrew:
     def _send(self, judge: _Judge, batch: list[Architecture], by: str) -> None:
         if batch:
             if not judge.queue:
-                judge.busy_since = time.monotonic()
+                judge.busy_since = self._now()
             judge.queue.append((judge.actor.judge.remote(batch, by), batch))
 
     def _collect(self, source: JudgementSource) -> None:
@@ -215,13 +216,13 @@ class JudgeCrew:
                 judge.node = answer
                 continue
             judgements += self._read(judge.queue.popleft()[1], answer)
-            judge.busy_since = time.monotonic()
+            judge.busy_since = self._now()
         if judgements:
             source.tell(judgements)
 
     def _greet(self, judge: _Judge) -> None:
         if not judge.ready:
-            self.start_seconds = max(self.start_seconds, time.monotonic() - judge.started)
+            self.start_seconds = max(self.start_seconds, self._now() - judge.started)
         judge.ready, self._stillborn = True, 0
 
     def _read(
@@ -237,8 +238,12 @@ class JudgeCrew:
                 cause=cause,
             )
 
+    def _now(self) -> float:
+        """Tell the time by a clock that stands still while the record waits for its database."""
+        return time.monotonic() - self._record.waited_seconds
+
     def _dismiss_hung(self, source: JudgementSource) -> None:
-        now = time.monotonic()
+        now = self._now()
         for judge in list(self._judges):
             if judge.queue:
                 batch = judge.queue[0][1]
@@ -263,6 +268,10 @@ class JudgeCrew:
         for judge in list(self._judges):
             if judge.node is not None and judge.node not in alive:
                 source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
+        # One that was just starting has not said where.
+        unplaced = [judge for judge in self._judges if judge.node is None]
+        for judge in unplaced[: max(len(self._judges) - self._cluster.devices, 0)]:
+            source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
 
     def _dismiss(self, judge: _Judge, outcome: Any, cause: str | None) -> list[Judgement]:
         """Kill a judge and end its charge; return what it held as lost."""

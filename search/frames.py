@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,12 @@ import pandas as pd
 
 from search.pareto import FrontQuery, judged_by
 from search.record import Trial
-from search.record_file import CHARGE, open_file
+from search.record_database import LEDGER_COLUMNS
 from search.results import Candidate, searched_fidelities
-from search.run_folder import RECORD, RunFolder, open_run
+from search.run_folder import RunFolder, open_run
 from search.settings import RunSettings
 from search.tables import describe_stages
 from searchspace.architecture import describe
-
-_MOMENT: dict[str, str | float] = {"live": "[]", "now": 0.0}
-_LEDGER = f"SELECT attempts.*, {CHARGE} AS seconds FROM attempts ORDER BY id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +52,13 @@ def load_run(path: Path | str) -> LoadedRun:
         trials = run.record.trials()
         frame = pd.DataFrame([_trial_row(trial) for trial in trials])
         front = pd.DataFrame([_candidate_row(one) for one in _judged(run, trials)])
+        ledger = pd.DataFrame(run.record.ledger(), columns=LEDGER_COLUMNS).set_index("id")
         settings = run.settings
     return LoadedRun(
         settings=settings,
         trials=frame if frame.empty else _with_times(frame.set_index("trial"), "finished"),
         front=front if front.empty else front.set_index("id").sort_values("macs"),
-        ledger=_read_ledger(Path(path) / RECORD),
+        ledger=_with_times(ledger, "started", "ended", "last_seen"),
     )
 
 
@@ -112,12 +109,6 @@ def _candidate_row(one: Candidate) -> dict[str, Any]:
         "dims": "-".join(str(stage.dim) for stage in one.architecture.stages),
         **{f"stage{i}": text for i, text in enumerate(describe_stages(one.architecture))},
     }
-
-
-def _read_ledger(path: Path) -> pd.DataFrame:
-    with closing(open_file(path)) as connection:
-        ledger = pd.read_sql_query(_LEDGER, connection, params=_MOMENT, index_col="id")
-    return _with_times(ledger, "started", "ended", "last_seen")
 
 
 def _with_times(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from typing import Self
 
 from search.record import Record
+from search.record_database import RefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -36,5 +36,8 @@ class Heartbeat:
         while not self._stop.wait(self._every_seconds):
             try:
                 self._record.heartbeat()
-            except sqlite3.OperationalError as error:
+            except RefusedError as error:
                 logger.warning("Could not mark the running attempts as alive: %s.", error)
+            except ValueError:
+                # The record is lost to this process: its own next call says so.
+                return

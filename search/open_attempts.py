@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenAttempt:
+    """An attempt that this process holds; times are in seconds."""
+
     phase: str
+    trial_id: int | None
     devices: float
     started: float
     last_seen: float
 
     def charge(self, now: float) -> float:
+        """Return its device-seconds until now, at least until it was last seen."""
         return (max(self.last_seen, now) - self.started) * self.devices
 
 
@@ -33,7 +37,7 @@ class OpenAttempts:
     """
 
     def __init__(self) -> None:
-        self._attempts: dict[int, _Open] = {}
+        self._attempts: dict[int, OpenAttempt] = {}
         self._rates: dict[str, _Rate] | None = None
         self._moment = 0.0
 
@@ -43,10 +47,17 @@ class OpenAttempts:
     def __contains__(self, attempt_id: object) -> bool:
         return attempt_id in self._attempts
 
-    def add(self, attempt_id: int, *, phase: str, devices: float, now: float) -> None:
-        """Take in an attempt that begins now."""
-        self._attempts[attempt_id] = _Open(phase, devices, now, now)
-        if devices:
+    def values(self) -> Collection[OpenAttempt]:
+        """Return all of them."""
+        return self._attempts.values()
+
+    def __getitem__(self, attempt_id: int) -> OpenAttempt:
+        return self._attempts[attempt_id]
+
+    def add(self, attempt_id: int, attempt: OpenAttempt) -> None:
+        """Take in an attempt that has begun."""
+        self._attempts[attempt_id] = attempt
+        if attempt.devices:
             self._rates = None
 
     def remove(self, attempt_id: int) -> None:

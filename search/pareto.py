@@ -160,11 +160,10 @@ def watch(
     """
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         while True:
-            view, phase = _look(folder, query)
+            view, phase, silent = _look(folder, query, clock())
             live.update(Group(view, Text(f"phase: {phase}")), refresh=True)
             if phase == "done":
                 return "The run is done."
-            silent = clock() - max(file.stat().st_mtime for file in folder.glob("record.db*"))
             if silent > SILENT_SECONDS:
                 return (
                     f"No process has worked on {folder} for {silent:.0f} seconds. "
@@ -173,9 +172,10 @@ def watch(
             sleep(REFRESH_SECONDS)
 
 
-def _look(folder: Path, query: FrontQuery) -> tuple[RenderableType, str]:
+def _look(folder: Path, query: FrontQuery, now: float) -> tuple[RenderableType, str, float]:
     with open_run(folder) as run:
         phase = run.record.get_meta("phase") or "not started"
+        silent = run.record.silent_seconds(now)
         if not searched_fidelities(run.record.trials()):
-            return Text("No network has been judged yet."), phase
-        return front_view(run, query), phase
+            return Text("No network has been judged yet."), phase, silent
+        return front_view(run, query), phase, silent

@@ -1,4 +1,4 @@
-"""`Record`: the one truth about a run, in one SQLite file that the driver writes.
+"""`Record`: the one truth about a run, in a database that the driver writes.
 
 A trial is an architecture judged at one fidelity with one seed. An attempt is one try at a trial,
 or a phase's own work (training the supernet), and holds devices while it is open. The budget spent
@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, TextIO, get_args
+from typing import Any, Literal, Self, get_args
 
-from search.open_attempts import OpenAttempts
-from search.record_file import (
+from search.open_attempts import OpenAttempt, OpenAttempts
+from search.record_database import (
     BY_TRIAL,
     CHARGE,
-    CHARGE_OF_OTHERS,
+    LEDGER,
+    NEXT_ATTEMPT,
     TRIALS,
-    claim_file,
-    create_file,
-    open_file,
+    Database,
+    Place,
+    Rows,
+    Values,
+    create_database,
+    next_id,
+    open_database,
 )
 from searchspace.architecture import Architecture
 
@@ -74,49 +77,40 @@ class Trial:
     finished: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    key: str
-    architecture: Architecture
-    params: int
-    macs: int
-
-
 class Record:
     """A run's trials, attempts and settings; many may read it, one process writes attempts.
 
     Methods may be called from several threads. Make one with `create` or `open`.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, clock: Callable[[], float]):
-        self._connection = connection
-        self._path = path
+    def __init__(self, database: Database, clock: Callable[[], float]):
+        self._database = database
         self._clock = clock
         self._lock = threading.RLock()
         self._live = OpenAttempts()
-        self._known: dict[int, _Known] = {}
-        self._claim_file: TextIO | None = None
+        # By id: key, architecture, parameters, MACs.
+        self._known: dict[int, tuple[str, Architecture, int, int]] = {}
         # Charges of all other attempts by phase, in the order in which the phases began; kept only
         # while this process is the one that writes attempts.
         self._ended: dict[str, float] | None = None
 
     @classmethod
-    def create(cls, path: Path, *, clock: Callable[[], float] = time.time) -> Record:
-        """Start a record in a new file.
+    def create(cls, place: Place, *, clock: Callable[[], float] = time.time) -> Record:
+        """Start a record in a new file or schema.
 
         Raises:
-            ValueError: If the file exists.
+            ValueError: If it exists, or cannot be made.
         """
-        return cls(create_file(path), path, clock)
+        return cls(create_database(place), clock)
 
     @classmethod
-    def open(cls, path: Path, *, clock: Callable[[], float] = time.time) -> Record:
+    def open(cls, place: Place, *, clock: Callable[[], float] = time.time) -> Record:
         """Open a record, to read it or to go on with it; `close_orphans` comes before new attempts.
 
         Raises:
-            ValueError: If the file is missing, no record, or one of another schema version.
+            ValueError: If it is missing, no record, or one of another schema version.
         """
-        return cls(open_file(path), path, clock)
+        return cls(open_database(place), clock)
 
     def __enter__(self) -> Self:
         return self
@@ -125,22 +119,30 @@ class Record:
         self.close()
 
     def close(self) -> None:
-        """Close the file. Attempts that are open stay so, as after a crash."""
+        """Close the database. Attempts that are open stay so, as after a crash."""
         with self._lock:
-            self._connection.close()
-            if self._claim_file:
-                self._claim_file.close()
-                self._claim_file = self._ended = None
+            self._database.close()
+            self._ended = None
+
+    @property
+    def waited_seconds(self) -> float:
+        """For how long calls have waited in all for a database that was away."""
+        return self._database.waited_seconds
+
+    def silent_seconds(self, now: float) -> float:
+        """Tell for how long no process had worked on the run when it was opened, at ``now``."""
+        with self._lock:
+            return self._database.silent_seconds(now)
 
     def get_meta(self, key: str) -> Any:
         """Return the JSON value that was set last, or None."""
-        rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        rows = self._execute("SELECT value FROM meta WHERE key = ?", (key,))
         return json.loads(rows[0][0]) if rows else None
 
     def set_meta(self, key: str, value: Any) -> None:
         """Set a JSON value under a key, over an older one."""
-        with self._transaction() as connection:
-            connection.execute(
+        with self.together():
+            self._execute(
                 "INSERT INTO meta VALUES (?, ?) "
                 "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 (key, json.dumps(value)),
@@ -149,36 +151,35 @@ class Record:
     def add_architecture(self, architecture: Architecture, *, params: int, macs: int) -> int:
         """Return the id of the architecture, which it got when it was first added."""
         key = architecture.key
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO architectures (key, description, params, macs) VALUES (?, ?, ?, ?) "
+        with self.together():
+            self._execute(
+                f"INSERT INTO architectures VALUES ({next_id('architectures')}, ?, ?, ?, ?) "
                 "ON CONFLICT (key) DO NOTHING",
                 (key, json.dumps(architecture.to_dict()), params, macs),
             )
-            query = "SELECT id FROM architectures WHERE key = ?"
-            return int(connection.execute(query, (key,)).fetchone()[0])
+            rows = self._execute("SELECT id FROM architectures WHERE key = ?", (key,))
+            return int(rows[0][0])
 
     def architecture(self, architecture_id: int) -> Architecture:
         """Return the architecture with an id; ValueError if there is none."""
-        return self._get_known(architecture_id).architecture
+        return self._get_known(architecture_id)[1]
 
     def architecture_id(self, key: str) -> int | None:
         """Return the id of the architecture with a key, or None."""
-        rows = self._read("SELECT id FROM architectures WHERE key = ?", (key,))
+        rows = self._execute("SELECT id FROM architectures WHERE key = ?", (key,))
         return int(rows[0][0]) if rows else None
 
     def add_trial(self, architecture_id: int, *, fidelity: str, seed: int, origin: str) -> int:
         """Return the id of the trial of an architecture, fidelity and seed; a new one waits."""
         self._get_known(architecture_id)
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO trials (architecture_id, fidelity, seed, origin, state) "
-                "VALUES (?, ?, ?, ?, 'waiting') ON CONFLICT DO NOTHING",
+        with self.together():
+            self._execute(
+                f"INSERT INTO trials VALUES ({next_id('trials')}, ?, ?, ?, ?, 'waiting', NULL) "
+                "ON CONFLICT (architecture_id, fidelity, seed) DO NOTHING",
                 (architecture_id, fidelity, seed, origin),
             )
             query = "SELECT id FROM trials WHERE (architecture_id, fidelity, seed) = (?, ?, ?)"
-            row = connection.execute(query, (architecture_id, fidelity, seed)).fetchone()
-            return int(row[0])
+            return int(self._execute(query, (architecture_id, fidelity, seed))[0][0])
 
     def start_attempt(self, phase: str, *, devices: float, trial_id: int | None = None) -> int:
         """Begin to charge for ``devices`` devices; a trial that waits is running from now on.
@@ -188,23 +189,22 @@ class Record:
         """
         if not 0 <= devices < math.inf:
             raise ValueError(f"An attempt holds a finite number >= 0 of devices, got {devices}.")
-        self._claim()
         with self._lock:
-            with self._transaction() as connection:
+            self._database.claim()
+            with self.together():
                 if trial_id is not None:
-                    _begin_trial(connection, trial_id)
+                    self._begin_trial(trial_id)
                 now = self._clock()
-                attempt_id = connection.execute(
-                    "INSERT INTO attempts (phase, trial_id, number, devices, started, last_seen) "
-                    "SELECT :phase, :trial, coalesce(max(number), 0) + 1, :devices, :now, :now "
-                    "FROM attempts WHERE trial_id IS :trial",
-                    {"phase": phase, "trial": trial_id, "devices": devices, "now": now},
-                ).lastrowid
-            assert attempt_id is not None
-            self._live.add(attempt_id, phase=phase, devices=devices, now=now)
+                ((attempt_id, number),) = self._execute(NEXT_ATTEMPT, (trial_id,))
+                self._execute(
+                    "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL)",
+                    (attempt_id, phase, trial_id, number, devices, now, now),
+                )
+            attempt = OpenAttempt(phase, trial_id, devices, started=now, last_seen=now)
+            self._live.add(attempt_id, attempt)
             if self._ended is not None:
                 self._ended.setdefault(phase, 0.0)
-            return attempt_id
+            return int(attempt_id)
 
     def finish_attempt(
         self,
@@ -230,42 +230,40 @@ class Record:
             raise ValueError(f"Outcomes are {', '.join(STATE_AFTER)}; got {outcome!r}.")
         if outcome == "failed" and not cause:
             raise ValueError("A failed attempt needs its cause.")
+        cause = cause and cause.replace("\0", "")  # PostgreSQL's texts have no zero bytes
         with self._lock:
-            with self._transaction() as connection:
-                trial_id = self._open_attempt(connection, attempt_id)
-                needs_values = outcome == "done" and trial_id is not None
+            with self.together():
+                attempt = self._open_attempt(attempt_id)
+                needs_values = outcome == "done" and attempt.trial_id is not None
                 if needs_values != bool(values):
                     raise ValueError(
                         "A trial's attempt that is done has values, and nothing else has; got "
-                        f"{outcome=}, {trial_id=}, {values=}."
+                        f"{outcome=}, trial_id={attempt.trial_id}, {values=}."
                     )
-                connection.execute(
-                    "UPDATE attempts SET ended = max(last_seen, ?), outcome = ?, cause = ? "
-                    "WHERE id = ?",
-                    (self._clock(), outcome, cause, attempt_id),
+                now = self._clock()
+                self._execute(
+                    "UPDATE attempts SET ended = ?, outcome = ?, cause = ? WHERE id = ?",
+                    (max(attempt.last_seen, now), outcome, cause, attempt_id),
                 )
-                if trial_id is not None:
+                if attempt.trial_id is not None:
                     result = _result_text(values) if values else None
-                    connection.execute(
+                    self._execute(
                         "UPDATE trials SET state = ?, result = ? WHERE id = ?",
-                        (STATE_AFTER[outcome], result, trial_id),
+                        (STATE_AFTER[outcome], result, attempt.trial_id),
                     )
-                charge = connection.execute(
-                    f"SELECT phase, {CHARGE_OF_OTHERS} FROM attempts WHERE id = ?", (attempt_id,)
-                ).fetchone()
             self._live.remove(attempt_id)
             if self._ended is not None:
-                self._ended[charge[0]] += charge[1]
+                self._ended[attempt.phase] += attempt.charge(now)
 
     def heartbeat(self) -> None:
         """Mark the open attempts of this process as alive now."""
         with self._lock:
-            now = self._clock()
-            with self._transaction() as connection:
-                connection.execute(
-                    "UPDATE attempts SET last_seen = max(last_seen, ?) "
-                    "WHERE ended IS NULL AND id IN (SELECT value FROM json_each(?))",
-                    (now, self._live_ids()),
+            with self.together():
+                now = self._clock()
+                self._execute(
+                    "UPDATE attempts SET last_seen = ? WHERE last_seen < ? AND ended IS NULL "
+                    f"AND id IN {self._live_ids()}",
+                    (now, now),
                 )
             self._live.see(now)
 
@@ -278,21 +276,22 @@ class Record:
         Raises:
             ValueError: If that process still runs.
         """
-        self._claim()
-        orphans = "ended IS NULL AND id NOT IN (SELECT value FROM json_each(?))"
-        with self._transaction() as connection:
-            live = self._live_ids()
-            rows = connection.execute(
-                f"SELECT trial_id FROM attempts WHERE {orphans} AND trial_id IS NOT NULL", (live,)
-            ).fetchall()
-            connection.executemany("UPDATE trials SET state = 'waiting' WHERE id = ?", rows)
-            connection.execute(
-                "UPDATE attempts SET ended = last_seen, outcome = 'interrupted', "
-                f"cause = 'the process that ran it ended' WHERE {orphans}",
-                (live,),
-            )
+        with self._lock:
+            self._database.claim()
+            orphans = f"ended IS NULL AND id NOT IN {self._live_ids()}"
+            with self.together():
+                rows = self._execute(
+                    f"SELECT trial_id FROM attempts WHERE {orphans} AND trial_id IS NOT NULL "
+                    "ORDER BY trial_id"
+                )
+                for row in rows:
+                    self._execute("UPDATE trials SET state = 'waiting' WHERE id = ?", row)
+                self._execute(
+                    "UPDATE attempts SET ended = last_seen, outcome = 'interrupted', "
+                    f"cause = 'the process that ran it ended' WHERE {orphans}"
+                )
             self._ended = None
-            return tuple(self.trial(trial_id) for (trial_id,) in sorted(rows))
+            return tuple(self.trial(trial_id) for (trial_id,) in rows)
 
     def spent(self, phases: Collection[str] | None = None) -> float:
         """Sum the device-seconds that are charged to some phases, or to all."""
@@ -303,18 +302,15 @@ class Record:
 
     def spent_by_phase(self) -> dict[str, float]:
         """Sum the device-seconds of each phase, in the order in which the phases began."""
-        query = "SELECT phase, sum({}) FROM attempts GROUP BY phase ORDER BY min(id)"
         with self._lock:
-            if self._claim_file is None:
-                rows = self._read(query.format(CHARGE), self._moment())
-                return {phase: float(seconds) for phase, seconds in rows}
-            if self._ended is None:
+            ended = self._ended
+            if ended is None:
                 # Phases all of whose attempts are ours and open count as well, with nothing.
-                live = "attempts.id IN (SELECT value FROM json_each(?))"
-                others = f"CASE WHEN {live} THEN 0 ELSE {CHARGE_OF_OTHERS} END"
-                rows = self._read(query.format(others), (self._live_ids(),))
-                self._ended = {phase: float(seconds) for phase, seconds in rows}
-            spent = dict(self._ended)
+                others = f"CASE WHEN id IN {self._live_ids()} THEN 0 ELSE {CHARGE} END"
+                query = f"SELECT phase, sum({others}) FROM attempts GROUP BY phase ORDER BY min(id)"
+                ended = {phase: float(seconds) for phase, seconds in self._execute(query)}
+            self._ended = ended if self._database.claimed else None
+            spent = dict(ended)
             for phase, charge in self._live.charges(self._clock()).items():
                 spent[phase] += charge
             return spent
@@ -322,12 +318,13 @@ class Record:
     def count_lost(self, trial_id: int) -> int:
         """Count the attempts at a trial that the cluster lost; interruptions do not count."""
         query = "SELECT count(*) FROM attempts WHERE trial_id = ? AND outcome = 'lost'"
-        return int(self._read(query, (trial_id,))[0][0])
+        return int(self._execute(query, (trial_id,))[0][0])
 
     def causes(self, trial_id: int) -> tuple[str, ...]:
         """List why attempts at a trial gave no result, where that was said, the first one first."""
-        query = "SELECT cause FROM attempts WHERE trial_id = ? AND cause NOT NULL ORDER BY number"
-        return tuple(cause for (cause,) in self._read(query, (trial_id,)))
+        query = "SELECT cause FROM attempts WHERE trial_id = ? AND cause IS NOT NULL"
+        rows = self._execute(f"{query} ORDER BY number", (trial_id,))
+        return tuple(cause for (cause,) in rows)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -335,129 +332,127 @@ class Record:
 
         After an error inside, the attempts that it began or ended are not to be used.
         """
-        with self._transaction():
-            yield
+        with self._lock:
+            if self._database.in_transaction:  # in a larger block
+                yield
+                return
+            try:
+                self._database.begin()
+                yield
+                self._database.commit()
+            except BaseException:
+                self._database.rollback()
+                self._forget_undone()
+                raise
 
     def charges(self, phases: Collection[str]) -> tuple[tuple[float, float, float], ...]:
         """List (started, ended, devices) of the ended attempts of some phases, by their start."""
-        rows = self._read(
-            "SELECT started, ended, devices FROM attempts WHERE ended IS NOT NULL AND devices > 0 "
-            "AND phase IN (SELECT value FROM json_each(?)) ORDER BY started",
-            (json.dumps(sorted(phases)),),
+        rows = self._execute(
+            "SELECT started, ended, devices, phase FROM attempts WHERE ended IS NOT NULL "
+            "AND devices > 0 ORDER BY started"
         )
-        return tuple((float(start), float(end), float(devices)) for start, end, devices in rows)
+        return tuple(
+            (start, end, devices) for start, end, devices, phase in rows if phase in phases
+        )
+
+    def ledger(self) -> Rows:
+        """List every attempt, the first one first, as the columns `LEDGER_COLUMNS`."""
+        return self._execute(LEDGER)
 
     def trials(
         self, *, fidelity: str | None = None, state: State | None = None
     ) -> tuple[Trial, ...]:
         """List trials in the order in which they were added."""
-        rows = self._read(
+        rows = self._execute(
             f"{TRIALS} WHERE (:fidelity IS NULL OR fidelity = :fidelity) "
             f"AND (:state IS NULL OR state = :state) {BY_TRIAL}",
-            {**self._moment(), "fidelity": fidelity, "state": state},
+            {"fidelity": fidelity, "state": state},
         )
         return tuple(map(self._to_trial, rows))
 
     def trial(self, trial_id: int) -> Trial:
         """Return the trial with an id; ValueError if there is none."""
-        query = f"{TRIALS} WHERE trials.id = :id {BY_TRIAL}"
-        rows = self._read(query, {**self._moment(), "id": trial_id})
+        rows = self._execute(f"{TRIALS} WHERE trials.id = ? {BY_TRIAL}", (trial_id,))
         if not rows:
-            raise ValueError(f"{self._path} has no trial {trial_id}.")
+            raise ValueError(f"{self._database} has no trial {trial_id}.")
         return self._to_trial(rows[0])
-
-    def _live_ids(self) -> str:
-        with self._lock:
-            return json.dumps([*self._live])
-
-    def _moment(self) -> dict[str, Any]:
-        return {"live": self._live_ids(), "now": self._clock()}
 
     def _to_trial(self, row: tuple[Any, ...]) -> Trial:
         (trial_id, architecture_id, fidelity, seed, origin, state, result) = row[:7]
         (seconds, num_attempts, ended, cause) = row[7:]
-        known = self._get_known(architecture_id)
+        key, architecture, params, macs = self._get_known(architecture_id)
         return Trial(
             id=trial_id,
             architecture_id=architecture_id,
-            key=known.key,
-            architecture=known.architecture,
-            params=known.params,
-            macs=known.macs,
+            key=key,
+            architecture=architecture,
+            params=params,
+            macs=macs,
             fidelity=fidelity,
             seed=seed,
             origin=origin,
             state=state,
             values=json.loads(result) if result else {},
             cause=cause,
-            seconds=float(seconds),
+            seconds=seconds + (self._unseen(trial_id) if state == "running" else 0.0),
             num_attempts=num_attempts,
             finished=ended if state in ("done", "failed") else None,
         )
 
-    def _get_known(self, architecture_id: int) -> _Known:
+    def _get_known(self, architecture_id: int) -> tuple[str, Architecture, int, int]:
         if architecture_id not in self._known:
             query = "SELECT key, description, params, macs FROM architectures WHERE id = ?"
-            rows = self._read(query, (architecture_id,))
+            rows = self._execute(query, (architecture_id,))
             if not rows:
-                raise ValueError(f"{self._path} has no architecture {architecture_id}.")
+                raise ValueError(f"{self._database} has no architecture {architecture_id}.")
             key, description, params, macs = rows[0]
             architecture = Architecture.from_dict(json.loads(description))
-            self._known[architecture_id] = _Known(key, architecture, params, macs)
+            self._known[architecture_id] = (key, architecture, params, macs)
         return self._known[architecture_id]
 
-    def _open_attempt(self, connection: sqlite3.Connection, attempt_id: int) -> int | None:
-        """Return the trial of an open attempt of ours."""
-        query = "SELECT trial_id, outcome FROM attempts WHERE id = ?"
-        row = connection.execute(query, (attempt_id,)).fetchone()
-        if row is None:
-            raise ValueError(f"{self._path} has no attempt {attempt_id}.")
-        trial_id, outcome = row
-        if outcome is not None:
-            raise ValueError(f"Attempt {attempt_id} has ended already, with outcome {outcome!r}.")
+    def _unseen(self, trial_id: int) -> float:
+        """Sum what our attempt at a trial is charged since it was last seen."""
+        with self._lock:
+            now = self._clock()
+            ours = [one for one in self._live.values() if one.trial_id == trial_id]
+            return math.fsum(one.charge(now) - one.charge(one.last_seen) for one in ours)
+
+    def _begin_trial(self, trial_id: int) -> None:
+        rows = self._execute("SELECT state FROM trials WHERE id = ?", (trial_id,))
+        state = rows[0][0] if rows else "unknown"
+        if state != "waiting":
+            raise ValueError(
+                f"Only a trial that waits can be started; trial {trial_id} is {state}."
+            )
+        self._execute("UPDATE trials SET state = 'running' WHERE id = ?", (trial_id,))
+
+    def _open_attempt(self, attempt_id: int) -> OpenAttempt:
+        """Return an open attempt of ours."""
+        rows = self._execute("SELECT outcome FROM attempts WHERE id = ?", (attempt_id,))
+        if not rows:
+            raise ValueError(f"{self._database} has no attempt {attempt_id}.")
+        if rows[0][0] is not None:
+            raise ValueError(
+                f"Attempt {attempt_id} has ended already, with outcome {rows[0][0]!r}."
+            )
         if attempt_id not in self._live:
             raise ValueError(
                 f"Attempt {attempt_id} belongs to a process that ended; close_orphans() settles it."
             )
-        return None if trial_id is None else int(trial_id)
+        return self._live[attempt_id]
 
-    def _claim(self) -> None:
-        with self._lock:
-            self._claim_file = self._claim_file or claim_file(self._path)
+    def _live_ids(self) -> str:
+        """Write the ids of the attempts that this process holds; no attempt has id 0."""
+        return f"({', '.join(map(str, (0, *self._live)))})"
 
-    def _read(self, query: str, values: Any) -> list[tuple[Any, ...]]:
+    def _execute(self, statement: str, values: Values = ()) -> Rows:
         with self._lock:
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            if self._connection.in_transaction:  # in a block of `together`
-                yield self._connection
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A full disk may have rolled it back already.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                self._forget_undone()
-                raise
+            return self._database.execute(statement, values)
 
     def _forget_undone(self) -> None:
-        rows = self._read("SELECT id FROM attempts WHERE ended IS NULL", ())
+        rows = self._execute("SELECT id FROM attempts WHERE ended IS NULL")
         self._live.keep({attempt_id for (attempt_id,) in rows})
         self._ended = None
-
-
-def _begin_trial(connection: sqlite3.Connection, trial_id: int) -> None:
-    query = "UPDATE trials SET state = 'running' WHERE id = ? AND state = 'waiting'"
-    if connection.execute(query, (trial_id,)).rowcount == 0:
-        row = connection.execute("SELECT state FROM trials WHERE id = ?", (trial_id,)).fetchone()
-        state = row[0] if row else "unknown"
-        raise ValueError(f"Only a trial that waits can be started; trial {trial_id} is {state}.")
 
 
 def _result_text(values: Mapping[str, float]) -> str:

@@ -1,8 +1,9 @@
 """The folder of a run: everything that is needed to resume, inspect and retrain.
 
-``record.db`` (the truth), ``space.yaml``, ``data/`` (decoded images), ``supernet/`` (checkpoint),
-``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
-``report.html``, ``front.png``, ``retrain/``.
+``record.db`` (the truth; or ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``,
+``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished
+trainings), ``study.db`` (Optuna's copy of the results), ``report.html``, ``front.png``,
+``retrain/``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from search.budget import parse_budget
 from search.plan import SHARES
 from search.record import Record
+from search.record_database import Place
 from search.settings import RunSettings
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -24,6 +26,8 @@ from supernet.recipe import load_recipe
 from supernet.strategies import check_strategy
 
 RECORD = "record.db"
+# Where the record lies instead, as libpq reads it; without a password.
+ADDRESS = "record.conninfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,12 @@ class RunFolder:
         return self.record.architecture(architecture_id)
 
 
+def record_place(folder: Path) -> Place:
+    """Tell where the record of a run lies."""
+    address = folder / ADDRESS
+    return address.read_text().strip() if address.is_file() else folder / RECORD
+
+
 @contextmanager
 def open_run(folder: Path) -> Iterator[RunFolder]:
     """Open a run that exists.
@@ -64,12 +74,13 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
     Raises:
         ValueError: If the folder is not one of a run.
     """
-    if not (folder / RECORD).is_file():
+    place = record_place(folder)
+    if isinstance(place, Path) and not place.is_file():
         raise ValueError(
             f"{folder} is not the folder of a run (it has no {RECORD}). "
             "Name the folder that `search run` printed."
         )
-    with Record.open(folder / RECORD) as record:
+    with Record.open(place) as record:
         stored = record.get_meta("settings")
         if stored is None:
             raise ValueError(
@@ -79,8 +90,15 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
+def create_run(
+    folder: Path, settings: RunSettings, *, database: str | None = None
+) -> Iterator[RunFolder]:
     """Make the folder of a new run: check everything, read the data, then write the record.
+
+    Args:
+        folder: To make.
+        settings: What was asked for.
+        database: Address of a PostgreSQL database for the record; None keeps it in the folder.
 
     Raises:
         ValueError: If the folder is in use or any input is wrong; nothing is left behind.
@@ -95,15 +113,18 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
         check_strategy(settings.supernet_strategy, space)
     for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
         load_recipe(recipe)
+    place = folder / RECORD if database is None else _new_schema(database, folder.name)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
         (folder / "space.yaml").write_text(space.source)
-        with Record.create(folder / RECORD) as record:
+        if isinstance(place, str):
+            (folder / ADDRESS).write_text(f"{place}\n")
+        with Record.create(place) as record:
             record.set_meta("settings", settings.to_dict())
     except BaseException:
-        _remove(folder, keep=existed)
+        _remove(folder, place, keep=existed)
         raise
     began = True
     try:
@@ -115,7 +136,7 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
     except ValueError:
         # E.g. a budget that is too small, or a device that this machine does not have.
         if not began:
-            _remove(folder, keep=existed)
+            _remove(folder, place, keep=existed)
         raise
 
 
@@ -140,7 +161,17 @@ def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
         yield run
 
 
-def _remove(folder: Path, *, keep: bool) -> None:
+def _new_schema(address: str, name: str) -> str:
+    from search.record_postgres import new_schema
+
+    return new_schema(address, name)
+
+
+def _remove(folder: Path, place: Place, *, keep: bool) -> None:
     shutil.rmtree(folder)
     if keep:
         folder.mkdir()
+    if isinstance(place, str):
+        from search.record_postgres import drop_schema
+
+        drop_schema(place)

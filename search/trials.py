@@ -128,17 +128,17 @@ class TrialRunner:
     def started(self, task: TrialTask) -> None:
         """Take note that a trial's worker is ready: its time limits begin."""
         running = self._running[task.trial_id]
-        running.begun = running.heard = self._clock()
+        running.begun = running.heard = self._listened()
 
     def heard(self, task: TrialTask) -> None:
         """Take note of a sign of life: a trial has finished an epoch."""
-        running, now = self._running[task.trial_id], self._clock()
+        running, now = self._running[task.trial_id], self._listened()
         running.longest_silence = max(running.longest_silence, now - running.heard)
         running.heard = now
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang, by what trials have taken until now."""
-        running, now = self._running[task.trial_id], self._clock()
+        running, now = self._running[task.trial_id], self._listened()
         if running.begun is None:
             return None
         expected = self._costs.predict(running.macs, task.epochs)
@@ -236,6 +236,10 @@ class TrialRunner:
             seed=trial.seed,
             micro_batches=2 if needs_less else 1,
         )
+
+    def _listened(self) -> float:
+        """Tell the time by a clock that stands still while the record waits for its database."""
+        return self._clock() - self._record.waited_seconds
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""

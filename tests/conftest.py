@@ -1,13 +1,18 @@
-"""Settings that all tests share: one thread, no display, repeatable property tests."""
+"""What all tests share: one thread, no display, repeatable property tests, places of records."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from search.record_database import Place
+from tests.postgres import Server, new_place, running_server
 
 # Before torch is imported: the tests' tensors are tiny, and threads only make them wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,3 +29,23 @@ def one_thread() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """Run a PostgreSQL server for all tests; one that stops it starts it again."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_server())
+        except LookupError as error:
+            pytest.skip(str(error))
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Choose where a new record lies: a file, or a schema of the server."""
+    if request.param == "sqlite":
+        return tmp_path / "record.db"
+    server: Server = request.getfixturevalue("postgres")
+    return new_place(server.url)

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--budget")
     parser.add_argument("--address")
+    parser.add_argument("--record")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strategy", default="supernet")
@@ -48,7 +49,7 @@ def main() -> int:
             shares=shares,
             strategy=options.strategy,
         )
-        opened = create_run(options.folder, settings)
+        opened = create_run(options.folder, settings, database=options.record)
     with opened as run:
         if not options.resume:
             fields = asdict(SmallJob(folder=run.folder, **json.loads(options.work)))

@@ -6,11 +6,11 @@ import os
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,8 @@ from ray.cluster_utils import Cluster
 from benchmarks.faults.stopwatch import Stopwatch
 from search.plan import PHASES
 from search.record import Record
+from search.record_database import RefusedError, open_database
+from search.run_folder import record_place
 
 ROOT = Path(__file__).parents[2]
 NODES = 2
@@ -97,16 +99,11 @@ class Scene:
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read the record from outside, as SQL."""
-        file = self.folder / "record.db"
-        if not file.is_file():
-            return [(0,)]
-        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)
         try:
-            return connection.execute(text, values).fetchall()
-        except sqlite3.OperationalError:
-            return [(0,)]
-        finally:
-            connection.close()
+            with closing(open_database(record_place(self.folder))) as database:
+                return database.execute(text, values)
+        except (ValueError, RefusedError):
+            return [(0,)]  # there is none yet, or it does not answer
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Find this cluster's worker processes whose title has a word; Ray names them."""
@@ -161,7 +158,7 @@ class Scene:
 
 def spent_of(folder: Path) -> float:
     """Sum the ledger."""
-    with Record.open(folder / "record.db") as record:
+    with Record.open(record_place(folder)) as record:
         return record.spent(PHASES)
 
 
@@ -196,7 +193,8 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
     # Each raylet keeps these: workers that wait for any job, and its own agents.
     busy = [title for title in left if not re.match(r"ray::(IDLE|\w+Agent)", title)]
     assert not busy, f"left behind: {busy}"
-    assert scene.query("PRAGMA integrity_check") == [("ok",)]
+    if isinstance(record_place(scene.folder), Path):
+        assert scene.query("PRAGMA integrity_check") == [("ok",)]
     twice = (
         "SELECT architecture_id, fidelity, seed FROM trials GROUP BY 1, 2, 3 HAVING count(*) > 1"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from search import crew as crew_module
 from search.crew import JudgeCrew
 from search.phases import session as session_module
 from search.phases.session import Session
@@ -20,10 +21,21 @@ class StubCluster:
 
     def __init__(self, devices: int, free: int, reserved: int = 0) -> None:
         self.devices, self.free, self.reserved = devices, free, reserved
+        self.alive = {"a", "b"}
+
+    def nodes(self) -> set[str]:
+        """Name the nodes."""
+        return self.alive
 
     def start_actor(self, worker: type, job: Any) -> Any:
         """Return something that can be asked where it lives."""
         return SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda function: object()))
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judges of these tests are no actors."""
+    monkeypatch.setattr(crew_module.ray, "kill", lambda actor: None)
 
 
 def recruit(crew: JudgeCrew) -> None:
@@ -57,6 +69,26 @@ def test_a_judge_is_started_and_charged_when_its_device_is_free(tmp_path: Path) 
         assert len(crew) == 2
         now[0] += 1
         assert record.spent(["search"]) == 12
+
+
+def test_a_judge_whose_node_dies_before_it_answers_is_charged_no_longer(tmp_path: Path) -> None:
+    cluster = StubCluster(devices=2, free=2)
+    told: list[Any] = []
+    source = SimpleNamespace(tell=told.extend)
+    with Record.create(tmp_path / "record.db") as record:
+        crew = JudgeCrew(
+            cluster, object, job=None, record=record, phase="search", most=None, pace_seconds=1.0
+        )
+        recruit(crew)
+        crew._judges[0].node, crew._judges[0].ready = "a", True
+        crew._dismiss_dead(source)
+        assert len(crew) == 2
+
+        cluster.devices, cluster.alive, crew._looked = 1, {"a"}, float("-inf")
+        crew._dismiss_dead(source)
+
+        assert [judge.node for judge in crew._judges] == ["a"]
+        assert told == []
 
 
 def waiting(cluster: StubCluster, monkeypatch: pytest.MonkeyPatch, ticks: list[Any]) -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
-from pathlib import Path
 
 import pytest
 
 from search.heartbeat import Heartbeat
 from search.record import Record
+from search.record_database import Place, RefusedError
 
 
-def test_open_attempts_are_charged_without_the_driver_doing_anything(tmp_path: Path) -> None:
-    path = tmp_path / "record.sqlite"
+def test_open_attempts_are_charged_without_the_driver_doing_anything(place: Place) -> None:
     beats: list[float] = []
     enough = threading.Event()
 
@@ -24,17 +22,17 @@ def test_open_attempts_are_charged_without_the_driver_doing_anything(tmp_path: P
             enough.set()
         return beats[-1]
 
-    with Record.create(path, clock=clock) as record:
+    with Record.create(place, clock=clock) as record:
         record.start_attempt("supernet", devices=1)
         with Heartbeat(record, every_seconds=0.001):
             assert enough.wait(timeout=30)
 
-        with Record.open(path, clock=clock) as reader:
+        with Record.open(place, clock=clock) as reader:
             assert reader.spent() >= 3.0
 
 
 def test_a_beat_that_the_database_refuses_is_logged_and_the_next_one_comes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
     recovered = threading.Event()
@@ -43,12 +41,12 @@ def test_a_beat_that_the_database_refuses_is_logged_and_the_next_one_comes(
         nonlocal calls
         calls += 1
         if calls == 1:
-            raise sqlite3.OperationalError("disk I/O error")
+            raise RefusedError("disk I/O error")
         recovered.set()
         return 100.0
 
     with (
-        Record.create(tmp_path / "record.sqlite", clock=clock) as record,
+        Record.create(place, clock=clock) as record,
         caplog.at_level(logging.WARNING),
         Heartbeat(record, every_seconds=0.001),
     ):
@@ -59,9 +57,9 @@ def test_a_beat_that_the_database_refuses_is_logged_and_the_next_one_comes(
     ]
 
 
-def test_the_driver_writes_while_the_heart_beats(tmp_path: Path) -> None:
+def test_the_driver_writes_while_the_heart_beats(place: Place) -> None:
     with (
-        Record.create(tmp_path / "record.sqlite") as record,
+        Record.create(place) as record,
         Heartbeat(record, every_seconds=0.0001),
     ):
         for _ in range(200):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from search.open_attempts import OpenAttempts
+from search.open_attempts import OpenAttempt, OpenAttempts
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -20,7 +20,7 @@ def test_the_charge_is_the_sum_over_attempts_even_when_the_clock_goes_back(seed:
         action = rng.random()
         if action < 0.4 or not started:
             phase, devices = rng.choice(["search", "promote"]), rng.choice([0.0, 1.0, 7.0])
-            attempts.add(number, phase=phase, devices=devices, now=now)
+            attempts.add(number, OpenAttempt(phase, None, devices, started=now, last_seen=now))
             started[number], seen[number] = (phase, devices, now), now
         elif action < 0.6:
             gone = rng.choice(list(started))
@@ -40,7 +40,7 @@ def test_the_charge_is_the_sum_over_attempts_even_when_the_clock_goes_back(seed:
 def test_attempts_that_are_not_kept_are_charged_no_longer() -> None:
     attempts = OpenAttempts()
     for number, devices in enumerate([1.0, 2.0, 4.0]):
-        attempts.add(number, phase="search", devices=devices, now=10.0)
+        attempts.add(number, OpenAttempt("search", None, devices, started=10.0, last_seen=10.0))
     assert attempts.charges(12.0) == {"search": 14.0}
     attempts.keep({1})
     assert attempts.charges(12.0) == {"search": 4.0}

@@ -1,10 +1,9 @@
-"""The record: one truth about trials, and a ledger that crashes do not bend."""
+"""The record: one truth about trials, and a ledger that crashes do not bend; on both databases."""
 
 from __future__ import annotations
 
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from search.record import Outcome, Record
+from search.record_database import Place, open_database
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
+from tests.postgres import Server, new_place
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +56,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def record(path: Path, clock: Clock) -> Iterator[Record]:
-    with Record.create(path, clock=clock) as record:
+def record(place: Place, clock: Clock) -> Iterator[Record]:
+    with Record.create(place, clock=clock) as record:
         yield record
 
 
@@ -84,18 +85,18 @@ def test_a_file_that_is_no_record_is_refused(path: Path, content: bytes) -> None
         Record.open(path)
 
 
-def test_a_record_of_another_schema_version_is_refused(record: Record, path: Path) -> None:
+def test_a_record_of_another_schema_version_is_refused(record: Record, place: Place) -> None:
     record.set_meta("schema_version", 99)
 
     with pytest.raises(ValueError, match="schema version 99"):
-        Record.open(path)
+        Record.open(place)
 
 
-def test_meta_values_survive_reopening(record: Record, path: Path) -> None:
+def test_meta_values_survive_reopening(record: Record, place: Place) -> None:
     record.set_meta("plan", {"phases": ["supernet"], "share": 0.5})
     record.set_meta("plan", {"phases": ["supernet", "search"], "share": 0.25})
 
-    with Record.open(path) as reader:
+    with Record.open(place) as reader:
         assert reader.get_meta("plan") == {"phases": ["supernet", "search"], "share": 0.25}
         assert reader.get_meta("absent") is None
 
@@ -152,11 +153,15 @@ def test_a_done_trial_has_its_values_its_charge_and_its_time(record: Record, clo
 def test_a_failed_trial_keeps_its_cause(record: Record) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
-    record.finish_attempt(attempt, outcome="failed", cause="the loss is not finite")
+    record.finish_attempt(attempt, outcome="failed", cause="the loss is\0 not finite: 100 %s?")
 
     trial = record.trial(trial_id)
 
-    assert (trial.state, trial.cause, trial.values) == ("failed", "the loss is not finite", {})
+    assert (trial.state, trial.cause, trial.values) == (
+        "failed",
+        "the loss is not finite: 100 %s?",
+        {},
+    )
     assert trial.finished is not None
 
 
@@ -248,13 +253,13 @@ def test_an_attempt_holds_a_finite_number_of_devices(record: Record, devices: fl
 
 
 def test_an_attempt_of_an_ended_process_can_only_be_closed_as_lost(
-    record: Record, path: Path, clock: Clock
+    record: Record, place: Place, clock: Clock
 ) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
     record.close()
 
-    with Record.open(path, clock=clock) as resumed:
+    with Record.open(place, clock=clock) as resumed:
         with pytest.raises(ValueError, match="belongs to a process that ended"):
             resumed.finish_attempt(attempt, outcome="done", values={"top1": 0.5})
         assert [trial.id for trial in resumed.close_orphans()] == [trial_id]
@@ -271,14 +276,14 @@ def test_live_attempts_are_no_orphans(record: Record) -> None:
 
 
 def test_a_reader_charges_live_work_until_it_was_last_seen(
-    record: Record, path: Path, clock: Clock
+    record: Record, place: Place, clock: Clock
 ) -> None:
     record.start_attempt("supernet", devices=4)
     clock.now += 2
     record.heartbeat()
     clock.now += 1
 
-    with Record.open(path, clock=clock) as reader:
+    with Record.open(place, clock=clock) as reader:
         assert reader.spent() == 8.0
     assert record.spent() == 12.0
 
@@ -305,16 +310,16 @@ def test_an_architecture_is_parsed_once(record: Record) -> None:
     assert first.architecture is second.architecture is record.trials()[0].architecture
 
 
-def test_only_one_process_writes_attempts(record: Record, path: Path) -> None:
+def test_only_one_process_writes_attempts(record: Record, place: Place) -> None:
     attempt = record.start_attempt("supernet", devices=1)
     script = (
-        "import sys; from pathlib import Path; from search.record import Record\n"
-        "record = Record.open(Path(sys.argv[1])); print(len(record.spent_by_phase()))\n"
+        "import sys; from search.record import Record; from tests.postgres import read_place\n"
+        "record = Record.open(read_place(sys.argv[1])); print(len(record.spent_by_phase()))\n"
         "record.close_orphans()"
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
+        [sys.executable, "-c", script, str(place)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -332,15 +337,18 @@ class Ledger(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "record.sqlite"
+        self.place = self.new_place()
         self.clock = Clock()
-        self.record = Record.create(self.path, clock=self.clock)
+        self.record = Record.create(self.place, clock=self.clock)
         self.trials = [add_trial(self.record, seed=seed) for seed in range(2)]
         self.held: dict[int, float] = {}
         self.seen: dict[int, float] = {}
         self.devices: dict[int, float] = {}
         self.phases: dict[int, str] = {}
         self.charged = {"supernet": 0.0, "search": 0.0}
+
+    def new_place(self) -> Place:
+        return Path(self.folder.name) / "record.db"
 
     @rule(quarters=st.integers(1, 40))
     def time_passes(self, quarters: int) -> None:
@@ -381,7 +389,7 @@ class Ledger(RuleBasedStateMachine):
     def the_process_is_killed_and_another_resumes(self, quarters: int) -> None:
         self.record.close()
         self.clock.now += quarters / 4
-        self.record = Record.open(self.path, clock=self.clock)
+        self.record = Record.open(self.place, clock=self.clock)
         for attempt in self.held:
             self.charged[self.phases[attempt]] += self.seen[attempt] * self.devices[attempt]
         self.held.clear()
@@ -406,14 +414,34 @@ class Ledger(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
+class LedgerOnPostgres(Ledger):
+    """The same lives on PostgreSQL."""
+
+    server: Server
+
+    def new_place(self) -> Place:
+        return new_place(self.server.url)
+
+
 Ledger.TestCase.settings = settings(max_examples=20, stateful_step_count=25)
 TestLedger = Ledger.TestCase
 
+
+@pytest.fixture
+def ledger_server(postgres: Server) -> None:
+    LedgerOnPostgres.server = postgres
+
+
+@pytest.mark.usefixtures("ledger_server")
+class TestLedgerOnPostgres(LedgerOnPostgres.TestCase):  # type: ignore[name-defined, misc]
+    settings = settings(max_examples=5, stateful_step_count=25)
+
+
 WRITER = """
 import sys
-from pathlib import Path
 from search.record import Record
-record = Record.open(Path(sys.argv[1]))
+from tests.postgres import read_place
+record = Record.open(read_place(sys.argv[1]))
 record.close_orphans()
 for trial in record.trials(state="waiting"):
     attempt = record.start_attempt("search", devices=2, trial_id=trial.id)
@@ -423,8 +451,8 @@ for trial in record.trials(state="waiting"):
 """
 
 
-def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(path: Path) -> None:
-    with Record.create(path) as record:
+def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(place: Place) -> None:
+    with Record.create(place) as record, record.together():
         for seed in range(1_000):
             add_trial(record, seed=seed)
     rng = random.Random(0)
@@ -432,7 +460,7 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(path: Path) ->
 
     for _ in range(3):
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, str(place)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as writer:
             assert writer.stdout is not None
             reported += [int(writer.stdout.readline()) for _ in range(rng.randrange(5, 40))]
@@ -440,7 +468,7 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(path: Path) ->
             reported += [int(line) for line in writer.stdout if line.endswith("\n")]
         assert writer.returncode == -signal.SIGKILL
 
-    with Record.open(path) as record:
+    with Record.open(place) as record:
         record.close_orphans()
         done = record.trials(state="done")
         spent = record.spent()
@@ -451,17 +479,17 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(path: Path) ->
     assert len(done) <= len(reported) + 3
     assert len(done) + len(waiting) == 1_000
     assert all(trial.values == {"top1": trial.seed / 1000} for trial in done)
-    connection = sqlite3.connect(path)
-    attempts = connection.execute("SELECT started, ended, outcome FROM attempts").fetchall()
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
+    database = open_database(place)
+    attempts = database.execute("SELECT started, ended, outcome FROM attempts")
+    if isinstance(place, Path):
+        assert database.execute("PRAGMA integrity_check") == [("ok",)]
+    database.close()
     assert [outcome for *_, outcome in attempts].count("done") == len(done)
     assert spent == pytest.approx(sum((ended - started) * 2 for started, ended, _ in attempts))
 
 
-def test_calls_made_together_are_one_transaction(tmp_path: Path) -> None:
-    path = tmp_path / "record.sqlite"
-    with Record.create(path) as record, Record.open(path) as reader:
+def test_calls_made_together_are_one_transaction(place: Place) -> None:
+    with Record.create(place) as record, Record.open(place) as reader:
         with suppress(KeyError), record.together():
             record.set_meta("one", 1)
             raise KeyError("on the way")
@@ -472,9 +500,9 @@ def test_calls_made_together_are_one_transaction(tmp_path: Path) -> None:
         assert reader.get_meta("one") == 1
 
 
-def test_what_was_undone_is_not_charged(tmp_path: Path) -> None:
-    path, now = tmp_path / "record.sqlite", [100.0]
-    with Record.create(path, clock=lambda: now[0]) as record:
+def test_what_was_undone_is_not_charged(place: Place) -> None:
+    now = [100.0]
+    with Record.create(place, clock=lambda: now[0]) as record:
         ended = record.start_attempt("trust", devices=2)
         now[0] += 1.0
         record.finish_attempt(ended, outcome="done")
@@ -485,30 +513,29 @@ def test_what_was_undone_is_not_charged(tmp_path: Path) -> None:
         assert record.spent_by_phase() == {"trust": 2.0}
 
 
-def test_the_writers_sum_is_that_of_any_reader(tmp_path: Path) -> None:
-    path, now = tmp_path / "record.sqlite", [100.0]
-    with Record.create(path, clock=lambda: now[0]) as record:
+def test_the_writers_sum_is_that_of_any_reader(place: Place) -> None:
+    now = [100.0]
+    with Record.create(place, clock=lambda: now[0]) as record:
         for number in range(5):
             attempt = record.start_attempt("search" if number % 2 else "trust", devices=number)
             now[0] += 1.5
             assert record.spent() == pytest.approx(sum(1.5 * n for n in range(number + 1)))
             record.finish_attempt(attempt, outcome="done")
-            with Record.open(path, clock=lambda: now[0]) as reader:
+            with Record.open(place, clock=lambda: now[0]) as reader:
                 assert reader.spent_by_phase() == pytest.approx(record.spent_by_phase())
 
 
-def test_only_what_the_cluster_lost_counts_as_lost(tmp_path: Path) -> None:
-    path = tmp_path / "record.sqlite"
+def test_only_what_the_cluster_lost_counts_as_lost(place: Place) -> None:
     stage = Stage(dim=8, mixers=(DepthwiseConv(kernel_size=3),))
     architecture = Architecture(img_size=8, patch_size=2, num_classes=2, stages=(stage,))
-    with Record.create(path) as record:
+    with Record.create(place) as record:
         number = record.add_architecture(architecture, params=1, macs=1)
         trial = record.add_trial(number, fidelity="train-1e", seed=0, origin="trust")
         for outcome in ("lost", "interrupted", "lost"):
             attempt = record.start_attempt("trust", devices=1, trial_id=trial)
             record.finish_attempt(attempt, outcome=outcome, cause="a node failed")
         record.start_attempt("trust", devices=1, trial_id=trial)
-    with Record.open(path) as record:
+    with Record.open(place) as record:
         record.close_orphans()
         assert record.count_lost(trial) == 2
         assert record.trial(trial).num_attempts == 4

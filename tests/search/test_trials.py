@@ -387,6 +387,21 @@ def test_a_trial_that_gives_signs_of_life_may_take_three_times_what_was_predicte
     assert running.overdue(slow) == "no end within its limit of 600 s"
 
 
+def test_no_trial_is_taken_to_hang_because_the_record_waited_for_its_database(
+    record: Record, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    train_some(running, clock, 100.0, 100.0)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    monkeypatch.setattr(Record, "waited_seconds", 10_000.0)
+    clock.now += 10_000.0 + 300.0
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) == "no epoch within its limit of 300 s"
+
+
 def test_no_short_trial_is_taken_to_hang_within_two_minutes(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
