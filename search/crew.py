@@ -29,7 +29,8 @@ HANG_FACTOR = 20.0
 LEAST_LIMIT_SECONDS = 60.0
 RECRUIT_EVERY_SECONDS = 5.0
 RECRUIT_AGAIN_SECONDS = 0.5
-LOOK_EVERY_SECONDS = 1.0
+LOOK_EVERY_SECONDS = 0.25
+NODE_LEFT = "its node left the cluster"
 SHOW_EVERY_SECONDS = 0.5
 MAX_STILLBORN = 4
 PACE_SHARE = 0.2
@@ -146,7 +147,9 @@ class JudgeCrew:
                 while_waiting()
 
     def dismiss_all(self, outcome: str) -> None:
-        """End all judges and their charges."""
+        """End all judges and their charges, first of those that are gone already."""
+        for judge in self._gone():
+            self._end(judge, "lost", NODE_LEFT)
         self._cluster.end_actors([judge.actor for judge in self._judges])
         for judge in list(self._judges):
             self._end(judge, outcome, None)
@@ -264,14 +267,19 @@ class JudgeCrew:
         if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
             return
         self._looked = time.monotonic()
+        for judge in self._gone():
+            source.tell(self._dismiss(judge, "lost", NODE_LEFT))
+
+    def _gone(self) -> list[_Judge]:
+        """Find the judges whose nodes left the cluster."""
         alive = self._cluster.nodes()
-        for judge in list(self._judges):
-            if judge.node is not None and judge.node not in alive:
-                source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
+        gone = [
+            judge for judge in self._judges if judge.node is not None and judge.node not in alive
+        ]
         # One that was just starting has not said where.
         unplaced = [judge for judge in self._judges if judge.node is None]
-        for judge in unplaced[: max(len(self._judges) - self._cluster.devices, 0)]:
-            source.tell(self._dismiss(judge, "lost", "its node left the cluster"))
+        surplus = len(self._judges) - len(gone) - self._cluster.devices
+        return gone + unplaced[: max(surplus, 0)]
 
     def _dismiss(self, judge: _Judge, outcome: Any, cause: str | None) -> list[Judgement]:
         """Kill a judge and end its charge; return what it held as lost."""
