@@ -2,7 +2,8 @@
 
 ``record.db`` (the truth), ``space.yaml``, ``data/`` (decoded images), ``supernet/`` (checkpoint),
 ``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
-``report.html``, ``front.png``, ``retrain/``.
+``report.html``, ``front.png``, ``retrain/``. With a storage (`search.storage`) the checkpoints lie
+there, and a copy of the data.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from search.budget import parse_budget
 from search.plan import SHARES
 from search.record import Record
 from search.settings import RunSettings
+from search.storage import DATA, SUPERNET, Files, open_files
+from search.work import StorageError
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data, prepare_data
@@ -39,9 +42,30 @@ class RunFolder:
         """The HTML report."""
         return self.folder / "report.html"
 
+    @property
+    def files(self) -> Files:
+        """Where the devices find data and checkpoints."""
+        return open_files(self.settings.storage, self.folder)
+
     def data(self) -> ImageData:
         """Open the prepared images."""
-        return open_data(self.folder / "data")
+        return open_data(self.folder / DATA)
+
+    def share_data(self) -> None:
+        """Let the devices find the prepared images, unless they do already."""
+        if not self.files.has(DATA):
+            self.files.publish(DATA, self.folder / DATA)
+
+    def supernet_folder(self) -> Path:
+        """Return the folder of the supernet's checkpoint, copied from the storage if need be.
+
+        Raises:
+            ValueError: If the storage does not answer.
+        """
+        try:
+            return self.files.fetch(SUPERNET)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
 
     def space(self) -> SearchSpace:
         """Read the run's space, with the classes of its data."""
@@ -95,10 +119,12 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
         check_strategy(settings.supernet_strategy, space)
     for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
         load_recipe(recipe)
+    files = open_files(settings.storage, folder)
+    files.check(is_new=True)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
+        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
         (folder / "space.yaml").write_text(space.source)
         with Record.create(folder / RECORD) as record:
             record.set_meta("settings", settings.to_dict())
@@ -115,6 +141,7 @@ def create_run(folder: Path, settings: RunSettings) -> Iterator[RunFolder]:
     except ValueError:
         # E.g. a budget that is too small, or a device that this machine does not have.
         if not began:
+            files.remove(DATA)
             _remove(folder, keep=existed)
         raise
 
@@ -136,6 +163,7 @@ def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
                 )
             run = replace(run, settings=replace(run.settings, budget=budget))
             run.record.set_meta("settings", run.settings.to_dict())
+        run.files.check(is_new=False)
         run.record.close_orphans()
         yield run
 
