@@ -53,6 +53,10 @@ Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G
 Recipe = Annotated[
     str | None, typer.Option(help="Of the full retraining; default: micro, or digits for them.")
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Folder or s3://... to share files through; default: the run's folder."),
+]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -88,6 +92,7 @@ def run(
     recipe: Recipe = None,
     share: Share = [],  # noqa: B006 - typer reads it once
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    storage: Storage = None,
     ray_address: RayAddress = None,
     record: Annotated[
         str | None,
@@ -102,6 +107,8 @@ def run(
 
     console = _console()
     if resume:
+        if storage is not None:
+            raise ValueError("A run knows its storage: leave --storage out.")
         if out is None:
             raise ValueError("--resume needs the folder of the run: add --out RUN.")
         if record is not None:
@@ -127,6 +134,7 @@ def run(
             ),
             img_size=img_size,
             seed=seed,
+            storage=storage or "",
             command=shlex.join(["search", *sys.argv[1:]]),
         )
         out = out or _default_folder(data)
@@ -419,11 +427,12 @@ def bench(
 @app.command()
 def doctor(
     data: Annotated[str | None, typer.Option(help="A data source to check as well.")] = None,
+    storage: Annotated[str | None, typer.Option(help="A storage to check as well.")] = None,
 ) -> None:
-    """Check the installation, the devices, Ray, the kernels and, if named, the data."""
+    """Check the installation, devices, Ray, kernels and, if named, the data and the storage."""
     from search.doctor import check_all
 
-    if not check_all(_console(), data=data):
+    if not check_all(_console(), data=data, storage=storage):
         raise typer.Exit(1)
 
 

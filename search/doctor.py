@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "timm", "optuna", "ray", "numpy", "pandas", 
 LOW_DISK_GIB = 5.0
 
 
-def check_all(console: Console, *, data: str | None) -> bool:
+def check_all(console: Console, *, data: str | None, storage: str | None = None) -> bool:
     """Print a line for each check and return whether all passed."""
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: platform.python_version(),
@@ -30,6 +30,8 @@ def check_all(console: Console, *, data: str | None) -> bool:
     }
     if data is not None:
         checks["data"] = lambda: _data(data)
+    if storage is not None:
+        checks["storage"] = lambda: _storage(storage)
     passed = True
     for name, check in checks.items():
         try:
@@ -110,3 +112,11 @@ def _data(source: str) -> str:
         data = prepare_data(source, img_size=load_space("micro").img_size, folder=Path(folder))
         sizes = ", ".join(f"{count:,} {name}" for name, count in data.sizes.items())
         return f"{data.num_classes} classes, {sizes} images"
+
+
+def _storage(text: str) -> str:
+    from search.storage import Storage, storage_url
+
+    storage = Storage(storage_url(text))
+    storage.check(is_new=False)
+    return f"{storage.url} can be written, read and emptied"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.settings import RunSettings
+from search.storage import DATA, Files, open_files
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data
 from supernet.recipe import Recipe, load_recipe
@@ -17,7 +18,7 @@ class Job:
     """What a worker needs to know of a run.
 
     Attributes:
-        folder: The run's folder; ``data/`` and ``supernet/`` lie in it.
+        files: Where it finds the prepared data and the checkpoints.
         space: The space, with the classes of the data.
         supernet_recipe: For the shared weights.
         trial_recipe: For networks that are trained alone during the search.
@@ -29,7 +30,7 @@ class Job:
         device: Torch device of one worker, ``cpu`` or ``cuda``.
     """
 
-    folder: Path
+    files: Files
     space: SearchSpace
     supernet_recipe: Recipe
     trial_recipe: Recipe
@@ -40,14 +41,9 @@ class Job:
     seed: int
     device: str
 
-    @property
-    def supernet_folder(self) -> Path:
-        """Where the supernet's checkpoint lies."""
-        return self.folder / "supernet"
-
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
-        return open_data(self.folder / "data")
+        return open_data(self.files.fetch(DATA))
 
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
@@ -55,7 +51,7 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
     stored = folder / "space.yaml"
     space = settings.load_space(stored if stored.is_file() else None)
     return Job(
-        folder=folder.resolve(),
+        files=open_files(settings.storage, folder),
         space=space.replace(num_classes=data.num_classes),
         supernet_recipe=load_recipe(settings.supernet_recipe),
         trial_recipe=load_recipe(settings.trial_recipe),

@@ -14,6 +14,7 @@ from torch import Tensor
 from search.job import Job
 from search.measured_costs import measure_costs
 from search.results import SUPERNET
+from search.storage import SUPERNET as SUPERNET_FILES
 from search.work import last_line
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -130,7 +131,7 @@ class JudgeWorker:
         self._scorer = Scorer(job)
         self._judge: Judge | None = None
         if job.strategy == SUPERNET:
-            supernet = load_supernet(job.supernet_folder, job.space)
+            supernet = load_supernet(job.files.fetch(SUPERNET_FILES), job.space)
             self._judge = Judge(job, supernet=supernet.to(job.device))
 
     def ping(self) -> None:

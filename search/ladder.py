@@ -53,7 +53,7 @@ class _Ladder:
     ) -> None:
         self.data: ImageData = run.data()
         self.architecture, self.seed, self.device = architecture, seed, device
-        self.supernet: Supernet = load_supernet(run.folder / "supernet", run.space()).to(device)
+        self.supernet: Supernet = load_supernet(run.supernet_folder(), run.space()).to(device)
         self.recipe: Recipe = with_epochs(load_recipe(run.settings.trial_recipe), epochs)
         self.folder: Path = run.folder / "ladder" / architecture.key
         self.images = [

@@ -190,7 +190,7 @@ def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] 
     """Load the weights that a network starts from."""
     if plan.inherit:
         try:
-            supernet = load_supernet(run.folder / "supernet", run.space())
+            supernet = load_supernet(run.supernet_folder(), run.space())
         except FileNotFoundError as error:
             raise ValueError(
                 f"{run.folder} has no trained supernet. Leave --inherit out."

@@ -20,10 +20,11 @@ from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.progress import ProgressView, StopSignals
 from search.run_folder import RunFolder
-from search.work import Work, is_disk_full
+from search.work import StorageError, Work, is_disk_full, last_line
 from search.workers import WORK
 
 FULL_DISK = "a full disk"
+NO_STORAGE = "a storage that does not answer"
 
 
 def run_search(
@@ -38,7 +39,7 @@ def run_search(
         work: What the devices do.
 
     Returns:
-        What stopped it, the name of a signal or `FULL_DISK`, or None when it is done.
+        What stopped it, the name of a signal, `FULL_DISK` or `NO_STORAGE`, or None when it is done.
     """
     budget = run.settings.parsed_budget
     with (
@@ -54,10 +55,15 @@ def run_search(
     ):
         session = Session(run, cluster, stop, view, work)
         try:
+            run.share_data()
             search_with(session)
             run.record.set_meta("phase", "done")
         except Interrupted:
             pass
+        except StorageError as error:
+            # From a worker, Ray puts the whole traceback before it.
+            console.print(last_line(str(error)), highlight=False, soft_wrap=True)
+            return NO_STORAGE
         except Exception as error:
             if not is_disk_full(error, run.folder):
                 raise

@@ -3,7 +3,7 @@
 ``record.db`` (the truth; or ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``,
 ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished
 trainings), ``study.db`` (Optuna's copy of the results), ``report.html``, ``front.png``,
-``retrain/``.
+``retrain/``. With a storage (`search.storage`) the checkpoints lie there, and a copy of the data.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from search.plan import SHARES
 from search.record import Record
 from search.record_database import Place
 from search.settings import RunSettings
+from search.storage import DATA, SUPERNET, Files, open_files
+from search.work import StorageError
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data, prepare_data
@@ -43,9 +45,30 @@ class RunFolder:
         """The HTML report."""
         return self.folder / "report.html"
 
+    @property
+    def files(self) -> Files:
+        """Where the devices find data and checkpoints."""
+        return open_files(self.settings.storage, self.folder)
+
     def data(self) -> ImageData:
         """Open the prepared images."""
-        return open_data(self.folder / "data")
+        return open_data(self.folder / DATA)
+
+    def share_data(self) -> None:
+        """Let the devices find the prepared images, unless they do already."""
+        if not self.files.has(DATA):
+            self.files.publish(DATA, self.folder / DATA)
+
+    def supernet_folder(self) -> Path:
+        """Return the folder of the supernet's checkpoint, copied from the storage if need be.
+
+        Raises:
+            ValueError: If the storage does not answer.
+        """
+        try:
+            return self.files.fetch(SUPERNET)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
 
     def space(self) -> SearchSpace:
         """Read the run's space, with the classes of its data."""
@@ -114,10 +137,12 @@ def create_run(
     for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
         load_recipe(recipe)
     place = folder / RECORD if database is None else _new_schema(database, folder.name)
+    files = open_files(settings.storage, folder)
+    files.check(is_new=True)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
+        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
         (folder / "space.yaml").write_text(space.source)
         if isinstance(place, str):
             (folder / ADDRESS).write_text(f"{place}\n")
@@ -136,6 +161,7 @@ def create_run(
     except ValueError:
         # E.g. a budget that is too small, or a device that this machine does not have.
         if not began:
+            files.remove(DATA)
             _remove(folder, place, keep=existed)
         raise
 
@@ -157,6 +183,7 @@ def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
                 )
             run = replace(run, settings=replace(run.settings, budget=budget))
             run.record.set_meta("settings", run.settings.to_dict())
+        run.files.check(is_new=False)
         run.record.close_orphans()
         yield run
 

@@ -10,6 +10,7 @@ from typing import Any
 from search.budget import Budget, parse_budget
 from search.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.plan import SHARES, split_shares
+from search.storage import storage_url
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from supernet.weight_sharing import WeightSharing
@@ -40,6 +41,8 @@ class RunSettings:
             nothing beyond them is ever proposed; what is measured beyond the others is on no front.
         img_size: Side of the images; None takes the space's.
         seed: Of everything random.
+        storage: Folder or URL of fsspec through which nodes share files, see `search.storage`;
+            empty for the run's folder.
         command: What was typed, for the report.
     """
 
@@ -59,10 +62,12 @@ class RunSettings:
     limits: Mapping[str, float] = field(default_factory=dict)
     img_size: int | None = None
     seed: int = 0
+    storage: str = ""
     command: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "storage", storage_url(self.storage))
         default = "digits" if self.data == "digits" else "micro"
         for name in ("space", "retrain_recipe"):
             if not getattr(self, name):

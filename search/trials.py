@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import time
 from collections import deque
@@ -14,7 +13,8 @@ from pathlib import Path
 from search.plan import PHASES, Plan, StepModel
 from search.record import Outcome as AttemptOutcome
 from search.record import Record, Trial
-from search.work import FullDiskError, Outcome, TrialTask, checkpoint_folder
+from search.storage import Files, SharedFolder
+from search.work import FullDiskError, Outcome, StorageError, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
@@ -57,6 +57,7 @@ class TrialRunner:
         record: Of the run; every hand-out and every result is written at once.
         plan: For the expected costs and the rungs.
         folder: Of the run.
+        files: Where trials keep their checkpoints; None for ``folder``.
         phase: What the time is charged to.
         seed: Of the trainings.
         choose: The next network, or None when there is none.
@@ -73,6 +74,7 @@ class TrialRunner:
         record: Record,
         plan: Plan,
         folder: Path,
+        files: Files | None = None,
         phase: str,
         seed: int,
         choose: Callable[[], Choice | None],
@@ -83,6 +85,7 @@ class TrialRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record, self._plan, self._folder = record, plan, folder
+        self._files = files or SharedFolder(folder)
         self._phase, self._seed, self._choose = phase, seed, choose
         self._limit, self._interrupted, self._on_event = limit_seconds, interrupted, on_event
         self._on_end, self._clock = on_end, clock
@@ -163,6 +166,7 @@ class TrialRunner:
 
         Raises:
             FullDiskError: If the trial ended because of a full disk: nothing else would do better.
+            StorageError: If it was lost again and again because the storage does not answer.
         """
         ends, cause = self._judge_end(task, outcome, cause)
         if ends == "done":
@@ -176,7 +180,7 @@ class TrialRunner:
             )
             self._charge_idle()
         if ends in ("done", "failed"):
-            shutil.rmtree(checkpoint_folder(self._folder, task.trial_id), ignore_errors=True)
+            self._files.remove(checkpoint_name(task.trial_id))
         trial = self._record.trial(task.trial_id)
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
@@ -193,6 +197,8 @@ class TrialRunner:
         )
         if outcome == "full disk":
             raise FullDiskError(f"{self._folder}: {cause}")
+        if outcome == "no storage" and ends == "interrupted" and not self.should_stop():
+            raise StorageError(cause)
 
     def has_lost(self) -> bool:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
@@ -216,6 +222,8 @@ class TrialRunner:
         if outcome == "out of memory":
             return ("failed" if task.micro_batches > 1 else "lost"), cause
         lost = self._record.count_lost(task.trial_id) + 1
+        if lost >= MAX_LOST and outcome == "no storage":
+            return "interrupted", cause  # not the network's fault
         if lost >= MAX_LOST:
             return "failed", f"lost {lost} times; last: {cause}"
         return "lost", cause

@@ -53,7 +53,7 @@ def run_trials(
         cluster: Where; devices that join it later are used as well.
         work: Whose ``train_alone`` trains.
         job: Passed to it.
-        folder: Of the run, on storage that all nodes share.
+        folder: Of the run, for the files of Tune; only this process needs to see it.
         source: Of the trials.
         name: Of the phase.
     """

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from searchspace.architecture import Architecture
 
 # `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
-Outcome = Literal["done", "failed", "lost", "out of memory", "full disk"]
+Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no storage"]
 
 # With less, writing a checkpoint or the record is bound to fail.
 LEAST_FREE_BYTES = 4 * 2**20
@@ -24,6 +24,10 @@ LEAST_FREE_BYTES = 4 * 2**20
 
 class FullDiskError(Exception):
     """The run's disk is full: the run stops, and goes on when there is space."""
+
+
+class StorageError(Exception):
+    """The run's storage does not answer: the run stops, and goes on when it does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,15 +126,17 @@ class Work:
     train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
 
 
-def checkpoint_folder(run_folder: Path, trial_id: int) -> Path:
-    """Name the folder where a trial keeps its checkpoint until it is done."""
-    return run_folder / "trials" / str(trial_id)
+def checkpoint_name(trial_id: int) -> str:
+    """Name the folder of `search.storage.Files` where a trial keeps its checkpoint until done."""
+    return f"trials/{trial_id}"
 
 
 def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
     """Tell whose fault an error in a trial is; libraries word a full disk each in its own way."""
     if is_disk_full(error, folder):
         return "full disk"
+    if isinstance(error, StorageError):
+        return "no storage"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory"
     return "out of memory" if "can't allocate memory" in str(error).lower() else "failed"

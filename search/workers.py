@@ -2,7 +2,7 @@
 
 Plain classes and functions over `supernet`, without Ray: `search.executor` turns them into actors
 and trials, tests call them directly. Everything that they take and return is small and picklable;
-weights and images travel as files in the run's folder.
+weights and images travel as files: `search.storage`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,10 +22,12 @@ from torch import Tensor
 from search.job import Job, make_job
 from search.judge_worker import Judge, JudgeWorker, Scorer
 from search.measured_costs import device_name, measure_costs
-from search.work import StepTimes, TrialTask, Work, checkpoint_folder
+from search.storage import SUPERNET
+from search.work import StepTimes, TrialTask, Work, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.batches import train_batches
+from supernet.epoch_report import EpochReport
 from supernet.network import build_subnet
 from supernet.proxies import PROXIES
 from supernet.recipe import Recipe, in_shards, with_epochs
@@ -49,6 +52,7 @@ class SupernetWorker:
         self.job = job
         self.data = job.open_data()
         self.trainer: SupernetTrainer | None = None
+        self.folder: Path | None = None
 
     def address(self) -> str:
         """Return an address where the other workers find this one, the first."""
@@ -96,7 +100,8 @@ class SupernetWorker:
     def start(self, total_steps: int) -> int:
         """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
         self.trainer = self._new_trainer(total_steps)
-        self.trainer.load(self.job.supernet_folder)
+        self.folder = self.job.files.fetch(SUPERNET)
+        self.trainer.load(self.folder)
         return self.trainer.step
 
     def reschedule(self, total_steps: int) -> None:
@@ -110,9 +115,11 @@ class SupernetWorker:
         return self.trainer.run(steps)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, for all nodes to read."""
         assert self.trainer is not None
-        self.trainer.save(self.job.supernet_folder)
+        assert self.folder is not None
+        self.trainer.save(self.folder)
+        self.job.files.publish(SUPERNET, self.folder)
 
     def _new_trainer(self, total_steps: int) -> SupernetTrainer:
         return SupernetTrainer(
@@ -170,7 +177,7 @@ def train_alone(
 ) -> dict[str, float]:
     """Train a task's network from scratch and judge it on the search split.
 
-    Continues from the checkpoint that an earlier attempt left in the run's folder.
+    Continues from the checkpoint that an earlier attempt left, on whichever node.
 
     Args:
         job: The run.
@@ -186,15 +193,25 @@ def train_alone(
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
     network = build_subnet(task.architecture, recipe.drop_path)
+    name = checkpoint_name(task.trial_id)
+    out = job.files.fetch(name)
+
+    def report(epoch: EpochReport) -> None:
+        job.files.publish(name, out)
+        on_epoch(epoch.epoch)
+
     options = TrainingOptions(
         train_split=data.split("train"),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,
-        out=checkpoint_folder(job.folder, task.trial_id),
-        on_epoch=lambda report: on_epoch(report.epoch),
+        out=out,
+        on_epoch=report,
     )
-    accuracy = train(network.to(job.device), data, recipe, options).accuracy
+    try:
+        accuracy = train(network.to(job.device), data, recipe, options).accuracy
+    finally:
+        job.files.forget(name)
     return {
         "top1": accuracy.top1,
         "correct": accuracy.correct,

@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strategy", default="supernet")
     parser.add_argument("--share", action="append", default=[])
+    parser.add_argument("--storage", default="")
     parser.add_argument("--work", default="{}", help="JSON: fields of SmallJob")
     options = parser.parse_args()
     if options.resume:
@@ -48,12 +49,13 @@ def main() -> int:
             seed=options.seed,
             shares=shares,
             strategy=options.strategy,
+            storage=options.storage,
         )
         opened = create_run(options.folder, settings, database=options.record)
     with opened as run:
         if not options.resume:
-            fields = asdict(SmallJob(folder=run.folder, **json.loads(options.work)))
-            fields.pop("folder")
+            made = SmallJob(folder=run.folder, files=run.files, **json.loads(options.work))
+            fields = {k: v for k, v in asdict(made).items() if k not in ("folder", "files")}
             (run.folder / "work.json").write_text(json.dumps(fields))
         console = Console(file=sys.stdout, width=100)
         stopped_by = run_search(run, console, ray_address=options.address, work=SMALL_WORK)

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from search.work import StepTimes, TrialTask, Work, checkpoint_folder
+from search.storage import SUPERNET, Files, open_files
+from search.work import StepTimes, TrialTask, Work, checkpoint_name
 from searchspace.architecture import Architecture
 
 NUM_IMAGES = 1000
@@ -31,7 +32,8 @@ class SmallJob:
     """What the devices do, in seconds: read from ``work.json`` of the run's folder.
 
     Attributes:
-        folder: Of the run.
+        folder: Of the run, where faults are switched on.
+        files: Where checkpoints are.
         step: Of a supernet step.
         judge: Of a judgement.
         epoch: Of an epoch of a trial.
@@ -39,6 +41,7 @@ class SmallJob:
     """
 
     folder: Path
+    files: Files
     step: float = 0.02
     judge: float = 0.05
     epoch: float = 0.25
@@ -56,7 +59,8 @@ class Progress:
 def make_job(settings: Any, folder: Path, data: Any) -> SmallJob:
     """Describe the work of a run."""
     options = json.loads((folder / "work.json").read_text())
-    return SmallJob(folder=folder.resolve(), **options)
+    files = open_files(settings.storage, folder)
+    return SmallJob(folder=folder.resolve(), files=files, **options)
 
 
 class SmallSupernetWorker:
@@ -90,7 +94,8 @@ class SmallSupernetWorker:
 
     def start(self, total_steps: int) -> int:
         """Go on from the checkpoint."""
-        file = self.job.folder / "supernet" / "step.txt"
+        self.folder = self.job.files.fetch(SUPERNET)
+        file = self.folder / "step.txt"
         self.step = int(file.read_text()) if file.is_file() else 0
         return self.step
 
@@ -105,9 +110,9 @@ class SmallSupernetWorker:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        folder = self.job.folder / "supernet"
-        folder.mkdir(exist_ok=True)
-        write_whole(folder / "step.txt", str(self.step))
+        self.folder.mkdir(exist_ok=True)
+        write_whole(self.folder / "step.txt", str(self.step))
+        self.job.files.publish(SUPERNET, self.folder)
 
 
 class SmallJudgeWorker:
@@ -147,13 +152,15 @@ def train_small(
     job: SmallJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
 ) -> dict[str, float]:
     """Work for a task's epochs, each with a checkpoint; faults come after the first epoch."""
-    folder = checkpoint_folder(job.folder, task.trial_id)
+    name = checkpoint_name(task.trial_id)
+    folder = job.files.fetch(name)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "checkpoint.bin"
     done = file.read_bytes()[0] if file.is_file() else 0
     for epoch in range(done + 1, task.epochs + 1):
         work_for(job.epoch)
         write_whole(file, bytes([epoch]) + bytes(100_000))
+        job.files.publish(name, folder)
         on_epoch(epoch)
         fail_as_asked(job.folder, task)
     return values_of(task.architecture, noise=20.0 / task.epochs)

@@ -33,6 +33,7 @@ def train_alone(
         record=session.record,
         plan=plan,
         folder=session.run.folder,
+        files=session.run.files,
         phase=phase,
         seed=session.settings.seed,
         choose=choose,

@@ -14,7 +14,7 @@ from search.plan import Plan, make_plan
 from search.record import Record
 from search.settings import RunSettings
 from search.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner, fidelity_of
-from search.work import FullDiskError, Judgement, Outcome
+from search.work import FullDiskError, Judgement, Outcome, StorageError
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -319,6 +319,22 @@ def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_pat
     again = runner(record, tmp_path, limit=1000.0).next()
     assert again is not None
     assert again.trial_id == task.trial_id
+
+
+def test_a_storage_that_does_not_answer_stops_the_phase_and_fails_no_network(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    for _ in range(MAX_LOST - 1):
+        task = running.next()
+        assert task is not None
+        running.settle(task, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+    again = running.next()
+    assert again is not None
+    assert again.trial_id == task.trial_id
+    with pytest.raises(StorageError, match="s3://b: TimeoutError"):
+        running.settle(again, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+    assert record.trial(task.trial_id).state == "waiting"
 
 
 def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from search.work import FullDiskError, Outcome, is_disk_full, outcome_of_error
+from search.work import FullDiskError, Outcome, StorageError, is_disk_full, outcome_of_error
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ from search.work import FullDiskError, Outcome, is_disk_full, outcome_of_error
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "full disk"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "full disk"),
         (OSError(errno.ENOENT, "No such file"), "failed"),
+        (StorageError("s3://bucket/run: TimeoutError: no answer"), "no storage"),
     ],
 )
 def test_an_error_says_whose_fault_it_is(
