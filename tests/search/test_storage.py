@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 
 from search.settings import RunSettings
 from search.storage import CACHE_VARIABLE, SharedFolder, Storage, open_files, storage_url
@@ -306,10 +307,8 @@ def test_a_storage_that_cannot_be_used_is_one_message(url: str, cause: str) -> N
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec import registry
-
     missing = {"class": "no_such_package.FileSystem", "err": "Install s3fs to access S3"}
-    monkeypatch.setitem(registry.known_implementations, "missing", missing)
+    monkeypatch.setitem(known_implementations, "missing", missing)
     with pytest.raises(ValueError, match=r"ImportError: Install s3fs to access S3"):
         Storage("missing://bucket/run").check(is_new=True)
 
