@@ -123,7 +123,8 @@ def test_the_run_ends_within_its_budget_on_nodes_that_do_not_see_its_folder(
 ) -> None:
     assert not list((finished / "alias").iterdir())
     with Record.open(finished / "real" / "record.db") as record:
-        assert 0.9 * BUDGET_SECONDS < record.spent(PHASES) <= 1.01 * BUDGET_SECONDS + 1.0
+        # The last unit of work is a judge's start, seconds on a busy machine.
+        assert 0.9 * BUDGET_SECONDS < record.spent(PHASES) <= 1.01 * BUDGET_SECONDS + 10.0
         trials = record.trials()
         assert not [trial for trial in trials if trial.state in ("running", "failed")]
         assert {"supernet", "trust", "search"} <= set(record.spent_by_phase())
