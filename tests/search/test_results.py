@@ -186,6 +186,7 @@ def test_json_has_stable_keys_and_gives_the_architecture_back() -> None:
         "front_probability",
         "params", "macs", "latency_ms", "latency_low_ms", "latency_high_ms", "memory_mib",
         "mixers",
+        "dims",
         "architecture",
     }  # fmt: skip
     assert data["latency_ms"] is None
