@@ -121,7 +121,7 @@ def test_a_killed_and_resumed_run_keeps_its_budget(folder: Path) -> None:
     with Record.open(folder / "run" / "record.db") as record:
         spent = record.spent(PHASES)
         trials = record.trials()
-    assert 0.9 * BUDGET_SECONDS <= spent <= BUDGET_SECONDS
+    assert 0.9 * BUDGET_SECONDS <= spent <= 1.01 * BUDGET_SECONDS  # what is promised
     assert float((folder / "before.txt").read_text()) < spent
     assert not any(trial.state == "running" for trial in trials)
     judged = [(trial.key, trial.fidelity, trial.seed) for trial in trials]
@@ -182,7 +182,7 @@ def test_retraining_reads_the_test_split_and_is_shown_beside_the_search(folder: 
         assert (out / name).stat().st_size > 0
     with Record.open(folder / "run" / "record.db") as record:
         assert record.spent(["retrain"]) > 0
-        assert record.spent(PHASES) <= BUDGET_SECONDS
+        assert record.spent(PHASES) <= 1.01 * BUDGET_SECONDS
 
 
 def test_a_finished_run_goes_on_with_more_budget(folder: Path) -> None:
