@@ -139,7 +139,7 @@ INLINE void add_products(const problem *p, REAL *sums, const REAL *x, const REAL
         ptrdiff_t offset = p->offsets[c / LANES];
         lane_index lanes = p->lanes[c / LANES];
         const REAL *filter = filters + (p->border * p->groups * p->kernel + first * step);
-        vec total[count];
+        vec total[7];
 #pragma GCC unroll 7
         for (ptrdiff_t kw = 0; kw < count; kw++)
             total[kw] = (vec){0};

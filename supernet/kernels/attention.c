@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "product.h"
 #include "transpose.h"
 
 enum norm { SOFTMAX, FILTER_NORM, IDENTITY };
@@ -29,11 +30,16 @@ typedef struct {
 typedef struct {
     ring q, k, v, grad;
     REAL *planes, *grads;          /* weights and gradients of the logits of one row */
-    REAL *skewed, *skewed_grads;   /* the same of `slots` rows, each tap moved to the pixel it reads */
+    REAL *kept, *kept_grads;       /* the same of `slots` rows, behind zero borders */
     REAL *spread, *mean;           /* filter normalisation: 1 / (std + eps) and std of each pixel */
     REAL *row;                     /* one row of results */
+    REAL *answers;                 /* of one row of keys to a tap row of their table, bordered */
+    REAL *qr, *rk;                 /* this head's part of the tables, (K*K, depth) */
     REAL *dqr, *drk, *dbias;       /* this thread's sums: (K*K, C) twice, (K*K, heads, LANES) */
 } workspace;
+
+/* Kernels up to this size hold the weights of a tap row in registers. */
+#define HELD_TAPS 7
 
 INLINE vec where(lane_index mask, vec yes, vec no)
 {
@@ -70,27 +76,28 @@ static const REAL *planar_row(const attention *a, ring *r, const REAL *map, ptrd
     if (r->tags[slot] != tag) {
         r->tags[slot] = tag;
         ptrdiff_t pixel = (unit / a->heads * a->height + h) * a->width;
-        transpose(map + pixel * pitch + unit % a->heads * a->depth, pitch, a->width, a->depth,
-                  row + a->border, a->bordered, 1);
+        const REAL *from = map + pixel * pitch + unit % a->heads * a->depth;
+        transpose(from, pitch, a->width, a->depth, row + a->border, a->bordered, 1);
+        /* A head's channels lie apart from pixel to pixel: the processor does not foresee them. */
+        from += a->width * pitch;
+        for (ptrdiff_t w = 0; w < a->width && h + 1 < a->height; w++, from += pitch)
+            for (ptrdiff_t c = 0; c < a->depth; c += LINE)
+                __builtin_prefetch(from + c);
     }
     return row;
 }
 
-/* plane[kw, w] += sum over c of f * y[c, w + kw * dilation] with f = x[c, w], table[kw, c] or their
- * sum, for `count` taps (a constant). */
+/* plane[kw, w] += sum over c of x[c, w] * y[c, w + kw * dilation] for `count` taps (a constant). */
 INLINE void correlate(const attention *a, REAL *plane, const REAL *x, const REAL *y,
-                      const REAL *table, const int product, const int has_table, const int shift,
-                      const ptrdiff_t count)
+                      const int shift, const ptrdiff_t count)
 {
     for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
-        vec total[count];
+        vec total[7];
 #pragma GCC unroll 7
         for (ptrdiff_t kw = 0; kw < count; kw++)
             total[kw] = *(vec *)(plane + kw * a->wide + w);
         for (ptrdiff_t c = 0; c < a->depth; c++) {
-            vec mine = {0};
-            if (product)
-                mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
+            vec mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
             const REAL *theirs = y + c * a->bordered + w;
             vec low = {0}, high = {0};
             if (shift) {
@@ -98,35 +105,9 @@ INLINE void correlate(const attention *a, REAL *plane, const REAL *x, const REAL
                 high = *(const vec *)(theirs + LANES);
             }
 #pragma GCC unroll 7
-            for (ptrdiff_t kw = 0; kw < count; kw++) {
-                vec factor = mine;
-                if (has_table)
-                    factor += table[kw * a->channels + c];
-                vec value = shift ? shifted(low, high, kw)
-                                  : (vec)*(const unaligned_vec *)(theirs + kw * a->dilation);
-                total[kw] += factor * value;
-            }
-        }
-#pragma GCC unroll 7
-        for (ptrdiff_t kw = 0; kw < count; kw++)
-            *(vec *)(plane + kw * a->wide + w) = total[kw];
-    }
-}
-
-/* plane[kw, w] += sum over c of table[kw, c] * x[c, w]. */
-INLINE void respond(const attention *a, REAL *plane, const REAL *x, const REAL *table,
-                    const ptrdiff_t count)
-{
-    for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
-        vec total[count];
-#pragma GCC unroll 7
-        for (ptrdiff_t kw = 0; kw < count; kw++)
-            total[kw] = *(vec *)(plane + kw * a->wide + w);
-        for (ptrdiff_t c = 0; c < a->depth; c++) {
-            vec mine = *(const unaligned_vec *)(x + c * a->bordered + a->border + w);
-#pragma GCC unroll 7
             for (ptrdiff_t kw = 0; kw < count; kw++)
-                total[kw] += mine * table[kw * a->channels + c];
+                total[kw] += mine * (shift ? shifted(low, high, kw)
+                                           : (vec)*(const unaligned_vec *)(theirs + kw * a->dilation));
         }
 #pragma GCC unroll 7
         for (ptrdiff_t kw = 0; kw < count; kw++)
@@ -134,92 +115,106 @@ INLINE void respond(const attention *a, REAL *plane, const REAL *x, const REAL *
     }
 }
 
-/* sums[c, w] += sum over kw of plane[kw, w] * (y[c, w + kw * dilation] + table[kw, c]), either part
- * left out; backwards, the first tap reads last. */
-INLINE void gather(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                   const REAL *table, const int backwards, const int has_map, const int has_table,
-                   const int shift, const ptrdiff_t kernel)
+/* sums[c, w] += sum over kw of plane[kw, w] * y[c, w + kw * dilation], with so many REALs from plane
+ * to plane; backwards, the first tap reads last. */
+INLINE void gather(const attention *a, REAL *sums, const REAL *plane, ptrdiff_t pitch,
+                   const REAL *y, const int backwards, const int shift, const ptrdiff_t kernel)
 {
+    const int is_held = kernel <= HELD_TAPS; /* weights in registers */
     ptrdiff_t start = backwards ? 2 * a->border : 0;
     ptrdiff_t step = backwards ? -a->dilation : a->dilation;
     for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
-        vec weights[shift ? kernel : 1];
+        vec weights[HELD_TAPS];
 #pragma GCC unroll 7
-        for (ptrdiff_t kw = 0; shift && kw < kernel; kw++)
-            weights[kw] = *(const vec *)(plane + kw * a->wide + w);
+        for (ptrdiff_t kw = 0; is_held && kw < kernel; kw++)
+            weights[kw] = *(const unaligned_vec *)(plane + kw * pitch + w);
         for (ptrdiff_t c = 0; c < a->depth; c++) {
             vec total = *(vec *)(sums + c * a->wide + w), low = {0}, high = {0};
             const REAL *theirs = y + c * a->bordered + w;
-            if (has_map && shift) {
+            if (shift) {
                 low = *(const vec *)theirs;
                 high = *(const vec *)(theirs + LANES);
             }
 #pragma GCC unroll 7
             for (ptrdiff_t kw = 0; kw < kernel; kw++) {
-                vec value = {0};
-                if (has_map && shift)
-                    value = shifted(low, high, backwards ? kernel - 1 - kw : kw);
-                else if (has_map)
-                    value = *(const unaligned_vec *)(theirs + start + kw * step);
-                if (has_table)
-                    value += table[kw * a->channels + c];
-                total += (shift ? weights[kw] : *(const vec *)(plane + kw * a->wide + w)) * value;
+                vec weight = is_held ? weights[kw]
+                                     : (vec)*(const unaligned_vec *)(plane + kw * pitch + w);
+                total += weight * (shift ? shifted(low, high, backwards ? kernel - 1 - kw : kw)
+                                         : (vec)*(const unaligned_vec *)(theirs + start + kw * step));
             }
             *(vec *)(sums + c * a->wide + w) = total;
         }
     }
 }
 
-INLINE void correlate_with(const attention *a, REAL *plane, const REAL *x, const REAL *y,
-                           const REAL *table, int product, const int shift, const ptrdiff_t count)
+/* result[o, w] = sum over c of table[o, c] * x[c, w], for `taps` taps. */
+static void respond(const attention *a, REAL *result, ptrdiff_t pitch, const REAL *x,
+                    const REAL *table, ptrdiff_t taps)
 {
-    if (product && table)
-        correlate(a, plane, x, y, table, 1, 1, shift, count);
-    else if (product)
-        correlate(a, plane, x, y, NULL, 1, 0, shift, count);
-    else if (table)
-        correlate(a, plane, x, y, table, 0, 1, shift, count);
+    product p = {.factors = table, .row_step = a->depth, .column_step = 1, .depth = a->depth,
+                 .operand = x, .operand_pitch = a->bordered,
+                 .result = result, .result_pitch = pitch};
+    multiply(&p, taps, a->wide, 0);
 }
 
-INLINE void gather_with(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                        const REAL *table, const int backwards, const int shift,
-                        const ptrdiff_t kernel)
+/* sums[c, w] += sum over o of table[o, c] * planes[o, w], for `taps` taps. */
+static void spread(const attention *a, REAL *sums, const REAL *planes, ptrdiff_t pitch,
+                   const REAL *table, ptrdiff_t taps)
 {
-    if (y && table)
-        gather(a, sums, plane, y, table, backwards, 1, 1, shift, kernel);
-    else if (y)
-        gather(a, sums, plane, y, NULL, backwards, 1, 0, shift, kernel);
-    else if (table)
-        gather(a, sums, plane, sums, table, backwards, 0, 1, shift, kernel);
+    product p = {.factors = table, .row_step = 1, .column_step = a->depth, .depth = taps,
+                 .operand = planes, .operand_pitch = pitch,
+                 .result = sums, .result_pitch = a->wide};
+    multiply(&p, a->depth, a->wide, 1);
 }
 
-/* One tap row of logits from what is there: queries x, keys y (NULL outside the map), tables. */
-INLINE void add_logits(const attention *a, REAL *plane, const REAL *x, const REAL *y,
-                       const REAL *query_table, const REAL *key_table, int product,
-                       const ptrdiff_t count)
+/* table[o, c] += sum over w of planes[o, w] * map[w, c], for `taps` taps. */
+static void add_table(const attention *a, REAL *table, const REAL *planes, ptrdiff_t planes_pitch,
+                      const REAL *map, ptrdiff_t pitch, ptrdiff_t taps)
+{
+    product p = {.factors = planes, .row_step = planes_pitch, .column_step = 1, .depth = a->width,
+                 .operand = map, .operand_pitch = pitch,
+                 .result = table, .result_pitch = a->channels};
+    ptrdiff_t whole = a->depth / LANES * LANES;
+    multiply(&p, taps, whole, 1);
+    for (ptrdiff_t c = whole; c < a->depth; c++)
+        for (ptrdiff_t o = 0; o < taps; o++)
+            for (ptrdiff_t w = 0; w < a->width; w++)
+                table[o * a->channels + c] += planes[o * planes_pitch + w] * map[w * pitch + c];
+}
+
+/* One tap row of what keys answer to their table: plane[kw, w] += sum over c of
+ * table[kw, c] * y[c, w + kw * dilation]. */
+static void add_key_terms(const attention *a, workspace *m, REAL *plane, const REAL *y,
+                          const REAL *table)
+{
+    respond(a, m->answers + a->border, a->bordered, y + a->border, table, a->kernel);
+    for (ptrdiff_t kw = 0; kw < a->kernel; kw++)
+        for (ptrdiff_t w = 0; w < a->wide; w += LANES)
+            *(vec *)(plane + kw * a->wide + w) += (vec)*(const unaligned_vec *)(
+                m->answers + kw * (a->bordered + a->dilation) + w);
+}
+
+/* One tap row of products of queries x and keys y. */
+INLINE void add_products(const attention *a, REAL *plane, const REAL *x, const REAL *y,
+                         const ptrdiff_t count)
 {
     for (ptrdiff_t first = 0; first < a->kernel; first += count) {
         REAL *to = plane + first * a->wide;
-        const REAL *theirs = y ? y + first * a->dilation : NULL;
-        const REAL *keys = key_table ? key_table + first * a->channels : NULL;
-        if (query_table)
-            respond(a, to, x, query_table + first * a->channels, count);
-        if (y && CAN_SHIFT && count > 1 && a->dilation == 1)
-            correlate_with(a, to, x, theirs, keys, product, 1, count);
-        else if (y)
-            correlate_with(a, to, x, theirs, keys, product, 0, count);
+        if (CAN_SHIFT && count > 1 && a->dilation == 1)
+            correlate(a, to, x, y + first, 1, count);
+        else
+            correlate(a, to, x, y + first * a->dilation, 0, count);
     }
 }
 
-/* One tap row of sums over neighbours or table rows; `kernel` is a constant where it is 3, 5 or 7. */
-INLINE void add_sums(const attention *a, REAL *sums, const REAL *plane, const REAL *y,
-                     const REAL *table, const int backwards, const int shift,
-                     const ptrdiff_t kernel)
+/* One tap row of sums over neighbours; `kernel` is a constant where it is 3, 5 or 7. */
+INLINE void add_sums(const attention *a, REAL *sums, const REAL *plane, ptrdiff_t pitch,
+                     const REAL *y, const int backwards, const int shift, const ptrdiff_t kernel)
 {
     if (shift && CAN_SHIFT && a->dilation == 1)
-        gather_with(a, sums, plane, y, table, backwards, 1, kernel);
+        gather(a, sums, plane, pitch, y, backwards, 1, kernel);
     else
-        gather_with(a, sums, plane, y, table, backwards, 0, kernel);
+        gather(a, sums, plane, pitch, y, backwards, 0, kernel);
 }
 
 /* Call with the kernel size, and whether vectors may be shifted. */
@@ -313,17 +308,22 @@ static void normalise_grads(const attention *a, workspace *m, ptrdiff_t head)
 /* The weights of row h of a unit, in m->planes. */
 static void weigh(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t h)
 {
-    ptrdiff_t channel = unit % a->heads * a->depth;
     const REAL *x = a->q ? planar_row(a, &m->q, a->q, a->q_pitch, unit, h) : NULL;
-    memset(m->planes, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
-    for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
+    if (a->qr)
+        respond(a, m->planes, a->wide, x + a->border, m->qr, a->taps);
+    else
+        memset(m->planes, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
+    for (ptrdiff_t kh = 0; kh < a->kernel && a->k; kh++) {
         ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
-        int inside = a->k && other >= 0 && other < a->height;
-        const REAL *y = inside ? planar_row(a, &m->k, a->k, a->k_pitch, unit, other) : NULL;
-        const REAL *queries = a->qr ? a->qr + row * a->channels + channel : NULL;
-        const REAL *keys = a->rk ? a->rk + row * a->channels + channel : NULL;
-#define CALL(size) add_logits(a, m->planes + row * a->wide, x, y, queries, keys, a->product, size)
-        FOR_KERNEL_OR_ONE(a->kernel, CALL)
+        if (other < 0 || other >= a->height)
+            continue;
+        const REAL *y = planar_row(a, &m->k, a->k, a->k_pitch, unit, other);
+        REAL *plane = m->planes + row * a->wide;
+        if (a->rk)
+            add_key_terms(a, m, plane, y, m->rk + row * a->depth);
+#define CALL(size) add_products(a, plane, x, y, size)
+        if (a->product)
+            FOR_KERNEL_OR_ONE(a->kernel, CALL)
 #undef CALL
     }
     normalise(a, m, unit % a->heads);
@@ -342,6 +342,14 @@ static void clear_row(const attention *a, workspace *m)
     memset(m->row, 0, (size_t)(a->depth * a->wide) * sizeof(REAL));
 }
 
+/* A head's part of a table, close together. */
+static void copy_table(const attention *a, REAL *to, const REAL *table, ptrdiff_t head)
+{
+    for (ptrdiff_t o = 0; table && o < a->taps; o++)
+        memcpy(to + o * a->depth, table + o * a->channels + head * a->depth,
+               (size_t)a->depth * sizeof(REAL));
+}
+
 static void attend(const attention *a, workspace *m, ptrdiff_t unit)
 {
     for (ptrdiff_t h = 0; h < a->height; h++) {
@@ -353,7 +361,7 @@ static void attend(const attention *a, workspace *m, ptrdiff_t unit)
                 continue;
             const REAL *y = planar_row(a, &m->v, a->v, a->v_pitch, unit, other);
             const REAL *plane = m->planes + kh * a->kernel * a->wide;
-#define CALL(shift, size) add_sums(a, m->row, plane, y, NULL, 0, shift, size)
+#define CALL(shift, size) add_sums(a, m->row, plane, a->wide, y, 0, shift, size)
             FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
         }
@@ -361,54 +369,19 @@ static void attend(const attention *a, workspace *m, ptrdiff_t unit)
     }
 }
 
-/* to[o, w + (kw - K/2) * dilation] = from[o, w]: each tap where its neighbour is. */
-static void skew_planes(const attention *a, REAL *to, const REAL *from)
+/* Keep a row of planes behind zero borders, (K*K, bordered). */
+static void keep_planes(const attention *a, REAL *to, const REAL *planes)
 {
-    memset(to, 0, (size_t)(a->taps * a->wide) * sizeof(REAL));
-    for (ptrdiff_t o = 0; o < a->taps; o++) {
-        ptrdiff_t shift = o % a->kernel * a->dilation - a->border;
-        ptrdiff_t first = shift < 0 ? -shift : 0;
-        ptrdiff_t end = shift > 0 ? a->width - shift : a->width;
-        if (first < end)
-            memcpy(to + o * a->wide + first + shift, from + o * a->wide + first,
-                   (size_t)(end - first) * sizeof(REAL));
+    vec inside, zero = {0};
+    ptrdiff_t last = a->wide - LANES;
+    for (ptrdiff_t lane = 0; lane < LANES; lane++)
+        inside[lane] = last + lane < a->width;
+    for (ptrdiff_t o = 0; o < a->taps; o++, to += a->bordered, planes += a->wide) {
+        for (ptrdiff_t w = 0; w < last; w += LANES)
+            *(unaligned_vec *)(to + a->border + w) = *(const vec *)(planes + w);
+        vec value = *(const vec *)(planes + last);
+        *(unaligned_vec *)(to + a->border + last) = where(inside == zero, zero, value);
     }
-}
-
-/* table[o, c] += sum over w of planes[o, w] * map[w, c] for `count` taps (a constant). */
-INLINE void add_table_taps(const attention *a, REAL *table, const REAL *planes, const REAL *map,
-                           ptrdiff_t pitch, const ptrdiff_t count)
-{
-    ptrdiff_t c = 0;
-    for (; c + LANES <= a->depth; c += LANES) {
-        vec total[count];
-#pragma GCC unroll 7
-        for (ptrdiff_t o = 0; o < count; o++)
-            total[o] = *(unaligned_vec *)(table + o * a->channels + c);
-        for (ptrdiff_t w = 0; w < a->width; w++) {
-            vec value = *(const unaligned_vec *)(map + w * pitch + c);
-#pragma GCC unroll 7
-            for (ptrdiff_t o = 0; o < count; o++)
-                total[o] += value * planes[o * a->wide + w];
-        }
-#pragma GCC unroll 7
-        for (ptrdiff_t o = 0; o < count; o++)
-            *(unaligned_vec *)(table + o * a->channels + c) = total[o];
-    }
-    for (; c < a->depth; c++)
-        for (ptrdiff_t o = 0; o < count; o++)
-            for (ptrdiff_t w = 0; w < a->width; w++)
-                table[o * a->channels + c] += planes[o * a->wide + w] * map[w * pitch + c];
-}
-
-static void add_table(const attention *a, REAL *table, const REAL *planes, const REAL *map,
-                      ptrdiff_t pitch, ptrdiff_t count)
-{
-    ptrdiff_t o = 0;
-    for (; o + 7 <= count; o += 7)
-        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, pitch, 7);
-    for (; o < count; o++)
-        add_table_taps(a, table + o * a->channels, planes + o * a->wide, map, pitch, 1);
 }
 
 /* The gradients of the logits of row h, and from them those of its queries and of q's table. */
@@ -424,7 +397,7 @@ static void weigh_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdif
             continue;
         const REAL *y = planar_row(a, &m->v, a->v, a->v_pitch, unit, other);
         REAL *plane = m->grads + kh * a->kernel * a->wide;
-#define CALL(size) add_logits(a, plane, mine, y, NULL, NULL, 1, size)
+#define CALL(size) add_products(a, plane, mine, y, size)
         FOR_KERNEL_OR_ONE(a->kernel, CALL)
 #undef CALL
     }
@@ -432,26 +405,29 @@ static void weigh_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdif
     if (!a->q)
         return;
     clear_row(a, m);
-    for (ptrdiff_t kh = 0; kh < a->kernel; kh++) {
-        ptrdiff_t other = h + kh * a->dilation - a->border, row = kh * a->kernel;
-        int inside = a->product && other >= 0 && other < a->height;
-        const REAL *y = inside ? planar_row(a, &m->k, a->k, a->k_pitch, unit, other) : NULL;
-        const REAL *table = a->qr ? a->qr + row * a->channels + channel : NULL;
-#define CALL(shift, size) \
-    add_sums(a, m->row, m->grads + row * a->wide, y, table, 0, shift, size)
+    for (ptrdiff_t kh = 0; kh < a->kernel && a->product; kh++) {
+        ptrdiff_t other = h + kh * a->dilation - a->border;
+        if (other < 0 || other >= a->height)
+            continue;
+        const REAL *y = planar_row(a, &m->k, a->k, a->k_pitch, unit, other);
+        const REAL *plane = m->grads + kh * a->kernel * a->wide;
+#define CALL(shift, size) add_sums(a, m->row, plane, a->wide, y, 0, shift, size)
         FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
     }
+    if (a->qr)
+        spread(a, m->row, m->grads, a->wide, m->qr, a->taps);
     leave(a, m->row, a->dq, unit, h);
     if (a->qr)
-        add_table(a, m->dqr + channel, m->grads,
+        add_table(a, m->dqr + channel, m->grads, a->wide,
                   a->q + pixel * a->width * a->q_pitch + channel, a->q_pitch, a->taps);
 }
 
 /* The gradients of the keys and values of row j, and of k's table, from all rows that read it. */
 static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrdiff_t j)
 {
-    ptrdiff_t channel = unit % a->heads * a->depth, size = a->taps * a->wide;
+    ptrdiff_t channel = unit % a->heads * a->depth, size = a->taps * a->bordered;
+    ptrdiff_t pitch = a->bordered - a->dilation; /* each tap from the pixel that it reads */
     ptrdiff_t pixel = unit / a->heads * a->height + j;
     for (int is_key = 0; is_key < (a->k ? 2 : 1); is_key++) {
         clear_row(a, m);
@@ -459,19 +435,18 @@ static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrd
             ptrdiff_t i = j - kh * a->dilation + a->border, row = kh * a->kernel;
             if (i < 0 || i >= a->height)
                 continue;
-            REAL *planes = is_key ? m->skewed_grads : m->skewed;
-            planes += i % a->slots * size + row * a->wide;
-            const REAL *y = NULL, *table = NULL;
-            if (!is_key)
-                y = planar_row(a, &m->grad, a->grad, a->channels, unit, i);
-            else if (a->product)
-                y = planar_row(a, &m->q, a->q, a->q_pitch, unit, i);
+            const REAL *planes = is_key ? m->kept_grads : m->kept;
+            planes += i % a->slots * size + row * a->bordered + 2 * a->border;
             if (is_key && a->rk) {
-                table = a->rk + row * a->channels + channel;
-                add_table(a, m->drk + row * a->channels + channel, planes,
+                spread(a, m->row, planes, pitch, m->rk + row * a->depth, a->kernel);
+                add_table(a, m->drk + row * a->channels + channel, planes, pitch,
                           a->k + pixel * a->width * a->k_pitch + channel, a->k_pitch, a->kernel);
             }
-#define CALL(shift, size) add_sums(a, m->row, planes, y, table, 1, shift, size)
+            if (is_key && !a->product)
+                continue;
+            const REAL *y = is_key ? planar_row(a, &m->q, a->q, a->q_pitch, unit, i)
+                                   : planar_row(a, &m->grad, a->grad, a->channels, unit, i);
+#define CALL(shift, size) add_sums(a, m->row, planes, pitch, y, 1, shift, size)
             FOR_KERNEL_AND_SHIFT(a->kernel, CALL)
 #undef CALL
         }
@@ -481,13 +456,13 @@ static void collect_grads(const attention *a, workspace *m, ptrdiff_t unit, ptrd
 
 static void attend_grads(const attention *a, workspace *m, ptrdiff_t unit)
 {
-    ptrdiff_t size = a->taps * a->wide;
+    ptrdiff_t size = a->taps * a->bordered;
     for (ptrdiff_t h = 0; h < a->height + a->border; h++) {
         if (h < a->height) {
             weigh_grads(a, m, unit, h);
-            skew_planes(a, m->skewed + h % a->slots * size, m->planes);
+            keep_planes(a, m->kept + h % a->slots * size, m->planes);
             if (a->k)
-                skew_planes(a, m->skewed_grads + h % a->slots * size, m->grads);
+                keep_planes(a, m->kept_grads + h % a->slots * size, m->grads);
         }
         if (h >= a->border)
             collect_grads(a, m, unit, h - a->border);
@@ -505,16 +480,20 @@ static int open_workspace(const attention *a, workspace *m)
     failed |= open_ring(&m->grad, a->slots, grad ? rows : 0);
     m->planes = allocate(planes);
     m->grads = allocate(grad * planes);
-    m->skewed = allocate(grad * a->slots * planes);
-    m->skewed_grads = allocate(grad * (a->k != NULL) * a->slots * planes);
+    m->kept = allocate(grad * a->slots * a->taps * a->bordered);
+    m->kept_grads = allocate(grad * (a->k != NULL) * a->slots * a->taps * a->bordered);
     m->spread = allocate(a->wide);
     m->mean = allocate(a->wide);
     m->row = allocate(a->depth * a->wide);
+    m->answers = allocate((a->rk != NULL) * a->kernel * a->bordered);
+    m->qr = allocate((a->qr != NULL) * a->taps * a->depth);
+    m->rk = allocate((a->rk != NULL) * a->taps * a->depth);
     m->dqr = allocate(grad * (a->qr != NULL) * a->taps * a->channels);
     m->drk = allocate(grad * (a->rk != NULL) * a->taps * a->channels);
     m->dbias = allocate(grad * (a->bias != NULL) * a->taps * a->heads * LANES);
-    return failed || !m->planes || !m->grads || !m->skewed || !m->skewed_grads || !m->spread ||
-           !m->mean || !m->row || !m->dqr || !m->drk || !m->dbias;
+    return failed || !m->planes || !m->grads || !m->kept || !m->kept_grads || !m->spread ||
+           !m->mean || !m->row || !m->answers || !m->qr || !m->rk || !m->dqr || !m->drk ||
+           !m->dbias;
 }
 
 static void close_workspace(workspace *m)
@@ -523,8 +502,8 @@ static void close_workspace(workspace *m)
     close_ring(&m->k);
     close_ring(&m->v);
     close_ring(&m->grad);
-    REAL *all[] = {m->planes, m->grads, m->skewed, m->skewed_grads, m->spread,
-                   m->mean,   m->row,   m->dqr,    m->drk,          m->dbias};
+    REAL *all[] = {m->planes, m->grads, m->kept, m->kept_grads, m->spread, m->mean, m->row,
+                   m->answers, m->qr, m->rk, m->dqr, m->drk, m->dbias};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
         free(all[i]);
 }
@@ -538,6 +517,8 @@ static int run(attention *a, workspace *all, int threads)
         failed |= open_workspace(a, all + thread);
         for (ptrdiff_t unit = units * thread / threads;
              unit < units * (thread + 1) / threads && !failed; unit++) {
+            copy_table(a, all[thread].qr, a->qr, unit % a->heads);
+            copy_table(a, all[thread].rk, a->rk, unit % a->heads);
             if (a->grad)
                 attend_grads(a, all + thread, unit);
             else

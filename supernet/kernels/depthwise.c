@@ -27,7 +27,7 @@ INLINE void grad_pixels(const strip *s, ptrdiff_t w, const REAL *factors, vec *t
                         const ptrdiff_t step, const ptrdiff_t rows, const ptrdiff_t taps,
                         const ptrdiff_t count, int is_first)
 {
-    vec mine[count], sums[count];
+    vec mine[4], sums[4];
 #pragma GCC unroll 4
     for (ptrdiff_t n = 0; n < count; n++) {
         mine[n] = *(const vec *)(s->values + (w + n) * LANES);
@@ -43,6 +43,8 @@ INLINE void grad_pixels(const strip *s, ptrdiff_t w, const REAL *factors, vec *t
 #pragma GCC unroll 4
             for (ptrdiff_t n = 0; n < count; n++) {
                 vec there = *(const vec *)(s->rows[row] + (w + n) * LANES - kw * step);
+                if (rows > 1) /* else neighbouring pixels' loads are joined, and spilled */
+                    IN_REGISTER(there);
                 totals[row * taps + kw] += mine[n] * there;
                 sums[n] += factor * there;
             }
@@ -57,8 +59,8 @@ INLINE void grad_strip(const strip *s, ptrdiff_t width, const REAL *factors, REA
                        const ptrdiff_t step, const ptrdiff_t rows, const ptrdiff_t taps,
                        int is_first)
 {
-    const ptrdiff_t count = rows * taps > 5 ? 2 : 4;
-    vec held[rows * taps];
+    const ptrdiff_t count = rows * taps > 7 ? 1 : rows * taps > 5 ? 2 : 4;
+    vec held[9];
 #pragma GCC unroll 9
     for (ptrdiff_t tap = 0; tap < rows * taps; tap++)
         held[tap] = *(vec *)(totals + tap * LANES);
@@ -87,6 +89,13 @@ INLINE void grad_row(const problem *p, strip s, const REAL *const *found, const 
                 grad_strip(&s, p->width, factors + tap, totals + tap, p->dilation * LANES, rows,
                            taps, !tap);
         }
+}
+
+/* Vectors from strip to strip, at least so many: an odd number of cache lines, so that strips differ
+ * in cache set. */
+static ptrdiff_t strip_pitch(ptrdiff_t vectors)
+{
+    return (((vectors * VECTOR_BYTES + 63) / 64) | 1) * 64 / VECTOR_BYTES;
 }
 
 /* (W, C) -> strips (vectors, `wide`, LANES); what is beyond C stays as it is. */
@@ -156,12 +165,13 @@ static int grad_rows(const convolution *job, REAL *values_grad, REAL *totals, RE
 {
     const problem *p = &job->shape;
     ptrdiff_t taps = p->kernel * p->kernel, vectors = round_up(p->channels) / LANES;
-    ptrdiff_t bordered = p->width + 2 * p->border, row_size = p->width * p->channels;
+    ptrdiff_t bordered = strip_pitch(p->width + 2 * p->border), wide = strip_pitch(p->width);
+    ptrdiff_t row_size = p->width * p->channels;
     ring source;
     int failed = open_ring(&source, p->slots, vectors * bordered * LANES);
     REAL *nothing = allocate(bordered * LANES), *factors = allocate(vectors * taps * LANES);
-    REAL *mine = allocate(2 * vectors * p->width * LANES);
-    REAL *result = mine + vectors * p->width * LANES;
+    REAL *mine = allocate(2 * vectors * wide * LANES);
+    REAL *result = mine + vectors * wide * LANES;
     const REAL **found = malloc((size_t)p->kernel * sizeof(REAL *));
     ptrdiff_t held = -1; /* the image whose multiplier `factors` holds */
     failed |= !nothing || !factors || !mine || !found;
@@ -179,7 +189,7 @@ static int grad_rows(const convolution *job, REAL *values_grad, REAL *totals, RE
                          job->grad + tag * row_size);
             source.tags[slot] = tag;
         }
-        split_pixels(p, mine, p->width, job->values + row * row_size);
+        split_pixels(p, mine, wide, job->values + row * row_size);
         for (ptrdiff_t vector = 0; vector < vectors; vector++) {
             for (ptrdiff_t kh = 0; kh < p->kernel; kh++) {
                 ptrdiff_t other = h - kh * p->dilation + p->border;
@@ -187,8 +197,8 @@ static int grad_rows(const convolution *job, REAL *values_grad, REAL *totals, RE
                 ptrdiff_t place = other % p->slots * vectors + vector;
                 found[kh] = inside ? source.rows + place * bordered * LANES : nothing;
             }
-            strip s = {.values = mine + vector * p->width * LANES,
-                       .values_grad = result + vector * p->width * LANES};
+            strip s = {.values = mine + vector * wide * LANES,
+                       .values_grad = result + vector * wide * LANES};
             REAL *factor = factors + vector * taps * LANES, *total = totals + vector * taps * LANES;
             switch (p->kernel) {
             case 3: grad_row(p, s, found, factor, total, 3, 3); break;
@@ -200,7 +210,7 @@ static int grad_rows(const convolution *job, REAL *values_grad, REAL *totals, RE
             const REAL *centre = source.rows + (place * bordered + p->border) * LANES;
             *(vec *)(bias_totals + vector * LANES) += sum_strip(centre, p->width);
         }
-        join_pixels(p, values_grad + row * row_size, result, p->width);
+        join_pixels(p, values_grad + row * row_size, result, wide);
     }
     free(nothing);
     free(factors);

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple(FOLDER / name for name in ("aggregate.c", "depthwise.c", "logits.c", "attention.c"))
-HEADERS = tuple(FOLDER / name for name in ("neighborhood.h", "transpose.h"))
+HEADERS = tuple(FOLDER / name for name in ("neighborhood.h", "product.h", "transpose.h"))
 DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long long")}
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 

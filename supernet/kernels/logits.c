@@ -14,7 +14,7 @@ INLINE void correlate(const problem *p, REAL *result, const REAL *x, const REAL 
     ptrdiff_t bordered = wide + round_up(2 * p->border), step = p->dilation;
     for (ptrdiff_t group = 0; group < p->groups; group++)
         for (ptrdiff_t w = 0; w < wide; w += LANES) {
-            vec total[count];
+            vec total[7];
 #pragma GCC unroll 7
             for (ptrdiff_t kw = 0; kw < count; kw++)
                 total[kw] = (vec){0};

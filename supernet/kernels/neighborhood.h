@@ -35,6 +35,15 @@ typedef INDEX lane_index __attribute__((vector_size(VECTOR_BYTES), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* REALs of a cache line. */
+#define LINE ((ptrdiff_t)(64 / sizeof(REAL)))
+/* Load once what is used several times: compilers would rather load it again for each use. */
+#if defined(__x86_64__)
+#define IN_REGISTER(value) __asm__("" : "+x"(value))
+#else
+#define IN_REGISTER(value) ((void)0)
+#endif
+
 /* Where the filter of a channel comes from. */
 enum source { NONE, BROADCAST, EXPAND };
 

@@ -326,9 +326,9 @@ def test_autocast_brings_the_operands_to_its_dtype() -> None:
 
 
 # Peak memory of one thread beside operands and results, in bytes, of heads with D channels:
-# 4 * (K^2 * W * (2 + 2 * S) + 4 * S * D * (W + R)), S = (K - 1) * d + 1 rows,
-# W and R = 2 * (K // 2) * d in whole vectors; plus the sums of the tables,
-# 4 * (2 * K^2 * C + 16 * K^2 * heads).
+# 4 * (2 * K^2 * W + S * (W + R) * (2 * K^2 + 4 * D)), S = (K - 1) * d + 1 rows,
+# W and R = 2 * (K // 2) * d in whole vectors; plus a head's tables and the sums of all,
+# 4 * (2 * K^2 * (D + C) + 16 * K^2 * heads).
 MEMORY = """
 import torch
 from supernet.kernels import Area, neighborhood_attention
@@ -358,7 +358,8 @@ def test_memory_is_operands_results_and_a_few_rows(monkeypatch: pytest.MonkeyPat
     if not Path("/proc/self/status").exists():
         pytest.skip("this system does not tell a process's peak memory in /proc")
     map_bytes = 4 * 8 * 56 * 56 * 96
-    rows = 4 * (49 * 64 * (2 + 2 * 7) + 4 * 7 * 32 * (64 + 16)) + 4 * (2 * 49 * 96 + 16 * 49 * 3)
+    rows = 4 * (2 * 49 * 64 + 7 * (64 + 16) * (2 * 49 + 4 * 32))
+    rows += 4 * (2 * 49 * (32 + 96) + 16 * 49 * 3)
 
     output = subprocess.run(
         [sys.executable, "-c", MEMORY],
