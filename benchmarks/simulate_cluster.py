@@ -211,6 +211,7 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
             device, done = free.pop(), progress.get(task.trial_id, 0)
             trial = running[device] = _SimulatedTrial.begin(sim, task, plan, done)
             runner.started(task)
+            runner.heard(task)
             heapq.heappush(events, (sim.now + trial.next_seconds(), next(order), device, trial))
         if not running:
             return

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from search.executor import START_SECONDS, Cluster, WorkerLostError, call
+from search.executor import Cluster, WorkerLostError, call, kill_aside
 from search.record import Record
-from search.work import Judgement, last_line
+from search.work import START_SECONDS, Judgement, last_line
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.
@@ -268,7 +268,7 @@ class JudgeCrew:
             return
         self._looked = time.monotonic()
         for judge in self._gone():
-            source.tell(self._dismiss(judge, "lost", NODE_LEFT))
+            source.tell(self._dismiss(judge, "lost", NODE_LEFT, is_gone=True))
 
     def _gone(self) -> list[_Judge]:
         """Find the judges whose nodes left the cluster."""
@@ -281,9 +281,14 @@ class JudgeCrew:
         surplus = len(self._judges) - len(gone) - self._cluster.devices
         return gone + unplaced[: max(surplus, 0)]
 
-    def _dismiss(self, judge: _Judge, outcome: Any, cause: str | None) -> list[Judgement]:
+    def _dismiss(
+        self, judge: _Judge, outcome: Any, cause: str | None, *, is_gone: bool = False
+    ) -> list[Judgement]:
         """Kill a judge and end its charge; return what it held as lost."""
-        ray.kill(judge.actor)
+        if is_gone:
+            kill_aside([judge.actor])  # it holds no device that its kill would free
+        else:
+            ray.kill(judge.actor)
         self._end(judge, outcome, cause)
         self._recruited = -RECRUIT_EVERY_SECONDS
         if outcome == "lost" and not judge.ready:

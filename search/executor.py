@@ -24,12 +24,10 @@ from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTask
 from ray.util import placement_group_table
 
 from search.budget import count_cores
-from search.work import last_line
+from search.work import START_SECONDS, last_line
 
 # How long the others' errors may come before the news that one of the group has died.
 NEWS_OF_DEATH_SECONDS = 45.0
-# Starting workers (imports, images, finding each other) takes at most so long.
-START_SECONDS = 900.0
 # A process that was killed keeps its device for a part of a second.
 RELEASE_SECONDS = 3.0
 CONNECT_SECONDS = 10.0
@@ -150,11 +148,7 @@ class Cluster:
     def end_actors(self, actors: list[Any]) -> None:
         """Kill actors and wait until Ray has their devices back, or for a moment."""
         before, holding = self.free, len(actors) - _count_dead(actors)
-        # Where a node has just died, a kill takes seconds.
-        killers = ThreadPoolExecutor(max_workers=KILLERS)
-        for actor in actors:
-            killers.submit(ray.kill, actor)
-        killers.shutdown(wait=False)
+        kill_aside(actors)
         deadline = time.monotonic() + RELEASE_SECONDS
         # A node that has died meanwhile gives nothing back.
         while time.monotonic() < deadline and self.free < min(before + holding, self._alive):
@@ -173,6 +167,14 @@ class Cluster:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
         needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+
+def kill_aside(actors: list[Any]) -> None:
+    """Kill actors without waiting: where a node has just died, a kill takes seconds."""
+    killers = ThreadPoolExecutor(max_workers=KILLERS)
+    for actor in actors:
+        killers.submit(ray.kill, actor)
+    killers.shutdown(wait=False)
 
 
 def call(

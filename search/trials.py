@@ -14,7 +14,14 @@ from search.plan import PHASES, Plan, StepModel
 from search.record import Outcome as AttemptOutcome
 from search.record import Record, Trial
 from search.storage import Files, SharedFolder
-from search.work import FullDiskError, Outcome, StorageError, TrialTask, checkpoint_name
+from search.work import (
+    START_SECONDS,
+    FullDiskError,
+    Outcome,
+    StorageError,
+    TrialTask,
+    checkpoint_name,
+)
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
@@ -45,8 +52,9 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
-    begun: float | None = None  # when its worker was ready
-    heard: float = 0.0  # when it last gave a sign of life
+    placed: float | None = None  # when it had a device
+    begun: float | None = None  # when its training began: the first sign of life
+    heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
 
 
@@ -129,21 +137,25 @@ class TrialRunner:
         return task
 
     def started(self, task: TrialTask) -> None:
-        """Take note that a trial's worker is ready: its time limits begin."""
-        running = self._running[task.trial_id]
-        running.begun = running.heard = self._listened()
+        """Take note that a trial has a device, on which its worker starts."""
+        self._running[task.trial_id].placed = self._listened()
 
     def heard(self, task: TrialTask) -> None:
-        """Take note of a sign of life: a trial has finished an epoch."""
+        """Take note of a sign of life: a trial's training begins, or has finished an epoch."""
         running, now = self._running[task.trial_id], self._listened()
-        running.longest_silence = max(running.longest_silence, now - running.heard)
+        if running.begun is None:
+            running.begun = now
+        else:
+            running.longest_silence = max(running.longest_silence, now - running.heard)
         running.heard = now
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang, by what trials have taken until now."""
         running, now = self._running[task.trial_id], self._listened()
         if running.begun is None:
-            return None
+            # Imports and images may take longer than a whole training.
+            is_late = running.placed is not None and now - running.placed > START_SECONDS
+            return f"not ready within {START_SECONDS:.0f} s" if is_late else None
         expected = self._costs.predict(running.macs, task.epochs)
         limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
         if now - running.begun > limit:

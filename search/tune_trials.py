@@ -35,9 +35,11 @@ from search.work import Outcome, TrialSource, TrialTask, Work, last_line, outcom
 
 logger = logging.getLogger(__name__)
 
-# Devices come and go, and so do Tune's holds on them; a look may take so much of the time.
+# Devices come and go, and so do Tune's holds on them; looks take at most 1 / LOOK_COST of the time.
 LOOK_EVERY_SECONDS = 0.2
 LOOK_COST = 20
+# The part of the newest look in what one is taken to cost: a slow one must not blind the ledger.
+LOOK_SHARE = 0.1
 # On a busy machine an actor that was killed lives on for seconds, and holds its device.
 LINGER_SECONDS = 15.0
 
@@ -115,6 +117,7 @@ class _Session:
     slots: int = 0
     reserved: int = 0
     look_at: float = 0.0
+    look_seconds: float = 0.0  # what a look costs
 
     def look(self) -> None:
         """Charge the devices that Tune holds, and see for how many trials there are some.
@@ -130,7 +133,8 @@ class _Session:
         self.source.hold(self.reserved)
         # What Ray lists grows with the trials of the run.
         now = time.monotonic()
-        self.look_at = now + max(LOOK_EVERY_SECONDS, LOOK_COST * (now - started))
+        self.look_seconds += (now - started - self.look_seconds) * LOOK_SHARE
+        self.look_at = now + max(LOOK_EVERY_SECONDS, LOOK_COST * self.look_seconds)
 
     def release(self) -> None:
         """End the actors that Tune has left, wait until it holds no device, charge no longer."""

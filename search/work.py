@@ -18,6 +18,8 @@ from searchspace.architecture import Architecture
 # `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
 Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no storage"]
 
+# Starting workers (imports, images, finding each other) takes at most so long.
+START_SECONDS = 900.0
 # With less, writing a checkpoint or the record is bound to fail.
 LEAST_FREE_BYTES = 4 * 2**20
 
@@ -85,10 +87,10 @@ class TrialSource(Protocol):
         """Hand out the next trial, which holds a device from now on; None ends the phase."""
 
     def started(self, task: TrialTask) -> None:
-        """Take note that a trial's worker is ready."""
+        """Take note that a trial has a device, on which its worker starts."""
 
     def heard(self, task: TrialTask) -> None:
-        """Take note of a sign of life: a trial has finished an epoch."""
+        """Take note of a sign of life: a trial's training begins, or has finished an epoch."""
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang and must be ended; None if it does well."""
@@ -117,7 +119,7 @@ class Work:
         supernet_worker: Class of the actors that measure, and train the supernet together.
         judge_worker: Class of the actors that judge without training.
         train_alone: Trains a task's network and returns what was measured; calls the last argument
-            with the number of each finished epoch.
+            with 0 when all is ready, and with the number of each finished epoch.
     """
 
     make_job: Callable[..., Any]

@@ -183,7 +183,7 @@ def train_alone(
         job: The run.
         task: What to train, for how many epochs.
         threads: CPU threads to use.
-        on_epoch: Called with the number of every finished epoch.
+        on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
         top1 (percent), correct, total and the measured costs of the run's objectives.
@@ -208,6 +208,7 @@ def train_alone(
         out=out,
         on_epoch=report,
     )
+    on_epoch(0)
     try:
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:

@@ -157,6 +157,7 @@ def train_small(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "checkpoint.bin"
     done = file.read_bytes()[0] if file.is_file() else 0
+    on_epoch(0)
     for epoch in range(done + 1, task.epochs + 1):
         work_for(job.epoch)
         write_whole(file, bytes([epoch]) + bytes(100_000))

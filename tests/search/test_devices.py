@@ -36,6 +36,7 @@ class StubCluster:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judges of these tests are no actors."""
     monkeypatch.setattr(crew_module.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(crew_module, "kill_aside", lambda actors: None)
 
 
 def recruit(crew: JudgeCrew) -> None:
@@ -71,7 +72,13 @@ def test_a_judge_is_started_and_charged_when_its_device_is_free(tmp_path: Path) 
         assert record.spent(["search"]) == 12
 
 
-def test_a_judge_whose_node_dies_before_it_answers_is_charged_no_longer(tmp_path: Path) -> None:
+def test_a_judge_whose_node_dies_before_it_answers_is_charged_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(actor: Any) -> None:
+        raise AssertionError("Ray takes seconds to kill an actor of a dead node")
+
+    monkeypatch.setattr(crew_module.ray, "kill", kill)
     cluster = StubCluster(devices=2, free=2)
     told: list[Any] = []
     source = SimpleNamespace(tell=told.extend)

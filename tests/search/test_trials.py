@@ -14,7 +14,7 @@ from search.plan import Plan, make_plan
 from search.record import Record
 from search.settings import RunSettings
 from search.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner, fidelity_of
-from search.work import FullDiskError, Judgement, Outcome, StorageError
+from search.work import START_SECONDS, FullDiskError, Judgement, Outcome, StorageError
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -360,6 +360,7 @@ def train_some(running: TrialRunner, clock: Clock, *epochs: float) -> None:
     tasks = [task for task in (running.next() for _ in range(MIN_KNOWN)) if task is not None]
     for task in tasks:
         running.started(task)
+        running.heard(task)
     for seconds in epochs:
         clock.now += seconds
         for task in tasks:
@@ -381,6 +382,9 @@ def test_the_limit_of_a_trial_under_way_follows_what_has_finished_meanwhile(
     clock.now += 10_000.0  # waits for a device
     assert running.overdue(hung) is None
     running.started(hung)
+    clock.now += START_SECONDS
+    assert running.overdue(hung) is None
+    running.heard(hung)
     clock.now += 200.0
     train_some(running, clock, 100.0, 100.0)
     # Ten times what was predicted at first, now three times the longest silence of the others.
@@ -395,6 +399,7 @@ def test_a_trial_that_gives_signs_of_life_may_take_three_times_what_was_predicte
     slow = running.next()
     assert slow is not None
     running.started(slow)
+    running.heard(slow)
     for _ in range(4):
         clock.now += 150.0
         running.heard(slow)
@@ -411,6 +416,7 @@ def test_no_trial_is_taken_to_hang_because_the_record_waited_for_its_database(
     task = running.next()
     assert task is not None
     running.started(task)
+    running.heard(task)
     monkeypatch.setattr(Record, "waited_seconds", 10_000.0)
     clock.now += 10_000.0 + 300.0
     assert running.overdue(task) is None
@@ -426,10 +432,25 @@ def test_no_short_trial_is_taken_to_hang_within_two_minutes(
     task = running.next()
     assert task is not None
     running.started(task)
+    clock.now += 800.0  # a slow start
+    running.heard(task)
     clock.now += 120.0
     assert running.overdue(task) is None
     clock.now += 1.0
     assert running.overdue(task) is not None
+
+
+def test_a_worker_that_never_gets_ready_is_taken_to_hang(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    clock.now += START_SECONDS
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) == "not ready within 900 s"
 
 
 def test_devices_that_are_kept_between_trials_are_charged(
