@@ -63,6 +63,7 @@ class _Judge:
     started: float
     greeting: Any
     ready: bool = False
+    placed: bool = False  # whether Ray was seen to have given it a device
     node: str | None = None
     # References and their architectures; the first is being worked on since ``busy_since``.
     queue: deque[tuple[Any, list[Architecture]]] = field(default_factory=deque)
@@ -110,6 +111,11 @@ class JudgeCrew:
 
     def call(self, method: str, *arguments: Any, while_waiting: Callable[[], None]) -> Any:
         """Call a method of some judge; of another one if that dies."""
+
+        def look() -> None:
+            self._see_placed()
+            while_waiting()
+
         while True:
             self._recruit()
             if not self._judges:
@@ -118,7 +124,7 @@ class JudgeCrew:
                 continue
             judge = next((judge for judge in self._judges if judge.ready), self._judges[0])
             try:
-                result = call(judge.actor, method, *arguments, while_waiting=while_waiting)
+                result = call(judge.actor, method, *arguments, while_waiting=look)
             except WorkerLostError as error:
                 self._dismiss(judge, "lost", str(error))
             else:
@@ -267,8 +273,17 @@ class JudgeCrew:
         if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
             return
         self._looked = time.monotonic()
+        self._see_placed()
         for judge in self._gone():
             source.tell(self._dismiss(judge, "lost", NODE_LEFT, is_gone=True))
+
+    def _see_placed(self) -> None:
+        """Take note of judges that have a device: Ray may have promised one of a dead node."""
+        if all(judge.placed for judge in self._judges):
+            return
+        held = self._cluster.devices - self._cluster.free
+        for judge in self._judges:
+            judge.placed = judge.placed or judge.ready or held >= len(self._judges)
 
     def _gone(self) -> list[_Judge]:
         """Find the judges whose nodes left the cluster."""
@@ -304,7 +319,8 @@ class JudgeCrew:
 
     def _end(self, judge: _Judge, outcome: Any, cause: str | None) -> None:
         self._judges.remove(judge)
-        self._record.finish_attempt(judge.attempt, outcome=outcome, cause=cause)
+        was_held = judge.placed or judge.ready or outcome != "lost"
+        self._record.finish_attempt(judge.attempt, outcome=outcome, cause=cause, was_held=was_held)
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from search.pareto import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.proposer import Mirror
 from search.results import (
+    EXTRACTION,
     SUPERNET,
     ZERO_COST,
     Candidate,
+    front,
     retrained,
     searched_fidelities,
     to_json,
@@ -163,14 +165,16 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
-    errors = run.record.get_meta("extraction") or {}
+    checked = run.record.get_meta(EXTRACTION) or {}
+    members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
+    errors = [checked[str(member.id)] for member in members if str(member.id) in checked]
     if errors:
-        worst = max(errors.values())
+        worst = max(errors)
         is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
-        yield (
-            f"Extracted, each of the {len(errors)} networks of the front gives logits {is_same}: "
-            f"largest difference {worst:.1e}."
-        )
+        which = f"each of the {len(errors)} networks of the front gives"
+        if len(errors) < len(members):
+            which = f"{len(errors)} of the {len(members)} networks of the front give"
+        yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         times = run.record.get_meta("times") or {}
         yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."

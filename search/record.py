@@ -213,6 +213,7 @@ class Record:
         outcome: Outcome,
         values: Mapping[str, float] | None = None,
         cause: str | None = None,
+        was_held: bool = True,
     ) -> None:
         """End an attempt now and, in the same transaction, settle its trial.
 
@@ -222,6 +223,7 @@ class Record:
                 waits again.
             values: What a trial's ``done`` attempt measured; nothing else has values.
             cause: Why there is no result; ``failed`` needs it.
+            was_held: Whether it had its devices; if not, it ends when it began and is not charged.
 
         Raises:
             ValueError: If the attempt is not open or not ours, or the outcome lacks what it needs.
@@ -241,9 +243,10 @@ class Record:
                         f"{outcome=}, trial_id={attempt.trial_id}, {values=}."
                     )
                 now = self._clock()
+                ended = max(attempt.last_seen, now) if was_held else attempt.started
                 self._execute(
                     "UPDATE attempts SET ended = ?, outcome = ?, cause = ? WHERE id = ?",
-                    (max(attempt.last_seen, now), outcome, cause, attempt_id),
+                    (ended, outcome, cause, attempt_id),
                 )
                 if attempt.trial_id is not None:
                     result = _result_text(values) if values else None
@@ -252,7 +255,7 @@ class Record:
                         (STATE_AFTER[outcome], result, attempt.trial_id),
                     )
             self._live.remove(attempt_id)
-            if self._ended is not None:
+            if self._ended is not None and was_held:
                 self._ended[attempt.phase] += attempt.charge(now)
 
     def heartbeat(self) -> None:

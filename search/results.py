@@ -26,6 +26,8 @@ from supernet.intervals import NORMAL_975, wilson_interval
 SUPERNET = "supernet"
 # Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
 ZERO_COST = "zero-cost"
+# Where the record has the largest difference of logits of each network that was checked.
+EXTRACTION = "extraction"
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"

@@ -9,6 +9,7 @@ from search.judge_choice import next_predicted, report_of, trains
 from search.judging import Judging, make_proposer
 from search.phases.alone import train_alone
 from search.phases.climb import climb
+from search.phases.extraction import check_extraction
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
@@ -36,6 +37,8 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
             session.view.say(report.verdict)
         if not trains(judge):
             judge_warm(session, crew, plan, phase, by=judge, first=trust)
+        if session.settings.strategy == SUPERNET:
+            check_extraction(session, crew, phase)
         session.record.set_meta("judge_start", crew.start_seconds)
     session.check_stop()
     if trains(judge):

@@ -98,6 +98,29 @@ def test_a_judge_whose_node_dies_before_it_answers_is_charged_no_longer(
         assert told == []
 
 
+def test_a_judge_that_never_had_a_device_is_not_charged(tmp_path: Path) -> None:
+    cluster = StubCluster(devices=2, free=2)
+    source = SimpleNamespace(tell=lambda judgements: None)
+    now = [100.0]
+    with Record.create(tmp_path / "record.db", clock=lambda: now[0]) as record:
+        crew = JudgeCrew(
+            cluster, object, job=None, record=record, phase="search", most=None, pace_seconds=1.0
+        )
+        recruit(crew)
+        cluster.free = 1  # Ray has placed one; the other's device belongs to a node that has died
+        crew._judges[0].ready, crew._judges[0].node = True, "a"
+        crew._dismiss_dead(source)
+        now[0] += 10
+        assert record.spent(["search"]) == 20
+
+        crew._dismiss(crew._judges[1], "lost", "The actor never ran")
+
+        assert record.spent(["search"]) == 10
+        crew._dismiss(crew._judges[0], "lost", "killed")
+        assert record.spent(["search"]) == 10
+        assert record.spent_by_phase() == {"search": 10}
+
+
 def waiting(cluster: StubCluster, monkeypatch: pytest.MonkeyPatch, ticks: list[Any]) -> int:
     """Wait for devices while each second changes the cluster as ``ticks`` say."""
     now = 0.0

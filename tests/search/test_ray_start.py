@@ -1,7 +1,8 @@
-"""The commands of docs/cluster.md, "By hand": nodes of `ray start`, joined by `search run`."""
+"""The commands of docs/cluster.md: nodes of `ray start`, joined by `search run` or by a job."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from tests.search.test_run import BUDGET_SECONDS, ENVIRONMENT, SPACE
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = Path(sys.executable).with_name("ray")
+# The paths of Unix sockets must be short.
+SCRATCH = Path(f"/tmp/r{os.getpid()}")
+StartNodes = Callable[..., str]
 
 
 def free_port() -> int:
@@ -30,22 +34,27 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Start a node of one core and one more, each as a user starts them; end both."""
+def start_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartNodes]:
+    """Give a function that starts a node of one core and one more, each as a user starts them.
+
+    It takes further options of the head and returns the address; the nodes end with the test.
+    """
     found, nodes = f"127.0.0.1:{free_port()}", []
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     (tmp_path / "token").write_text(secrets.token_hex(32))
-    # The paths of Unix sockets must be short.
-    scratch = Path(f"/tmp/r{os.getpid()}")
-    head = ["--head", "--port", found.split(":")[1], "--temp-dir", str(scratch)]
     log = (tmp_path / "ray.log").open("w")
-    try:
+
+    def start(*options: str) -> str:
+        head = ["--head", "--port", found.split(":")[1], "--temp-dir", str(SCRATCH), *options]
         for words in (head, ["--address", found]):
             command = [str(RAY), "start", *words, "--num-cpus", "1", "--block"]
             nodes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
             wait_for_nodes(found, len(nodes), tmp_path / "ray.log")
-        yield found
+        return found
+
+    try:
+        yield start
     finally:
         for node in reversed(nodes):
             os.killpg(node.pid, signal.SIGTERM)
@@ -80,7 +89,10 @@ def run(folder: Path, address: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_a_run_joins_nodes_that_were_started_by_hand(address: str, tmp_path: Path) -> None:
+def test_a_run_joins_nodes_that_were_started_by_hand(
+    start_nodes: StartNodes, tmp_path: Path
+) -> None:
+    address = start_nodes()
     refused = run(tmp_path, address, RAY_AUTH_MODE="disabled")
     assert refused.returncode == 2
     assert "RAY_AUTH_MODE=token" in refused.stderr
@@ -95,3 +107,51 @@ def test_a_run_joins_nodes_that_were_started_by_hand(address: str, tmp_path: Pat
     with Record.open(tmp_path / "run" / "record.db") as record:
         assert record.spent() <= 1.01 * BUDGET_SECONDS + 1.5
         assert record.trials(state="done")
+
+
+def test_a_job_runs_is_stopped_and_goes_on(
+    start_nodes: StartNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        pytest.skip("jobs need Ray's dashboard: pip install 'ray[default]'")
+    port = str(free_port())
+    start_nodes("--include-dashboard", "true", "--dashboard-port", port)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    search = [sys.executable, "-m", "search", "run", "--ray-address", "auto"]
+    search += ["--out", str(tmp_path / "run")]
+    new = ["--space", str(tmp_path / "tiny.yaml"), "--budget", f"{BUDGET_SECONDS}cpu-seconds"]
+
+    job("submit", "--submission-id", "first", "--no-wait", "--", *search, *new)
+    deadline = time.monotonic() + 200
+    while "trust" not in spent(tmp_path / "run"):
+        assert time.monotonic() < deadline, job("logs", "first")
+        time.sleep(0.5)
+    job("stop", "first")
+    with Record.open(tmp_path / "run" / "record.db") as record:
+        assert record.spent() == pytest.approx(sum(spent(tmp_path / "run").values()))
+    said = job("submit", "--submission-id", "second", "--", *search, "--resume")
+
+    assert "succeeded" in said
+    assert "on 2 cores" in job("logs", "first")
+    with Record.open(tmp_path / "run" / "record.db") as record:
+        assert record.spent() <= 1.01 * BUDGET_SECONDS + 1.5
+        assert record.trials(state="done")
+
+
+def job(*words: str) -> str:
+    """Do something with a job, and return what is said."""
+    environment = {**ENVIRONMENT, **{k: v for k, v in os.environ.items() if k.startswith("RAY_")}}
+    done = subprocess.run(
+        [str(RAY), "job", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def spent(folder: Path) -> dict[str, float]:
+    """Return the seconds of each phase that has begun, if the run has."""
+    if not (folder / "record.db").exists():
+        return {}
+    with Record.open(folder / "record.db") as record:
+        return record.spent_by_phase()

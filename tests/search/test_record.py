@@ -500,6 +500,21 @@ def test_calls_made_together_are_one_transaction(place: Place) -> None:
         assert reader.get_meta("one") == 1
 
 
+def test_what_never_had_its_devices_is_not_charged(place: Place, clock: Clock) -> None:
+    with Record.create(place, clock=clock) as record:
+        held, promised = (record.start_attempt("search", devices=devices) for devices in (1, 2))
+        clock.now += 10
+        record.heartbeat()
+        assert record.spent() == 30
+        record.finish_attempt(promised, outcome="lost", cause="never ran", was_held=False)
+        assert record.spent() == 10
+        clock.now += 1
+        record.finish_attempt(held, outcome="done")
+        assert record.spent_by_phase() == {"search": 11}
+    with Record.open(place) as record:
+        assert record.spent_by_phase() == {"search": 11}
+
+
 def test_what_was_undone_is_not_charged(place: Place) -> None:
     now = [100.0]
     with Record.create(place, clock=lambda: now[0]) as record:

@@ -18,6 +18,7 @@ from fsspec.registry import known_implementations
 from search.settings import RunSettings
 from search.storage import CACHE_VARIABLE, SharedFolder, Storage, open_files, storage_url
 from search.work import StorageError
+from tests.object_store import object_store
 
 FORK = multiprocessing.get_context("fork")
 
@@ -33,12 +34,16 @@ def on_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return go
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def storage(
     request: pytest.FixtureRequest, tmp_path: Path, on_node: Callable[[str], None]
 ) -> Iterator[Storage]:
     if request.param == "file":
         yield Storage(storage_url(str(tmp_path / "storage")))
+        return
+    if request.param == "s3":
+        with object_store() as url:
+            yield Storage(url)
         return
     yield Storage("memory://bucket/run")
     memory = fsspec.filesystem("memory")
@@ -119,8 +124,8 @@ def test_what_is_up_to_date_is_not_copied_again(
 ) -> None:
     storage.publish("data", write(tmp_path / "here", FIRST))
     storage.fetch("data")
-    fs, _ = fsspec.core.url_to_fs(storage.url)
-    monkeypatch.setattr(type(fs), "get", refuse)
+    fs, _ = storage._connect()
+    monkeypatch.setattr(fs, "get", refuse)
     assert read(storage.fetch("data")) == FIRST
 
 
@@ -130,8 +135,8 @@ def test_a_writer_needs_no_copy_of_what_it_published(
     folder = storage.fetch("supernet")
     folder.mkdir(parents=True)
     storage.publish("supernet", write(folder, FIRST))
-    fs, _ = fsspec.core.url_to_fs(storage.url)
-    monkeypatch.setattr(type(fs), "get", refuse)
+    fs, _ = storage._connect()
+    monkeypatch.setattr(fs, "get", refuse)
     assert read(storage.fetch("supernet")) == FIRST
 
 
@@ -148,17 +153,17 @@ def test_an_interrupted_upload_leaves_the_version_before_or_the_new_one(
     killed_in: str,
 ) -> None:
     storage.publish("supernet", write(tmp_path / "here", FIRST))
-    fs, _ = fsspec.core.url_to_fs(storage.url)
-    real = getattr(type(fs), killed_in)
+    fs, _ = storage._connect()
+    real = getattr(fs, killed_in)
 
-    def killed(self: Any, *arguments: Any, **options: Any) -> None:
+    def killed(*arguments: Any, **options: Any) -> None:
         if killed_in == "put":  # one of the files is there
-            real(self, arguments[0][:1], arguments[1][:1])
+            real(arguments[0][:1], arguments[1][:1])
         raise KeyboardInterrupt
 
     write(tmp_path / "here", SECOND)
     with monkeypatch.context() as patch:
-        patch.setattr(type(fs), killed_in, killed)
+        patch.setattr(fs, killed_in, killed)
         with pytest.raises(KeyboardInterrupt):
             storage.publish("supernet", tmp_path / "here")
     on_node("b")
@@ -316,12 +321,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_network_error_of_a_storage_names_it(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fs, _ = fsspec.core.url_to_fs(storage.url)
+    fs, _ = storage._connect()
 
     def fail(*_: Any, **__: Any) -> None:
         raise TimeoutError("no answer within 60 s")
 
-    monkeypatch.setattr(type(fs), "put", fail)
+    monkeypatch.setattr(fs, "put", fail)
     with pytest.raises(StorageError, match=f"{storage.url}: TimeoutError: no answer within 60 s"):
         storage.publish("supernet", write(tmp_path / "here", FIRST))
 
