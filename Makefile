@@ -10,8 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 run: $(VENV)/.installed
 	$(BIN)/search run --budget 10cpu-minutes
 
+# Runs of Ray take all cores and keep to a budget of seconds: they have the machine for themselves.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray" -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
 
 check: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
