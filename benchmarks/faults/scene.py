@@ -42,7 +42,7 @@ class Scene:
         cluster: Of `NODES` nodes with `GPUS` fake GPUs each, and a head without.
         rng: Chooses victims.
         stopwatch: Runs all the time.
-        unnoticed_seconds: For how long dead nodes' devices counted as held.
+        unnoticed: From when to when (as `time.time`) Ray had not noticed that a node was dead.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Scene:
     driver: subprocess.Popen[bytes] | None = None
     exit_codes: list[int] = field(default_factory=list)
     crashes: int = 0
-    unnoticed_seconds: float = 0.0
+    unnoticed: list[tuple[float, float]] = field(default_factory=list)
     most_checkpoints: int = 0
 
     def start(self, *words: str) -> None:
@@ -143,10 +143,10 @@ class Scene:
         """Kill -9 a whole node, chosen by the seed, and wait until Ray has noticed."""
         victim = self.rng.choice(self.nodes)
         self.nodes.remove(victim)
-        killed, counted = time.monotonic(), ray.cluster_resources()["GPU"]
+        killed, counted = time.time(), ray.cluster_resources()["GPU"]
         self.cluster.remove_node(victim, allow_graceful=False)
         self.until(lambda: ray.cluster_resources().get("GPU", 0) < counted)
-        self.unnoticed_seconds += GPUS * (time.monotonic() - killed)
+        self.unnoticed.append((killed, time.time()))
 
     def rest(self) -> None:
         """Wait until Ray says that nothing is held."""
@@ -178,6 +178,25 @@ def differences(scene: Scene) -> str:
             span = f"{since - first:7.2f} to {until - first:7.2f}"
             lines.append(f"{span}: {held:.0f} held, charged {off:+.2f} s; so far {late:+.2f}")
     return "\n".join(lines)
+
+
+def forgiven(scene: Scene) -> float:
+    """Sum what was charged otherwise than held while a node was dead and Ray had not noticed it.
+
+    Nobody knows then what is held: a charge for any part of that node's devices and time is right.
+    """
+    charges = scene.query("SELECT started, ended, devices FROM attempts")
+    moments = {moment for started, ended, _ in charges for moment in (started, ended)}
+    moments |= {moment for moment, _ in scene.stopwatch.changes}
+    moments |= {moment for window in scene.unnoticed for moment in window}
+    total = 0.0
+    for since, until in pairwise(sorted(moments)):
+        middle = (since + until) / 2
+        unknown = GPUS * sum(killed < middle < noticed for killed, noticed in scene.unnoticed)
+        charged = sum(devices for started, ended, devices in charges if started < middle < ended)
+        held = next((h for at, h in reversed(scene.stopwatch.changes) if at < middle), 0.0)
+        total += max(min(charged - held, unknown), -unknown) * (until - since)
+    return total
 
 
 def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str, float]:
@@ -212,10 +231,7 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
     assert scene.query("SELECT id FROM attempts WHERE ended IS NULL") == [], "an open attempt"
     spent = spent_of(scene.folder)
     clocked = scene.stopwatch.device_seconds
-    # Between a node's death and Ray's notice of it nobody knows what is held: a charge for any part
-    # of that time is right.
-    off = spent - clocked
-    off = min(off + scene.unnoticed_seconds, 0.0) if off < 0 else off
+    off = spent - clocked - forgiven(scene)
     # A crash leaves at most one heartbeat's second a device uncharged.
     allowed = max(0.01 * clocked, 1.0) + scene.crashes * NODES * GPUS * 1.0
     numbers = {
@@ -224,7 +240,7 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
         "stopwatch": clocked,
         "off": off,
         "allowed": allowed,
-        "unnoticed": scene.unnoticed_seconds,
+        "unnoticed": sum(noticed - killed for killed, noticed in scene.unnoticed),
         "checkpoints": scene.most_checkpoints,
     }
     folders = list((scene.folder / "trials").glob("*"))
