@@ -25,6 +25,8 @@ RAY = Path(sys.executable).with_name("ray")
 # The paths of Unix sockets must be short.
 SCRATCH = Path(f"/tmp/r{os.getpid()}")
 StartNodes = Callable[..., str]
+# Of runs that are stopped and start anew; to stop two trials takes seconds on a busy machine.
+JOB_SECONDS, STOP_SECONDS = 150.0, 10.0
 
 
 def free_port() -> int:
@@ -120,7 +122,7 @@ def test_a_job_runs_is_stopped_and_goes_on(
     (tmp_path / "tiny.yaml").write_text(SPACE)
     search = [sys.executable, "-m", "search", "run", "--ray-address", "auto"]
     search += ["--out", str(tmp_path / "run")]
-    new = ["--space", str(tmp_path / "tiny.yaml"), "--budget", f"{BUDGET_SECONDS}cpu-seconds"]
+    new = ["--space", str(tmp_path / "tiny.yaml"), "--budget", f"{JOB_SECONDS}cpu-seconds"]
 
     job("submit", "--submission-id", "first", "--no-wait", "--", *search, *new)
     deadline = time.monotonic() + 200
@@ -135,7 +137,7 @@ def test_a_job_runs_is_stopped_and_goes_on(
     assert "succeeded" in said
     assert "on 2 cores" in job("logs", "first")
     with Record.open(tmp_path / "run" / "record.db") as record:
-        assert record.spent() <= 1.01 * BUDGET_SECONDS + 1.5
+        assert record.spent() <= 1.01 * JOB_SECONDS + STOP_SECONDS
         assert record.trials(state="done")
 
 
