@@ -156,7 +156,7 @@ class TrialRunner:
             # Imports and images may take longer than a whole training.
             is_late = running.placed is not None and now - running.placed > START_SECONDS
             return f"not ready within {START_SECONDS:.0f} s" if is_late else None
-        expected = self._costs.predict(running.macs, task.epochs)
+        expected = self._costs.predict_training(running.macs, task.epochs)
         limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
         if now - running.begun > limit:
             return f"no end within its limit of {limit:.0f} s"
@@ -196,7 +196,9 @@ class TrialRunner:
         trial = self._record.trial(task.trial_id)
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
-            if running.begun is not None:
+            if running.begun is not None and running.heard > running.begun:
+                lasted = running.heard - running.begun
+                self._costs.add_training(running.macs, task.epochs, lasted)
                 self._costs.add_silence(running.macs, task.epochs, running.longest_silence)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
@@ -296,6 +298,8 @@ class TrialCosts:
     def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
         self._plan, self._model = plan, StepModel(plan.step_seconds)
         self._ratios: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        # Without what workers took to start, which the first trials of a phase wait for.
+        self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._corrections: dict[int, float] = {}
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
@@ -308,6 +312,10 @@ class TrialCosts:
         self._ratios[epochs].append(seconds / self._planned(macs, epochs))
         self._corrections.clear()
 
+    def add_training(self, macs: int, epochs: int, seconds: float) -> None:
+        """Learn from a trial whose training itself took ``seconds``."""
+        self._trainings[epochs].append(seconds / self._planned(macs, epochs))
+
     def add_silence(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that was silent for ``seconds`` at most."""
         self._silences[epochs].append(seconds / self._planned(macs, epochs))
@@ -319,6 +327,17 @@ class TrialCosts:
             ratios = [ratio for latest in known for ratio in latest]
             self._corrections[epochs] = statistics.median(ratios) if ratios else 1.0
         return self._planned(macs, epochs) * self._corrections[epochs]
+
+    def predict_training(self, macs: int, epochs: int) -> float:
+        """Return the seconds of a training once its worker is ready, for a time limit.
+
+        Without any that was seen from its beginning it is what the device is charged for.
+        """
+        known = [self._trainings[epochs]] if self._trainings[epochs] else self._trainings.values()
+        ratios = [ratio for latest in known for ratio in latest]
+        if not ratios:
+            return self.predict(macs, epochs)
+        return self._planned(macs, epochs) * statistics.median(ratios)
 
     def longest_silence(self, macs: int, epochs: int) -> float:
         """Return the longest seconds between two epochs to expect, as seen so far."""

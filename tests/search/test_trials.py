@@ -440,6 +440,28 @@ def test_no_short_trial_is_taken_to_hang_within_two_minutes(
     assert running.overdue(task) is not None
 
 
+def test_what_workers_take_to_start_makes_no_limit_longer(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    first, hung = running.next(), running.next()
+    assert first is not None
+    assert hung is not None
+    for task in (first, hung):
+        running.started(task)
+    clock.now += 800.0
+    for task in (first, hung):
+        running.heard(task)
+    clock.now += 100.0
+    running.heard(first)
+    clock.now += 100.0
+    running.settle(first, outcome="done", values=VALUES, cause=None)
+    clock.now += 1800.0
+    assert running.overdue(hung) is None
+    clock.now += 1.0
+    assert running.overdue(hung) == "no end within its limit of 2000 s"
+
+
 def test_a_worker_that_never_gets_ready_is_taken_to_hang(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
