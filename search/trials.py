@@ -301,7 +301,7 @@ class TrialCosts:
         # Without what workers took to start, which the first trials of a phase wait for.
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
-        self._corrections: dict[int, float] = {}
+        self._medians: dict[tuple[int, int], float | None] = {}
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
@@ -310,11 +310,12 @@ class TrialCosts:
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
         self._ratios[epochs].append(seconds / self._planned(macs, epochs))
-        self._corrections.clear()
+        self._medians.clear()
 
     def add_training(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial whose training itself took ``seconds``."""
         self._trainings[epochs].append(seconds / self._planned(macs, epochs))
+        self._medians.clear()
 
     def add_silence(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that was silent for ``seconds`` at most."""
@@ -322,22 +323,15 @@ class TrialCosts:
 
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
-        if epochs not in self._corrections:
-            known = [self._ratios[epochs]] if self._ratios[epochs] else self._ratios.values()
-            ratios = [ratio for latest in known for ratio in latest]
-            self._corrections[epochs] = statistics.median(ratios) if ratios else 1.0
-        return self._planned(macs, epochs) * self._corrections[epochs]
+        return self._planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
 
     def predict_training(self, macs: int, epochs: int) -> float:
         """Return the seconds of a training once its worker is ready, for a time limit.
 
         Without any that was seen from its beginning it is what the device is charged for.
         """
-        known = [self._trainings[epochs]] if self._trainings[epochs] else self._trainings.values()
-        ratios = [ratio for latest in known for ratio in latest]
-        if not ratios:
-            return self.predict(macs, epochs)
-        return self._planned(macs, epochs) * statistics.median(ratios)
+        ratio = self._median(self._trainings, epochs)
+        return self.predict(macs, epochs) if ratio is None else self._planned(macs, epochs) * ratio
 
     def longest_silence(self, macs: int, epochs: int) -> float:
         """Return the longest seconds between two epochs to expect, as seen so far."""
@@ -350,6 +344,15 @@ class TrialCosts:
         """Return how many times longer than predicted a trial of a rung may take."""
         known = len(self._ratios[epochs]) >= MIN_KNOWN
         return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
+
+    def _median(self, ratios: dict[int, deque[float]], epochs: int) -> float | None:
+        """Return the median ratio of a rung, or of all where it has none; None without any."""
+        key = (id(ratios), epochs)
+        if key not in self._medians:
+            known = [ratios[epochs]] if ratios[epochs] else ratios.values()
+            found = [ratio for latest in known for ratio in latest]
+            self._medians[key] = statistics.median(found) if found else None
+        return self._medians[key]
 
     def _planned(self, macs: int, epochs: int) -> float:
         return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs

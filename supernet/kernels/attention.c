@@ -377,10 +377,12 @@ static void keep_planes(const attention *a, REAL *to, const REAL *planes)
     for (ptrdiff_t lane = 0; lane < LANES; lane++)
         inside[lane] = last + lane < a->width;
     for (ptrdiff_t o = 0; o < a->taps; o++, to += a->bordered, planes += a->wide) {
-        for (ptrdiff_t w = 0; w < last; w += LANES)
-            *(unaligned_vec *)(to + a->border + w) = *(const vec *)(planes + w);
-        vec value = *(const vec *)(planes + last);
-        *(unaligned_vec *)(to + a->border + last) = where(inside == zero, zero, value);
+        for (ptrdiff_t w = 0; w < a->wide; w += LANES) {
+            vec value = *(const vec *)(planes + w);
+            if (w == last)
+                value = where(inside == zero, zero, value);
+            *(unaligned_vec *)(to + a->border + w) = value;
+        }
     }
 }
 
