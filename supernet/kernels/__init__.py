@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from supernet.kernels.area import Area
-from supernet.kernels.attention import neighborhood_attention
-from supernet.kernels.neighborhood import aggregate, depthwise_conv, neighborhood_logits, skew
+from supernet.kernels.aggregation.neighborhood import (
+    aggregate,
+    depthwise_conv,
+    neighborhood_logits,
+    skew,
+)
+from supernet.kernels.attention.area import Area
+from supernet.kernels.attention.attention import neighborhood_attention
 
 __all__ = [
     "Area",

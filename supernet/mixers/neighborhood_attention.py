@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, split_terms
 from supernet.kernels import Area, aggregate, neighborhood_attention, neighborhood_logits, skew
-from supernet.kernels.normalisation import normalise
+from supernet.kernels.attention.normalisation import normalise
 from supernet.mixers.attention import AttentionWeights
 from supernet.mixers.convolutional_attention import convolve_logits, respond
 from supernet.mixers.sharing import Place

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.kernels import aggregate, depthwise_conv, library, neighborhood_logits, skew
-from supernet.kernels.naive import (
+from supernet.kernels.aggregation.naive import (
     aggregate_naive,
     depthwise_conv_naive,
     neighborhood_logits_naive,

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.kernels import Area, library, neighborhood_attention
-from supernet.kernels.area import NORMS
-from supernet.kernels.naive import neighborhood_attention_naive
+from supernet.kernels.attention.area import NORMS
+from supernet.kernels.attention.naive import neighborhood_attention_naive
 from supernet.kernels.select import VARIABLE
 
 FAST = ("c", "torch")

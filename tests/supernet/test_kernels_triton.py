@@ -24,12 +24,12 @@ from supernet.kernels import (
     neighborhood_attention,
     neighborhood_logits,
 )
-from supernet.kernels.naive import (
+from supernet.kernels.aggregation.naive import (
     aggregate_naive,
     depthwise_conv_naive,
-    neighborhood_attention_naive,
     neighborhood_logits_naive,
 )
+from supernet.kernels.attention.naive import neighborhood_attention_naive
 from supernet.kernels.select import VARIABLE, formulation
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from searchspace.mixers import WindowAttention
-from supernet.kernels.normalisation import normalise
+from supernet.kernels.attention.normalisation import normalise
 from supernet.kernels.select import VARIABLE, prefers_sdpa
 from supernet.mixers import window_attention
 from supernet.mixers.sharing import Place

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels import library, loops
+from supernet.kernels.aggregation import in_c, in_torch
 from supernet.kernels.select import formulation
 
 Grads = tuple[Tensor | None, ...]
@@ -76,8 +76,8 @@ def depthwise_grad_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of values, multiplier and bias of `aggregate` without filters."""
     primitives = primitives_for(values)
-    if primitives is library:
-        return library.depthwise_grad(grad, values, kernel_size, dilation, multiplier)
+    if primitives is in_c:
+        return in_c.depthwise_grad(grad, values, kernel_size, dilation, multiplier)
     area = (kernel_size, dilation)
     return (
         primitives.aggregate(None, grad, *area, multiplier, None, True),
@@ -97,10 +97,10 @@ def primitives_for(tensor: Tensor) -> ModuleType:
     chosen = formulation(tensor)
     if chosen == "triton":
         # Not every torch brings Triton.
-        from supernet.kernels import triton_primitives
+        from supernet.kernels.aggregation import in_triton
 
-        return triton_primitives
-    return library if chosen == "c" else loops
+        return in_triton
+    return in_c if chosen == "c" else in_torch
 
 
 @aggregate_op.register_fake

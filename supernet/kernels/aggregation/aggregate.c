@@ -1,6 +1,6 @@
 /* Sums over neighbours: aggregation, its transpose, depth-wise convolution and weight gradients. */
 
-#include "neighborhood.h"
+#include "../neighborhood.h"
 
 /* A step from one tap to the next, in REALs, and the pixel where the first tap is read. */
 typedef struct walk {

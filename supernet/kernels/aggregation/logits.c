@@ -1,7 +1,7 @@
 /* Products of pixels with their neighbours, computed on channel planes, and the skew of taps. */
 
-#include "neighborhood.h"
-#include "transpose.h"
+#include "../neighborhood.h"
+#include "../transpose.h"
 
 /* result[kw, w] = sum over the channels of each group of multiplier * x[w] * y[w + kw * dilation];
  * planar rows x (C, wide) and y (C, wide + 2 * border in whole vectors), multiplier (K, C) of a tap

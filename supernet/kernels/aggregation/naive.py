@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supernet.kernels.area import Area, Operands
-from supernet.kernels.normalisation import normalise
-
 
 def aggregate_naive(
     filters: Tensor,
@@ -44,7 +41,7 @@ def aggregate_naive(
     per_channel = filters.repeat_interleave(depth, 3)
     if multiplier is not None:
         per_channel = per_channel * _every_pixel(multiplier)
-    return (per_channel * _neighbors(values, kernel_size, dilation)).sum(-1)
+    return (per_channel * neighbors(values, kernel_size, dilation)).sum(-1)
 
 
 def neighborhood_logits_naive(
@@ -55,7 +52,7 @@ def neighborhood_logits_naive(
     Returns:
         Shape (B, H, W, num_heads, K*K).
     """
-    products = queries.unsqueeze(-1) * _neighbors(keys, kernel_size, dilation)
+    products = queries.unsqueeze(-1) * neighbors(keys, kernel_size, dilation)
     depth = queries.shape[-1] // num_heads
     return products.reshape(*queries.shape[:3], num_heads, depth, kernel_size**2).sum(4)
 
@@ -82,37 +79,8 @@ def depthwise_conv_naive(
     The weight has shape (C, K, K), or (B, C, K, K) for filters of each image.
     """
     factors = _every_pixel(weight.flatten(-2).transpose(-2, -1))
-    y = (factors * _neighbors(values, weight.shape[-1], dilation)).sum(-1)
+    y = (factors * neighbors(values, weight.shape[-1], dilation)).sum(-1)
     return y if bias is None else y + bias
-
-
-def neighborhood_attention_naive(operands: Operands, area: Area) -> Tensor:
-    """Attend to neighbours, with all of them gathered: (B, H, W, C, K*K) several times.
-
-    Zhou et al. 2023, Eq. 4 with the sliding area; `supernet.kernels.attention` has the formula.
-    """
-    q, k, v, qr, rk, bias = operands
-    heads = (area.num_heads, -1)
-    batch, height, width, _ = v.shape
-
-    def gather(x: Tensor) -> Tensor:
-        return _neighbors(x, area.kernel_size, area.dilation).unflatten(3, heads)
-
-    def per_channel(table: Tensor) -> Tensor:
-        return table.t().unflatten(0, heads)  # (N, D, K*K)
-
-    dots = v.new_zeros(batch, height, width, area.num_heads, area.kernel_size**2)
-    if area.has_product and q is not None and k is not None:
-        dots = dots + (q.unflatten(3, heads).unsqueeze(-1) * gather(k)).sum(4)
-    if q is not None and qr is not None:
-        dots = dots + (q.unflatten(3, heads).unsqueeze(-1) * per_channel(qr)).sum(4)
-    if k is not None and rk is not None:
-        dots = dots + (gather(k) * per_channel(rk)).sum(4)
-    logits = area.scale * dots
-    if bias is not None:
-        logits = logits + bias.t()
-    weights = normalise(logits, area.norm)
-    return (weights.unsqueeze(4) * gather(v)).sum(-1).flatten(3)
 
 
 def _every_pixel(multiplier: Tensor) -> Tensor:
@@ -120,7 +88,7 @@ def _every_pixel(multiplier: Tensor) -> Tensor:
     return multiplier.reshape(-1, *multiplier.shape[-2:]).transpose(1, 2)[:, None, None]
 
 
-def _neighbors(values: Tensor, kernel_size: int, dilation: int) -> Tensor:
+def neighbors(values: Tensor, kernel_size: int, dilation: int) -> Tensor:
     """Gather the neighbours of every pixel: (B, H, W, C) -> (B, H, W, C, K*K)."""
     batch, height, width, channels = values.shape
     before, after = _borders(kernel_size, dilation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from supernet.kernels.area import NORMS, Area
-from supernet.kernels.attention_operator import attention_op
-from supernet.kernels.naive import neighborhood_attention_naive
+from supernet.kernels.attention.area import NORMS, Area
+from supernet.kernels.attention.naive import neighborhood_attention_naive
+from supernet.kernels.attention.operator import attention_op
 from supernet.kernels.select import formulation
 
 

@@ -7,7 +7,7 @@
  * in registers along a row.
  */
 
-#include "neighborhood.h"
+#include "../neighborhood.h"
 
 typedef struct {
     problem shape;

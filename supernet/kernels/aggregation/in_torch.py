@@ -1,11 +1,11 @@
 """The primitives in plain torch, tap by tap: any device, any dtype, nothing of size N*K*K*C.
 
-They serve where `supernet.kernels.library` cannot: without a compiler, on a GPU, in half precision
-(sums are kept in float32). Three of them compute one derivative of the form
+They serve where C and Triton cannot: without a compiler, on other devices, in half precision on a
+CPU (sums are kept in float32). Three of them compute one derivative of the form
 
     sum over i, o, c of  multiplier[o, c] * filters[i, g(c), o] * x[i, c] * values[i + o, c]
 
-and `skew` moves the taps; conventions as in `supernet.kernels.naive`.
+and `skew` moves the taps; conventions as in `supernet.kernels.aggregation.naive`.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supernet.kernels.naive import (
+from supernet.kernels.aggregation.naive import (
     aggregate_naive,
     depthwise_conv_naive,
     neighborhood_logits_naive,
     skew_naive,
 )
-from supernet.kernels.operators import aggregate_op, logits_op, skew_op
+from supernet.kernels.aggregation.operators import aggregate_op, logits_op, skew_op
 from supernet.kernels.select import depthwise_formulation, formulation
 
 

@@ -1,6 +1,6 @@
 """Neighbourhood attention from the primitives: any device and dtype; stores (B, H, W, heads, K*K).
 
-``primitives`` is a module with `aggregate`, `logits` and `skew` as in `supernet.kernels.loops`.
+``primitives`` is a module like `supernet.kernels.aggregation.in_torch`.
 Low precision is kept in the operands only: logits and weights are float32.
 """
 
@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from supernet.kernels.area import Area, Grads, Operands
-from supernet.kernels.normalisation import normalise, normalise_grad
+from supernet.kernels.attention.area import Area, Grads, Operands
+from supernet.kernels.attention.normalisation import normalise, normalise_grad
 
 
 def attention(primitives: ModuleType, operands: Operands, area: Area) -> Tensor:

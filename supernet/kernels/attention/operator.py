@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels import composed, library
-from supernet.kernels.area import Area, Grads
-from supernet.kernels.operators import primitives_for
+from supernet.kernels.aggregation.operators import primitives_for
+from supernet.kernels.attention import in_c, in_torch
+from supernet.kernels.attention.area import Area, Grads
 from supernet.kernels.select import formulation
 
 
@@ -38,8 +38,8 @@ def attention_op(
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
     if formulation(values) == "c":
-        return library.attention(operands, area)
-    return composed.attention(primitives_for(values), operands, area)
+        return in_c.attention(operands, area)
+    return in_torch.attention(primitives_for(values), operands, area)
 
 
 @torch.library.custom_op("mixer_search::attention_grad", mutates_args=())
@@ -62,9 +62,9 @@ def attention_grad_op(
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
     if formulation(values) == "c":
-        grads = library.attention_grad(grad, operands, area)
+        grads = in_c.attention_grad(grad, operands, area)
     else:
-        grads = composed.attention_grad(primitives_for(values), grad, operands, area)
+        grads = in_torch.attention_grad(primitives_for(values), grad, operands, area)
     return [found.contiguous() for found in grads if found is not None]
 
 

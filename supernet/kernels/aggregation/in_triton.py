@@ -1,8 +1,8 @@
 """The primitives in Triton for GPUs: float32, float16 and bfloat16 with float32 sums.
 
-Signatures and conventions are those of `supernet.kernels.loops`. Programs own their outputs, so
-results repeat; nothing but inputs and results is in memory. A program holds a tile of pixels by
-channels, reads its neighbours tap by tap and leaves their reuse to the cache.
+Signatures and conventions are those of `supernet.kernels.aggregation.in_torch`. Programs own their
+outputs, so results repeat; nothing but inputs and results is in memory. A program holds a tile of
+pixels by channels, reads its neighbours tap by tap and leaves their reuse to the cache.
 
 Written and checked in Triton's interpreter (``TRITON_INTERPRET=1``), not yet tuned on a GPU.
 """
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from supernet.kernels.loops import skew
+from supernet.kernels.aggregation.in_torch import skew
 
 __all__ = ["aggregate", "logits", "multiplier_grad", "skew"]
 

@@ -12,7 +12,7 @@
 #include <math.h>
 
 #include "product.h"
-#include "transpose.h"
+#include "../transpose.h"
 
 enum norm { SOFTMAX, FILTER_NORM, IDENTITY };
 

@@ -3,7 +3,7 @@
 #ifndef MIXER_SEARCH_PRODUCT_H
 #define MIXER_SEARCH_PRODUCT_H
 
-#include "neighborhood.h"
+#include "../neighborhood.h"
 
 /* A product of matrices whose `factors` lie anywhere: rows and columns apart by two steps. */
 typedef struct {

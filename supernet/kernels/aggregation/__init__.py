@@ -1,0 +1,1 @@
+"""Neighbours summed with filters: aggregation, logits, convolution, and their gradients."""

@@ -1,0 +1,1 @@
+"""Neighbourhood attention with any subset of the four terms."""
