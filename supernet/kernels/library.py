@@ -123,11 +123,6 @@ def call(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[float, ...]
         raise MemoryError(f"{name} could not allocate its buffers.")
 
 
-def dense(tensor: Tensor | None) -> Tensor | None:
-    """Return the tensor contiguous in memory, or None."""
-    return None if tensor is None else tensor.contiguous()
-
-
 def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 

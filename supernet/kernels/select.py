@@ -81,11 +81,12 @@ def describe_selection() -> str:
 def depthwise_formulation(values: Tensor) -> str:
     """Choose ``c``, ``torch`` (`F.conv2d` on a channels_last view) or ``naive`` for a convolution.
 
-    On a GPU cuDNN serves; on a CPU C's backward pass is the fastest at all measured sizes
-    (docs/kernels.md).
+    On a GPU cuDNN serves unless Triton is forced; on a CPU C's backward pass is the fastest at all
+    measured sizes (docs/kernels.md).
     """
     chosen = formulation(values)
-    return "torch" if chosen == "triton" else chosen
+    is_forced = os.environ.get(VARIABLE) == chosen
+    return "torch" if chosen == "triton" and not is_forced else chosen
 
 
 def _runs_triton(tensor: Tensor, *, is_wanted: bool) -> bool:

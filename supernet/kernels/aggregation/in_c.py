@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from supernet.kernels.library import call, dense
+from supernet.kernels.layout import dense
+from supernet.kernels.library import call
 
 
 def aggregate(

@@ -1,15 +1,14 @@
 """The primitives in Triton for GPUs: float32, float16 and bfloat16 with float32 sums.
 
 Signatures and conventions are those of `supernet.kernels.aggregation.in_torch`. Programs own their
-outputs, so results repeat; nothing but inputs and results is in memory. A program holds a tile of
-pixels by channels, reads its neighbours tap by tap and leaves their reuse to the cache.
+outputs, so results repeat to the bit; beside operands and results there are only the partial sums
+of `multiplier_grad`. A program holds a tile of pixels by channels, reads its neighbours tap by tap
+and leaves their reuse to the cache.
 
-Written and checked in Triton's interpreter (``TRITON_INTERPRET=1``), not yet tuned on a GPU.
+Checked in Triton's interpreter and compiled for GPUs; not yet tuned on one.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -17,11 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from supernet.kernels.aggregation.in_torch import skew
+from supernet.kernels.layout import dense
+from supernet.kernels.tiles import (
+    check_offsets,
+    load_pixels,
+    neighbour,
+    split_pixels,
+    tile_pixels,
+    tile_shape,
+)
 
 __all__ = ["aggregate", "logits", "multiplier_grad", "skew"]
 
-
-PIXELS, CHANNELS = 32, 64
+CHANNELS = 64
+# A program whose channels all have one filter reads it once for each pixel.
+MIN_SHARED_FILTER = 16
 
 
 def aggregate(
@@ -35,31 +44,39 @@ def aggregate(
 ) -> Tensor:
     """Compute ``y[i] = sum_o f[i, o] v[i + o]``, or transposed ``sum_o f[i - o, o] v[i - o]``."""
     values = values.contiguous()
+    check_offsets(values)
     result = torch.empty_like(values)
     batch, height, width, channels = values.shape
-    pixels = batch * height * width
-    if pixels == 0:
+    if values.numel() == 0:
         return result
-    _aggregate[triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS)](
+    groups = 1 if filters is None else filters.shape[3]
+    shares_filter = filters is not None and channels // groups >= MIN_SHARED_FILTER
+    span = channels // groups if shares_filter else channels
+    block = min(triton.next_power_of_2(span), CHANNELS)
+    rows, columns = tile_shape(block)
+    tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    _aggregate[tiles, channels // span * triton.cdiv(span, block), batch](
         result,
-        _dense(filters, values),
+        values if filters is None else filters.contiguous(),
         values,
-        _dense(multiplier, values),
-        _dense(bias, values),
-        pixels,
+        values if multiplier is None else multiplier.contiguous(),
+        values if bias is None else bias.contiguous(),
         height,
         width,
         channels,
-        1 if filters is None else filters.shape[3],
+        groups,
+        span,
         dilation,
         kernel_size=kernel_size,
         has_filters=filters is not None,
+        shares_filter=shares_filter,
         has_multiplier=multiplier is not None,
         per_image=multiplier is not None and multiplier.dim() == 3,
         has_bias=bias is not None,
         sign=-1 if transposed else 1,
-        block_pixels=PIXELS,
-        block_channels=CHANNELS,
+        rows=rows,
+        columns=columns,
+        block_channels=block,
     )
     return result
 
@@ -74,17 +91,20 @@ def logits(
 ) -> Tensor:
     """Compute ``s[i, g, o] = sum over c in g of multiplier[o, c] x[i, c] values[i + o, c]``."""
     x, values = x.contiguous(), values.contiguous()
+    check_offsets(values)
     batch, height, width, channels = x.shape
     result = x.new_empty(batch, height, width, groups, kernel_size**2)
-    pixels, depth = batch * height * width, channels // groups
-    if pixels == 0:
+    check_offsets(result)
+    if result.numel() == 0:
         return result
-    _logits[triton.cdiv(pixels, PIXELS), groups](
+    block = triton.next_power_of_2(channels // groups)
+    rows, columns = tile_shape(block)
+    tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    _logits[tiles, groups, batch](
         result,
         x,
         values,
-        _dense(multiplier, x),
-        pixels,
+        values if multiplier is None else multiplier.contiguous(),
         height,
         width,
         channels,
@@ -93,8 +113,9 @@ def logits(
         kernel_size=kernel_size,
         has_multiplier=multiplier is not None,
         per_image=multiplier is not None and multiplier.dim() == 3,
-        block_pixels=PIXELS,
-        block_channels=triton.next_power_of_2(depth),
+        rows=rows,
+        columns=columns,
+        block_channels=block,
     )
     return result
 
@@ -113,16 +134,22 @@ def multiplier_grad(
     """
     x, values = x.contiguous(), values.contiguous()
     batch, height, width, channels = x.shape
+    shape = (*x.shape[: int(per_image)], kernel_size**2, channels)
+    if x.numel() == 0:
+        return x.new_zeros(shape)
     images = batch if per_image else 1
-    result = x.new_empty(images, kernel_size**2, channels)
-    if images == 0:
-        return result
-    _multiplier_grad[kernel_size**2, triton.cdiv(channels, CHANNELS), images](
-        result,
-        _dense(filters, x),
+    pixels = batch // images * height * width
+    block = min(triton.next_power_of_2(channels), CHANNELS)
+    rows, columns = tile_shape(block)
+    parts, length = split_pixels(pixels, rows * columns)
+    sums = x.new_empty((images, parts, kernel_size**2, channels), dtype=torch.float32)
+    _multiplier_grad[triton.cdiv(channels, block), parts, images](
+        sums,
+        values if filters is None else dense(filters),
         x,
         values,
-        batch // images * height * width,
+        pixels,
+        length,
         height,
         width,
         channels,
@@ -130,154 +157,160 @@ def multiplier_grad(
         dilation,
         kernel_size=kernel_size,
         has_filters=filters is not None,
-        block_pixels=PIXELS,
-        block_channels=CHANNELS,
+        block_pixels=rows * columns,
+        block_channels=block,
     )
-    return result if per_image else result[0]
-
-
-def _dense(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """Return something with a pointer: the kernel does not read it where the operand is None."""
-    return instead if tensor is None else tensor.contiguous()
-
-
-@triton.jit
-def _neighbour(pixel: Any, height: Any, width: Any, down: Any, right: Any) -> Any:
-    """The flat index of the pixel at an offset, and whether it is in the same image."""
-    row, column = pixel // width % height + down, pixel % width + right
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return pixel + down * width + right, inside
+    return sums.sum(1).to(x.dtype).view(shape)
 
 
 @triton.jit
 def _aggregate(
-    result: Any,
-    filters: Any,
-    values: Any,
-    multiplier: Any,
-    bias: Any,
-    pixels: Any,
-    height: Any,
-    width: Any,
-    channels: Any,
-    groups: Any,
-    dilation: Any,
+    result: tl.tensor,
+    filters: tl.tensor,
+    values: tl.tensor,
+    multiplier: tl.tensor,
+    bias: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    channels: tl.tensor,
+    groups: tl.tensor,
+    span: tl.tensor,
+    dilation: tl.tensor,
     kernel_size: tl.constexpr,
     has_filters: tl.constexpr,
+    shares_filter: tl.constexpr,
     has_multiplier: tl.constexpr,
     per_image: tl.constexpr,
     has_bias: tl.constexpr,
     sign: tl.constexpr,
-    block_pixels: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    pixel = tl.program_id(0).to(tl.int64) * block_pixels + tl.arange(0, block_pixels)
-    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
-    there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    group = channel // (channels // groups)
+    """Sum the neighbours of a tile of pixels, in a block of the channels of one span."""
+    image = tl.program_id(2).to(tl.int64)
+    before = image * height * width
+    row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
+    blocks = tl.cdiv(span, block_channels)
+    lane = tl.program_id(1) % blocks * block_channels + tl.arange(0, block_channels)
+    channel, is_lane = tl.program_id(1) // blocks * span + lane, lane < span
     taps: tl.constexpr = kernel_size * kernel_size
-    total = tl.zeros((block_pixels, block_channels), tl.float32)
+    pixel = row * width + column
+    values += before * channels
+    filters += before * groups * taps
+    if per_image:
+        multiplier += image * taps * channels
+    total = tl.zeros((rows * columns, block_channels), tl.float32)
     for tap in range(taps):
-        down = sign * (tap // kernel_size - kernel_size // 2) * dilation
-        right = sign * (tap % kernel_size - kernel_size // 2) * dilation
-        other, inside = _neighbour(pixel, height, width, down, right)
-        mask = there & inside[:, None]
-        index = other[:, None] * channels + channel[None, :]
-        term = tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
+        other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, sign)
+        mask = (is_pixel & inside)[:, None] & is_lane[None, :]
+        term = load_pixels(values, other, channels, channel, mask)
         if has_filters:
             owner = pixel if sign > 0 else other
-            index = (owner[:, None] * groups + group[None, :]) * taps + tap
-            term *= tl.load(filters + index, mask=mask, other=0.0).to(tl.float32)
+            if shares_filter:
+                index = (owner * groups + tl.program_id(1) // blocks) * taps + tap
+                filter_ = tl.load(filters + index, mask=is_pixel & inside, other=0.0)
+                term *= filter_.to(tl.float32)[:, None]
+            else:
+                group = channel // (channels // groups)
+                index = (owner[:, None] * groups + group[None, :]) * taps + tap
+                term *= tl.load(filters + index, mask=mask, other=0.0).to(tl.float32)
         if has_multiplier:
-            index = tap * channels + channel[None, :]
-            if per_image:
-                index += pixel[:, None] // (height * width) * taps * channels
-            term *= tl.load(multiplier + index, mask=mask, other=0.0).to(tl.float32)
+            factor = tl.load(multiplier + tap * channels + channel, mask=is_lane, other=0.0)
+            term *= factor.to(tl.float32)[None, :]
         total += term
     if has_bias:
-        total += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
-    index = pixel[:, None] * channels + channel[None, :]
-    tl.store(result + index, total.to(result.dtype.element_ty), mask=there)
+        total += tl.load(bias + channel, mask=is_lane, other=0.0).to(tl.float32)[None, :]
+    place = result + before * channels + pixel[:, None] * channels + channel[None, :]
+    mask = is_pixel[:, None] & is_lane[None, :]
+    tl.store(place, total.to(result.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _logits(
-    result: Any,
-    x: Any,
-    values: Any,
-    multiplier: Any,
-    pixels: Any,
-    height: Any,
-    width: Any,
-    channels: Any,
-    groups: Any,
-    dilation: Any,
+    result: tl.tensor,
+    x: tl.tensor,
+    values: tl.tensor,
+    multiplier: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    channels: tl.tensor,
+    groups: tl.tensor,
+    dilation: tl.tensor,
     kernel_size: tl.constexpr,
     has_multiplier: tl.constexpr,
     per_image: tl.constexpr,
-    block_pixels: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    pixel = tl.program_id(0).to(tl.int64) * block_pixels + tl.arange(0, block_pixels)
+    """Multiply a tile of pixels with their neighbours, in one group."""
+    image = tl.program_id(2).to(tl.int64)
+    before = image * height * width
+    row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
     group, depth = tl.program_id(1), channels // groups
     lane = tl.arange(0, block_channels)
-    channel = group * depth + lane
-    there = (pixel < pixels)[:, None] & (lane < depth)[None, :]
+    channel, is_lane = group * depth + lane, lane < depth
     taps: tl.constexpr = kernel_size * kernel_size
-    index = pixel[:, None] * channels + channel[None, :]
-    mine = tl.load(x + index, mask=there, other=0.0).to(tl.float32)
+    pixel = row * width + column
+    values += before * channels
+    result += before * groups * taps
+    if per_image:
+        multiplier += image * taps * channels
+    mask = is_pixel[:, None] & is_lane[None, :]
+    mine = load_pixels(x + before * channels, pixel, channels, channel, mask)
     for tap in range(taps):
-        down = (tap // kernel_size - kernel_size // 2) * dilation
-        right = (tap % kernel_size - kernel_size // 2) * dilation
-        other, inside = _neighbour(pixel, height, width, down, right)
-        mask = there & inside[:, None]
-        index = other[:, None] * channels + channel[None, :]
-        term = mine * tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
+        other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+        mask = (is_pixel & inside)[:, None] & is_lane[None, :]
+        term = mine * load_pixels(values, other, channels, channel, mask)
         if has_multiplier:
-            index = tap * channels + channel[None, :]
-            if per_image:
-                index += pixel[:, None] // (height * width) * taps * channels
-            term *= tl.load(multiplier + index, mask=mask, other=0.0).to(tl.float32)
+            factor = tl.load(multiplier + tap * channels + channel, mask=is_lane, other=0.0)
+            term *= factor.to(tl.float32)[None, :]
         place = result + (pixel * groups + group) * taps + tap
-        tl.store(place, tl.sum(term, 1).to(result.dtype.element_ty), mask=pixel < pixels)
+        tl.store(place, tl.sum(term, 1).to(result.dtype.element_ty), mask=is_pixel)
 
 
 @triton.jit
 def _multiplier_grad(
-    result: Any,
-    filters: Any,
-    x: Any,
-    values: Any,
-    pixels: Any,
-    height: Any,
-    width: Any,
-    channels: Any,
-    groups: Any,
-    dilation: Any,
+    sums: tl.tensor,
+    filters: tl.tensor,
+    x: tl.tensor,
+    values: tl.tensor,
+    pixels: tl.tensor,
+    length: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    channels: tl.tensor,
+    groups: tl.tensor,
+    dilation: tl.tensor,
     kernel_size: tl.constexpr,
     has_filters: tl.constexpr,
     block_pixels: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    tap, part = tl.program_id(0), tl.program_id(2)
-    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
-    group = channel // (channels // groups)
+    """Sum over a part of the pixels, in a block of channels, tap after tap."""
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    channel = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
+    is_channel, group = channel < channels, channel // (channels // groups)
     taps: tl.constexpr = kernel_size * kernel_size
-    down = (tap // kernel_size - kernel_size // 2) * dilation
-    right = (tap % kernel_size - kernel_size // 2) * dilation
-    total = tl.zeros((block_channels,), tl.float32)
-    for start in range(0, pixels, block_pixels):
-        local = start + tl.arange(0, block_pixels)
-        pixel = part.to(tl.int64) * pixels + local
-        other, inside = _neighbour(pixel, height, width, down, right)
-        mask = ((local < pixels) & inside)[:, None] & (channel < channels)[None, :]
-        index = pixel[:, None] * channels + channel[None, :]
-        term = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
-        index = other[:, None] * channels + channel[None, :]
-        term *= tl.load(values + index, mask=mask, other=0.0).to(tl.float32)
-        if has_filters:
-            index = (pixel[:, None] * groups + group[None, :]) * taps + tap
-            term *= tl.load(filters + index, mask=mask, other=0.0).to(tl.float32)
-        total += tl.sum(term, 0)
-    place = result + (part * taps + tap) * channels + channel
-    tl.store(place, total.to(result.dtype.element_ty), mask=channel < channels)
+    image, start = tl.program_id(2).to(tl.int64), part * length
+    before = image * pixels + start
+    x += before * channels
+    values += before * channels
+    filters += before * groups * taps
+    sums += (image * parts + part) * taps * channels
+    for tap in range(taps):
+        total = tl.zeros((block_pixels, block_channels), tl.float32)
+        for offset in range(0, length, block_pixels):
+            local = offset + tl.arange(0, block_pixels)
+            position = (start + local) % (height * width)
+            row, column = position // width, position % width
+            other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+            mask = (inside & (start + local < pixels))[:, None] & is_channel[None, :]
+            term = load_pixels(x, local, channels, channel, mask)
+            term *= load_pixels(values, other + local - position, channels, channel, mask)
+            if has_filters:
+                index = (local[:, None] * groups + group[None, :]) * taps + tap
+                term *= tl.load(filters + index, mask=mask, other=0.0).to(tl.float32)
+            total += term
+        tl.store(sums + tap * channels + channel, tl.sum(total, 0), mask=is_channel)

@@ -6,38 +6,31 @@ import torch
 from torch import Tensor
 
 from supernet.kernels.attention.area import NORMS, Area, Grads, Operands
-from supernet.kernels.library import call, dense
+from supernet.kernels.layout import dense, even_pixels
+from supernet.kernels.library import call
 
 
 def attention(operands: Operands, area: Area) -> Tensor:
     """Compute `supernet.kernels.attention.in_torch.attention` in one pass."""
-    dense, rule = _lay_out(operands, area)
+    packed, rule = _lay_out(operands, area)
     values = operands[2]
     result = torch.empty(values.shape, dtype=values.dtype)
-    call("neighborhood_attention", (result, *dense), (*rule, *values.shape, *area[:3]))
+    call("neighborhood_attention", (result, *packed), (*rule, *values.shape, *area[:3]))
     return result
 
 
 def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     """Compute the gradients of the operands; the weights are computed again."""
-    dense, rule = _lay_out(operands, area)
+    packed, rule = _lay_out(operands, area)
     results = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in operands)
     sizes = (*rule, *grad.shape, *area[:3])
-    call("neighborhood_attention_grad", (*results, grad.contiguous(), *dense), sizes)
+    call("neighborhood_attention_grad", (*results, grad.contiguous(), *packed), sizes)
     return results
 
 
 def _lay_out(operands: Operands, area: Area) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Bring the operands into memory as C wants them; return the maps' pitches and the rule too."""
-    maps = [None if x is None else _pixels(x) for x in operands[:3]]
+    maps = [None if x is None else even_pixels(x) for x in operands[:3]]
     pitches = [0 if x is None else x.stride(2) for x in maps]
     rule = (*pitches, area.scale, area.has_product, NORMS.index(area.norm))
     return (*maps, *(dense(x) for x in operands[3:])), rule
-
-
-def _pixels(map_: Tensor) -> Tensor:
-    """Copy a map (B, H, W, C) unless its pixels lie evenly, as those of a packed projection do."""
-    _, height, width, channels = map_.shape
-    pitch = map_.stride(2)
-    strides = (height * width * pitch, width * pitch, pitch, 1)
-    return map_ if map_.stride() == strides and pitch >= channels else map_.contiguous()

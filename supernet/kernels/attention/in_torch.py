@@ -1,36 +1,34 @@
 """Neighbourhood attention from the primitives: any device and dtype; stores (B, H, W, heads, K*K).
 
-``primitives`` is a module like `supernet.kernels.aggregation.in_torch`.
 Low precision is kept in the operands only: logits and weights are float32.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from supernet.kernels.aggregation import in_torch as primitives
 from supernet.kernels.attention.area import Area, Grads, Operands
 from supernet.kernels.attention.normalisation import normalise, normalise_grad
 
 
-def attention(primitives: ModuleType, operands: Operands, area: Area) -> Tensor:
+def attention(operands: Operands, area: Area) -> Tensor:
     """Compute ``y_i = sum_o norm_o(s[i, o]) v_{i+o}`` with the logits
 
     ``s[i, o] = scale * (product q_i.k_{i+o} + q_i.qr_o + k_{i+o}.rk_o) + bias_o``.
     """
     values = operands[2]
-    weights = normalise(_logits(primitives, operands, area), area.norm)
+    weights = normalise(_logits(operands, area), area.norm)
     taps = area.kernel_size, area.dilation
     return primitives.aggregate(weights.to(values.dtype), values, *taps, None, None, False)
 
 
-def attention_grad(primitives: ModuleType, grad: Tensor, operands: Operands, area: Area) -> Grads:
+def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     """Compute the gradients of the operands from that of y; the weights are computed again."""
     q, k, v, qr, rk, bias = operands
     taps = area.kernel_size, area.dilation
-    logits = _logits(primitives, operands, area)
+    logits = _logits(operands, area)
     weights = normalise(logits, area.norm)
     low = weights.to(v.dtype)
     dv = primitives.aggregate(low, grad, *taps, None, None, True)
@@ -41,15 +39,14 @@ def attention_grad(primitives: ModuleType, grad: Tensor, operands: Operands, are
     dq, dk, dqr, drk = None, None, None, None
     if q is not None:
         partner = k if area.has_product else None
-        dq, dqr = _side(primitives, ds, partner, q, qr, area, transposed=False)
+        dq, dqr = _side(ds, partner, q, qr, area, transposed=False)
     if k is not None:
         partner = q if area.has_product else None
-        dk, drk = _side(primitives, ds, partner, k, rk, area, transposed=True)
+        dk, drk = _side(ds, partner, k, rk, area, transposed=True)
     return dq, dk, dv, dqr, drk, dbias
 
 
 def _side(
-    primitives: ModuleType,
     ds: Tensor,
     partner: Tensor | None,
     mine: Tensor,
@@ -74,7 +71,7 @@ def _side(
     return response if total is None else total + response, found
 
 
-def _logits(primitives: ModuleType, operands: Operands, area: Area) -> Tensor:
+def _logits(operands: Operands, area: Area) -> Tensor:
     q, k, v, qr, rk, bias = operands
     taps, heads = (area.kernel_size, area.dilation), (area.num_heads, -1)
     dots: list[Tensor] = []

@@ -1,19 +1,19 @@
 """Neighbourhood attention as one torch operator, ``torch.ops.mixer_search.attention``.
 
 Only operands are saved for the backward pass, which computes the weights again. Beside the results
-nothing of the size of the weights (B, H, W, heads, K*K) is stored in C; in torch it is.
+nothing of the size of the weights (B, H, W, heads, K*K) is stored in C and Triton; in torch it is.
 """
 
 from __future__ import annotations
 
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels.aggregation.operators import primitives_for
 from supernet.kernels.attention import in_c, in_torch
 from supernet.kernels.attention.area import Area, Grads
 from supernet.kernels.select import formulation
@@ -37,9 +37,7 @@ def attention_op(
     """Attend to the neighbours; operands as in `Operands`, settings as in `Area`."""
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
-    if formulation(values) == "c":
-        return in_c.attention(operands, area)
-    return in_torch.attention(primitives_for(values), operands, area)
+    return _module_for(values).attention(operands, area)
 
 
 @torch.library.custom_op("mixer_search::attention_grad", mutates_args=())
@@ -61,11 +59,19 @@ def attention_grad_op(
     """Compute the gradients of the operands that are there, in their order."""
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
-    if formulation(values) == "c":
-        grads = in_c.attention_grad(grad, operands, area)
-    else:
-        grads = in_torch.attention_grad(primitives_for(values), grad, operands, area)
+    grads = _module_for(values).attention_grad(grad, operands, area)
     return [found.contiguous() for found in grads if found is not None]
+
+
+def _module_for(values: Tensor) -> ModuleType:
+    """Return the module that serves operands like these values."""
+    chosen = formulation(values)
+    if chosen == "triton":
+        # Not every torch brings Triton.
+        from supernet.kernels.attention import in_triton
+
+        return in_triton
+    return in_c if chosen == "c" else in_torch
 
 
 @attention_op.register_fake

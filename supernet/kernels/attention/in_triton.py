@@ -1,0 +1,639 @@
+"""Neighbourhood attention in Triton, fused: float32, float16 and bfloat16 with float32 sums.
+
+A program holds the queries of a tile of pixels and of one head, and visits their neighbours tap by
+tap: logit, normalisation and sum of values happen in registers. The softmax keeps a running maximum
+(Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), filter normalisation running
+moments (Welford 1962). All three relative terms cost one product more than none of them:
+
+    q.k + q.qr + k.rk = (q + rk).(k + qr) - rk.qr
+
+The backward pass computes the logits again, three times: for the queries (and for two or four
+numbers of each pixel and head, from which any weight follows), for keys and values, each of which
+gathers from the queries that see it, and for the tables, in parts that are summed at the end.
+Every program owns its results, so they repeat to the bit, and nothing of the size of the weights
+(B, H, W, heads, K*K) is stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from supernet.kernels.attention.area import NORMS, Area, Grads, Operands
+from supernet.kernels.layout import dense, even_pixels
+from supernet.kernels.tiles import (
+    check_offsets,
+    load_pixels,
+    neighbour,
+    split_pixels,
+    tile_pixels,
+    tile_shape,
+)
+
+SOFTMAX, FILTER_NORM, IDENTITY = (tl.constexpr(number) for number in range(3))
+# Numbers of a pixel and head from which its weights and their gradients follow.
+NUM_STATISTICS = {"softmax": 2, "filter_norm": 4, "identity": 0}
+
+
+def attention(operands: Operands, area: Area) -> Tensor:
+    """Compute `supernet.kernels.attention.in_torch.attention`."""
+    launch = _Launch(operands, area)
+    result = torch.empty(operands[2].shape, dtype=operands[2].dtype, device=operands[2].device)
+    if result.numel():
+        _attention[launch.tiles](result, *launch.operands, **launch.settings)
+    return result
+
+
+def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
+    """Compute the gradients of the operands; the weights are computed again."""
+    launch = _Launch(operands, area)
+    grads = tuple(
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in operands
+    )
+    if grad.numel() == 0:
+        return tuple(None if x is None else x.zero_() for x in grads)
+    grad = grad.contiguous()
+    statistics = grad.new_empty(
+        (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm]), dtype=torch.float32
+    )
+    dq, dk, dv, *tables = grads
+    assert dv is not None
+    if dq is not None or statistics.numel():
+        _query_grad[launch.tiles](
+            grad if dq is None else dq,
+            statistics,
+            grad,
+            *launch.operands,
+            has_grad=dq is not None,
+            **launch.settings,
+        )
+    _key_grad[launch.tiles](
+        dv if dk is None else dk,
+        dv,
+        statistics,
+        grad,
+        *launch.operands,
+        has_grad=dk is not None,
+        **launch.settings,
+    )
+    return dq, dk, dv, *_table_grads(tables, statistics, grad, launch, area)
+
+
+def _table_grads(
+    tables: list[Tensor | None], statistics: Tensor, grad: Tensor, launch: _Launch, area: Area
+) -> Grads:
+    """Sum the gradients of the tables over all pixels, part by part."""
+    if all(table is None for table in tables):
+        return None, None, None
+    pixels = grad[..., 0].numel()
+    parts, length = split_pixels(pixels, launch.num_pixels)
+    sums = [
+        None if x is None else grad.new_empty((parts, *x.shape), dtype=torch.float32)
+        for x in tables
+    ]
+    _table_grad[parts, area.num_heads](
+        *(statistics if x is None else x for x in sums),
+        statistics,
+        grad,
+        *launch.operands,
+        pixels=pixels,
+        length=length,
+        **launch.settings,
+    )
+    return tuple(
+        None if x is None or table is None else x.sum(0).to(table.dtype)
+        for x, table in zip(sums, tables, strict=True)
+    )
+
+
+class _Launch:
+    """How the kernels are started for these operands."""
+
+    def __init__(self, operands: Operands, area: Area) -> None:
+        values = operands[2]
+        _, height, width, channels = values.shape
+        depth = channels // area.num_heads
+        block = triton.next_power_of_2(depth)
+        rows, columns = tile_shape(block)
+        maps = [values if x is None else even_pixels(x) for x in operands[:3]]
+        for map_ in maps:
+            check_offsets(map_)
+        tables = [values if x is None else dense(x) for x in operands[3:]]
+        self.num_pixels = rows * columns
+        self.tiles = (
+            triton.cdiv(height, rows) * triton.cdiv(width, columns),
+            area.num_heads,
+            values.shape[0],
+        )
+        self.operands = (*maps, *tables)
+        self.settings: dict[str, Any] = {
+            "q_pitch": maps[0].stride(2),
+            "k_pitch": maps[1].stride(2),
+            "v_pitch": maps[2].stride(2),
+            "height": height,
+            "width": width,
+            "heads": area.num_heads,
+            "depth": depth,
+            "dilation": area.dilation,
+            "scale": float(area.scale),
+            "kernel_size": area.kernel_size,
+            "has_product": area.has_product,
+            "has_qr": operands[3] is not None,
+            "has_rk": operands[4] is not None,
+            "has_bias": operands[5] is not None,
+            "norm": NORMS.index(area.norm),
+            "rows": rows,
+            "columns": columns,
+            "block_depth": block,
+        }
+
+
+@triton.jit
+def _attention(
+    result: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    qr: tl.tensor,
+    rk: tl.tensor,
+    bias: tl.tensor,
+    q_pitch: tl.tensor,
+    k_pitch: tl.tensor,
+    v_pitch: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    heads: tl.tensor,
+    depth: tl.tensor,
+    dilation: tl.tensor,
+    scale: tl.tensor,
+    kernel_size: tl.constexpr,
+    has_product: tl.constexpr,
+    has_qr: tl.constexpr,
+    has_rk: tl.constexpr,
+    has_bias: tl.constexpr,
+    norm: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    block_depth: tl.constexpr,
+) -> None:
+    """Attend: y of a tile of pixels and one head."""
+    head, before = tl.program_id(1), tl.program_id(2).to(tl.int64) * height * width
+    row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
+    lane = tl.arange(0, block_depth)
+    channel, is_lane = head * depth + lane, lane < depth
+    pixel = row * width + column
+    mask = is_pixel[:, None] & is_lane[None, :]
+    query = tl.zeros(mask.shape, tl.float32)
+    if has_product or has_qr:
+        query = load_pixels(q + before * q_pitch, pixel, q_pitch, channel, mask)
+    key = tl.zeros(mask.shape, tl.float32)
+    total = tl.zeros(mask.shape, tl.float32)
+    plain_total = tl.zeros(mask.shape, tl.float32)
+    largest = tl.full(pixel.shape, float("-inf"), tl.float32)
+    first = tl.zeros(pixel.shape, tl.float32)
+    mean = tl.zeros(pixel.shape, tl.float32)
+    spread = tl.zeros(pixel.shape, tl.float32)
+    for tap in range(kernel_size * kernel_size):
+        other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+        mask = inside[:, None] & is_lane[None, :]
+        value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
+        if has_product or has_rk:
+            key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
+        query_row = _table_row(qr, tap, heads * depth, channel, is_lane, has_qr)
+        key_row = _table_row(rk, tap, heads * depth, channel, is_lane, has_rk)
+        logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
+        if has_bias:
+            logit += tl.load(bias + tap * heads + head).to(tl.float32)
+        if norm == SOFTMAX:
+            # `spread` is the sum of the weights so far, relative to the largest.
+            now = tl.maximum(largest, logit)
+            shrink, weight = tl.exp(largest - now), tl.exp(logit - now)
+            total = total * shrink[:, None] + weight[:, None] * value
+            spread = spread * shrink + weight
+            largest = now
+        elif norm == FILTER_NORM:
+            # Logits relative to the first: their mean may be far from zero.
+            first = tl.where(tap == 0, logit, first)
+            logit -= first
+            total += logit[:, None] * value
+            plain_total += value
+            step = logit - mean
+            mean += step / (tap + 1)
+            spread += step * (logit - mean)
+        else:
+            total += logit[:, None] * value
+    if norm == SOFTMAX:
+        total /= spread[:, None]
+    elif norm == FILTER_NORM:
+        total = _filter_gain(spread, kernel_size)[:, None] * (total - mean[:, None] * plain_total)
+    index = pixel[:, None] * (heads * depth) + channel[None, :]
+    mask = is_pixel[:, None] & is_lane[None, :]
+    place = result + before * heads * depth + index
+    tl.store(place, total.to(result.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _query_grad(
+    dq: tl.tensor,
+    statistics: tl.tensor,
+    grad: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    qr: tl.tensor,
+    rk: tl.tensor,
+    bias: tl.tensor,
+    q_pitch: tl.tensor,
+    k_pitch: tl.tensor,
+    v_pitch: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    heads: tl.tensor,
+    depth: tl.tensor,
+    dilation: tl.tensor,
+    scale: tl.tensor,
+    has_grad: tl.constexpr,
+    kernel_size: tl.constexpr,
+    has_product: tl.constexpr,
+    has_qr: tl.constexpr,
+    has_rk: tl.constexpr,
+    has_bias: tl.constexpr,
+    norm: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    block_depth: tl.constexpr,
+) -> None:
+    """Compute the statistics of a tile of pixels and one head, and the gradient of its queries."""
+    head, before = tl.program_id(1), tl.program_id(2).to(tl.int64) * height * width
+    row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
+    lane = tl.arange(0, block_depth)
+    channel, is_lane = head * depth + lane, lane < depth
+    channels = heads * depth
+    pixel = row * width + column
+    mask = is_pixel[:, None] & is_lane[None, :]
+    query = tl.zeros(mask.shape, tl.float32)
+    if has_product or has_qr:
+        query = load_pixels(q + before * q_pitch, pixel, q_pitch, channel, mask)
+    mine = load_pixels(grad + before * channels, pixel, channels, channel, mask)
+    key = tl.zeros(mask.shape, tl.float32)
+    # What the statistics become: of the softmax the logarithm of its sum and the mean response;
+    # of the filter norm the mean, the gain, the mean response and the slope.
+    a = tl.zeros(pixel.shape, tl.float32)
+    b = tl.zeros(pixel.shape, tl.float32)
+    c = tl.zeros(pixel.shape, tl.float32)
+    d = tl.zeros(pixel.shape, tl.float32)
+    if norm != IDENTITY:
+        largest = tl.full(pixel.shape, float("-inf"), tl.float32)
+        for tap in range(kernel_size * kernel_size):
+            other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+            mask = inside[:, None] & is_lane[None, :]
+            value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
+            if has_product or has_rk:
+                key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
+            query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
+            key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
+            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
+            if has_bias:
+                logit += tl.load(bias + tap * heads + head).to(tl.float32)
+            response = tl.sum(mine * value, 1)
+            if norm == SOFTMAX:
+                now = tl.maximum(largest, logit)
+                shrink, weight = tl.exp(largest - now), tl.exp(logit - now)
+                a = a * shrink + weight
+                b = b * shrink + weight * response
+                largest = now
+            else:
+                step = logit - a
+                a += step / (tap + 1)
+                b += step * (logit - a)
+                c += (response - c) / (tap + 1)
+                d += step * (response - c)
+        if norm == SOFTMAX:
+            b /= a
+            a = largest + tl.log(a)
+        else:
+            gain = _filter_gain(b, kernel_size)
+            # ds = gain (t - mean t) - w slope, where slope = w.t / (sqrt(2) / K * n * std) and
+            # n std^2 = spread (b), w.t = gain d.
+            slope = gain * d * _filter_std(b, kernel_size) * kernel_size / 1.4142135623730951
+            d = tl.where(b > 0, slope / tl.where(b > 0, b, 1.0), 0.0)
+            b = gain
+        _store_statistics(statistics, before, pixel, is_pixel, head, heads, a, b, c, d, norm)
+    if has_grad:
+        total = tl.zeros(mine.shape, tl.float32)
+        for tap in range(kernel_size * kernel_size):
+            other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+            mask = inside[:, None] & is_lane[None, :]
+            value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
+            if has_product or has_rk:
+                key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
+            query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
+            key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
+            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
+            if has_bias:
+                logit += tl.load(bias + tap * heads + head).to(tl.float32)
+            weight = _weight(logit, a, b, norm)
+            slope = scale * _logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            if has_product:
+                total += slope[:, None] * key
+            if has_qr:
+                total += slope[:, None] * query_row[None, :]
+        place = dq + before * channels + pixel[:, None] * channels + channel[None, :]
+        mask = is_pixel[:, None] & is_lane[None, :]
+        tl.store(place, total.to(dq.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _key_grad(
+    dk: tl.tensor,
+    dv: tl.tensor,
+    statistics: tl.tensor,
+    grad: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    qr: tl.tensor,
+    rk: tl.tensor,
+    bias: tl.tensor,
+    q_pitch: tl.tensor,
+    k_pitch: tl.tensor,
+    v_pitch: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    heads: tl.tensor,
+    depth: tl.tensor,
+    dilation: tl.tensor,
+    scale: tl.tensor,
+    has_grad: tl.constexpr,
+    kernel_size: tl.constexpr,
+    has_product: tl.constexpr,
+    has_qr: tl.constexpr,
+    has_rk: tl.constexpr,
+    has_bias: tl.constexpr,
+    norm: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    block_depth: tl.constexpr,
+) -> None:
+    """Compute the gradients of a tile of keys and values from the queries that see them."""
+    head, before = tl.program_id(1), tl.program_id(2).to(tl.int64) * height * width
+    row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
+    lane = tl.arange(0, block_depth)
+    channel, is_lane = head * depth + lane, lane < depth
+    channels = heads * depth
+    pixel = row * width + column
+    mask = is_pixel[:, None] & is_lane[None, :]
+    value = load_pixels(v + before * v_pitch, pixel, v_pitch, channel, mask)
+    key = tl.zeros(mask.shape, tl.float32)
+    if has_product or has_rk:
+        key = load_pixels(k + before * k_pitch, pixel, k_pitch, channel, mask)
+    query = tl.zeros(mask.shape, tl.float32)
+    value_total = tl.zeros(mask.shape, tl.float32)
+    key_total = tl.zeros(mask.shape, tl.float32)
+    for tap in range(kernel_size * kernel_size):
+        other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, -1)
+        mask = inside[:, None] & is_lane[None, :]
+        theirs = load_pixels(grad + before * channels, other, channels, channel, mask)
+        if has_product or has_qr:
+            query = load_pixels(q + before * q_pitch, other, q_pitch, channel, mask)
+        query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
+        key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
+        logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
+        if has_bias:
+            logit += tl.load(bias + tap * heads + head).to(tl.float32)
+        a, b, c, d = _load_statistics(statistics, before, other, inside, head, heads, norm)
+        weight = tl.where(inside, _weight(logit, a, b, norm), 0.0)
+        value_total += weight[:, None] * theirs
+        if has_grad:
+            slope = scale * _logit_grad(weight, tl.sum(theirs * value, 1), b, c, d, norm)
+            slope = tl.where(inside, slope, 0.0)
+            if has_product:
+                key_total += slope[:, None] * query
+            if has_rk:
+                key_total += slope[:, None] * key_row[None, :]
+    index = before * channels + pixel[:, None] * channels + channel[None, :]
+    mask = is_pixel[:, None] & is_lane[None, :]
+    tl.store(dv + index, value_total.to(dv.dtype.element_ty), mask=mask)
+    if has_grad:
+        tl.store(dk + index, key_total.to(dk.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _table_grad(
+    dqr: tl.tensor,
+    drk: tl.tensor,
+    dbias: tl.tensor,
+    statistics: tl.tensor,
+    grad: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    qr: tl.tensor,
+    rk: tl.tensor,
+    bias: tl.tensor,
+    pixels: tl.tensor,
+    length: tl.tensor,
+    q_pitch: tl.tensor,
+    k_pitch: tl.tensor,
+    v_pitch: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    heads: tl.tensor,
+    depth: tl.tensor,
+    dilation: tl.tensor,
+    scale: tl.tensor,
+    kernel_size: tl.constexpr,
+    has_product: tl.constexpr,
+    has_qr: tl.constexpr,
+    has_rk: tl.constexpr,
+    has_bias: tl.constexpr,
+    norm: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    block_depth: tl.constexpr,
+) -> None:
+    """Sum the gradients of the tables' parts of one head over ``length`` pixels of all images."""
+    part, head = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, block_depth)
+    channel, is_lane = head * depth + lane, lane < depth
+    channels = heads * depth
+    taps: tl.constexpr = kernel_size * kernel_size
+    start = part * length
+    before = start.to(tl.int64)
+    for tap in range(taps):
+        query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
+        key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
+        query_total = tl.zeros((rows * columns, block_depth), tl.float32)
+        key_total = tl.zeros((rows * columns, block_depth), tl.float32)
+        bias_total = tl.zeros((rows * columns,), tl.float32)
+        for offset in range(0, length, rows * columns):
+            local = offset + tl.arange(0, rows * columns)
+            is_pixel = start + local < pixels
+            position = (start + local) % (height * width)
+            row, column = position // width, position % width
+            other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
+            other += local - position
+            mask = is_pixel[:, None] & is_lane[None, :]
+            query = tl.zeros(mask.shape, tl.float32)
+            if has_product or has_qr:
+                query = load_pixels(q + before * q_pitch, local, q_pitch, channel, mask)
+            mine = load_pixels(grad + before * channels, local, channels, channel, mask)
+            mask = mask & inside[:, None]
+            value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
+            key = tl.zeros(mask.shape, tl.float32)
+            if has_product or has_rk:
+                key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
+            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
+            if has_bias:
+                logit += tl.load(bias + tap * heads + head).to(tl.float32)
+            a, b, c, d = _load_statistics(statistics, before, local, is_pixel, head, heads, norm)
+            weight = _weight(logit, a, b, norm)
+            slope = _logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            slope = tl.where(is_pixel, slope, 0.0)
+            bias_total += slope
+            if has_qr:
+                query_total += slope[:, None] * query
+            if has_rk:
+                key_total += slope[:, None] * key
+        index = (part * taps + tap) * channels + channel
+        if has_qr:
+            tl.store(dqr + index, scale * tl.sum(query_total, 0), mask=is_lane)
+        if has_rk:
+            tl.store(drk + index, scale * tl.sum(key_total, 0), mask=is_lane)
+        if has_bias:
+            tl.store(dbias + (part * taps + tap) * heads + head, tl.sum(bias_total, 0))
+
+
+@triton.jit
+def _table_row(
+    table: tl.tensor,
+    tap: tl.tensor,
+    channels: tl.tensor,
+    channel: tl.tensor,
+    is_channel: tl.tensor,
+    is_there: tl.constexpr,
+) -> tl.tensor:
+    """A tap's row of a table (taps, C), or zeros."""
+    row = tl.zeros(channel.shape, tl.float32)
+    if is_there:
+        row += tl.load(table + tap * channels + channel, mask=is_channel, other=0.0).to(tl.float32)
+    return row
+
+
+@triton.jit
+def _logit(
+    query: tl.tensor,
+    key: tl.tensor,
+    query_row: tl.tensor,
+    key_row: tl.tensor,
+    scale: tl.tensor,
+    has_product: tl.constexpr,
+    has_qr: tl.constexpr,
+    has_rk: tl.constexpr,
+) -> tl.tensor:
+    """The scaled logits (pixels,) of a tap without the bias, from (pixels, D) and rows (D,)."""
+    if has_product:
+        left, right = query, key
+        if has_rk:
+            left += key_row[None, :]
+        if has_qr:
+            right += query_row[None, :]
+        logit = tl.sum(left * right, 1)
+        if has_qr and has_rk:
+            logit -= tl.sum(query_row * key_row, 0)
+    else:
+        logit = tl.sum(query * query_row[None, :] + key * key_row[None, :], 1)
+    return scale * logit
+
+
+@triton.jit
+def _weight(logit: tl.tensor, a: tl.tensor, b: tl.tensor, norm: tl.constexpr) -> tl.tensor:
+    """The weight of a logit, by the statistics of its pixel and head."""
+    if norm == SOFTMAX:
+        logit = tl.exp(logit - a)
+    elif norm == FILTER_NORM:
+        logit = (logit - a) * b
+    return logit
+
+
+@triton.jit
+def _logit_grad(
+    weight: tl.tensor,
+    response: tl.tensor,
+    b: tl.tensor,
+    c: tl.tensor,
+    d: tl.tensor,
+    norm: tl.constexpr,
+) -> tl.tensor:
+    """The gradient of a logit from that of its weight, the response g.v."""
+    if norm == SOFTMAX:
+        response = weight * (response - b)
+    elif norm == FILTER_NORM:
+        response = b * (response - c) - weight * d
+    return response
+
+
+@triton.jit
+def _store_statistics(
+    statistics: tl.tensor,
+    before: tl.tensor,
+    pixel: tl.tensor,
+    mask: tl.tensor,
+    head: tl.tensor,
+    heads: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    c: tl.tensor,
+    d: tl.tensor,
+    norm: tl.constexpr,
+) -> None:
+    if norm == SOFTMAX:
+        place = statistics + (before * heads + pixel * heads + head) * 2
+    else:
+        place = statistics + (before * heads + pixel * heads + head) * 4
+        tl.store(place + 2, c, mask=mask)
+        tl.store(place + 3, d, mask=mask)
+    tl.store(place, a, mask=mask)
+    tl.store(place + 1, b, mask=mask)
+
+
+@triton.jit
+def _load_statistics(
+    statistics: tl.tensor,
+    before: tl.tensor,
+    pixel: tl.tensor,
+    mask: tl.tensor,
+    head: tl.tensor,
+    heads: tl.tensor,
+    norm: tl.constexpr,
+) -> tl.tensor:
+    a = tl.zeros(pixel.shape, tl.float32)
+    b, c, d = a, a, a
+    if norm == SOFTMAX:
+        place = statistics + (before * heads + pixel * heads + head) * 2
+        a = tl.load(place, mask=mask, other=0.0)
+        b = tl.load(place + 1, mask=mask, other=0.0)
+    elif norm == FILTER_NORM:
+        place = statistics + (before * heads + pixel * heads + head) * 4
+        a = tl.load(place, mask=mask, other=0.0)
+        b = tl.load(place + 1, mask=mask, other=0.0)
+        c = tl.load(place + 2, mask=mask, other=0.0)
+        d = tl.load(place + 3, mask=mask, other=0.0)
+    return a, b, c, d
+
+
+@triton.jit
+def _filter_std(spread: tl.tensor, kernel_size: tl.constexpr) -> tl.tensor:
+    """The unbiased deviation, from the sum of squared distances to the mean; of one tap zero."""
+    return tl.sqrt(spread / max(kernel_size * kernel_size - 1, 1))
+
+
+@triton.jit
+def _filter_gain(spread: tl.tensor, kernel_size: tl.constexpr) -> tl.tensor:
+    """What filter normalisation multiplies centred logits with: sqrt(2) / K over the deviation."""
+    return 1.4142135623730951 / kernel_size / (_filter_std(spread, kernel_size) + 1e-10)
