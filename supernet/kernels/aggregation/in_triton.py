@@ -55,29 +55,30 @@ def aggregate(
     block = min(triton.next_power_of_2(span), CHANNELS)
     rows, columns = tile_shape(block)
     tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
-    _aggregate[tiles, channels // span * triton.cdiv(span, block), batch](
-        result,
-        values if filters is None else filters.contiguous(),
-        values,
-        values if multiplier is None else multiplier.contiguous(),
-        values if bias is None else bias.contiguous(),
-        height,
-        width,
-        channels,
-        groups,
-        span,
-        dilation,
-        kernel_size=kernel_size,
-        has_filters=filters is not None,
-        shares_filter=shares_filter,
-        has_multiplier=multiplier is not None,
-        per_image=multiplier is not None and multiplier.dim() == 3,
-        has_bias=bias is not None,
-        sign=-1 if transposed else 1,
-        rows=rows,
-        columns=columns,
-        block_channels=block,
-    )
+    with torch.cuda.device_of(values):
+        _aggregate[tiles, channels // span * triton.cdiv(span, block), batch](
+            result,
+            values if filters is None else filters.contiguous(),
+            values,
+            values if multiplier is None else multiplier.contiguous(),
+            values if bias is None else bias.contiguous(),
+            height,
+            width,
+            channels,
+            groups,
+            span,
+            dilation,
+            kernel_size=kernel_size,
+            has_filters=filters is not None,
+            shares_filter=shares_filter,
+            has_multiplier=multiplier is not None,
+            per_image=multiplier is not None and multiplier.dim() == 3,
+            has_bias=bias is not None,
+            sign=-1 if transposed else 1,
+            rows=rows,
+            columns=columns,
+            block_channels=block,
+        )
     return result
 
 
@@ -100,23 +101,24 @@ def logits(
     block = triton.next_power_of_2(channels // groups)
     rows, columns = tile_shape(block)
     tiles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
-    _logits[tiles, groups, batch](
-        result,
-        x,
-        values,
-        values if multiplier is None else multiplier.contiguous(),
-        height,
-        width,
-        channels,
-        groups,
-        dilation,
-        kernel_size=kernel_size,
-        has_multiplier=multiplier is not None,
-        per_image=multiplier is not None and multiplier.dim() == 3,
-        rows=rows,
-        columns=columns,
-        block_channels=block,
-    )
+    with torch.cuda.device_of(values):
+        _logits[tiles, groups, batch](
+            result,
+            x,
+            values,
+            values if multiplier is None else multiplier.contiguous(),
+            height,
+            width,
+            channels,
+            groups,
+            dilation,
+            kernel_size=kernel_size,
+            has_multiplier=multiplier is not None,
+            per_image=multiplier is not None and multiplier.dim() == 3,
+            rows=rows,
+            columns=columns,
+            block_channels=block,
+        )
     return result
 
 
@@ -143,23 +145,24 @@ def multiplier_grad(
     rows, columns = tile_shape(block)
     parts, length = split_pixels(pixels, rows * columns)
     sums = x.new_empty((images, parts, kernel_size**2, channels), dtype=torch.float32)
-    _multiplier_grad[triton.cdiv(channels, block), parts, images](
-        sums,
-        values if filters is None else dense(filters),
-        x,
-        values,
-        pixels,
-        length,
-        height,
-        width,
-        channels,
-        1 if filters is None else filters.shape[3],
-        dilation,
-        kernel_size=kernel_size,
-        has_filters=filters is not None,
-        block_pixels=rows * columns,
-        block_channels=block,
-    )
+    with torch.cuda.device_of(values):
+        _multiplier_grad[triton.cdiv(channels, block), parts, images](
+            sums,
+            values if filters is None else dense(filters),
+            x,
+            values,
+            pixels,
+            length,
+            height,
+            width,
+            channels,
+            1 if filters is None else filters.shape[3],
+            dilation,
+            kernel_size=kernel_size,
+            has_filters=filters is not None,
+            block_pixels=rows * columns,
+            block_channels=block,
+        )
     return sums.sum(1).to(x.dtype).view(shape)
 
 

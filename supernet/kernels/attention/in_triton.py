@@ -43,51 +43,47 @@ def attention(operands: Operands, area: Area) -> Tensor:
     """Compute `supernet.kernels.attention.in_torch.attention`."""
     launch = _Launch(operands, area)
     result = torch.empty(operands[2].shape, dtype=operands[2].dtype, device=operands[2].device)
-    if result.numel():
+    if result.numel() == 0:
+        return result
+    with torch.cuda.device_of(result):
         _attention[launch.tiles](result, *launch.operands, **launch.settings)
     return result
 
 
 def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     """Compute the gradients of the operands; the weights are computed again."""
-    launch = _Launch(operands, area)
-    grads = tuple(
-        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in operands
-    )
     if grad.numel() == 0:
-        return tuple(None if x is None else x.zero_() for x in grads)
-    grad = grad.contiguous()
-    statistics = grad.new_empty(
-        (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm]), dtype=torch.float32
-    )
-    dq, dk, dv, *tables = grads
-    assert dv is not None
-    if dq is not None or statistics.numel():
-        _query_grad[launch.tiles](
-            grad if dq is None else dq,
+        return tuple(None if x is None else torch.zeros_like(x) for x in operands)
+    launch, grad = _Launch(operands, area), grad.contiguous()
+    numbers = (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm])
+    statistics = grad.new_empty(numbers, dtype=torch.float32)
+    dq, dk = (None if x is None else torch.empty_like(grad) for x in operands[:2])
+    dv = torch.empty_like(grad)
+    with torch.cuda.device_of(grad):
+        if dq is not None or statistics.numel():
+            _query_grad[launch.tiles](
+                grad if dq is None else dq,
+                statistics,
+                grad,
+                *launch.operands,
+                has_grad=dq is not None,
+                **launch.settings,
+            )
+        _key_grad[launch.tiles](
+            dv if dk is None else dk,
+            dv,
             statistics,
             grad,
             *launch.operands,
-            has_grad=dq is not None,
+            has_grad=dk is not None,
             **launch.settings,
         )
-    _key_grad[launch.tiles](
-        dv if dk is None else dk,
-        dv,
-        statistics,
-        grad,
-        *launch.operands,
-        has_grad=dk is not None,
-        **launch.settings,
-    )
-    return dq, dk, dv, *_table_grads(tables, statistics, grad, launch, area)
+        return dq, dk, dv, *_table_grads(operands, statistics, grad, launch)
 
 
-def _table_grads(
-    tables: list[Tensor | None], statistics: Tensor, grad: Tensor, launch: _Launch, area: Area
-) -> Grads:
+def _table_grads(operands: Operands, statistics: Tensor, grad: Tensor, launch: _Launch) -> Grads:
     """Sum the gradients of the tables over all pixels, part by part."""
+    tables = operands[3:]
     if all(table is None for table in tables):
         return None, None, None
     pixels = grad[..., 0].numel()
@@ -96,7 +92,7 @@ def _table_grads(
         None if x is None else grad.new_empty((parts, *x.shape), dtype=torch.float32)
         for x in tables
     ]
-    _table_grad[parts, area.num_heads](
+    _table_grad[parts, launch.tiles[1]](
         *(statistics if x is None else x for x in sums),
         statistics,
         grad,
@@ -105,10 +101,7 @@ def _table_grads(
         length=length,
         **launch.settings,
     )
-    return tuple(
-        None if x is None or table is None else x.sum(0).to(table.dtype)
-        for x, table in zip(sums, tables, strict=True)
-    )
+    return tuple(None if x is None else x.sum(0).to(grad.dtype) for x in sums)
 
 
 class _Launch:
