@@ -36,10 +36,9 @@ from searchspace.mixers import (
     OutlookAttention,
     WindowAttention,
 )
-from supernet.kernels import aggregate, depthwise_conv
+from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
 from supernet.kernels.select import VARIABLE, describe_selection
 from supernet.mixers import MIXERS
-from supernet.mixers.elsa import ElsaMixer
 from supernet.mixers.sharing import Place
 
 STAGES = ((8, 56, 96, 3), (8, 28, 192, 6), (8, 14, 384, 12))  # batch, side, channels, heads
@@ -145,20 +144,13 @@ def block() -> Iterable[tuple[str, Run, Run]]:
 
 
 def hadamard() -> Iterable[tuple[str, Run, Run]]:
-    """a whole ELSA block against the generation of its logits alone, K = 7."""
-    for batch, side, channels, heads in STAGES:
-        x = torch.randn(batch, side, side, channels, requires_grad=True)
-        elsa = Elsa(kernel_size=7, num_heads=heads, group_width=4, lam=0, gamma=1)
-        whole = WholeBlock(elsa, channels, side)
-        mixer = whole.mix.module
-        assert isinstance(mixer, ElsaMixer)
-        product = torch.randn(batch, side, side, mixer.qk_dim, requires_grad=True)
-        weights = (mixer.conv_weight, mixer.conv_bias, mixer.logit_weight, mixer.logit_bias)
-        logits = step(
-            lambda p, *_, mixer=mixer, elsa=elsa: mixer._logits(p, mixer._slices(elsa), elsa),
-            (product, *weights),
-        )
-        yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), logits
+    """PyTorch's grouped convolution of the product q * k, groups of 4, against ours."""
+    for batch, side, channels, _ in STAGES:
+        for size in SIZES:
+            map_ = (batch, side, side, channels)
+            inputs = leaves(map_, map_, (size**2, channels, 4), (channels,))
+            run = step(hadamard_conv, inputs)
+            yield f"{side}x{side}x{channels} K{size}", forced("torch", run), forced("auto", run)
 
 
 def outlook() -> Iterable[tuple[str, Run, Run]]:

@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 from supernet.kernels.aggregation import in_triton as aggregation
 from supernet.kernels.attention import in_triton as attention
 from supernet.kernels.attention.area import NORMS, Area, Operands
+from supernet.kernels.hadamard import in_triton as hadamard
 
 DTYPES = {
     torch.float32: "*fp32",
@@ -164,6 +165,15 @@ def depthwise(dtype: torch.dtype) -> None:
     aggregation.multiplier_grad(None, _map(dtype), _map(dtype), 3, 1, True)
 
 
+def hadamard_conv(dtype: torch.dtype) -> None:
+    """The convolution of Hadamard logits with groups of 4 and of 32 channels, and its gradients."""
+    for width in (4, 32):
+        weight = torch.empty(49, 96, width, dtype=dtype)
+        bias = torch.empty(96, dtype=dtype)
+        hadamard.hadamard_conv(_map(dtype), _map(dtype), weight, bias, 1)
+        hadamard.hadamard_conv_grad(_map(dtype), _map(dtype), _map(dtype), weight, 1)
+
+
 def neighborhood_attention(dtype: torch.dtype) -> None:
     """Attention with all four terms and with the product alone, heads of 32 and 64 channels."""
     for heads, has_tables in ((3, True), (3, False), (1, True)):
@@ -192,7 +202,7 @@ def _operands(dtype: torch.dtype, channels: int, heads: int, *, has_tables: bool
     return q, k, v, qr, rk, torch.empty(49, heads, dtype=dtype)
 
 
-CASES = (aggregate, depthwise, neighborhood_attention, static_attention)
+CASES = (aggregate, depthwise, hadamard_conv, neighborhood_attention, static_attention)
 
 if __name__ == "__main__":
     main()

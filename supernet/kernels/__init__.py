@@ -10,11 +10,13 @@ from supernet.kernels.aggregation.neighborhood import (
 )
 from supernet.kernels.attention.area import Area
 from supernet.kernels.attention.attention import neighborhood_attention
+from supernet.kernels.hadamard.hadamard import hadamard_conv
 
 __all__ = [
     "Area",
     "aggregate",
     "depthwise_conv",
+    "hadamard_conv",
     "neighborhood_attention",
     "neighborhood_logits",
     "skew",

@@ -41,6 +41,9 @@ _FUNCTIONS = {
     "neighborhood_depthwise_grad": [_POINTER] * 6 + [_INT] + [_SIZE] * 6 + [_INT],
     "neighborhood_attention": [_POINTER] * 7 + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_attention_grad": [_POINTER] * 13 + _RULE + [_SIZE] * 7 + [_INT],
+    "neighborhood_hadamard": [_POINTER] * 5 + [_SIZE] * 9 + [_INT],
+    "neighborhood_hadamard_grad": [_POINTER] * 8 + [_SIZE] * 9 + [_INT],
+    "neighborhood_hadamard_widest": [],
     "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
 }
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
-from supernet.kernels import aggregate, depthwise_conv
+from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
 from supernet.mixers.projections import InProjection
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table
 
@@ -79,7 +79,7 @@ class ElsaMixer(nn.Module):
         qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
         q, k, v = F.linear(x, *self._in_proj(mixer)).split((qk_dim, qk_dim, v_dim), -1)
         slices = self._slices(mixer)
-        attention = self._logits(q * k, slices, mixer).softmax(-1)
+        attention = self._logits(q, k, slices, mixer).softmax(-1)
         mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam)
         y = aggregate(attention, v.contiguous(), mixer.kernel_size, mul, dilation=mixer.dilation)
         if mixer.gamma != 0:
@@ -88,25 +88,15 @@ class ElsaMixer(nn.Module):
             y = y + depthwise_conv(v.contiguous(), kernel.contiguous(), dilation=mixer.dilation)
         return F.linear(y, self._proj_weight(mixer), self.proj.bias)
 
-    def _logits(self, product: Tensor, slices: dict[str, Tensor], mixer: Elsa) -> Tensor:
-        """Generate the logits (B, H, W, heads, K*K) from the Hadamard product (B, H, W, qk_dim)."""
-        size, dilation = mixer.kernel_size, mixer.dilation
-        weight = slices["conv_weight"].permute(1, 2, 0).unflatten(-1, (size, size))
-        image = product.permute(0, 3, 1, 2)
-        padding = size // 2 * dilation
-        if size % 2 == 0:
-            # An even kernel reaches one tap further up and left.
-            before, after = padding, padding - dilation
-            image, padding = F.pad(image, (before, after, before, after)), 0
-        groups = product.shape[-1] // mixer.group_width
-        hidden = F.conv2d(
-            image, weight, slices["conv_bias"], padding=padding, dilation=dilation, groups=groups
+    def _logits(self, q: Tensor, k: Tensor, slices: dict[str, Tensor], mixer: Elsa) -> Tensor:
+        """Generate the logits (B, H, W, heads, K*K) from queries and keys (B, H, W, qk_dim)."""
+        hidden = hadamard_conv(
+            q, k, slices["conv_weight"], slices["conv_bias"], dilation=mixer.dilation
         )
-        hidden = F.gelu(hidden).permute(0, 2, 3, 1)
         weight = slices["logit_weight"].transpose(0, 1).flatten(0, 1)
         bias = slices["logit_bias"].t().flatten()
-        logits = _grouped_linear(hidden, weight, bias, mixer.logit_groups)
-        return logits.unflatten(-1, (mixer.num_heads, size**2))
+        logits = _grouped_linear(F.gelu(hidden), weight, bias, mixer.logit_groups)
+        return logits.unflatten(-1, (mixer.num_heads, mixer.kernel_size**2))
 
     def _qk_dim(self, mixer: Elsa) -> int:
         return mixer.qk_dim or elsa_qk_dim(self.dim, mixer.group_width)

@@ -8,14 +8,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from supernet.kernels import aggregate, depthwise_conv, neighborhood_logits, tiles
+from supernet.kernels import aggregate, depthwise_conv, hadamard_conv, neighborhood_logits, tiles
 from supernet.kernels.aggregation.naive import (
     aggregate_naive,
     depthwise_conv_naive,
     neighborhood_logits_naive,
 )
+from supernet.kernels.hadamard.naive import hadamard_conv_naive
 from supernet.kernels.select import formulation
-from tests.supernet.triton_cases import assert_equal, prepare_device, run_in_interpreter
+from tests.supernet.triton_cases import (
+    IS_INTERPRETED,
+    assert_equal,
+    prepare_device,
+    run_in_interpreter,
+)
 
 HALF, BRAIN = (torch.float16, 5e-3), (torch.bfloat16, 4e-2)
 Shape = tuple[int, int, int, int, int, int, int]
@@ -137,3 +143,46 @@ def test_depthwise_convolution(device: str, shape: Shape, per_image: bool) -> No
         inputs,
         2e-5,
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("shape", "width", "size", "dilation"),
+    [
+        ((2, 3, 5, 8), 4, 3, 1),
+        ((1, 4, 3, 20), 2, 4, 2),
+        ((1, 9, 17, 4), 1, 2, 1),
+        ((1, 3, 3, 32), 32, 3, 1),
+        ((1, 2, 2, 8), 4, 5, 1),
+    ],
+)
+def test_hadamard_convolution(
+    device: str,
+    shape: tuple[int, int, int, int],
+    width: int,
+    size: int,
+    dilation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tiles, "MIN_PART", 1)
+    channels = shape[-1]
+    inputs = [torch.randn(shape, device=device) for _ in range(2)]
+    inputs += [torch.randn(size**2, channels, width, device=device) / size]
+    inputs += [torch.randn(channels, device=device)]
+
+    assert_equal(
+        lambda q, k, w, b: hadamard_conv(q, k, w, b, dilation=dilation),
+        lambda q, k, w, b: hadamard_conv_naive(q, k, w, b, dilation=dilation),
+        inputs,
+        3e-5,
+    )
+
+
+@pytest.mark.gpu
+def test_hadamard_convolution_in_half_precision(device: str) -> None:
+    # The interpreter multiplies matrices of bfloat16 by their bit patterns.
+    dtype, tolerance = HALF if IS_INTERPRETED else BRAIN
+    shapes = ((1, 5, 4, 8), (1, 5, 4, 8), (9, 8, 4), (8,))
+    inputs = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+
+    assert_equal(hadamard_conv, hadamard_conv_naive, inputs, tolerance)

@@ -1,0 +1,1 @@
+"""Hadamard logits: a grouped convolution of the product of queries and keys."""
