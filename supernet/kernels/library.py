@@ -40,7 +40,7 @@ _FUNCTIONS = {
     "neighborhood_multiplier_grad": [_POINTER] * 4 + [_INT] + [_SIZE] * 7 + [_INT],
     "neighborhood_depthwise_grad": [_POINTER] * 6 + [_INT] + [_SIZE] * 6 + [_INT],
     "neighborhood_attention": [_POINTER] * 7 + _RULE + [_SIZE] * 7 + [_INT],
-    "neighborhood_attention_grad": [_POINTER] * 13 + _RULE + [_SIZE] * 7 + [_INT],
+    "neighborhood_attention_grad": [_POINTER] * 13 + [_SIZE] + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_hadamard": [_POINTER] * 5 + [_SIZE] * 9 + [_INT],
     "neighborhood_hadamard_grad": [_POINTER] * 8 + [_SIZE] * 9 + [_INT],
     "neighborhood_hadamard_widest": [],

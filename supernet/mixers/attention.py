@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, WindowAttention, split_terms
+from supernet.kernels.layout import split_channels
 from supernet.mixers.convolutional_attention import PreConvolution, new_post_kernel
 from supernet.mixers.projections import InProjection
 from supernet.mixers.sharing import (
@@ -99,7 +100,8 @@ class AttentionWeights(nn.Module):
         parts = _parts(split_terms(option.terms))
         weight, bias = self._in_proj(parts)
         if convolved is None:
-            return dict(zip(parts, F.linear(x, weight, bias).split(self.dim, -1), strict=True))
+            tokens = split_channels(F.linear(x, weight, bias), self.dim)
+            return dict(zip(parts, tokens, strict=True))
         rows = [len(weight) - self.dim, self.dim]
         weights = weight.split(rows)
         biases = (None, None) if bias is None else bias.split(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from supernet.kernels import Area, library, neighborhood_attention
 from supernet.kernels.attention.area import NORMS
 from supernet.kernels.attention.naive import neighborhood_attention_naive
+from supernet.kernels.layout import join_channels, split_channels
 from supernet.kernels.select import VARIABLE
 
 FAST = ("c", "torch")
@@ -397,3 +398,44 @@ def test_operands_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         neighborhood_attention(VALUES, area, **operands)
+
+
+def test_gradients_of_a_packed_projection_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "c")
+    area = Area(2, 3, 1, 0.5, True, "softmax")
+    packed = torch.randn(1, 4, 5, 18, dtype=torch.float64, requires_grad=True)
+
+    def attend(x: Tensor, split: Callable[..., tuple[Tensor, ...]]) -> Tensor:
+        queries, keys, values = split(x, 6, -1)
+        return neighborhood_attention(values, area, queries=queries, keys=keys)
+
+    def split_here(x: Tensor, size: int, _: int) -> tuple[Tensor, ...]:
+        return split_channels(x, size)
+
+    wanted = torch.autograd.grad(attend(packed, torch.split).sum(), packed)[0]
+    monkeypatch.setattr(torch, "cat", None)
+    found = torch.autograd.grad(attend(packed, split_here).sum(), packed)[0]
+
+    assert torch.equal(found, wanted)
+
+
+def test_gradients_that_lie_apart_are_joined() -> None:
+    packed = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+
+    def mix(x: Tensor) -> Tensor:
+        first, second, third = split_channels(x, 2)
+        return first.square() * second + third
+
+    assert torch.autograd.gradcheck(mix, (packed,))
+    assert torch.autograd.gradgradcheck(mix, (packed,))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [(slice(0, 2), slice(4, 6)), (slice(2, 4), slice(0, 2)), (slice(0, 4, 2), slice(4, 6))],
+)
+def test_slices_that_are_no_neighbours_are_copied(columns: tuple[slice, slice]) -> None:
+    packed = torch.arange(12.0).view(2, 6)
+    parts = [packed[:, column] for column in columns]
+
+    assert torch.equal(join_channels(parts), torch.cat(parts, -1))

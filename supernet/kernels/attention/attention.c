@@ -20,6 +20,7 @@ typedef struct {
     ptrdiff_t batch, height, width, channels, heads, kernel, dilation;
     ptrdiff_t depth, taps, border, slots, wide, bordered;
     ptrdiff_t q_pitch, k_pitch, v_pitch; /* REALs from pixel to pixel of the maps */
+    ptrdiff_t result_pitch;              /* the same of y, or of dq, dk and dv */
     const REAL *q, *k, *v, *qr, *rk, *bias, *grad; /* NULL where a term is not there */
     REAL *y, *dq, *dk, *dv;
     REAL scale;
@@ -334,7 +335,7 @@ static void leave(const attention *a, const REAL *planes, REAL *map, ptrdiff_t u
 {
     ptrdiff_t pixel = (unit / a->heads * a->height + h) * a->width;
     transpose(planes, a->wide, a->depth, a->width,
-              map + pixel * a->channels + unit % a->heads * a->depth, a->channels, 0);
+              map + pixel * a->result_pitch + unit % a->heads * a->depth, a->result_pitch, 0);
 }
 
 static void clear_row(const attention *a, workspace *m)
@@ -559,7 +560,7 @@ int neighborhood_attention(REAL *y, const REAL *q, const REAL *k, const REAL *v,
     attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
                    .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
                    .qr = qr, .rk = rk, .bias = bias, .y = y, .scale = (REAL)scale,
-                   .product = product, .norm = norm,
+                   .product = product, .norm = norm, .result_pitch = channels,
                    .q_pitch = q_pitch, .k_pitch = k_pitch, .v_pitch = v_pitch};
     derive(&a);
     threads = thread_count(&a, threads);
@@ -585,18 +586,21 @@ static void add_tables(REAL *result, workspace *all, int threads, ptrdiff_t size
 }
 
 /* The gradients of `neighborhood_attention` for the gradient of y; results are NULL where their
- * operand is. */
+ * operand is, and the pixels of dq, dk and dv are result_pitch REALs apart. */
 int neighborhood_attention_grad(REAL *dq, REAL *dk, REAL *dv, REAL *dqr, REAL *drk, REAL *dbias,
                                 const REAL *grad, const REAL *q, const REAL *k, const REAL *v,
-                                const REAL *qr, const REAL *rk, const REAL *bias, ptrdiff_t q_pitch,
-                                ptrdiff_t k_pitch, ptrdiff_t v_pitch, double scale, int product, int norm, ptrdiff_t batch, ptrdiff_t height,
-                                ptrdiff_t width, ptrdiff_t channels, ptrdiff_t heads,
-                                ptrdiff_t kernel, ptrdiff_t dilation, int threads)
+                                const REAL *qr, const REAL *rk, const REAL *bias,
+                                ptrdiff_t result_pitch, ptrdiff_t q_pitch, ptrdiff_t k_pitch,
+                                ptrdiff_t v_pitch, double scale, int product, int norm,
+                                ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width,
+                                ptrdiff_t channels, ptrdiff_t heads, ptrdiff_t kernel,
+                                ptrdiff_t dilation, int threads)
 {
     attention a = {.batch = batch, .height = height, .width = width, .channels = channels,
                    .heads = heads, .kernel = kernel, .dilation = dilation, .q = q, .k = k, .v = v,
                    .qr = qr, .rk = rk, .bias = bias, .grad = grad, .dq = dq, .dk = dk, .dv = dv,
                    .scale = (REAL)scale, .product = product, .norm = norm,
+                   .result_pitch = result_pitch,
                    .q_pitch = q_pitch, .k_pitch = k_pitch, .v_pitch = v_pitch};
     derive(&a);
     threads = thread_count(&a, threads);

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from supernet.kernels.attention.area import NORMS, Area, Grads, Operands
-from supernet.kernels.layout import dense, even_pixels
+from supernet.kernels.layout import dense, empty_slices, even_pixels
 from supernet.kernels.library import call
 
 
@@ -22,8 +22,11 @@ def attention(operands: Operands, area: Area) -> Tensor:
 def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     """Compute the gradients of the operands; the weights are computed again."""
     packed, rule = _lay_out(operands, area)
-    results = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in operands)
-    sizes = (*rule, *grad.shape, *area[:3])
+    results = (
+        *empty_slices(grad, operands[:3]),
+        *(None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in operands[3:]),
+    )
+    sizes = (results[2].stride(2), *rule, *grad.shape, *area[:3])
     call("neighborhood_attention_grad", (*results, grad.contiguous(), *packed), sizes)
     return results
 

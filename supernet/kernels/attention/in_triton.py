@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from supernet.kernels.attention.area import NORMS, Area, Grads, Operands
-from supernet.kernels.layout import dense, even_pixels
+from supernet.kernels.layout import dense, empty_slices, even_pixels
 from supernet.kernels.tiles import (
     check_offsets,
     load_pixels,
@@ -57,8 +57,7 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     launch, grad = _Launch(operands, area), grad.contiguous()
     numbers = (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm])
     statistics = grad.new_empty(numbers, dtype=torch.float32)
-    dq, dk = (None if x is None else torch.empty_like(grad) for x in operands[:2])
-    dv = torch.empty_like(grad)
+    dq, dk, dv = empty_slices(grad, operands[:3])
     with torch.cuda.device_of(grad):
         if dq is not None or statistics.numel():
             _query_grad[launch.tiles](
@@ -66,6 +65,7 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
                 statistics,
                 grad,
                 *launch.operands,
+                result_pitch=dv.stride(2),
                 has_grad=dq is not None,
                 **launch.settings,
             )
@@ -75,6 +75,7 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
             statistics,
             grad,
             *launch.operands,
+            result_pitch=dv.stride(2),
             has_grad=dk is not None,
             **launch.settings,
         )
@@ -250,6 +251,7 @@ def _query_grad(
     depth: tl.tensor,
     dilation: tl.tensor,
     scale: tl.tensor,
+    result_pitch: tl.tensor,
     has_grad: tl.constexpr,
     kernel_size: tl.constexpr,
     has_product: tl.constexpr,
@@ -336,9 +338,9 @@ def _query_grad(
                 total += slope[:, None] * key
             if has_qr:
                 total += slope[:, None] * query_row[None, :]
-        place = dq + before * channels + pixel[:, None] * channels + channel[None, :]
+        index = before * result_pitch + pixel[:, None] * result_pitch + channel[None, :]
         mask = is_pixel[:, None] & is_lane[None, :]
-        tl.store(place, total.to(dq.dtype.element_ty), mask=mask)
+        tl.store(dq + index, total.to(dq.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -362,6 +364,7 @@ def _key_grad(
     depth: tl.tensor,
     dilation: tl.tensor,
     scale: tl.tensor,
+    result_pitch: tl.tensor,
     has_grad: tl.constexpr,
     kernel_size: tl.constexpr,
     has_product: tl.constexpr,
@@ -409,7 +412,7 @@ def _key_grad(
                 key_total += slope[:, None] * query
             if has_rk:
                 key_total += slope[:, None] * key_row[None, :]
-    index = before * channels + pixel[:, None] * channels + channel[None, :]
+    index = before * result_pitch + pixel[:, None] * result_pitch + channel[None, :]
     mask = is_pixel[:, None] & is_lane[None, :]
     tl.store(dv + index, value_total.to(dv.dtype.element_ty), mask=mask)
     if has_grad:

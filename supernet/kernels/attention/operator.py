@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from supernet.kernels.attention import in_c, in_torch
 from supernet.kernels.attention.area import Area, Grads
+from supernet.kernels.layout import join_channels
 from supernet.kernels.select import formulation
 
 
@@ -56,11 +57,15 @@ def attention_grad_op(
     has_product: bool,
     norm: str,
 ) -> list[Tensor]:
-    """Compute the gradients of the operands that are there, in their order."""
+    """Compute the gradients of the operands that are there, in their order.
+
+    Those of queries, keys and values are slices of one tensor, the first: (B, H, W, up to 3 C).
+    """
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
     grads = _module_for(values).attention_grad(grad, operands, area)
-    return [found.contiguous() for found in grads if found is not None]
+    maps, tables = ([x for x in part if x is not None] for part in (grads[:3], grads[3:]))
+    return [join_channels(maps), *(table.contiguous() for table in tables)]
 
 
 def _module_for(values: Tensor) -> ModuleType:
@@ -81,7 +86,11 @@ def _shape(queries: Tensor | None, keys: Tensor | None, values: Tensor, *rest: o
 
 @attention_grad_op.register_fake
 def _grad_shapes(grad: Tensor, *operands: Tensor | float | str | None) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in operands if isinstance(x, Tensor)]
+    maps, tables = (
+        [x for x in part if isinstance(x, Tensor)] for part in (operands[:3], operands[3:])
+    )
+    packed = grad.new_empty((*grad.shape[:3], len(maps) * grad.shape[3]))
+    return [packed, *(table.new_empty(table.shape) for table in tables)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -91,7 +100,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> Grads:
     operands = ctx.saved_tensors
-    found = iter(attention_grad_op(grad, *operands, *ctx.area))
+    packed, *tables = attention_grad_op(grad, *operands, *ctx.area)
+    found = iter((*packed.split(grad.shape[-1], -1), *tables))
     return (*(None if x is None else next(found) for x in operands), *(None,) * len(ctx.area))
 
 
