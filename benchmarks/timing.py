@@ -6,7 +6,8 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,18 +17,19 @@ from supernet.kernels.select import VARIABLE
 Run = Callable[[], object]
 Clock = Callable[[], float]
 Timer = Callable[[Run], float]
+Name = TypeVar("Name", bound=Hashable)
 
 # Written before each run on a GPU: it empties the second-level cache, and takes about as long (half
 # a millisecond on an H200) as Python needs to hand over the run's kernels.
 FLUSHED_BYTES = 2 * 2**30
 
 
-def median_seconds(runs: Mapping[str, Run], *, repeats: int, timer: Timer) -> dict[str, float]:
+def median_seconds(runs: Mapping[Name, Run], *, repeats: int, timer: Timer) -> dict[Name, float]:
     """Run all sides round by round, so that a busy machine slows all alike; return their medians.
 
     One round more than ``repeats`` runs: the first one warms up and does not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for round_ in range(repeats + 1):
         for name, run in runs.items():
             found = timer(run)
@@ -68,7 +70,7 @@ def gpu_timer(device: torch.device) -> Timer:
         run()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end)) / 1e3
 
     return seconds
 
