@@ -105,7 +105,8 @@ def flex_attention(operands: tuple[Tensor, ...], setting: Setting) -> Side:
         return _are_near(i, j, side, reach)
 
     mask = create_block_mask(is_seen, None, None, tokens, tokens, device=device.type)
-    # Each shape has a graph of its own, as a fixed network has.
+    # Each shape has a graph of its own, as in a network; by default they are eight at most.
+    torch._dynamo.config.recompile_limit = 64
     compiled = torch.compile(flex_attention, dynamic=False)
     return Side(
         function=lambda q, k, v: compiled(q, k, v, block_mask=mask),

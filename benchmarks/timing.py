@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import statistics
@@ -126,3 +127,10 @@ def leaves(
     return tuple(
         torch.randn(shape, device=device, dtype=dtype).requires_grad_() for shape in shapes
     )
+
+
+def positive(text: str) -> int:
+    """Read a number of rounds, images or threads from a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
