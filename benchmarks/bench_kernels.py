@@ -10,18 +10,19 @@ printed are medians in milliseconds and how many times faster each is than the f
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.timing import Run, clock_timer, forced, leaves, median_seconds, step
 from supernet.kernels import aggregate, depthwise_conv, neighborhood_logits, skew
-from supernet.kernels.select import VARIABLE
 
 # (batch, height, width, channels, heads)
 SHAPES = ((8, 56, 56, 96, 3), (8, 28, 28, 192, 6), (8, 14, 14, 384, 12))
@@ -30,7 +31,6 @@ IDDW_GROUPS = 32
 OPERATORS = ("aggregate", "aggregate_groups", "multiplier", "logits", "skew", "depthwise")
 
 Shape = tuple[int, int, int, int, int]
-Run = Callable[[], None]
 
 
 def main() -> None:
@@ -53,14 +53,7 @@ def main() -> None:
 
 def report(label: str, runs: dict[str, Run], repeats: int) -> None:
     """Run all candidates round by round and print their medians."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if round_:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = median_seconds(runs, repeats=repeats, timer=clock_timer(time.perf_counter))
     first = next(iter(medians.values()))
     cells = [f"{name} {1e3 * t:8.2f} ({first / t:5.1f}x)" for name, t in medians.items()]
     print(f"{label:22}", "  ".join(cells), flush=True)
@@ -76,56 +69,32 @@ def candidates(
     taps = kernel_size**2
     map_ = (batch, height, width, channels)
     if operator in ("aggregate", "aggregate_groups"):
-        inputs = _leaves((*map_[:3], heads, taps), map_)
-        step = _step(lambda a, v: aggregate(a, v, kernel_size), inputs)
+        inputs = leaves((*map_[:3], heads, taps), map_)
+        run = step(lambda a, v: aggregate(a, v, kernel_size), inputs)
     elif operator == "multiplier":
-        inputs = _leaves((*map_[:3], heads, taps), map_, (taps, channels))
-        step = _step(lambda a, v, m: aggregate(a, v, kernel_size, m), inputs)
+        inputs = leaves((*map_[:3], heads, taps), map_, (taps, channels))
+        run = step(lambda a, v, m: aggregate(a, v, kernel_size, m), inputs)
     elif operator == "logits":
-        step = _step(
-            lambda q, k: neighborhood_logits(q, k, heads, kernel_size), _leaves(map_, map_)
-        )
+        run = step(lambda q, k: neighborhood_logits(q, k, heads, kernel_size), leaves(map_, map_))
     elif operator == "skew":
-        step = _step(lambda t: skew(t, kernel_size), _leaves((*map_[:3], heads, taps)))
+        run = step(lambda t: skew(t, kernel_size), leaves((*map_[:3], heads, taps)))
     else:
-        inputs = _leaves(map_, (channels, kernel_size, kernel_size), (channels,))
-        step = _step(depthwise_conv, inputs)
+        inputs = leaves(map_, (channels, kernel_size, kernel_size), (channels,))
+        run = step(depthwise_conv, inputs)
         yield "conv2d default layout", _default_conv(shape, kernel_size)
     names = ("naive", "torch", "c") if slow else ("torch", "c")
     for name in names:
-        yield name, _forced(name, step)
+        yield name, forced(name, run)
 
 
 def _default_conv(shape: Shape, kernel_size: int) -> Run:
     """Convolve as most code does: channels-first in memory."""
     batch, height, width, channels, _ = shape
     weight = (channels, 1, kernel_size, kernel_size)
-    return _step(
+    return step(
         lambda x, w, b: F.conv2d(x, w, b, padding=kernel_size // 2, groups=channels),
-        _leaves((batch, channels, height, width), weight, (channels,)),
+        leaves((batch, channels, height, width), weight, (channels,)),
     )
-
-
-def _forced(formulation: str, step: Run) -> Run:
-    def run() -> None:
-        os.environ[VARIABLE] = formulation
-        step()
-
-    return run
-
-
-def _leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.randn(shape).requires_grad_() for shape in shapes)
-
-
-def _step(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Run:
-    with torch.no_grad():
-        grad = torch.randn_like(function(*inputs))
-
-    def run() -> None:
-        torch.autograd.grad(function(*inputs), inputs, grad)
-
-    return run
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ the processor time of the process by default, which a busy machine disturbs litt
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -29,6 +27,16 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.timing import (
+    Run,
+    Timer,
+    backward,
+    clock_timer,
+    forced,
+    leaves,
+    median_seconds,
+    step,
+)
 from searchspace.mixers import (
     Elsa,
     Mixer,
@@ -37,7 +45,7 @@ from searchspace.mixers import (
     WindowAttention,
 )
 from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
-from supernet.kernels.select import VARIABLE, describe_selection
+from supernet.kernels.select import describe_selection
 from supernet.mixers import MIXERS
 from supernet.mixers.sharing import Place
 
@@ -46,9 +54,6 @@ STAGES = ((8, 56, 96, 3), (8, 28, 192, 6), (8, 14, 384, 12))  # batch, side, cha
 SMALL = ((128, 32, 48, 3, 3), (128, 32, 64, 4, 5), (32, 32, 96, 6, 7))
 SIZES = (3, 5, 7)
 ALL_TERMS = "qk+qr+rk+bias"
-
-Run = Callable[[], object]
-Clock = Callable[[], float]
 
 
 def main() -> None:
@@ -66,25 +71,19 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, 1 thread, {platform.machine()}, float32, ", end="")
     print(f"{arguments.clock} time; {describe_selection()}")
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    timer = clock_timer(time.process_time if arguments.clock == "cpu" else time.perf_counter)
     for claim in arguments.claim:
         print(f"\n{claim}: {CLAIMS[claim].__doc__}")
         for label, old, new in CLAIMS[claim]():
-            compare(label, old, new, repeats=arguments.repeats, clock=clock)
+            compare(label, old, new, repeats=arguments.repeats, timer=timer)
     if "aggregation" in arguments.claim:
         print_memory()
 
 
-def compare(label: str, old: Run, new: Run, *, repeats: int, clock: Clock) -> None:
-    """Run both sides in turn and print their medians; the first round warms up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(repeats + 1):
-        for run, found in zip((old, new), seconds, strict=True):
-            start = clock()
-            run()
-            if round_:
-                found.append(clock() - start)
-    first, second = (1e3 * statistics.median(found) for found in seconds)
+def compare(label: str, old: Run, new: Run, *, repeats: int, timer: Timer) -> None:
+    """Run both sides in turn and print their medians."""
+    medians = median_seconds({"old": old, "new": new}, repeats=repeats, timer=timer)
+    first, second = (1e3 * median for median in medians.values())
     ratio = f"{first / second:5.2f}x faster, {second / first:5.2f} of its time"
     print(f"{label:34} {first:9.1f} {second:9.1f}   {ratio}", flush=True)
 
@@ -219,39 +218,9 @@ def module_step(module: nn.Module, x: Tensor) -> Run:
     return step(lambda y, *_: module(y), (x, *module.parameters()))
 
 
-def step(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Run:
-    """Make a function that runs forward and backward."""
-    with torch.no_grad():
-        grad = torch.randn_like(function(*inputs))
-    return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
-
-
-def backward(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Run:
-    """Make a function that runs the backward pass alone, of all inputs."""
-    y = function(*inputs)
-    grad = torch.randn_like(y)
-    return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
-
-
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve images (B, C, H, W) with a filter (C, K, K) for each channel."""
     return F.conv2d(x, weight.unsqueeze(1), bias, padding=weight.shape[-1] // 2, groups=len(weight))
-
-
-def forced(formulation: str, run: Run) -> Run:
-    """Run with a formulation of `supernet.kernels.select`."""
-
-    def forced_run() -> None:
-        os.environ[VARIABLE] = formulation
-        run()
-        os.environ[VARIABLE] = "auto"
-
-    return forced_run
-
-
-def leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Make random tensors that require gradients."""
-    return tuple(torch.randn(shape).requires_grad_() for shape in shapes)
 
 
 def print_memory() -> None:

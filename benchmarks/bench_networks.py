@@ -1,21 +1,24 @@
 """Time whole networks, in turn, in one process: images a second and peak memory.
 
-    python benchmarks/bench_networks.py [--batch 8] [--repeats 2] [--device cpu] [PRESET ...]
+    python benchmarks/bench_networks.py [--device cuda] [--dtype bfloat16] [--batch N] [PRESET ...]
 
 Every round runs one training step (forward and backward, no optimiser) and one inference step of
-each preset; medians are printed with the ratio to the first preset. Peak memory is that of a fresh
-process of the preset alone: of the process on a CPU, of the allocator on a GPU.
+each preset; medians are printed with the ratio to the first preset. bfloat16 is autocast, in both
+steps, as in training. Peak memory is that of one step beside the weights: of a fresh process of the
+preset alone on a CPU, of the allocator after a first step on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine_limits import device_name
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.timing import clock_timer, cpu_timer, median_seconds, positive
 from searchspace import PRESETS, preset
 from supernet.mixers import MIXERS
 from supernet.network import build_subnet
@@ -42,44 +47,104 @@ WANTED = (
     "volo_d1_dwconv",
     "elsa_volo_d1",
 )
-IMAGE = 224
+MODES = ("training", "inference")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How networks run; the layout is that of images and weights, the blocks' is their own."""
+
+    device: torch.device
+    dtype: torch.dtype
+    images: int
+    img_size: int
+    channels_last: bool
+    compiled: bool
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Print one line a preset."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("presets", nargs="*", default=list(buildable()))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak", choices=("training", "inference"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(words)
     torch.set_num_threads(arguments.threads)
-    device, images = torch.device(arguments.device), arguments.batch
+    setting = Setting(
+        device=torch.device(arguments.device),
+        dtype=DTYPES[arguments.dtype],
+        images=arguments.batch,
+        img_size=arguments.img_size,
+        channels_last=arguments.channels_last,
+        compiled=arguments.compile,
+    )
+    if setting.compiled:
+        # All networks are compiled from one function, which by default runs uncompiled after eight.
+        torch._dynamo.config.recompile_limit = 4 * len(arguments.presets)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     if arguments.peak:
-        print(measure_peak(arguments.presets[0], arguments.peak, images=images, device=device))
+        print(measure_peak(arguments.presets[0], arguments.peak, setting))
         return
+    heading = describe(arguments, setting)
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in heading.items()))
     print(
-        f"torch {torch.__version__}, {arguments.threads} thread(s), {platform.machine()}, ", end=""
+        f"{'preset':16} {'train img/s':>16} {'infer img/s':>16} {'train MiB':>10} {'infer MiB':>10}"
     )
-    print(f"{device}, float32, batch {images}, {IMAGE} pixels")
-    print(
-        f"{'preset':16} {'train img/s':>12} {'infer img/s':>12} {'train MiB':>10} {'infer MiB':>10}"
-    )
-    runs = {name: make_steps(name, images=images, device=device) for name in arguments.presets}
-    rates = measure_rates(runs, repeats=arguments.repeats, images=images, device=device)
-    first = next(iter(rates.values()))
-    for name, found in rates.items():
-        peaks = [
-            peak_of(name, mode, batch=images, device=device) for mode in ("training", "inference")
-        ]
+    networks = {name: Timed(name, setting) for name in arguments.presets}
+    rates = measure_rates(networks, setting, repeats=arguments.repeats)
+    # Those of other networks hold gradients: peaks come last, each network's alone.
+    first = rates[arguments.presets[0]]
+    rows = []
+    for name in arguments.presets:
+        peaks = {mode: peak_of(name, mode, setting, arguments) for mode in MODES}
+        rows.append({"preset": name, "images_a_second": rates[name], "peak_mebibytes": peaks})
         cells = [
-            f"{rate:6.2f} ({rate / base:4.2f})" for rate, base in zip(found, first, strict=True)
+            f"{rates[name][mode]:8.2f} ({rates[name][mode] / first[mode]:4.2f})" for mode in MODES
         ]
         print(
-            f"{name:16} {cells[0]:>12} {cells[1]:>12} {peaks[0]:10.0f} {peaks[1]:10.0f}", flush=True
+            f"{name:16} {cells[0]:>16} {cells[1]:>16} "
+            f"{peaks['training']:10.0f} {peaks['inference']:10.0f}",
+            flush=True,
         )
+        if arguments.json:
+            text = json.dumps(heading | {"rows": rows}, indent=1)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what depends on the device is filled in."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("presets", nargs="*", default=list(buildable()))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="float32; on a GPU bfloat16")
+    parser.add_argument("--batch", type=positive, help="8; on a GPU 128")
+    parser.add_argument("--repeats", type=positive, help="2; on a GPU 10")
+    parser.add_argument("--threads", type=positive, default=1, help="of a CPU")
+    parser.add_argument("--img-size", type=positive, default=224)
+    parser.add_argument("--channels-last", action="store_true", help="layout of images and weights")
+    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here as well")
+    parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    is_gpu = arguments.device == "cuda"
+    arguments.dtype = arguments.dtype or ("bfloat16" if is_gpu else "float32")
+    arguments.batch = arguments.batch or (128 if is_gpu else 8)
+    arguments.repeats = arguments.repeats or (10 if is_gpu else 2)
+    return arguments
+
+
+def describe(arguments: argparse.Namespace, setting: Setting) -> dict[str, object]:
+    """Say what was measured where, when and with what."""
+    return {
+        "device": device_name(setting.device),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "threads": arguments.threads,
+        "dtype": arguments.dtype,
+        "batch": setting.images,
+        "pixels": setting.img_size,
+        "channels_last": setting.channels_last,
+        "compiled": setting.compiled,
+        "repeats": arguments.repeats,
+    }
 
 
 def buildable() -> Iterator[str]:
@@ -91,80 +156,80 @@ def buildable() -> Iterator[str]:
                 yield name
 
 
+class Timed:
+    """A preset's network with its images, and the two steps that are timed."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        self.setting = setting
+        self.network = build_subnet(preset(name)).to(setting.device, memory_format=layout)
+        self.run: nn.Module | Callable[[Tensor], Tensor] = self.network
+        if setting.compiled:
+            self.run = torch.compile(self.network)
+        shape = (setting.images, 3, setting.img_size, setting.img_size)
+        self.images = torch.randn(shape, device=setting.device).to(memory_format=layout)
+
+    def training(self) -> None:
+        """Run forward and backward."""
+        self.network.train()
+        self.network.zero_grad(set_to_none=True)
+        with self._precision():
+            logits = self.run(self.images)
+        logits.float().logsumexp(-1).mean().backward()
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        """Run forward alone."""
+        self.network.eval()
+        with self._precision():
+            self.run(self.images)
+
+    def _precision(self) -> torch.autocast:
+        dtype = self.setting.dtype
+        return torch.autocast(self.setting.device.type, dtype, enabled=dtype != torch.float32)
+
+
 def measure_rates(
-    runs: dict[str, tuple[Callable[[], object], ...]],
-    *,
-    repeats: int,
-    images: int,
-    device: torch.device,
-) -> dict[str, list[float]]:
+    networks: dict[str, Timed], setting: Setting, *, repeats: int
+) -> dict[str, dict[str, float]]:
     """Run all steps round by round; return median images a second in training and inference."""
-    seconds: dict[str, tuple[list[float], ...]] = {name: ([], []) for name in runs}
     # Processor time, which a busy machine disturbs little; a GPU's work is not in it.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    for round_ in range(repeats + 1):
-        for name, steps in runs.items():
-            for step, found in zip(steps, seconds[name], strict=True):
-                wait(device)
-                start = clock()
-                step()
-                wait(device)
-                if round_:  # the first round warms up
-                    found.append(clock() - start)
+    is_cpu = setting.device.type == "cpu"
+    timer = cpu_timer() if is_cpu else clock_timer(time.perf_counter, setting.device)
+    steps = {
+        (name, mode): getattr(timed, mode) for name, timed in networks.items() for mode in MODES
+    }
+    seconds = median_seconds(steps, repeats=repeats, timer=timer)
     return {
-        name: [images / statistics.median(found) for found in both]
-        for name, both in seconds.items()
+        name: {mode: setting.images / seconds[name, mode] for mode in MODES} for name in networks
     }
 
 
-def make_steps(
-    name: str, *, images: int, device: torch.device
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Build a network; return its training step and its inference step."""
-    network = build_subnet(preset(name)).to(device)
-    batch = torch.randn(images, 3, IMAGE, IMAGE, device=device)
-    return lambda: train(network, batch), lambda: infer(network, batch)
-
-
-def train(network: nn.Module, images: Tensor) -> None:
-    """Run forward and backward."""
-    network.train()
-    network.zero_grad(set_to_none=True)
-    network(images).float().logsumexp(-1).mean().backward()
-
-
-@torch.no_grad()
-def infer(network: nn.Module, images: Tensor) -> None:
-    """Run forward alone."""
-    network.eval()
-    network(images)
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_of(name: str, mode: str, *, batch: int, device: torch.device) -> float:
-    """Return the peak memory in MiB of a preset in a process of its own."""
-    options = ["--batch", str(batch), "--device", str(device), "--peak", mode]
+def peak_of(name: str, mode: str, setting: Setting, arguments: argparse.Namespace) -> float:
+    """Return the peak memory in MiB of a step of a preset."""
+    if setting.device.type == "cuda":
+        return measure_peak(name, mode, setting)
+    # The process's own high-water mark: each preset and step needs a fresh one.
+    options = ["--batch", str(setting.images), "--img-size", str(setting.img_size)]
+    options += ["--dtype", arguments.dtype, "--threads", str(arguments.threads), "--peak", mode]
+    options += ["--channels-last"] * setting.channels_last + ["--compile"] * setting.compiled
     command = [sys.executable, __file__, name, *options]
     return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
-def measure_peak(name: str, mode: str, *, images: int, device: torch.device) -> float:
-    """Measure how many MiB a step needs beside the network's weights."""
-    network = build_subnet(preset(name)).to(device)
-    batch = torch.randn(images, 3, IMAGE, IMAGE, device=device)
-    run = train if mode == "training" else infer
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run(network, batch)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+def measure_peak(name: str, mode: str, setting: Setting) -> float:
+    """Measure how many MiB a step needs beside the network's weights and the images."""
+    timed = Timed(name, setting)
+    step = getattr(timed, mode)
+    if setting.device.type == "cuda":
+        step()  # compilers, and workspaces that stay
+        timed.network.zero_grad(set_to_none=True)
+        before = torch.cuda.memory_allocated(setting.device)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        step()
+        return (torch.cuda.max_memory_allocated(setting.device) - before) / 2**20
     before = peak_bytes()
-    run(network, batch)
+    step()
     return (peak_bytes() - before) / 2**20
 
 

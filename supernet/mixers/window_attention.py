@@ -113,11 +113,22 @@ class WindowAttentionMixer(nn.Module):
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor], masked: Tensor | None) -> Tensor:
-    """Attend with additive terms through PyTorch's fused kernel, which scales q.k itself."""
+    """Attend with additive terms through PyTorch's fused kernels, which scale q.k themselves.
+
+    They take tensors of four axes only. Windows join the images, or the heads where what is added
+    differs from window to window and not from image to image: then it is not repeated.
+    """
     if masked is not None:
         terms = [*terms, torch.zeros_like(masked, dtype=q.dtype).masked_fill(masked, -torch.inf)]
     mask = sum(terms[1:], start=terms[0]) if terms else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    joined = (1, 2) if mask is not None and mask.dim() == 4 else (0, 1)
+    flat_q, flat_k, flat_v = (x.flatten(*joined) for x in (q, k, v))
+    if mask is not None and mask.dim() > 3:
+        mask = mask.expand(*q.shape[5 - mask.dim() : 3], *mask.shape[-2:]).flatten(0, 1)
+    if mask is not None and mask.dim() == 3:
+        mask = mask[None]
+    y = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, attn_mask=mask)
+    return y.unflatten(joined[0], q.shape[joined[0] : joined[1] + 1])
 
 
 def _gather(table: Tensor, offsets: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from searchspace.mixers import WindowAttention
@@ -38,6 +39,28 @@ def test_the_fused_kernel_computes_what_the_explicit_products_do(
 
     for a, b in zip(fused, explicit, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("block", [0, 1])
+def test_the_fused_kernel_is_given_four_axes(
+    monkeypatch: pytest.MonkeyPatch, terms: str, block: int
+) -> None:
+    """PyTorch's fused kernels on GPUs take no other number."""
+    mixer = WindowAttention(window_size=3, num_heads=2, terms=terms)
+    module = WindowAttentionMixer([mixer], place=Place(dim=6, size=7, block=block))
+    attend, found = F.scaled_dot_product_attention, []
+
+    def record(*tokens: Tensor, attn_mask: Tensor | None) -> Tensor:
+        found.extend(x.dim() for x in (*tokens, attn_mask) if x is not None)
+        return attend(*tokens, attn_mask=attn_mask)
+
+    monkeypatch.setattr(window_attention, "prefers_sdpa", lambda queries: True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    module(torch.randn(2, 7, 6, 6), mixer)
+
+    assert len(found) >= 3
+    assert set(found) == {4}
 
 
 @pytest.mark.parametrize("terms", [*TERMS, "bias", "qr", "rk"])
