@@ -10,6 +10,7 @@ from supernet.kernels.aggregation.neighborhood import (
 )
 from supernet.kernels.attention.area import Area
 from supernet.kernels.attention.attention import neighborhood_attention
+from supernet.kernels.outlook.outlook import outlook_aggregate
 
 __all__ = [
     "Area",
@@ -17,5 +18,6 @@ __all__ = [
     "depthwise_conv",
     "neighborhood_attention",
     "neighborhood_logits",
+    "outlook_aggregate",
     "skew",
 ]

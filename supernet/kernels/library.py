@@ -42,6 +42,8 @@ _FUNCTIONS = {
     "neighborhood_attention": [_POINTER] * 7 + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_attention_grad": [_POINTER] * 13 + _RULE + [_SIZE] * 7 + [_INT],
     "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
+    "outlook_aggregate": [_POINTER] * 3 + [_INT] + [_SIZE] * 7 + [_INT],
+    "outlook_products": [_POINTER] * 3 + [_SIZE] * 7 + [_INT],
 }
 
 

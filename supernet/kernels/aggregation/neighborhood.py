@@ -9,7 +9,6 @@ to its dtype. Nothing of size B*H*W*C*K*K is stored, except by ``MIXER_KERNELS=n
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from supernet.kernels.aggregation.naive import (
     skew_naive,
 )
 from supernet.kernels.aggregation.operators import aggregate_op, logits_op, skew_op
+from supernet.kernels.operands import alike, check_divides, check_map
 from supernet.kernels.select import depthwise_formulation, formulation
 
 
@@ -52,15 +52,15 @@ def aggregate(
     """
     _check_taps(filters, "filters", kernel_size)
     _check_area(kernel_size, dilation)
-    _check_map(values, "values")
+    check_map(values, "values")
     _check(
         filters.shape[:3] == values.shape[:3],
         "The filters and values must be maps of one (B, H, W)",
         filters,
         values,
     )
-    _check_divides(filters.shape[3], values, "values")
-    filters, values = _alike(filters, values)
+    check_divides(filters.shape[3], values, "values")
+    filters, values = alike(filters, values)
     if multiplier is not None:
         wanted = (kernel_size**2, values.shape[-1])
         # Compared with a shape of its own length: sizes that a trace leaves open stay open.
@@ -70,7 +70,7 @@ def aggregate(
                 f"The multiplier must have shape (K*K, C) = {wanted}, or B of them, got "
                 f"{tuple(multiplier.shape)}. Slice it to the kernel size in use."
             )
-        values, multiplier = _alike(values, multiplier)
+        values, multiplier = alike(values, multiplier)
     if formulation(values) == "naive":
         return aggregate_naive(filters, values, kernel_size, multiplier, dilation=dilation)
     return aggregate_op(filters, values, kernel_size, dilation, multiplier, None, False)
@@ -97,10 +97,10 @@ def neighborhood_logits(
         ValueError: If shapes, dtypes or devices do not fit.
     """
     _check_area(kernel_size, dilation)
-    _check_map(queries, "queries")
+    check_map(queries, "queries")
     _check(queries.shape == keys.shape, "Queries and keys must have one shape", queries, keys)
-    _check_divides(num_heads, queries, "queries")
-    queries, keys = _alike(queries, keys)
+    check_divides(num_heads, queries, "queries")
+    queries, keys = alike(queries, keys)
     if formulation(queries) == "naive":
         return neighborhood_logits_naive(queries, keys, num_heads, kernel_size, dilation=dilation)
     return logits_op(queries, keys, num_heads, kernel_size, dilation, None)
@@ -146,7 +146,7 @@ def depthwise_conv(
     Raises:
         ValueError: If shapes, dtypes or devices do not fit.
     """
-    _check_map(values, "values")
+    check_map(values, "values")
     channels, size = values.shape[-1], weight.shape[-1] if weight.dim() else 0
     wanted = (values.shape[0],) * (weight.dim() == 4) + (channels, size, size)
     _check(
@@ -156,10 +156,10 @@ def depthwise_conv(
         values,
     )
     _check_area(size, dilation)
-    values, weight = _alike(values, weight)
+    values, weight = alike(values, weight)
     if bias is not None:
         _check(bias.shape == (channels,), "The bias must have shape (C,)", bias, values)
-        values, bias = _alike(values, bias)
+        values, bias = alike(values, bias)
     chosen = depthwise_formulation(values)
     if chosen == "naive":
         return depthwise_conv_naive(values, weight, bias, dilation=dilation)
@@ -186,14 +186,6 @@ def _check(fits: bool, rule: str, first: Tensor, second: Tensor) -> None:
         raise ValueError(f"{rule}, got shapes {tuple(first.shape)} and {tuple(second.shape)}.")
 
 
-def _check_map(tensor: Tensor, name: str) -> None:
-    if tensor.dim() != 4 or tensor.shape[-1] == 0:
-        raise ValueError(
-            f"The {name} must be a channels-last map (B, H, W, C) with C >= 1, "
-            f"got shape {tuple(tensor.shape)}."
-        )
-
-
 def _check_taps(tensor: Tensor, name: str, kernel_size: int) -> None:
     if tensor.dim() != 5 or tensor.shape[3] == 0 or tensor.shape[4] != kernel_size**2:
         raise ValueError(
@@ -209,26 +201,3 @@ def _check_area(kernel_size: int, dilation: int) -> None:
             "The kernel size and the dilation must be at least 1, "
             f"got {kernel_size} and {dilation}."
         )
-
-
-def _check_divides(groups: int, tensor: Tensor, name: str) -> None:
-    channels = tensor.shape[-1]
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"The number of groups or heads must divide the channels of the {name}, "
-            f"got {groups} and {channels}."
-        )
-
-
-def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast both to the dtype of autocast where it is on; refuse two dtypes or devices."""
-    device = first.device
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        first, second = first.to(dtype), second.to(dtype)
-    if first.dtype != second.dtype or device != second.device:
-        raise ValueError(
-            f"The operands must have one dtype and device, got {first.dtype} on {device} and "
-            f"{second.dtype} on {second.device}. Convert one with .to()."
-        )
-    return first, second
