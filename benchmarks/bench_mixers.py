@@ -162,11 +162,7 @@ def hadamard() -> Iterable[tuple[str, Run, Run]]:
 
 
 def outlook() -> Iterable[tuple[str, Run, Run]]:
-    """outlook attention by unfold and fold, and in torch, against the operator; the latter alone.
-
-    The last lines are the operator without projections and softmax. K = 3, stride 2 is VOLO's first
-    stage.
-    """
+    """outlook attention, and its aggregation alone: unfold, then torch, against the operator."""
     batch, side, channels, heads = 8, 28, 192, 6
     for size, stride in ((3, 2), (3, 1), (5, 2)):
         mixer = OutlookAttention(kernel_size=size, num_heads=heads, stride=stride)

@@ -1,1 +1,1 @@
-"""Outlook aggregation: tokens of a coarser grid say what K x K outputs are of K x K values."""
+"""Outlook aggregation: tokens of a coarser grid turn K x K values into K x K outputs."""
