@@ -120,6 +120,22 @@ def test_formulations_equal_the_definition_at_the_edges(
     assert_equals_definition(shape, torch.float64, 1e-12)
 
 
+@pytest.mark.parametrize("sides", [(0, 5), (5, 0)])
+@pytest.mark.parametrize("area", [(1, 2), (4, 1), (3, 2)])
+def test_maps_without_pixels_stay_so(
+    monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int], area: tuple[int, int]
+) -> None:
+    use(monkeypatch, "c")
+    shape = (2, *sides, 2, 3, *area)
+    inputs = example(shape, torch.float32)
+    fast, _ = functions(shape)
+
+    y = fast(*inputs)
+
+    grads = torch.autograd.grad(y.sum(), inputs)
+    assert [x.shape for x in (y, *grads)] == [inputs[1].shape, *(x.shape for x in inputs)]
+
+
 @given(
     name=st.sampled_from(FAST),
     shape=st.tuples(

@@ -3,9 +3,10 @@
  *
  *   y[s*t + o - K/2, c] = sum over t, u of weights[t, h(c), o, u] * v[s*t + u - K/2, c]
  *
- * for stride s; zero outside the map. The aggregation vectorises over the channels of a head and
- * writes row after row of pixels, gathered from the tokens that reach it; its derivative by the
- * weights vectorises over the tokens. Results do not depend on the number of threads.
+ * for stride s; zero outside the map. The aggregation writes row after row of pixels, gathered from
+ * the tokens that reach it; its derivative by the weights goes row by row of tokens. Both vectorise
+ * over the channels of a head, in buffers where heads are whole vectors behind borders of zeros.
+ * Results do not depend on the number of threads.
  */
 
 #include "../neighborhood.h"
@@ -43,7 +44,7 @@ static inline ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b;
 /* How a row of pixels lies in a buffer: heads of whole vectors, borders of zeros. */
 typedef struct {
     ptrdiff_t head, pixel, row; /* REALs from one to the next */
-    ptrdiff_t slots;            /* rows of values from which one row of outputs is made */
+    ptrdiff_t slots;            /* rows of values that make one row of outputs */
 } layout;
 
 static layout row_layout(const outlook *p)
@@ -55,7 +56,7 @@ static layout row_layout(const outlook *p)
                     .slots = smaller(2 * p->kernel - 1, p->height)};
 }
 
-/* Pixels with packed heads <-> pixels of a buffer. */
+/* A row of a map -> a row of a buffer, or back: pixels and heads lie differently. */
 static void copy_heads(const outlook *p, REAL *to, ptrdiff_t to_head, ptrdiff_t to_pixel,
                        const REAL *from, ptrdiff_t from_head, ptrdiff_t from_pixel)
 {
@@ -218,14 +219,13 @@ int outlook_aggregate(REAL *result, const REAL *weights, const REAL *values, int
     return failed;
 }
 
-/* Where the two halves of a sum of neighbours come from: lanes inside of the parts of two vectors,
- * or whole parts of them. */
+/* Where the even or the odd lanes of two vectors lie, inside of their parts; and whole parts. */
 #define LANES_OF_TWO(odd) \
     (lane / PART * PART + lane % PART * 2 % PART + lane % PART * 2 / PART * LANES + (odd))
 #define PARTS_OF_TWO(odd) ((lane / PART * 2 + (odd)) * PART + lane % PART)
 
-/* to[i] = the sum of the lanes of vector i, for LANES vectors: neighbours are added until each
- * vector has one lane left. */
+/* Lane i is the sum of the lanes of vector i, of LANES vectors: neighbours are added until one lane
+ * of each is left. */
 INLINE vec lane_sums(const vec *from)
 {
     vec a[LANES], even, odd;
