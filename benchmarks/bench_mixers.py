@@ -44,7 +44,7 @@ from searchspace.mixers import (
     OutlookAttention,
     WindowAttention,
 )
-from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
+from supernet.kernels import aggregate, depthwise_conv, hadamard_conv, outlook_aggregate
 from supernet.kernels.select import describe_selection
 from supernet.mixers import MIXERS
 from supernet.mixers.sharing import Place
@@ -153,17 +153,19 @@ def hadamard() -> Iterable[tuple[str, Run, Run]]:
 
 
 def outlook() -> Iterable[tuple[str, Run, Run]]:
-    """outlook attention against its unfold and fold alone, K = 3, stride 2 (VOLO's first stage)."""
+    """outlook attention, and its aggregation alone: unfold, then torch, against the operator."""
     batch, side, channels, heads = 8, 28, 192, 6
-    x = torch.randn(batch, side, side, channels, requires_grad=True)
-    whole = OneMixer(OutlookAttention(kernel_size=3, num_heads=heads, stride=2), channels, side)
-    area = {"kernel_size": 3, "padding": 1, "stride": 2}
-
-    def copies(y: Tensor) -> Tensor:
-        columns = F.unfold(y.permute(0, 3, 1, 2), **area)
-        return F.fold(columns, (side, side), **area).permute(0, 2, 3, 1)
-
-    yield f"{side}x{side}x{channels} h{heads}", module_step(whole, x), step(copies, (x,))
+    for size, stride in ((3, 2), (3, 1), (5, 2)):
+        mixer = OutlookAttention(kernel_size=size, num_heads=heads, stride=stride)
+        x = torch.randn(batch, side, side, channels, requires_grad=True)
+        whole = module_step(OneMixer(mixer, channels, side), x)
+        tokens = (-(-side // stride),) * 2
+        inputs = leaves((batch, *tokens, heads, size**2, size**2), tuple(x.shape))
+        alone = step(lambda w, v, area=(size, stride): outlook_aggregate(w, v, *area), inputs)
+        label = f"{side}x{side}x{channels} h{heads} K{size} s{stride}"
+        for run, part in ((whole, "mixer"), (alone, "alone")):
+            for old in ("naive", "torch"):
+                yield f"{label} {part} {old}", forced(old, run), forced("auto", run)
 
 
 CLAIMS: dict[str, Callable[[], Iterable[tuple[str, Run, Run]]]] = {

@@ -33,6 +33,7 @@ from supernet.kernels.aggregation import in_triton as aggregation
 from supernet.kernels.attention import in_triton as attention
 from supernet.kernels.attention.area import NORMS, Area, Operands
 from supernet.kernels.hadamard import in_triton as hadamard
+from supernet.kernels.outlook import in_triton as outlook
 
 DTYPES = {
     torch.float32: "*fp32",
@@ -194,6 +195,16 @@ def static_attention(dtype: torch.dtype) -> None:
         attention.attention_grad(_map(dtype), operands, area)
 
 
+def outlook_aggregate(dtype: torch.dtype) -> None:
+    """Outlook aggregation, its transpose and its products, heads of 32 and of 96 channels."""
+    for heads, size, stride in ((3, 3, 2), (1, 3, 2), (3, 5, 1)):
+        tokens = -(-14 // stride)
+        weights = torch.empty(2, tokens, tokens, heads, size**2, size**2, dtype=dtype)
+        outlook.aggregate(weights, _map(dtype), size, stride, False)
+        outlook.aggregate(weights, _map(dtype), size, stride, True)
+        outlook.products(_map(dtype), _map(dtype), heads, size, stride)
+
+
 def _operands(dtype: torch.dtype, channels: int, heads: int, *, has_tables: bool) -> Operands:
     q, k, v = (_map(dtype, channels) for _ in range(3))
     if not has_tables:
@@ -202,7 +213,14 @@ def _operands(dtype: torch.dtype, channels: int, heads: int, *, has_tables: bool
     return q, k, v, qr, rk, torch.empty(49, heads, dtype=dtype)
 
 
-CASES = (aggregate, depthwise, hadamard_conv, neighborhood_attention, static_attention)
+CASES = (
+    aggregate,
+    depthwise,
+    hadamard_conv,
+    neighborhood_attention,
+    static_attention,
+    outlook_aggregate,
+)
 
 if __name__ == "__main__":
     main()

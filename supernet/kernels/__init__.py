@@ -11,6 +11,7 @@ from supernet.kernels.aggregation.neighborhood import (
 from supernet.kernels.attention.area import Area
 from supernet.kernels.attention.attention import neighborhood_attention
 from supernet.kernels.hadamard.hadamard import hadamard_conv
+from supernet.kernels.outlook.outlook import outlook_aggregate
 
 __all__ = [
     "Area",
@@ -19,5 +20,6 @@ __all__ = [
     "hadamard_conv",
     "neighborhood_attention",
     "neighborhood_logits",
+    "outlook_aggregate",
     "skew",
 ]

@@ -45,6 +45,8 @@ _FUNCTIONS = {
     "neighborhood_hadamard_grad": [_POINTER] * 8 + [_SIZE] * 9 + [_INT],
     "neighborhood_hadamard_widest": [],
     "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
+    "outlook_aggregate": [_POINTER] * 3 + [_INT] + [_SIZE] * 7 + [_INT],
+    "outlook_products": [_POINTER] * 3 + [_SIZE] * 7 + [_INT],
 }
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import OutlookAttention
+from supernet.kernels import outlook_aggregate
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table, state_of
 
 
@@ -47,22 +48,18 @@ class OutlookAttentionMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: OutlookAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        size, heads = mixer.kernel_size, mixer.num_heads
-        area = {"kernel_size": size, "padding": size // 2, "stride": mixer.stride}
-        values = F.unfold(self.value(x).permute(0, 3, 1, 2), **area)  # (B, C*K*K, pooled)
-        values = values.unflatten(1, (heads, -1, size**2)).permute(0, 1, 4, 3, 2)
-        weights = self._weights(x, mixer)
-        mixed = (weights.to(values.dtype) @ values).permute(0, 1, 4, 3, 2).flatten(1, 3)
-        return self.proj(F.fold(mixed, (x.shape[1], x.shape[2]), **area).permute(0, 2, 3, 1))
+        weights, values = self._weights(x, mixer), self.value(x)
+        weights = weights.to(values.dtype)
+        return self.proj(outlook_aggregate(weights, values, mixer.kernel_size, mixer.stride))
 
     def _weights(self, x: Tensor, mixer: OutlookAttention) -> Tensor:
-        """Generate what makes outputs of values: (B, heads, pooled, outputs, values)."""
+        """Generate what makes outputs of values: (B, pooled, heads, outputs, values)."""
         taps, heads, stride = mixer.kernel_size**2, mixer.num_heads, mixer.stride
         pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)
         weight, bias = self._generator(mixer)
-        weight = weight.movedim(2, 0).flatten(0, 2)
-        logits = F.linear(pooled.flatten(2).transpose(1, 2), weight, bias.movedim(2, 0).flatten())
-        logits = logits.unflatten(-1, (heads, taps, taps)).transpose(1, 2)
+        weight, bias = weight.movedim(2, 0).flatten(0, 2), bias.movedim(2, 0).flatten()
+        logits = F.linear(pooled.permute(0, 2, 3, 1), weight, bias)
+        logits = logits.unflatten(-1, (heads, taps, taps))
         return (logits * (x.shape[-1] // heads) ** -0.5).softmax(-1)
 
     def _generator(self, mixer: OutlookAttention) -> tuple[Tensor, Tensor]:

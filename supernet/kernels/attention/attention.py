@@ -8,6 +8,7 @@ from torch import Tensor
 from supernet.kernels.attention.area import NORMS, Area
 from supernet.kernels.attention.naive import neighborhood_attention_naive
 from supernet.kernels.attention.operator import attention_op
+from supernet.kernels.operands import check_area, check_divides, check_map
 from supernet.kernels.select import formulation
 
 
@@ -47,7 +48,7 @@ def neighborhood_attention(
         ValueError: If shapes, dtypes or devices do not fit, or a term lacks an operand.
     """
     operands = (queries, keys, values, query_table, key_table, bias)
-    _check_area(area, values)
+    _check_settings(area, values)
     _check_terms(area, queries=queries, keys=keys, query_table=query_table, key_table=key_table)
     if bias is None and query_table is None and key_table is None and not area.has_product:
         raise ValueError("Attention needs at least one term. Give a bias, a table or the product.")
@@ -66,22 +67,10 @@ def neighborhood_attention(
     return attention_op(*operands, *area)
 
 
-def _check_area(area: Area, values: Tensor) -> None:
-    if values.dim() != 4 or values.shape[-1] == 0:
-        raise ValueError(
-            "The values must be a channels-last map (B, H, W, C) with C >= 1, "
-            f"got shape {tuple(values.shape)}."
-        )
-    if area.num_heads < 1 or values.shape[-1] % area.num_heads:
-        raise ValueError(
-            "The number of heads must divide the channels of the values, "
-            f"got {area.num_heads} and {values.shape[-1]}."
-        )
-    if area.kernel_size < 1 or area.dilation < 1:
-        raise ValueError(
-            "The kernel size and the dilation must be at least 1, "
-            f"got {area.kernel_size} and {area.dilation}."
-        )
+def _check_settings(area: Area, values: Tensor) -> None:
+    check_map(values, "values")
+    check_divides(area.num_heads, values, "values")
+    check_area(area.kernel_size, area.dilation)
     if area.norm not in NORMS:
         raise ValueError(f"The norm must be one of {', '.join(NORMS)}, got {area.norm!r}.")
 
