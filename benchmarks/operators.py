@@ -16,6 +16,7 @@ from supernet.kernels import (
     Area,
     aggregate,
     depthwise_conv,
+    hadamard_conv,
     neighborhood_attention,
     neighborhood_logits,
 )
@@ -132,6 +133,12 @@ def four_terms_at(batch: int, channels: int, setting: Setting) -> Operator:
     return Operator(operands=(*(map_,) * 3, *tables), function=function)
 
 
+def hadamard_at(batch: int, channels: int, setting: Setting) -> Operator:
+    """The convolution of Hadamard logits, in ELSA's groups of 4 channels."""
+    map_, taps = (batch, setting.side, setting.side, channels), setting.kernel_size**2
+    return Operator(operands=(map_, map_, (taps, channels, 4), (channels,)), function=hadamard_conv)
+
+
 def windows_at(batch: int, channels: int, setting: Setting) -> Operator:
     """Attention in shifted windows with a bias, by explicit products; without projections."""
     map_ = (batch, setting.side, setting.side, channels)
@@ -155,6 +162,7 @@ OPERATORS: dict[str, Callable[[int, int, Setting], Operator]] = {
     "aggregate": aggregate_at,
     "depthwise_conv": depthwise_conv_at,
     "neighborhood_logits": logits_at,
+    "hadamard_conv": hadamard_at,
     "neighborhood_attention": attention_at,
     "neighborhood_attention_four_terms": four_terms_at,
     "window_attention": windows_at,

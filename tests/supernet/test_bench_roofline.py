@@ -31,6 +31,7 @@ BY_HAND = {
     "aggregate": (TAPS + MAP, MAP, 1, 2),
     "depthwise_conv": (MAP + 8 * 9 + 8, MAP, 1, 2),
     "neighborhood_logits": (2 * MAP, TAPS, 1, 2),
+    "hadamard_conv": (2 * MAP + 9 * 8 * 4 + 8, MAP, 4, 8),
     # Backward: the weights again, and both gradients of both products.
     "neighborhood_attention": (3 * MAP, MAP, 2, 5),
     "neighborhood_attention_four_terms": (3 * MAP + 9 * 8 + 9 * 8 + 9 * 2, MAP, 4, 11),
