@@ -3,9 +3,7 @@
 A program holds the queries of a tile of pixels and of one head, and visits their neighbours tap by
 tap: logit, normalisation and sum of values happen in registers. The softmax keeps a running maximum
 (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), filter normalisation running
-moments (Welford 1962). All three relative terms cost one product more than none of them:
-
-    q.k + q.qr + k.rk = (q + rk).(k + qr) - rk.qr
+moments (Welford 1962).
 
 The backward pass computes the logits again, three times: for the queries (and for two or four
 numbers of each pixel and head, from which any weight follows), for keys and values, each of which
@@ -24,6 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from supernet.kernels.attention.area import NORMS, Area, Grads, Operands
+from supernet.kernels.attention.triton_parts import (
+    FILTER_NORM,
+    IDENTITY,
+    SOFTMAX,
+    filter_gain,
+    filter_std,
+    load_statistics,
+    logit_grad,
+    store_statistics,
+    tap_logit,
+    tap_weight,
+)
 from supernet.kernels.layout import dense, empty_slices, even_pixels
 from supernet.kernels.tiles import (
     check_offsets,
@@ -34,7 +44,6 @@ from supernet.kernels.tiles import (
     tile_shape,
 )
 
-SOFTMAX, FILTER_NORM, IDENTITY = (tl.constexpr(number) for number in range(3))
 # Numbers of a pixel and head from which its weights and their gradients follow.
 NUM_STATISTICS = {"softmax": 2, "filter_norm": 4, "identity": 0}
 
@@ -198,11 +207,22 @@ def _attention(
         value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
         if has_product or has_rk:
             key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
-        query_row = _table_row(qr, tap, heads * depth, channel, is_lane, has_qr)
-        key_row = _table_row(rk, tap, heads * depth, channel, is_lane, has_rk)
-        logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
-        if has_bias:
-            logit += tl.load(bias + tap * heads + head).to(tl.float32)
+        logit, _, _ = tap_logit(
+            query,
+            key,
+            qr,
+            rk,
+            bias,
+            tap,
+            head,
+            heads,
+            depth,
+            scale,
+            has_product,
+            has_qr,
+            has_rk,
+            has_bias,
+        )
         if norm == SOFTMAX:
             # `spread` is the sum of the weights so far, relative to the largest.
             now = tl.maximum(largest, logit)
@@ -224,7 +244,7 @@ def _attention(
     if norm == SOFTMAX:
         total /= spread[:, None]
     elif norm == FILTER_NORM:
-        total = _filter_gain(spread, kernel_size)[:, None] * (total - mean[:, None] * plain_total)
+        total = filter_gain(spread, kernel_size)[:, None] * (total - mean[:, None] * plain_total)
     index = pixel[:, None] * (heads * depth) + channel[None, :]
     mask = is_pixel[:, None] & is_lane[None, :]
     place = result + before * heads * depth + index
@@ -276,8 +296,6 @@ def _query_grad(
         query = load_pixels(q + before * q_pitch, pixel, q_pitch, channel, mask)
     mine = load_pixels(grad + before * channels, pixel, channels, channel, mask)
     key = tl.zeros(mask.shape, tl.float32)
-    # What the statistics become: of the softmax the logarithm of its sum and the mean response;
-    # of the filter norm the mean, the gain, the mean response and the slope.
     a = tl.zeros(pixel.shape, tl.float32)
     b = tl.zeros(pixel.shape, tl.float32)
     c = tl.zeros(pixel.shape, tl.float32)
@@ -290,11 +308,22 @@ def _query_grad(
             value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
             if has_product or has_rk:
                 key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
-            query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
-            key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
-            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
-            if has_bias:
-                logit += tl.load(bias + tap * heads + head).to(tl.float32)
+            logit, _, _ = tap_logit(
+                query,
+                key,
+                qr,
+                rk,
+                bias,
+                tap,
+                head,
+                heads,
+                depth,
+                scale,
+                has_product,
+                has_qr,
+                has_rk,
+                has_bias,
+            )
             response = tl.sum(mine * value, 1)
             if norm == SOFTMAX:
                 now = tl.maximum(largest, logit)
@@ -312,13 +341,13 @@ def _query_grad(
             b /= a
             a = largest + tl.log(a)
         else:
-            gain = _filter_gain(b, kernel_size)
+            gain = filter_gain(b, kernel_size)
             # ds = gain (t - mean t) - w slope, where slope = w.t / (sqrt(2) / K * n * std) and
             # n std^2 = spread (b), w.t = gain d.
-            slope = gain * d * _filter_std(b, kernel_size) * kernel_size / 1.4142135623730951
+            slope = gain * d * filter_std(b, kernel_size) * kernel_size / 1.4142135623730951
             d = tl.where(b > 0, slope / tl.where(b > 0, b, 1.0), 0.0)
             b = gain
-        _store_statistics(statistics, before, pixel, is_pixel, head, heads, a, b, c, d, norm)
+        store_statistics(statistics, before, pixel, is_pixel, head, heads, a, b, c, d, norm)
     if has_grad:
         total = tl.zeros(mine.shape, tl.float32)
         for tap in range(kernel_size * kernel_size):
@@ -327,13 +356,24 @@ def _query_grad(
             value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
             if has_product or has_rk:
                 key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
-            query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
-            key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
-            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
-            if has_bias:
-                logit += tl.load(bias + tap * heads + head).to(tl.float32)
-            weight = _weight(logit, a, b, norm)
-            slope = scale * _logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            logit, query_row, _ = tap_logit(
+                query,
+                key,
+                qr,
+                rk,
+                bias,
+                tap,
+                head,
+                heads,
+                depth,
+                scale,
+                has_product,
+                has_qr,
+                has_rk,
+                has_bias,
+            )
+            weight = tap_weight(logit, a, b, norm)
+            slope = scale * logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
             if has_product:
                 total += slope[:, None] * key
             if has_qr:
@@ -397,16 +437,27 @@ def _key_grad(
         theirs = load_pixels(grad + before * channels, other, channels, channel, mask)
         if has_product or has_qr:
             query = load_pixels(q + before * q_pitch, other, q_pitch, channel, mask)
-        query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
-        key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
-        logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
-        if has_bias:
-            logit += tl.load(bias + tap * heads + head).to(tl.float32)
-        a, b, c, d = _load_statistics(statistics, before, other, inside, head, heads, norm)
-        weight = tl.where(inside, _weight(logit, a, b, norm), 0.0)
+        logit, _, key_row = tap_logit(
+            query,
+            key,
+            qr,
+            rk,
+            bias,
+            tap,
+            head,
+            heads,
+            depth,
+            scale,
+            has_product,
+            has_qr,
+            has_rk,
+            has_bias,
+        )
+        a, b, c, d = load_statistics(statistics, before, other, inside, head, heads, norm)
+        weight = tl.where(inside, tap_weight(logit, a, b, norm), 0.0)
         value_total += weight[:, None] * theirs
         if has_grad:
-            slope = scale * _logit_grad(weight, tl.sum(theirs * value, 1), b, c, d, norm)
+            slope = scale * logit_grad(weight, tl.sum(theirs * value, 1), b, c, d, norm)
             slope = tl.where(inside, slope, 0.0)
             if has_product:
                 key_total += slope[:, None] * query
@@ -462,8 +513,6 @@ def _table_grad(
     start = part * length
     before = start.to(tl.int64)
     for tap in range(taps):
-        query_row = _table_row(qr, tap, channels, channel, is_lane, has_qr)
-        key_row = _table_row(rk, tap, channels, channel, is_lane, has_rk)
         query_total = tl.zeros((rows * columns, block_depth), tl.float32)
         key_total = tl.zeros((rows * columns, block_depth), tl.float32)
         bias_total = tl.zeros((rows * columns,), tl.float32)
@@ -484,12 +533,25 @@ def _table_grad(
             key = tl.zeros(mask.shape, tl.float32)
             if has_product or has_rk:
                 key = load_pixels(k + before * k_pitch, other, k_pitch, channel, mask)
-            logit = _logit(query, key, query_row, key_row, scale, has_product, has_qr, has_rk)
-            if has_bias:
-                logit += tl.load(bias + tap * heads + head).to(tl.float32)
-            a, b, c, d = _load_statistics(statistics, before, local, is_pixel, head, heads, norm)
-            weight = _weight(logit, a, b, norm)
-            slope = _logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            logit, _, _ = tap_logit(
+                query,
+                key,
+                qr,
+                rk,
+                bias,
+                tap,
+                head,
+                heads,
+                depth,
+                scale,
+                has_product,
+                has_qr,
+                has_rk,
+                has_bias,
+            )
+            a, b, c, d = load_statistics(statistics, before, local, is_pixel, head, heads, norm)
+            weight = tap_weight(logit, a, b, norm)
+            slope = logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
             slope = tl.where(is_pixel, slope, 0.0)
             bias_total += slope
             if has_qr:
@@ -503,133 +565,3 @@ def _table_grad(
             tl.store(drk + index, scale * tl.sum(key_total, 0), mask=is_lane)
         if has_bias:
             tl.store(dbias + (part * taps + tap) * heads + head, tl.sum(bias_total, 0))
-
-
-@triton.jit
-def _table_row(
-    table: tl.tensor,
-    tap: tl.tensor,
-    channels: tl.tensor,
-    channel: tl.tensor,
-    is_channel: tl.tensor,
-    is_there: tl.constexpr,
-) -> tl.tensor:
-    """A tap's row of a table (taps, C), or zeros."""
-    row = tl.zeros(channel.shape, tl.float32)
-    if is_there:
-        row += tl.load(table + tap * channels + channel, mask=is_channel, other=0.0).to(tl.float32)
-    return row
-
-
-@triton.jit
-def _logit(
-    query: tl.tensor,
-    key: tl.tensor,
-    query_row: tl.tensor,
-    key_row: tl.tensor,
-    scale: tl.tensor,
-    has_product: tl.constexpr,
-    has_qr: tl.constexpr,
-    has_rk: tl.constexpr,
-) -> tl.tensor:
-    """The scaled logits (pixels,) of a tap without the bias, from (pixels, D) and rows (D,)."""
-    if has_product:
-        left, right = query, key
-        if has_rk:
-            left += key_row[None, :]
-        if has_qr:
-            right += query_row[None, :]
-        logit = tl.sum(left * right, 1)
-        if has_qr and has_rk:
-            logit -= tl.sum(query_row * key_row, 0)
-    else:
-        logit = tl.sum(query * query_row[None, :] + key * key_row[None, :], 1)
-    return scale * logit
-
-
-@triton.jit
-def _weight(logit: tl.tensor, a: tl.tensor, b: tl.tensor, norm: tl.constexpr) -> tl.tensor:
-    """The weight of a logit, by the statistics of its pixel and head."""
-    if norm == SOFTMAX:
-        logit = tl.exp(logit - a)
-    elif norm == FILTER_NORM:
-        logit = (logit - a) * b
-    return logit
-
-
-@triton.jit
-def _logit_grad(
-    weight: tl.tensor,
-    response: tl.tensor,
-    b: tl.tensor,
-    c: tl.tensor,
-    d: tl.tensor,
-    norm: tl.constexpr,
-) -> tl.tensor:
-    """The gradient of a logit from that of its weight, the response g.v."""
-    if norm == SOFTMAX:
-        response = weight * (response - b)
-    elif norm == FILTER_NORM:
-        response = b * (response - c) - weight * d
-    return response
-
-
-@triton.jit
-def _store_statistics(
-    statistics: tl.tensor,
-    before: tl.tensor,
-    pixel: tl.tensor,
-    mask: tl.tensor,
-    head: tl.tensor,
-    heads: tl.tensor,
-    a: tl.tensor,
-    b: tl.tensor,
-    c: tl.tensor,
-    d: tl.tensor,
-    norm: tl.constexpr,
-) -> None:
-    if norm == SOFTMAX:
-        place = statistics + (before * heads + pixel * heads + head) * 2
-    else:
-        place = statistics + (before * heads + pixel * heads + head) * 4
-        tl.store(place + 2, c, mask=mask)
-        tl.store(place + 3, d, mask=mask)
-    tl.store(place, a, mask=mask)
-    tl.store(place + 1, b, mask=mask)
-
-
-@triton.jit
-def _load_statistics(
-    statistics: tl.tensor,
-    before: tl.tensor,
-    pixel: tl.tensor,
-    mask: tl.tensor,
-    head: tl.tensor,
-    heads: tl.tensor,
-    norm: tl.constexpr,
-) -> tl.tensor:
-    a = tl.zeros(pixel.shape, tl.float32)
-    b, c, d = a, a, a
-    if norm == SOFTMAX:
-        place = statistics + (before * heads + pixel * heads + head) * 2
-        a = tl.load(place, mask=mask, other=0.0)
-        b = tl.load(place + 1, mask=mask, other=0.0)
-    elif norm == FILTER_NORM:
-        place = statistics + (before * heads + pixel * heads + head) * 4
-        a = tl.load(place, mask=mask, other=0.0)
-        b = tl.load(place + 1, mask=mask, other=0.0)
-        c = tl.load(place + 2, mask=mask, other=0.0)
-        d = tl.load(place + 3, mask=mask, other=0.0)
-    return a, b, c, d
-
-
-@triton.jit
-def _filter_std(spread: tl.tensor, kernel_size: tl.constexpr) -> tl.tensor:
-    """The unbiased deviation, from the sum of squared distances to the mean; of one tap zero."""
-    return tl.sqrt(spread / max(kernel_size * kernel_size - 1, 1))
-
-
-@triton.jit
-def _filter_gain(spread: tl.tensor, kernel_size: tl.constexpr) -> tl.tensor:
-    """What filter normalisation multiplies centred logits with: sqrt(2) / K over the deviation."""
-    return 1.4142135623730951 / kernel_size / (_filter_std(spread, kernel_size) + 1e-10)
