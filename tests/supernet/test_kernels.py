@@ -24,6 +24,7 @@ from supernet.kernels.aggregation.naive import (
     skew_naive,
 )
 from supernet.kernels.select import VARIABLE, depthwise_formulation, formulation
+from tests.supernet.formulations import poisoned_buffers, use
 
 OPERATORS = (
     "aggregate",
@@ -56,10 +57,8 @@ EDGES = (
 
 @pytest.fixture(autouse=True)
 def _poisoned_buffers() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(0)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_buffers():
+        yield
 
 
 @pytest.fixture
@@ -70,12 +69,6 @@ def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[P
     library._say_once.cache_clear()
     yield tmp_path
     library.load.cache_clear()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "c" and library.find_compiler() is None:
-        pytest.skip("this machine has no C compiler")
-    monkeypatch.setenv(VARIABLE, name)
 
 
 def example(operator: str, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:

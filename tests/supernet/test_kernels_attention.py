@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.kernels import Area, library, neighborhood_attention
+from supernet.kernels import Area, neighborhood_attention
 from supernet.kernels.attention.area import NORMS
 from supernet.kernels.attention.naive import neighborhood_attention_naive
 from supernet.kernels.layout import join_channels, split_channels
-from supernet.kernels.select import VARIABLE
+from tests.supernet.formulations import poisoned_buffers, use
 
 FAST = ("c", "torch")
 TERMS = tuple(terms for terms in product((False, True), repeat=4) if any(terms))
@@ -41,16 +41,8 @@ EDGES = (
 
 @pytest.fixture(autouse=True)
 def _poisoned_buffers() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(0)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "c" and library.find_compiler() is None:
-        pytest.skip("this machine has no C compiler")
-    monkeypatch.setenv(VARIABLE, name)
+    with poisoned_buffers():
+        yield
 
 
 def example(

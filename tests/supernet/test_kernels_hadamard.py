@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.kernels import hadamard_conv, library
+from supernet.kernels import hadamard_conv
 from supernet.kernels.hadamard import in_c
 from supernet.kernels.hadamard.naive import hadamard_conv_naive
 from supernet.kernels.select import VARIABLE
+from tests.supernet.formulations import poisoned_buffers, use
 
 FAST = ("torch", "c")
 # (batch, height, width, groups, channels of a group, kernel size, dilation)
@@ -30,14 +33,9 @@ EDGES: tuple[Shape, ...] = (
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "c" and library.find_compiler() is None:
-        pytest.skip("this machine has no C compiler")
-    monkeypatch.setenv(VARIABLE, name)
+def _poisoned_buffers() -> Iterator[None]:
+    with poisoned_buffers():
+        yield
 
 
 def example(shape: Shape, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

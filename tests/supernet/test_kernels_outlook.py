@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.kernels import library, outlook_aggregate
+from supernet.kernels import outlook_aggregate
 from supernet.kernels.outlook.naive import outlook_aggregate_naive
 from supernet.kernels.select import VARIABLE
+from tests.supernet.formulations import poisoned_buffers, use
 
 FAST = ("c", "torch")
 Shape = tuple[int, int, int, int, int, int, int]
@@ -45,16 +46,8 @@ EDGES = (
 
 @pytest.fixture(autouse=True)
 def _poisoned_buffers() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(0)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name == "c" and library.find_compiler() is None:
-        pytest.skip("this machine has no C compiler")
-    monkeypatch.setenv(VARIABLE, name)
+    with poisoned_buffers():
+        yield
 
 
 def example(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
