@@ -23,14 +23,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.judging import Judging
 from search.plan import Plan, make_plan
-from search.promotion import Promotions
-from search.record import Record
-from search.results import SUPERNET
-from search.settings import RunSettings
-from search.trials import Choice, TrialRunner, fidelity_of
-from search.work import Judgement
+from search.record.record import Record
+from search.results.candidates import SUPERNET
+from search.run_folder.settings import RunSettings
+from search.scheduling.judging import Judging
+from search.scheduling.promotion import Promotions
+from search.scheduling.tasks import Judgement
+from search.scheduling.trials import Choice, TrialRunner, fidelity_of
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -201,7 +201,7 @@ def measure_rates(workers: int, seconds_each: float) -> None:
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
-    from search.executor import Cluster
+    from search.cluster.connection import Cluster
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": workers})
     try:
@@ -219,7 +219,7 @@ def measure_rates(workers: int, seconds_each: float) -> None:
 
 def rate_of_judges(cluster: Any, record: Record, workers: int, seconds_each: float) -> float:
     """Print and return judgements a second, once all judges are warm."""
-    from search.crew import JudgeCrew, hold_judges
+    from search.cluster.crew import JudgeCrew, hold_judges
 
     judging = judging_of(record, "random", workers)
     crew = JudgeCrew(
@@ -251,8 +251,8 @@ def rate_of_trials(
     cluster: Any, record: Record, folder: Path, workers: int, seconds_each: float
 ) -> float:
     """Print trials a second of Ray Tune in all, and return the rate once all actors are warm."""
-    from search.tune_trials import run_trials
-    from search.work import Work
+    from search.cluster.tune_trials import run_trials
+    from search.scheduling.tasks import Work
 
     work = Work(
         make_job=dict, supernet_worker=dict, judge_worker=Sleeper, train_alone=train_sleeping

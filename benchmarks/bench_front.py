@@ -1,7 +1,7 @@
 """Seconds for the front, its ranks and the chance of membership of many points.
 
 Run with ``python benchmarks/bench_front.py``. Prints the median of some runs on one core; whether
-the fronts are right is tested in ``tests/search/test_front.py``.
+the fronts are right is tested in ``tests/search/results/test_dominance.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from search.certainty import front_probabilities
-from search.front import hypervolume, non_dominated, non_dominated_rank
+from search.results.certainty import front_probabilities
+from search.results.dominance import hypervolume, non_dominated, non_dominated_rank
 
 NUM_POINTS = 50_000
 NUM_REPEATS = 3

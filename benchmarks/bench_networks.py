@@ -31,7 +31,7 @@ from benchmarks.peak_memory import peak_bytes
 from benchmarks.timing import clock_timer, cpu_timer, median_seconds, positive
 from searchspace import PRESETS, preset
 from supernet.mixers import MIXERS
-from supernet.network import build_subnet
+from supernet.network.supernet import build_subnet
 
 WANTED = (
     "swin_t",

@@ -19,9 +19,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.budget import parse_budget
-from search.record import Trial
-from search.report import ReportData, write_report
-from search.trust import trust_points, trust_report
+from search.record.record import Trial
+from search.report.page import ReportData, write_report
+from search.trust.ranking import trust_points, trust_report
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.mixers import DepthwiseConv, Elsa

@@ -23,16 +23,16 @@ from torch import Tensor
 from searchspace.architecture import Architecture, describe
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
-from supernet.network import Supernet, extract
-from supernet.recipe import Recipe, load_recipe
-from supernet.shared_adamw import SharedAdamW
-from supernet.supernet_training import (
+from supernet.mixers.weight_sharing import KERNELS, PROJECTIONS, WeightSharing
+from supernet.network.supernet import Supernet, extract
+from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.shared_weights.shared_adamw import SharedAdamW
+from supernet.shared_weights.trainer import (
     accumulate_gradients,
     apply_gradients,
     build_shared_optimizer,
 )
-from supernet.usage import UsedWeights
-from supernet.weight_sharing import KERNELS, PROJECTIONS, WeightSharing
+from supernet.shared_weights.usage import UsedWeights
 
 Step = Callable[[], object]
 

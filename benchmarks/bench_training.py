@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
 from searchspace.presets import preset
-from supernet.augmentation import mend_posterize
 from supernet.data import ImageData, prepare_data
-from supernet.network import build_subnet
-from supernet.optimization import undecayed
-from supernet.recipe import Recipe, load_recipe
-from supernet.training import TrainingOptions, _Training
+from supernet.network.supernet import build_subnet
+from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.training.augmentation import mend_posterize
+from supernet.training.optimization import undecayed
+from supernet.training.training import TrainingOptions, _Training
 
 
 def micro(img_size: int) -> Architecture:

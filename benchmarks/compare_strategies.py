@@ -60,13 +60,13 @@ import torch
 from scipy.stats import t as student
 
 from search.budget import count_cores, parse_budget
-from search.front import hypervolume
-from search.model_card import RetrainResult
-from search.pareto import FrontQuery, choose_rows, judged_by, trials_of
-from search.record import Record
-from search.results import Candidate, is_trained_alone, searched_fidelities
-from search.retrained import RESULT_FILE
-from search.run_folder import RECORD, open_run
+from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
+from search.record.record import Record
+from search.results.candidates import Candidate, is_trained_alone, searched_fidelities
+from search.results.dominance import hypervolume
+from search.retraining.finished import RESULT_FILE
+from search.retraining.model_card import RetrainResult
+from search.run_folder.folder import RECORD, open_run
 from searchspace.architecture import describe
 from searchspace.cost import count
 from searchspace.spec_file import load_space

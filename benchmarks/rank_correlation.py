@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from search.study import (
+from search.trust.ranking import EstimatorTrust, KendallTau
+from search.trust.study import (
     SUPERNETS,
     UNSHARED,
     StudySettings,
@@ -39,13 +40,12 @@ from search.study import (
     study_space,
     write_table,
 )
-from search.trust import EstimatorTrust, KendallTau
 from searchspace.spec_file import load_space
-from supernet.batches import steps_per_epoch, train_batches
 from supernet.data import open_data, prepare_data
-from supernet.network import build_subnet
-from supernet.recipe import load_recipe
-from supernet.supernet_training import accumulate_gradients
+from supernet.network.supernet import build_subnet
+from supernet.recipes.recipe import load_recipe
+from supernet.shared_weights.trainer import accumulate_gradients
+from supernet.training.batches import steps_per_epoch, train_batches
 
 CSV = Path(__file__).parents[1] / "docs" / "rank_correlation.csv"
 TIMED_NETWORKS = 4

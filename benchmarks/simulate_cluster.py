@@ -25,14 +25,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.judging import Judging
 from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan
-from search.promotion import Promotions
-from search.record import Record
-from search.results import SUPERNET
-from search.settings import RunSettings
-from search.trials import Choice, TrialCosts, TrialRunner, fidelity_of
-from search.work import Judgement, TrialTask
+from search.record.record import Record
+from search.results.candidates import SUPERNET
+from search.run_folder.settings import RunSettings
+from search.scheduling.judging import Judging
+from search.scheduling.promotion import Promotions
+from search.scheduling.tasks import Judgement, TrialTask
+from search.scheduling.trials import Choice, TrialCosts, TrialRunner, fidelity_of
 from searchspace.spec_file import load_space
 
 DAY = 86_400.0

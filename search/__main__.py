@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from search.cli import main
+from search.cli.app import main
 
 main()

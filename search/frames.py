@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from search.pareto import FrontQuery, judged_by
-from search.record import Trial
-from search.record_database import LEDGER_COLUMNS
-from search.results import Candidate, searched_fidelities
-from search.run_folder import RunFolder, open_run
-from search.settings import RunSettings
-from search.tables import describe_stages
+from search.front.query import FrontQuery, judged_by
+from search.record.record import Trial
+from search.record.schema import LEDGER_COLUMNS
+from search.results.candidates import Candidate, searched_fidelities
+from search.run_folder.folder import RunFolder, open_run
+from search.run_folder.settings import RunSettings
+from search.terminal.tables import describe_stages
 from searchspace.architecture import describe
 
 

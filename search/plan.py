@@ -1,7 +1,7 @@
 """What a budget buys: the shares of the phases, and the work that fits in each.
 
-Pure arithmetic on measured times (`StepTimes` of `search.workers`), so that the same numbers are
-printed by ``search plan`` and followed by ``search run``.
+Pure arithmetic on measured times (`StepTimes` of `search.workers.supernet_worker`), so that the
+same numbers are printed by ``search plan`` and followed by ``search run``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_RESERVE = 1.5
 # Without a finish, trials that still run near the end are told so much earlier, on each device.
 END_SECONDS, END_SHARE = 2.0, 0.01
 MIN_PROMOTED = 10
-# As many as a ranking of estimators needs (`search.trust.MIN_POINTS`).
+# As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
 MIN_TRUST = 5
 # And as many as there are devices, which would be idle.
 MAX_TRUST = 24

@@ -1,15 +1,14 @@
 """``search run``: the main path from images and a budget to a Pareto front, top to bottom.
 
-A run is one folder. Its record (`search.record`) is the truth; everything here can be killed at any
-moment and is entered again from the top: each phase asks the record what is left to do.
+A run is one folder. Its record (`search.record.record`) is the truth; everything here can be killed
+at any moment and is entered again from the top: each phase asks the record what is left to do.
 """
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from search.executor import Cluster
-from search.heartbeat import Heartbeat
+from search.cluster.connection import Cluster
 from search.phases.climb import climb
 from search.phases.finish import finish
 from search.phases.judging import judge_proposals
@@ -18,10 +17,11 @@ from search.phases.promote import promote
 from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
-from search.progress import ProgressView, StopSignals
-from search.run_folder import RunFolder
-from search.work import StorageError, Work, is_disk_full, last_line
-from search.workers import WORK
+from search.record.heartbeat import Heartbeat
+from search.run_folder.folder import RunFolder
+from search.scheduling.tasks import StorageError, Work, is_disk_full, last_line
+from search.terminal.progress import ProgressView, StopSignals
+from search.workers.supernet_worker import WORK
 
 FULL_DISK = "a full disk"
 NO_STORAGE = "a storage that does not answer"
@@ -33,7 +33,7 @@ def run_search(
     """Do what is left to do of a run.
 
     Args:
-        run: An open run; see `search.run_folder`.
+        run: An open run; see `search.run_folder.folder`.
         console: For what the user sees.
         ray_address: Of a cluster to join; None starts Ray on this machine.
         work: What the devices do.

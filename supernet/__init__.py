@@ -1,5 +1,5 @@
 """Torch: mixers, blocks, the supernet, training. Importing it makes timm know our networks."""
 
-from supernet.timm_models import register
+from supernet.exchange.timm_models import register
 
 register()

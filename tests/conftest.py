@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from search.record_database import Place
+from search.record.schema import Place
 from tests.postgres import Server, new_place, running_server
 
 # Before torch is imported: the tests' tensors are tiny, and threads only make them wait.

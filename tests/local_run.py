@@ -17,12 +17,12 @@ from rich.console import Console
 from benchmarks.faults import small_work
 from search.phases import alone, measure, session, supernet
 from search.phases.session import Interrupted, Session
-from search.progress import ProgressView, StopSignals
-from search.record import Record
+from search.record.record import Record
 from search.run import search_with
-from search.run_folder import RECORD, RunFolder
-from search.settings import RunSettings
-from search.work import Judgement
+from search.run_folder.folder import RECORD, RunFolder
+from search.run_folder.settings import RunSettings
+from search.scheduling.tasks import Judgement
+from search.terminal.progress import ProgressView, StopSignals
 from supernet.data import prepare_data
 
 
@@ -59,7 +59,7 @@ class LocalCluster:
 
 
 class LocalCrew:
-    """One warm judge, held until it is dismissed; it takes the place of `search.crew.JudgeCrew`."""
+    """One warm judge, held until it is dismissed; it takes the place of `crew.JudgeCrew`."""
 
     start_seconds = 0.2
 
@@ -173,7 +173,7 @@ def _crew(self: Session, plan: Any, phase: str, *, most: int | None = None) -> A
 
 
 def _run_trials(cluster: Any, work: Any, *, job: Any, folder: Path, source: Any, name: str) -> None:
-    """Train one trial after the other, as `search.tune_trials.run_trials` does on a cluster."""
+    """Train one trial after the other, as `tune_trials.run_trials` does on a cluster."""
     while not source.should_stop() and (task := source.next()) is not None:
         values = work.train_alone(job, task, 1, lambda epoch: None)
         source.settle(task, outcome="done", values=values, cause=None)

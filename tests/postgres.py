@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from search.record_database import Place
+from search.record.schema import Place
 
 START_SECONDS = 60.0
 CONFIGURATION = ("-c", "shared_buffers=16MB", "-c", "max_connections=40")
@@ -95,7 +95,7 @@ def running_server() -> Iterator[Server]:
 
 def new_place(url: str) -> Place:
     """Choose a schema for a record on a server."""
-    from search.record_postgres import new_schema
+    from search.record.postgres import new_schema
 
     return new_schema(url, "test")
 

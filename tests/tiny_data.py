@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from supernet.data import ImageData
-from supernet.recipe import Recipe, load_recipe
+from supernet.recipes.recipe import Recipe, load_recipe
 
 PLAIN = {"hflip": 0.0, "random_crop_padding": 0, "label_smoothing": 0.0}
 

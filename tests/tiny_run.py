@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from search.plan import make_plan
-from search.record import Record, Trial
-from search.settings import RunSettings
+from search.record.record import Record, Trial
+from search.run_folder.settings import RunSettings
 from tests.tiny_trials import trial
 
 COMMAND = "search run --budget 10cpu-minutes --out run"

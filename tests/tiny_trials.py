@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.record import State, Trial
+from search.record.record import State, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
 from searchspace.mixers import DepthwiseConv, Elsa, WindowAttention

@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.faults.small_work import SMALL_WORK, SmallJob
-from search import crew, trials
+from search.cluster import crew
 from search.run import run_search
-from search.run_folder import create_run, resume_run
-from search.settings import RunSettings
+from search.run_folder.folder import create_run, resume_run
+from search.run_folder.settings import RunSettings
+from search.scheduling import trials
 
 # The limits of hung work are minutes; the suite is to end before.
 trials.LEAST_LIMIT_SECONDS = 6.0

@@ -22,9 +22,9 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.faults.stopwatch import Stopwatch
 from search.plan import PHASES
-from search.record import Record
-from search.record_database import RefusedError, open_database
-from search.run_folder import record_place
+from search.record.record import Record
+from search.record.schema import RefusedError, open_database
+from search.run_folder.folder import record_place
 
 ROOT = Path(__file__).parents[2]
 NODES = 2

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from search.halving import Halving
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
-from search.trials import Choice
+from search.scheduling.halving import Halving
+from search.scheduling.trials import Choice
 
 
 def climb(session: Session, plan: Plan, phase: str) -> None:

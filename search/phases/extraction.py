@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from search.crew import JudgeCrew
+from search.cluster.crew import JudgeCrew
 from search.phases.session import Session
-from search.results import EXTRACTION, Candidate, front, searched_fidelities
+from search.results.candidates import EXTRACTION, Candidate, front, searched_fidelities
 
 
 def unchecked(session: Session) -> list[Candidate]:

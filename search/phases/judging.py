@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.crew import JudgeCrew, hold_judges
-from search.judge_choice import next_predicted, report_of, trains
-from search.judging import Judging, make_proposer
+from search.cluster.crew import JudgeCrew, hold_judges
 from search.phases.alone import train_alone
 from search.phases.climb import climb
 from search.phases.extraction import check_extraction
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
-from search.results import SUPERNET
-from search.trials import Choice, fidelity_of
-from search.trust import Judge
+from search.results.candidates import SUPERNET
+from search.scheduling.judging import Judging, make_proposer
+from search.scheduling.trials import Choice, fidelity_of
+from search.trust.judge_choice import next_predicted, report_of, trains
+from search.trust.ranking import Judge
 from searchspace.architecture import Architecture
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from search.executor import WorkerLostError, call
+from search.cluster.connection import WorkerLostError, call
 from search.phases.session import Session
 from search.plan import Plan
-from search.trials import MAX_LOST
+from search.scheduling.trials import MAX_LOST
 
 
 def measure(session: Session) -> Plan:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from search.judge_choice import trains
 from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.promotion import Promotions
-from search.results import SUPERNET, ZERO_COST
-from search.trials import Choice, fidelity_of
+from search.results.candidates import SUPERNET, ZERO_COST
+from search.scheduling.promotion import Promotions
+from search.scheduling.trials import Choice, fidelity_of
+from search.trust.judge_choice import trains
 
 
 def promote(session: Session, plan: Plan) -> None:

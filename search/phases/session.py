@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from search.crew import JudgeCrew
-from search.executor import Cluster
-from search.judge_choice import judge_of
-from search.listings import plan_table
+from search.cluster.connection import Cluster
+from search.cluster.crew import JudgeCrew
+from search.phases.planning import plan_from_times
 from search.plan import PHASES, Plan, revise_plan
-from search.planning import plan_from_times
-from search.progress import ProgressView, StopSignals
-from search.results import SUPERNET, ZERO_COST
-from search.run_folder import RunFolder
-from search.trials import TrialCosts
-from search.trust import Judge
-from search.work import StepTimes, Work
+from search.results.candidates import SUPERNET, ZERO_COST
+from search.run_folder.folder import RunFolder
+from search.scheduling.tasks import StepTimes, Work
+from search.scheduling.trials import TrialCosts
+from search.terminal.listings import plan_table
+from search.terminal.progress import ProgressView, StopSignals
+from search.trust.judge_choice import judge_of
+from search.trust.ranking import Judge
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from search.executor import WorkerLostError, call, call_all, form_group
+from search.cluster.connection import WorkerLostError, call, call_all, form_group
 from search.phases.session import Session
 from search.plan import Plan
-from search.results import SUPERNET
-from search.trials import MAX_LOST
-from search.work import StepTimes
+from search.results.candidates import SUPERNET
+from search.scheduling.tasks import StepTimes
+from search.scheduling.trials import MAX_LOST
 
 SAVE_EVERY_SECONDS = 30.0
 TRAIN_CALL_SECONDS = 2.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 
-from search.crew import JudgeCrew
-from search.judge_choice import PROXY_SCORES
+from search.cluster.crew import JudgeCrew
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
-from search.trials import Choice, fidelity_of
+from search.scheduling.trials import Choice, fidelity_of
+from search.trust.judge_choice import PROXY_SCORES
 from searchspace.architecture import Architecture
 
 

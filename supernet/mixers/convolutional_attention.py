@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.kernels import depthwise_conv
-from supernet.norms import BatchNorm
+from supernet.mixers.norms import BatchNorm
 
 
 class PreConvolution(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supernet.mixers.norms import BatchNorm
 from supernet.mixers.sharing import centre_taps, head_rows, state_of
-from supernet.norms import BatchNorm
 
 
 class FilterGenerator(nn.Module):

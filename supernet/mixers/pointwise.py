@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supernet.mixers.norms import build_norm
 from supernet.mixers.sharing import Place
-from supernet.norms import build_norm
 
 
 class Pointwise(nn.Module):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.mixers.sharing import Place, new_linear
-from supernet.width import ChannelBlocks
+from supernet.mixers.width import ChannelBlocks
 
 _ATTENTION = ("attention.in_proj", "attention.proj")  # the last rows of in_proj make the values
 _POINTWISE = ("pointwise.conv_in", "pointwise.conv_out")
@@ -63,7 +63,7 @@ class InProjection(nn.Linear):
 
     @property
     def channel_blocks(self) -> ChannelBlocks:
-        """Queries, keys and values are blocks of rows (see `supernet.width`)."""
+        """Queries, keys and values are blocks of rows (see `supernet.mixers.width`)."""
         values = () if self.value is not None else (self.num_values,)
         return dict.fromkeys(("weight", "bias"), (0, (*self.others, *values)))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from searchspace.architecture import BlockNorm
 from searchspace.mixers import Mixer
-from supernet.weight_sharing import WeightSharing
+from supernet.mixers.weight_sharing import WeightSharing
 
 LinearT = TypeVar("LinearT", bound=nn.Linear)
 

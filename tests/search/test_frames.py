@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import search
-from search.record import Record
-from search.run_folder import open_run
+from search.record.record import Record
+from search.run_folder.folder import open_run
 from tests.tiny_run import COMMAND, some_trials, write_run
 from tests.tiny_trials import network, trial
 

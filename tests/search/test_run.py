@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from search.plan import PHASES
-from search.record import Record
+from search.record.record import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

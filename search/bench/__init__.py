@@ -1,0 +1,1 @@
+"""Searchers side by side on problems whose answers are known."""

@@ -1,0 +1,1 @@
+"""The command line: options, commands, and nothing heavy until one runs."""

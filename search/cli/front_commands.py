@@ -1,0 +1,192 @@
+"""The commands about a front: `pareto`, `select` and `compare`. They import when they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.front.query import FrontQuery
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Objectives = Annotated[
+    str | None,
+    typer.Option(help="What the front weighs: top1, macs, params, latency_ms; default: the run's."),
+]
+Fidelity = Annotated[
+    str | None, typer.Option(help="supernet, train-<n>e, ...; default: the highest.")
+]
+MaxMacs = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 5G.")]
+MaxParams = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 30M.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Measure the latency of one image on this machine.")
+]
+Device = Annotated[str, typer.Option(help="To measure on: cpu or cuda.")]
+
+
+def pareto(
+    run: Run,
+    objectives: Objectives = None,
+    fidelity: Fidelity = None,
+    sort: Annotated[str, typer.Option(help="id, top1, macs, params, latency_ms or sure.")] = "macs",
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Only the most balanced member.")] = False,
+    near: Annotated[
+        bool, typer.Option("--near", help="Also those that only noise keeps off the front.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until the run ends or Ctrl-C.")
+    ] = False,
+    latency: Latency = False,
+    device: Device = "cpu",
+    json_: Json = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the HTML report.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
+) -> None:
+    """Show the Pareto front of a run."""
+    from search.front.query import choose_rows, front_view, judged_by, measure_latencies
+    from search.results.candidates import to_json
+    from search.run_folder.folder import open_run
+
+    query = _query(objectives, fidelity, max_macs, max_params, sort=sort, knee=knee, near=near)
+    if watch:
+        _watch(run, query)
+        return
+    with open_run(run) as folder:
+        if latency:
+            measure_latencies(folder, query, device=device)
+        if csv or html or png or json_:
+            found = judged_by(folder, query)
+            rows = choose_rows(
+                found, query, objectives=query.objectives or folder.settings.objectives
+            )
+        if csv or html or png:
+            from search.report.outcome import export_front
+
+            export_front(folder, rows, found=found, csv=csv, html=html, png=png)
+        if json_:
+            print(json.dumps([to_json(row) for row in rows], indent=2))
+        else:
+            _console().print(front_view(folder, query))
+
+
+def compare(
+    targets: Annotated[
+        list[str], typer.Argument(help="Two or more of: RUN:ID, a preset, an architecture file.")
+    ],
+    img_size: Annotated[
+        int | None, typer.Option(help="Count costs at this image size; default: each its own.")
+    ] = None,
+    latency: Latency = False,
+    device: Device = "cpu",
+    json_: Json = False,
+) -> None:
+    """Show architectures side by side: mixers, parameters, MACs and latency of each stage."""
+    from search.front.compare import compare_json, compare_table, load_compared, with_latencies
+
+    if len(targets) < 2:
+        raise ValueError(f"Compare two or more architectures, got only {targets[0]!r}.")
+    compared = [load_compared(target, img_size=img_size) for target in targets]
+    if latency:
+        compared = with_latencies(compared, device)
+    if json_:
+        print(json.dumps(compare_json(compared), indent=2))
+    else:
+        _console().print(compare_table(compared))
+
+
+def select(
+    run: Run,
+    top: Annotated[int, typer.Option(help="How many networks.")] = 4,
+    budget: Annotated[
+        str | None, typer.Option(help="Device time for all retrainings, e.g. 2gpu-days.")
+    ] = None,
+    objectives: Objectives = None,
+    fidelity: Fidelity = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    args: Annotated[
+        bool, typer.Option("--args", help="Print only the arguments for search retrain.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Name the networks that are worth retraining, and say why.
+
+    search retrain RUN $(search select RUN --top 4 --args)
+    """
+    import math
+
+    from search.budget import parse_budget
+    from search.front.query import judged_by
+    from search.front.select import choice_json, retrain_cost, select_members, select_table
+    from search.run_folder.folder import open_run
+
+    query = _query(objectives, fidelity, max_macs, max_params)
+    with open_run(run) as folder:
+        choices = select_members(
+            judged_by(folder, query),
+            objectives=query.objectives or folder.settings.objectives,
+            top=top,
+            budget_seconds=parse_budget(budget).amount_seconds if budget else math.inf,
+            cost_of=retrain_cost(folder.record.get_meta("plan")),
+        )
+        device = folder.settings.parsed_budget.device
+    words = " ".join(f"--arch {choice.candidate.id}" for choice in choices)
+    if json_:
+        print(json.dumps([choice_json(choice) for choice in choices], indent=2))
+    elif args:
+        print(words)
+    else:
+        console = _console()
+        console.print(select_table(choices, device))
+        console.print(f"\nNext:\n  search retrain {run} {words}", highlight=False, soft_wrap=True)
+
+
+def _query(
+    objectives: str | None,
+    fidelity: str | None,
+    max_macs: str | None,
+    max_params: str | None,
+    *,
+    sort: str = "macs",
+    knee: bool = False,
+    near: bool = False,
+) -> FrontQuery:
+    from search.front.query import FrontQuery
+    from search.results.objectives import parse_objectives
+    from searchspace.quantity import parse_quantity
+
+    given = {"macs": max_macs, "params": max_params}
+    return FrontQuery(
+        objectives=parse_objectives(objectives) if objectives else (),
+        fidelity=fidelity,
+        limits={name: parse_quantity(text) for name, text in given.items() if text is not None},
+        sort=sort,
+        only_knee=knee,
+        with_near=near,
+    )
+
+
+def _watch(run: Path, query: FrontQuery) -> None:
+    from search.front.query import watch
+
+    console = _console()
+    try:
+        console.print(watch(run, query, console), highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        # The usual way to stop looking; the run goes on.
+        return
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,1 @@
+"""Ray, and only here: the connection, warm judges, trials in Ray Tune."""

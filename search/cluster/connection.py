@@ -1,0 +1,295 @@
+"""The cluster: a connection to Ray, its devices, and actors that hold them.
+
+Ray holds no truth of the run; if the driver dies, a new one starts over with the same record.
+Besides this module only `search.cluster.crew` (judges) and `search.cluster.tune_trials` (trials)
+import Ray, and nothing imports them before a run starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.util import placement_group_table
+
+from search.budget import count_cores
+from search.scheduling.tasks import START_SECONDS, last_line
+
+# How long the others' errors may come before the news that one of the group has died.
+NEWS_OF_DEATH_SECONDS = 45.0
+# A process that was killed keeps its device for a part of a second.
+RELEASE_SECONDS = 3.0
+CONNECT_SECONDS = 10.0
+KILLERS = 32
+# A call of a dead actor fails at once; a busy one leaves it waiting.
+ROLL_CALL_SECONDS = 0.2
+
+
+class WorkerLostError(Exception):
+    """A worker died or does not answer; what it did since the last checkpoint is lost."""
+
+
+class Cluster:
+    """A connection to Ray; use it as a context manager.
+
+    Args:
+        device: What one worker holds: a core (``cpu``) or a GPU (``gpu``).
+        address: Address of a cluster; None starts Ray on this machine.
+        max_devices: Use at most so many devices.
+
+    Raises:
+        ValueError: If there is no such cluster, or it has no such device.
+    """
+
+    def __init__(
+        self, *, device: str, address: str | None = None, max_devices: int | None = None
+    ) -> None:
+        cores = count_cores()
+        if address is not None:
+            _check_answers(address)
+        try:
+            ray.init(
+                # Not None: that would join any cluster that was started on this machine.
+                address=address or "local",
+                num_cpus=None if address else cores,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except (AuthenticationError, ConnectionError) as error:
+            raise ValueError(
+                f"The cluster at {address} does not let us in: {last_line(str(error))} Those of "
+                "`ray start` want a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
+                "file with it."
+            ) from error
+        self.resource = {"cpu": "CPU", "gpu": "GPU"}[device]
+        self._max_devices = max_devices
+        if self.devices < 1:
+            ray.shutdown()
+            raise ValueError(
+                f"The budget counts {device} time, and this cluster has no {self.resource}. "
+                "Give a cpu budget, or join a cluster that has one with --ray-address."
+            )
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    @property
+    def devices(self) -> int:
+        """Count the devices of the nodes that are alive now; it may be 0 for a while."""
+        found = self._alive
+        return found if self._max_devices is None else min(found, self._max_devices)
+
+    @property
+    def _alive(self) -> int:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return int(resources.get(self.resource, 0))
+
+    @property
+    def free(self) -> int:
+        """Count the devices that nothing holds; what Ray says may be a second old.
+
+        The device of a node that has just died is not free, and it counts among `devices` until
+        Ray has given the node up: what is started for it would wait, and be charged for nothing.
+        """
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        return int(resources.get(self.resource, 0))
+
+    @property
+    def reserved(self) -> int:
+        """Count the devices that placement groups of this program hold.
+
+        Ray Tune reserves a device with a group of its own, before its trial's process starts and
+        until after it has ended, whatever becomes of the process.
+        """
+        job = ray.get_runtime_context().get_job_id()
+        groups = placement_group_table().items()
+        return sum(name.endswith(job) and one["state"] == "CREATED" for name, one in groups)
+
+    def nodes(self) -> set[str]:
+        """Return the ids of the nodes that are alive now."""
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a worker. On cores there is one worker a core, because many small
+        operators synchronise badly over threads, and worse on a busy machine."""
+        return 1 if self.resource == "CPU" else 4
+
+    @property
+    def needs(self) -> dict[str, int]:
+        """What Ray must reserve for one worker.
+
+        Unless told otherwise, Ray reserves a core for a GPU's worker too, and lets those wait
+        silently for which a node has no core.
+        """
+        return {"num_cpus": 1} if self.resource == "CPU" else {"num_cpus": 0, "num_gpus": 1}
+
+    def start_actor(self, worker: type, job: Any) -> Any:
+        """Start an actor that holds a device; it is not restarted by Ray."""
+        remote: Any = ray.remote(worker).options(**self.needs, max_restarts=0)
+        return remote.remote(job, threads=self.threads)
+
+    def end_actors(self, actors: list[Any]) -> None:
+        """Kill actors and wait until Ray has their devices back, or for a moment."""
+        before, holding = self.free, len(actors) - _count_dead(actors)
+        kill_aside(actors)
+        deadline = time.monotonic() + RELEASE_SECONDS
+        # A node that has died meanwhile gives nothing back.
+        while time.monotonic() < deadline and self.free < min(before + holding, self._alive):
+            time.sleep(0.02)
+
+    @contextmanager
+    def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:
+        """Hold ``count`` actors, one a device, until the block ends."""
+        actors = [self.start_actor(worker, job) for _ in range(count)]
+        try:
+            yield actors
+        finally:
+            self.end_actors(actors)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+        """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
+        needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
+        return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+
+def kill_aside(actors: list[Any]) -> None:
+    """Kill actors without waiting: where a node has just died, a kill takes seconds."""
+    killers = ThreadPoolExecutor(max_workers=KILLERS)
+    for actor in actors:
+        killers.submit(ray.kill, actor)
+    killers.shutdown(wait=False)
+
+
+def call(
+    actor: Any,
+    method: str,
+    *arguments: Any,
+    while_waiting: Callable[[], None],
+    limit_seconds: float = START_SECONDS,
+) -> Any:
+    """Call an actor's method and wait for it, calling ``while_waiting`` about once a second.
+
+    Raises:
+        WorkerLostError: If it died, or gave no answer within ``limit_seconds``.
+    """
+    (result,) = call_all(
+        [actor], method, *arguments, while_waiting=while_waiting, limit_seconds=limit_seconds
+    )
+    return result
+
+
+def call_all(
+    actors: list[Any],
+    method: str,
+    *arguments: Any,
+    while_waiting: Callable[[], None],
+    limit_seconds: float = START_SECONDS,
+) -> list[Any]:
+    """Call the same method of several actors and wait for all of them; see `call`."""
+    pending = [getattr(actor, method).remote(*arguments) for actor in actors]
+    return _gather(pending, while_waiting=while_waiting, limit_seconds=limit_seconds)
+
+
+def form_group(actors: list[Any], *, while_waiting: Callable[[], None]) -> None:
+    """Let supernet workers find each other, so that they train together; see `call`."""
+    if len(actors) > 1:
+        address = call(actors[0], "address", while_waiting=while_waiting)
+        world = len(actors)
+        pending = [actor.join.remote(address, rank, world) for rank, actor in enumerate(actors)]
+        _gather(pending, while_waiting=while_waiting, limit_seconds=START_SECONDS)
+
+
+def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
+    """Wait up to a second; return (reference, result, None) or (reference, None, cause)."""
+    finished: list[tuple[Any, Any, str | None]] = []
+    for reference in ray.wait(pending, num_returns=1, timeout=1.0)[0]:
+        try:
+            finished.append((reference, ray.get(reference), None))
+        except (RayTaskError, RayError) as error:
+            finished.append((reference, None, last_line(str(error))))
+    return finished
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in address and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ValueError(
+                f"No cluster answers at {address} ({error}). Start its head with `ray start "
+                "--head`, and give the address that it prints to --ray-address."
+            ) from error
+
+
+def _count_dead(actors: list[Any]) -> int:
+    """Count the actors that have died, whose devices Ray has back already."""
+    if not actors:
+        return 0
+    answers = [actor.__ray_ready__.remote() for actor in actors]
+    done, _ = ray.wait(answers, num_returns=len(answers), timeout=ROLL_CALL_SECONDS)
+    dead = 0
+    for answer in done:
+        try:
+            ray.get(answer)
+        except RayError:
+            dead += 1
+    return dead
+
+
+def _gather(
+    pending: list[Any], *, while_waiting: Callable[[], None], limit_seconds: float
+) -> list[Any]:
+    deadline = time.monotonic() + limit_seconds
+    waiting = pending
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+        if waiting:
+            more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            done += more
+        try:
+            ray.get(done)  # an error of one ends the call; the others may wait for it for ever
+        except RayActorError as error:
+            raise WorkerLostError(last_line(str(error))) from error
+        except RayTaskError:
+            _raise_if_one_died(waiting, while_waiting)
+            raise
+        while_waiting()
+        if waiting and time.monotonic() > deadline:
+            raise WorkerLostError(
+                f"{len(waiting)} of {len(pending)} workers gave no answer in {limit_seconds:.0f} s"
+            )
+    return list(ray.get(pending))
+
+
+def _raise_if_one_died(waiting: list[Any], while_waiting: Callable[[], None]) -> None:
+    """Find out whether an error only says that a peer's connection was closed."""
+    deadline = time.monotonic() + NEWS_OF_DEATH_SECONDS
+    while waiting and time.monotonic() < deadline:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+        for reference in done:
+            try:
+                ray.get(reference)
+            except RayActorError as error:
+                raise WorkerLostError(last_line(str(error))) from error
+            except RayTaskError:
+                continue
+        while_waiting()

@@ -1,0 +1,340 @@
+"""`JudgeCrew`: warm judges, one a device, fed in batches; the dead and the hung are replaced."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
+from search.record.record import Record
+from search.scheduling.tasks import START_SECONDS, Judgement, last_line
+from searchspace.architecture import Architecture
+
+# A call to a judge is worth its cost when it lasts about so long.
+BATCH_SECONDS = 0.2
+MAX_BATCH = 32
+# Batches at a judge: while it works on one, the next lies ready.
+QUEUED = 2
+# When the user stops, what is under way may end in this time.
+STOP_SECONDS = 10.0
+# A judge that takes so many times longer than expected, and at least so long, hangs.
+HANG_FACTOR = 20.0
+LEAST_LIMIT_SECONDS = 60.0
+RECRUIT_EVERY_SECONDS = 5.0
+RECRUIT_AGAIN_SECONDS = 0.5
+LOOK_EVERY_SECONDS = 0.25
+NODE_LEFT = "its node left the cluster"
+SHOW_EVERY_SECONDS = 0.5
+MAX_STILLBORN = 4
+PACE_SHARE = 0.2
+
+
+class JudgementSource(Protocol):
+    """Where judges get architectures from and bring their judgements to.
+
+    Attributes:
+        by: What they judge by, see `search.scheduling.judging.Judging`.
+    """
+
+    @property
+    def by(self) -> str: ...
+
+    def ask(self, count: int) -> list[Architecture]:
+        """Hand out up to ``count``; none ends the phase."""
+
+    def tell(self, judgements: Sequence[Judgement]) -> None:
+        """Take results."""
+
+    def should_stop(self) -> bool:
+        """Tell whether the user asked to stop."""
+
+
+@dataclass(slots=True)
+class _Judge:
+    actor: Any
+    attempt: int
+    started: float
+    greeting: Any
+    ready: bool = False
+    placed: bool = False  # whether Ray was seen to have given it a device
+    node: str | None = None
+    # References and their architectures; the first is being worked on since ``busy_since``.
+    queue: deque[tuple[Any, list[Architecture]]] = field(default_factory=deque)
+    busy_since: float = 0.0
+
+
+class JudgeCrew:
+    """Judges on up to ``most`` devices; each is charged from its start to its end.
+
+    Args:
+        cluster: Where; devices that join it later are used as well.
+        worker: Class of the judges.
+        job: What they are made with.
+        record: For the charges.
+        phase: What the time is charged to.
+        most: Use at most so many devices; None takes all.
+        pace_seconds: Expected seconds of one judgement.
+
+    Attributes:
+        start_seconds: The longest that a judge took from its start until it was ready.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        worker: type,
+        *,
+        job: Any,
+        record: Record,
+        phase: str,
+        most: int | None,
+        pace_seconds: float,
+    ) -> None:
+        self._cluster, self._worker, self._job = cluster, worker, job
+        self._record, self._phase, self._most = record, phase, most
+        self._pace = pace_seconds
+        self.start_seconds = 0.0
+        self._judges: list[_Judge] = []
+        self._suspects: set[str] = set()  # lost with a judge: they are given out alone
+        self._stillborn = 0
+        self._recruited = self._shown = self._looked = -RECRUIT_EVERY_SECONDS
+
+    def __len__(self) -> int:
+        return len(self._judges)
+
+    def call(self, method: str, *arguments: Any, while_waiting: Callable[[], None]) -> Any:
+        """Call a method of some judge; of another one if that dies."""
+
+        def look() -> None:
+            self._see_placed()
+            while_waiting()
+
+        while True:
+            self._recruit()
+            if not self._judges:
+                time.sleep(1.0)
+                while_waiting()
+                continue
+            judge = next((judge for judge in self._judges if judge.ready), self._judges[0])
+            try:
+                result = call(judge.actor, method, *arguments, while_waiting=look)
+            except WorkerLostError as error:
+                self._dismiss(judge, "lost", str(error))
+            else:
+                self._greet(judge)
+                return result
+
+    def stream(self, source: JudgementSource, while_waiting: Callable[[], None]) -> None:
+        """Keep every judge busy until the source has no more, then finish the rest.
+
+        What a judge held when it died is told as lost; what it hung on alone has failed.
+        """
+        asking, stop_at = True, float("inf")
+        while asking or any(judge.queue for judge in self._judges):
+            self._recruit()
+            asking = asking and self._hand_out(source)
+            self._collect(source)
+            self._dismiss_hung(source)
+            self._dismiss_dead(source)
+            if source.should_stop():
+                stop_at = min(stop_at, time.monotonic() + STOP_SECONDS)
+            if time.monotonic() > stop_at:
+                held = [self._dismiss(judge, "interrupted", "stopped") for judge in [*self._judges]]
+                source.tell([judgement for judgements in held for judgement in judgements])
+            if time.monotonic() - self._shown > SHOW_EVERY_SECONDS:
+                self._shown = time.monotonic()
+                while_waiting()
+
+    def dismiss_all(self, outcome: str) -> None:
+        """End all judges and their charges, first of those that are gone already."""
+        for judge in self._gone():
+            self._end(judge, "lost", NODE_LEFT)
+        self._cluster.end_actors([judge.actor for judge in self._judges])
+        for judge in list(self._judges):
+            self._end(judge, outcome, None)
+
+    def _recruit(self) -> None:
+        now = time.monotonic()
+        if now - self._recruited < RECRUIT_EVERY_SECONDS:
+            return
+        self._recruited = now
+        devices = self._cluster.devices
+        wanted = devices if self._most is None else min(devices, self._most)
+        if wanted <= len(self._judges):
+            return
+        # A judge without a device would be charged for nothing. Those that start may have one that
+        # Ray still calls free.
+        free = self._cluster.free - sum(not judge.ready for judge in self._judges)
+        if free < wanted - len(self._judges):
+            self._recruited += RECRUIT_AGAIN_SECONDS - RECRUIT_EVERY_SECONDS
+        for _ in range(min(wanted - len(self._judges), free)):
+            attempt = self._record.start_attempt(self._phase, devices=1)
+            actor = self._cluster.start_actor(self._worker, self._job)
+            greeting = actor.__ray_call__.remote(_node_of)
+            self._judges.append(_Judge(actor, attempt, self._now(), greeting))
+
+    def _hand_out(self, source: JudgementSource) -> bool:
+        """Fill the judges' queues, the emptiest first; return whether there may be more."""
+        size = max(1, min(int(BATCH_SECONDS / max(self._pace, 1e-6)), MAX_BATCH))
+        for depth in range(QUEUED):
+            for judge in self._judges:
+                if not judge.ready or len(judge.queue) != depth:
+                    continue
+                batch = source.ask(size)
+                if not batch:
+                    return False
+                self._send(judge, [a for a in batch if a.key not in self._suspects], source.by)
+                for suspect in (a for a in batch if a.key in self._suspects):
+                    self._send(judge, [suspect], source.by)
+        return True
+
+    def _send(self, judge: _Judge, batch: list[Architecture], by: str) -> None:
+        if batch:
+            if not judge.queue:
+                judge.busy_since = self._now()
+            judge.queue.append((judge.actor.judge.remote(batch, by), batch))
+
+    def _collect(self, source: JudgementSource) -> None:
+        heads = {judge.queue[0][0]: judge for judge in self._judges if judge.queue}
+        heads |= {judge.greeting: judge for judge in self._judges if judge.node is None}
+        if not heads:
+            time.sleep(0.2)
+            return
+        done, rest = ray.wait(list(heads), num_returns=1, timeout=0.5)
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
+        judgements: list[Judgement] = []
+        for reference in (*done, *more):
+            judge = heads[reference]
+            try:
+                answer = ray.get(reference)
+            except RayActorError as error:
+                judgements += self._dismiss(judge, "lost", last_line(str(error)))
+                continue
+            except RayTaskError as error:
+                # Not the architecture's fault: a judge returns those errors.
+                raise RuntimeError(f"A judge cannot work: {last_line(str(error))}") from error
+            if reference == judge.greeting:
+                self._greet(judge)
+                judge.node = answer
+                continue
+            judgements += self._read(judge.queue.popleft()[1], answer)
+            judge.busy_since = self._now()
+        if judgements:
+            source.tell(judgements)
+
+    def _greet(self, judge: _Judge) -> None:
+        if not judge.ready:
+            self.start_seconds = max(self.start_seconds, self._now() - judge.started)
+        judge.ready, self._stillborn = True, 0
+
+    def _read(
+        self, batch: list[Architecture], answer: list[tuple[dict[str, float], str | None]]
+    ) -> Iterator[Judgement]:
+        for architecture, (values, cause) in zip(batch, answer, strict=True):
+            if "seconds" in values:
+                self._pace += (values["seconds"] - self._pace) * PACE_SHARE
+            yield Judgement(
+                architecture=architecture,
+                outcome="failed" if cause else "done",
+                values=values,
+                cause=cause,
+            )
+
+    def _now(self) -> float:
+        """Tell the time by a clock that stands still while the record waits for its database."""
+        return time.monotonic() - self._record.waited_seconds
+
+    def _dismiss_hung(self, source: JudgementSource) -> None:
+        now = self._now()
+        for judge in list(self._judges):
+            if judge.queue:
+                batch = judge.queue[0][1]
+                limit = max(HANG_FACTOR * self._pace * len(batch), LEAST_LIMIT_SECONDS)
+                if now - judge.busy_since > limit:
+                    lost = self._dismiss(judge, "lost", f"no judgement within {limit:.0f} s")
+                    # Of several it is not known which one hangs.
+                    if len(batch) == 1:
+                        lost[0] = Judgement(
+                            architecture=batch[0], outcome="failed", values={}, cause=lost[0].cause
+                        )
+                    source.tell(lost)
+            elif not judge.ready and now - judge.started > START_SECONDS:
+                self._dismiss(judge, "lost", f"not ready within {START_SECONDS:.0f} s")
+
+    def _dismiss_dead(self, source: JudgementSource) -> None:
+        """Give up the judges of nodes that Ray has given up; their own errors may come later."""
+        if time.monotonic() - self._looked < LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._see_placed()
+        for judge in self._gone():
+            source.tell(self._dismiss(judge, "lost", NODE_LEFT, is_gone=True))
+
+    def _see_placed(self) -> None:
+        """Take note of judges that have a device: Ray may have promised one of a dead node."""
+        if all(judge.placed for judge in self._judges):
+            return
+        held = self._cluster.devices - self._cluster.free
+        for judge in self._judges:
+            judge.placed = judge.placed or judge.ready or held >= len(self._judges)
+
+    def _gone(self) -> list[_Judge]:
+        """Find the judges whose nodes left the cluster."""
+        alive = self._cluster.nodes()
+        gone = [
+            judge for judge in self._judges if judge.node is not None and judge.node not in alive
+        ]
+        # One that was just starting has not said where.
+        unplaced = [judge for judge in self._judges if judge.node is None]
+        surplus = len(self._judges) - len(gone) - self._cluster.devices
+        return gone + unplaced[: max(surplus, 0)]
+
+    def _dismiss(
+        self, judge: _Judge, outcome: Any, cause: str | None, *, is_gone: bool = False
+    ) -> list[Judgement]:
+        """Kill a judge and end its charge; return what it held as lost."""
+        if is_gone:
+            kill_aside([judge.actor])  # it holds no device that its kill would free
+        else:
+            ray.kill(judge.actor)
+        self._end(judge, outcome, cause)
+        self._recruited = -RECRUIT_EVERY_SECONDS
+        if outcome == "lost" and not judge.ready:
+            self._stillborn += 1
+            if self._stillborn >= MAX_STILLBORN * max(self._cluster.devices, 1):
+                raise RuntimeError(f"No judge can start: {cause}")
+        held = [architecture for _, batch in judge.queue for architecture in batch]
+        self._suspects |= {architecture.key for architecture in held}
+        return [
+            Judgement(architecture=architecture, outcome="lost", values={}, cause=cause)
+            for architecture in held
+        ]
+
+    def _end(self, judge: _Judge, outcome: Any, cause: str | None) -> None:
+        self._judges.remove(judge)
+        was_held = judge.placed or judge.ready or outcome != "lost"
+        self._record.finish_attempt(judge.attempt, outcome=outcome, cause=cause, was_held=was_held)
+
+
+@contextmanager
+def hold_judges(crew: JudgeCrew) -> Iterator[JudgeCrew]:
+    """End a crew's judges and charges when the block ends, however it ends."""
+    try:
+        yield crew
+    except BaseException:
+        crew.dismiss_all("interrupted")
+        raise
+    crew.dismiss_all("done")
+
+
+def _node_of(worker: object) -> str:
+    """Name the node on which a judge lives; that it answers means that it is ready."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node

@@ -1,0 +1,311 @@
+"""Ray Tune trains a source's trials, one a device, and brings every one of them to an end.
+
+Tune is stateless here: a `Searcher` feeds it, after a crash a new Tuner is started. What Tune does
+not do is done by a callback: trials that hang are killed, and so are those that must stop, whose
+end Tune would neither hasten nor report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # search.run has its own
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+# Nothing of an experiment's state is ever read back.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+
+import ray
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+from ray.tune.search import Searcher
+
+from search.cluster.connection import Cluster
+from search.scheduling.tasks import (
+    Outcome,
+    TrialSource,
+    TrialTask,
+    Work,
+    last_line,
+    outcome_of_error,
+)
+
+logger = logging.getLogger(__name__)
+
+# Devices come and go, and so do Tune's holds on them; looks take at most 1 / LOOK_COST of the time.
+LOOK_EVERY_SECONDS = 0.2
+LOOK_COST = 20
+# The part of the newest look in what one is taken to cost: a slow one must not blind the ledger.
+LOOK_SHARE = 0.1
+# On a busy machine an actor that was killed lives on for seconds, and holds its device.
+LINGER_SECONDS = 15.0
+
+
+def run_trials(
+    cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
+) -> None:
+    """Train the source's trials, one a device, until it has no more or says stop.
+
+    Every trial that the source hands out is settled before this returns.
+
+    Args:
+        cluster: Where; devices that join it later are used as well.
+        work: Whose ``train_alone`` trains.
+        job: Passed to it.
+        folder: Of the run, for the files of Tune; only this process needs to see it.
+        source: Of the trials.
+        name: Of the phase.
+    """
+    # Tune is told that there is no more when the source says so, and then gives devices back. What
+    # is lost after that comes up in another round.
+    _run_round(cluster, work, job=job, folder=folder, source=source, name=name)
+    while source.has_lost() and not source.should_stop():
+        _run_round(cluster, work, job=job, folder=folder, source=source, name=name)
+
+
+def _run_round(
+    cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
+) -> None:
+    scratch = (folder / "ray" / name).resolve()
+    shutil.rmtree(scratch, ignore_errors=True)
+    session = _SESSIONS[name] = _Session(source, cluster)
+    # Else Tune starts a few at a time, and each takes seconds.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            _train_trial, job=job, train=work.train_alone, folder=folder, threads=cluster.threads
+        ),
+        {cluster.resource.lower(): 1},
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(search_alg=_Feed(name), num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(scratch.parent),
+            stop=_Stop(name),
+            callbacks=[_Watch(name)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        _SESSIONS.pop(name)
+        for task in session.tasks.values():
+            source.settle(task, outcome="lost", values={}, cause="stopped before its end")
+        session.release()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if session.problem is not None:
+        raise session.problem
+
+
+@dataclass(slots=True)
+class _Session:
+    """What Tune's objects share; keys are Tune's trial ids."""
+
+    source: TrialSource
+    cluster: Cluster
+    tasks: dict[str, TrialTask] = field(default_factory=dict)
+    trials: dict[str, Any] = field(default_factory=dict)  # Tune's, once they hold a device
+    overdue: dict[str, str] = field(default_factory=dict)  # and why
+    actors: dict[Any, Any] = field(default_factory=dict)  # that trials had, by their id
+    problem: Exception | None = None
+    slots: int = 0
+    reserved: int = 0
+    look_at: float = 0.0
+    look_seconds: float = 0.0  # what a look costs
+
+    def look(self) -> None:
+        """Charge the devices that Tune holds, and see for how many trials there are some.
+
+        A trial is charged from its hand-out on, so it gets none that is neither free nor held: such
+        a device may belong to a dead node.
+        """
+        started = time.monotonic()
+        if started < self.look_at:
+            return
+        self.reserved = self.cluster.reserved
+        self.slots = min(self.cluster.devices, self.cluster.free + self.reserved)
+        self.source.hold(self.reserved)
+        # What Ray lists grows with the trials of the run.
+        now = time.monotonic()
+        self.look_seconds += (now - started - self.look_seconds) * LOOK_SHARE
+        self.look_at = now + max(LOOK_EVERY_SECONDS, LOOK_COST * self.look_seconds)
+
+    def release(self) -> None:
+        """End the actors that Tune has left, wait until it holds no device, charge no longer."""
+        for actor in self.actors.values():
+            ray.kill(actor)
+        deadline = time.monotonic() + LINGER_SECONDS
+        while self.cluster.reserved and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.source.hold(0)
+
+    def settle(
+        self, trial_id: str, outcome: Outcome, values: dict[str, float], cause: str | None
+    ) -> None:
+        """Bring a trial's end to the source; it holds no device any more."""
+        task = self.tasks.pop(trial_id)
+        self.trials.pop(trial_id, None)
+        try:
+            self.source.settle(task, outcome=outcome, values=values, cause=cause)
+        except Exception as problem:
+            # Tune would log it and go on as if the result were recorded.
+            self.problem = problem
+
+
+# Tune pickles what it is given when a Tuner is built, so those hold a name and look up here.
+_SESSIONS: dict[str, _Session] = {}
+
+
+class _Feed(Searcher):
+    """Feeds a `TrialSource` to Tune, as many at a time as there are devices."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def suggest(self, trial_id: str) -> Any:
+        session = _SESSIONS[self._name]
+        if session.problem is not None or session.source.should_stop():
+            return Searcher.FINISHED
+        session.look()
+        if len(session.tasks) >= session.slots:
+            return None
+        try:
+            task = session.source.next()
+        except Exception as problem:
+            # Tune would log it and go on: `run_trials` raises it.
+            session.problem = problem
+            return Searcher.FINISHED
+        if task is None:
+            return Searcher.FINISHED
+        session.tasks[trial_id] = task
+        return {"task": task}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        session = _SESSIONS[self._name]
+        task = session.tasks.get(trial_id)
+        if task is not None:
+            outcome, values, cause = _read(session, trial_id, task, result, error)
+            session.settle(trial_id, outcome, values, cause)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the record is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: a new Tuner is started instead."""
+
+
+class _Stop(tune.Stopper):
+    """Ends all trials when the source says so."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        session = _SESSIONS.get(self._name)
+        return session is None or session.problem is not None or session.source.should_stop()
+
+
+class _Watch(tune.Callback):
+    """Kills the workers of trials that hang, and of all when they must stop."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        session = _SESSIONS[self._name]
+        session.trials[trial.trial_id] = trial
+        actor = trial.temporary_state.ray_actor
+        session.actors[actor._ray_actor_id] = actor
+        session.source.started(session.tasks[trial.trial_id])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        session = _SESSIONS[self._name]
+        task = session.tasks.get(trial.trial_id)
+        if task is not None:
+            session.source.heard(task)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        session = _SESSIONS[self._name]
+        stopping = session.problem is not None or session.source.should_stop()
+        for trial_id, trial in list(session.trials.items()):
+            task = session.tasks.get(trial_id)
+            if task is None:
+                continue
+            cause = session.source.overdue(task)
+            if cause is not None:
+                session.overdue.setdefault(trial_id, cause)
+            actor = trial.temporary_state.ray_actor
+            if actor is None or not (stopping or trial_id in session.overdue):
+                continue
+            ray.kill(actor)
+            if stopping and session.problem is None:
+                # Tune takes seconds more to end.
+                session.settle(trial_id, "lost", {}, "stopped before its end")
+        session.look()
+
+
+def _read(
+    session: _Session,
+    trial_id: str,
+    task: TrialTask,
+    result: dict[str, Any] | None,
+    error: bool,
+) -> tuple[Outcome, dict[str, float], str | None]:
+    """Tell what became of a trial from Tune's last result and error."""
+    report = json.loads((result or {}).get("report", "{}"))
+    if not error and report:
+        return report["outcome"], report.get("values", {}), report.get("cause")
+    if trial_id in session.overdue:
+        return "failed", {}, session.overdue[trial_id]
+    trial = session.trials.get(trial_id)
+    problem = trial.get_pickled_error() if error and trial is not None else None
+    if problem is None:
+        return "lost", {}, "its worker died or was stopped"
+    is_memory = isinstance(problem, OutOfMemoryError)
+    return ("out of memory" if is_memory else "lost"), {}, last_line(str(problem))
+
+
+def _train_trial(
+    config: dict[str, Any],
+    *,
+    job: Any,
+    train: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]],
+    folder: Path,
+    threads: int,
+) -> None:
+    task: TrialTask = config["task"]
+    try:
+        values = train(job, task, threads, lambda epoch: tune.report({"epoch": epoch}))
+    except Exception as error:
+        # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
+        logger.error("Trial %d failed:\n%s", task.trial_id, traceback.format_exc())
+        cause = f"{type(error).__name__}: {last_line(str(error))}"
+        _report({"outcome": outcome_of_error(error, folder), "cause": cause})
+    else:
+        _report({"outcome": "done", "values": values})
+
+
+def _report(report: dict[str, Any]) -> None:
+    # As text: Tune would flatten a nested result.
+    tune.report({"report": json.dumps(report)})

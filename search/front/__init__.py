@@ -1,0 +1,1 @@
+"""What a person asks of a front: query, compare, select."""

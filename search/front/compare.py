@@ -1,0 +1,222 @@
+"""`search compare`: architectures side by side, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from search.results.candidates import Candidate, judged_at, searched_fidelities
+from search.run_folder.folder import open_run
+from search.run_folder.targets import load_target
+from search.terminal.tables import describe_stages, format_count, format_interval
+from searchspace.architecture import Architecture
+from searchspace.cost import Cost, count, count_parts
+from searchspace.published import PUBLISHED
+from supernet.measuring.latency import TIMED_RUNS, Latency, latency_of, time_parts
+from supernet.network.supernet import build_subnet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """An architecture with what is known about it.
+
+    Attributes:
+        name: As the user wrote it.
+        result: Its accuracy and latency at the run's highest fidelity that judged it, if any.
+        latency: Of its parts and of ``all`` on this machine, one image, where it was measured.
+    """
+
+    name: str
+    architecture: Architecture
+    result: Candidate | None = None
+    latency: Mapping[str, Latency] = field(default_factory=dict)
+
+
+def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
+    """Measure how long each network's parts take for one image, the networks in turn.
+
+    Every round runs all networks once, so that a busy moment does not count against one of them.
+    """
+    networks = [build_subnet(one.architecture).to(device).eval() for one in compared]
+    times: list[dict[str, list[float]]] = [{} for _ in compared]
+    for _ in range(TIMED_RUNS):
+        for one, network, found in zip(compared, networks, times, strict=True):
+            size = one.architecture.img_size
+            images = torch.zeros(1, one.architecture.in_chans, size, size, device=device)
+            for part, seconds in time_parts(network, one.architecture, images, runs=1).items():
+                found.setdefault(part, []).extend(seconds)
+    return [
+        replace(one, latency={part: latency_of(seconds) for part, seconds in found.items()})
+        for one, found in zip(compared, times, strict=True)
+    ]
+
+
+def load_compared(target: str, *, img_size: int | None = None) -> Compared:
+    """Find an architecture and its result, by what `search.run_folder.targets.load_target` takes.
+
+    Args:
+        target: A preset, a file or ``RUN:ID``.
+        img_size: Count costs at another image size; a result at the run's own is left out then.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    architecture = load_target(target)
+    result = _result_of(target)
+    if img_size is not None and img_size != architecture.img_size:
+        architecture, result = architecture.replace(img_size=img_size), None
+    return Compared(name=target, architecture=architecture, result=result)
+
+
+def compare_table(compared: Sequence[Compared]) -> Table:
+    """Show each stage's mixers, parameters, MACs and share of them, a column for each network.
+
+    What differs from the first network is bold.
+    """
+    table = Table(title="Side by side", title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for one in compared:
+        table.add_column(one.name, overflow="fold", ratio=1)
+    for row in _rows(compared):
+        if row is None:
+            table.add_section()
+            continue
+        label, *cells = row
+        bold = [cell if cell == cells[0] else f"[bold]{cell}[/bold]" for cell in cells]
+        table.add_row(label, *bold)
+    notes = ["bold: differs from the first", "share: of the MACs of one image"]
+    if any(one.latency for one in compared):
+        notes.append("ms: of one image on this machine, median and its 95 % interval")
+    table.caption = "; ".join(notes)
+    return table
+
+
+def compare_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Describe the networks with JSON values; the keys are stable."""
+    return [_describe(one) for one in compared]
+
+
+def _describe(one: Compared) -> dict[str, Any]:
+    total, parts = count(one.architecture), count_parts(one.architecture)
+    result = one.result
+    mixers = _stage_mixers(one.architecture)
+    return {
+        "name": one.name,
+        "key": one.architecture.key,
+        "img_size": one.architecture.img_size,
+        "params": total.params,
+        "macs": total.macs,
+        "fidelity": result.fidelity if result else None,
+        "top1": result.top1 if result else None,
+        "latency_ms": _whole_latency(one),
+        "parts": [
+            {
+                "part": part,
+                "mixers": mixers.get(part),
+                "params": cost.params,
+                "macs": cost.macs,
+                "share": cost.macs / total.macs,
+                "latency_ms": one.latency[part].median_ms if one.latency else None,
+            }
+            for part, cost in parts.items()
+        ],
+    }
+
+
+def _rows(compared: Sequence[Compared]) -> list[tuple[str, ...] | None]:
+    """List the rows of the table; None is a line between two parts."""
+    parts = [count_parts(one.architecture) for one in compared]
+    totals = [count(one.architecture) for one in compared]
+    mixers = [_stage_mixers(one.architecture) for one in compared]
+    sizes = [_sizes(one.architecture) for one in compared]
+    rows: list[tuple[str, ...] | None] = []
+    # The deepest network first, so that its last stages come before the head.
+    for name in dict.fromkeys(name for costs in sorted(parts, key=len)[::-1] for name in costs):
+        part = name
+        costs = [found.get(part) for found in parts]
+        if any(part in found for found in mixers):
+            rows.append((part, *(found.get(part, "-") for found in mixers)))
+            rows.append(("  tokens", *(found.get(part, "-") for found in sizes)))
+            part = ""
+        rows.extend(_cost_rows(part, costs, totals))
+        rows.extend(_latency_rows(compared, name))
+        rows.append(None)
+    rows.extend(_cost_rows("all", totals, totals)[:-1])
+    rows.extend(_latency_rows(compared, "all"))
+    rows.extend(_result_rows(compared))
+    return rows
+
+
+def _cost_rows(
+    label: str, costs: Sequence[Cost | None], totals: Sequence[Cost]
+) -> list[tuple[str, ...]]:
+    rows = [
+        ("  params", *(format_count(cost.params) if cost else "-" for cost in costs)),
+        ("  MACs", *(format_count(cost.macs) if cost else "-" for cost in costs)),
+        (
+            "  share",
+            *(
+                f"{cost.macs / total.macs:.1%}" if cost else "-"
+                for cost, total in zip(costs, totals, strict=True)
+            ),
+        ),
+    ]
+    return [(label, *("" for _ in costs)), *rows] if label else rows
+
+
+def _latency_rows(compared: Sequence[Compared], part: str) -> list[tuple[str, ...]]:
+    if not any(one.latency for one in compared):
+        return []
+    cells = []
+    for one in compared:
+        found = one.latency.get(part)
+        cells.append(
+            f"{found.median_ms:.2f} ({found.low_ms:.2f} to {found.high_ms:.2f})" if found else "-"
+        )
+    return [("  ms", *cells)]
+
+
+def _whole_latency(one: Compared) -> float | None:
+    if one.latency:
+        return one.latency["all"].median_ms
+    return one.result.latency_ms if one.result else None
+
+
+def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
+    rows = []
+    results = [one.result for one in compared]
+    if any(results):
+        rows.append(("  top-1 %", *(format_interval(r) if r else "-" for r in results)))
+        rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
+    known = [PUBLISHED.get(one.name) for one in compared]
+    if any(known):
+        rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))
+        rows.append(("  from", *(p.source if p else "-" for p in known)))
+    return rows
+
+
+def _stage_mixers(architecture: Architecture) -> dict[str, str]:
+    return {f"stage{i}": text for i, text in enumerate(describe_stages(architecture))}
+
+
+def _sizes(architecture: Architecture) -> dict[str, str]:
+    stages = zip(architecture.stages, architecture.resolutions, strict=True)
+    return {
+        f"stage{index}": f"{size}x{size}, {stage.dim} wide, {stage.depth} deep"
+        for index, (stage, size) in enumerate(stages)
+    }
+
+
+def _result_of(target: str) -> Candidate | None:
+    """Return the result of RUN:ID at the highest fidelity below retraining that has it."""
+    run, colon, number = target.rpartition(":")
+    if Path(target).exists() or not colon or not number.isdecimal():
+        return None
+    with open_run(Path(run)) as folder:
+        trials = [t for t in folder.record.trials() if t.architecture_id == int(number)]
+        return judged_at(trials)[0] if searched_fidelities(trials) else None

@@ -1,0 +1,181 @@
+"""What `search pareto` shows: which networks, in which order, once or while the run goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from search.record.record import Trial
+from search.results.candidates import (
+    Candidate,
+    add_probabilities,
+    by_macs,
+    judged_at,
+    losses_of,
+    searched_fidelities,
+)
+from search.results.dominance import knee
+from search.run_folder.folder import RunFolder, open_run
+from search.terminal.tables import front_table
+
+# How each column is sorted: its value, and whether the largest comes first.
+COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
+    "id": (lambda c: c.id, False),
+    "top1": (lambda c: c.top1, True),
+    "macs": (lambda c: c.macs, False),
+    "params": (lambda c: c.params, False),
+    "latency_ms": (lambda c: c.latency_ms, False),
+    "memory_mib": (lambda c: c.memory_mib, False),
+    "sure": (lambda c: c.front_probability, True),
+}
+LATENCIES = "latency_ms"  # in the record: milliseconds by the id of the architecture
+REFRESH_SECONDS = 2.0
+# A run's process marks its work as alive every second.
+SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontQuery:
+    """Which networks of a run to show.
+
+    Attributes:
+        objectives: What the front weighs; empty takes those of the run.
+        fidelity: None takes the highest.
+        limits: Upper limits of costs by name.
+        sort: One of `COLUMNS`.
+        only_knee: Show the most balanced member alone.
+        with_near: Show those as well that only noise keeps off the front.
+    """
+
+    objectives: tuple[str, ...] = ()
+    fidelity: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    sort: str = "macs"
+    only_knee: bool = False
+    with_near: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sort not in COLUMNS:
+            raise ValueError(f"Cannot sort by {self.sort!r}. Columns: {', '.join(COLUMNS)}.")
+
+
+def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
+    """Return all candidates within the query's limits, with the chance of each to be on the front.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    objectives = query.objectives or run.settings.objectives
+    limits = {**run.settings.measured_limits, **query.limits}
+    found = judged_at(trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=limits)
+    return add_probabilities(found, objectives)
+
+
+def trials_of(run: RunFolder) -> tuple[Trial, ...]:
+    """Return a run's trials, with the latencies that `measure_latencies` has kept."""
+    measured = run.record.get_meta(LATENCIES) or {}
+
+    def complete(trial: Trial) -> Trial:
+        milliseconds = measured.get(str(trial.architecture_id))
+        # What the run measured itself is compared with its own limits and results.
+        if milliseconds is None or "latency_ms" in trial.values:
+            return trial
+        return replace(trial, values={**trial.values, "latency_ms": milliseconds})
+
+    return tuple(complete(trial) for trial in run.record.trials())
+
+
+def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None:
+    """Time one image in each network that the query shows, and keep the medians with the run.
+
+    They are those of this machine; measuring again replaces them.
+    """
+    from search.front.compare import Compared, with_latencies
+
+    rows = choose_rows(
+        judged_by(run, query), query, objectives=query.objectives or run.settings.objectives
+    )
+    compared = [Compared(name=str(row.id), architecture=row.architecture) for row in rows]
+    found = {one.name: one.latency["all"].median_ms for one in with_latencies(compared, device)}
+    run.record.set_meta(LATENCIES, {**(run.record.get_meta(LATENCIES) or {}), **found})
+
+
+def choose_rows(
+    found: Sequence[Candidate], query: FrontQuery, *, objectives: Sequence[str]
+) -> tuple[Candidate, ...]:
+    """Pick and sort the rows of the table out of `judged_by`."""
+    members = [c for c in found if c.on_front]
+    if query.only_knee:
+        return (members[knee(losses_of(members, objectives))],)
+    rows = [c for c in found if c.on_front or (query.with_near and c.near_front)]
+    value_of, largest_first = COLUMNS[query.sort]
+
+    def place(candidate: Candidate) -> tuple[float, tuple[float, float, int]]:
+        value = value_of(candidate)
+        if value is None:
+            return math.inf, by_macs(candidate)
+        return -value if largest_first else value, by_macs(candidate)
+
+    return tuple(sorted(rows, key=place))
+
+
+def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
+    """Build the table and, below it, how many networks are only noise away from the front."""
+    found = judged_by(run, query)
+    objectives = query.objectives or run.settings.objectives
+    table = front_table(choose_rows(found, query, objectives=objectives))
+    num_near = sum(candidate.near_front for candidate in found)
+    if not num_near or query.with_near:
+        return table
+    them = "network is" if num_near == 1 else "networks are"
+    return Group(table, Text(f"{num_near} more {them} off the front by no more than noise: --near"))
+
+
+def watch(
+    folder: Path,
+    query: FrontQuery,
+    console: Console,
+    *,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Show the front again and again until the run is done or its process is gone.
+
+    Args:
+        folder: Of the run.
+        query: What to show.
+        console: Where.
+        clock: Seconds since the epoch, as the file system has them.
+        sleep: Waits between two looks.
+
+    Returns:
+        Why it ended.
+    """
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            view, phase, silent = _look(folder, query, clock())
+            live.update(Group(view, Text(f"phase: {phase}")), refresh=True)
+            if phase == "done":
+                return "The run is done."
+            if silent > SILENT_SECONDS:
+                return (
+                    f"No process has worked on {folder} for {silent:.0f} seconds. "
+                    f"Go on with: search run --resume --out {folder}"
+                )
+            sleep(REFRESH_SECONDS)
+
+
+def _look(folder: Path, query: FrontQuery, now: float) -> tuple[RenderableType, str, float]:
+    with open_run(folder) as run:
+        phase = run.record.get_meta("phase") or "not started"
+        silent = run.record.silent_seconds(now)
+        if not searched_fidelities(run.record.trials()):
+            return Text("No network has been judged yet."), phase, silent
+        return front_view(run, query), phase, silent

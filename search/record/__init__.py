@@ -1,0 +1,1 @@
+"""The one truth about a run: trials, attempts, ledger, in a database."""

@@ -1,0 +1,1 @@
+"""What a run ends with: the page, the pictures, the words."""

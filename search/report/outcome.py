@@ -1,0 +1,197 @@
+"""What a run ends with: the front on the terminal, the report, the pictures, the next commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from csv import DictWriter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
+from search.plan import PHASES
+from search.report import page as report
+from search.results.candidates import (
+    EXTRACTION,
+    SUPERNET,
+    ZERO_COST,
+    Candidate,
+    front,
+    retrained,
+    searched_fidelities,
+    to_json,
+)
+from search.results.objectives import losses_of
+from search.run_folder.folder import RunFolder
+from search.sampling.proposer import Mirror
+from search.terminal.tables import front_table
+from search.trust.judge_choice import report_of, sampled_fidelity
+from search.trust.ranking import COSTS, PREDICTOR
+
+EXTRACTION_TOLERANCE = 1e-5
+
+
+def print_outcome(run: RunFolder, console: Console) -> bool:
+    """Print the front, what the extraction check found, what was spent, and what to type next.
+
+    Returns:
+        Whether there is a front.
+    """
+    trials = run.record.trials()
+    if not searched_fidelities(trials):
+        console.print(
+            f"No network has been judged: {_spending(run)}. Go on with a larger budget: "
+            f"search run --resume --out {run.folder} --budget AMOUNT",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return False
+    found = judged_by(run, FrontQuery())
+    members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
+    console.print(front_table(members, retrained=retrained(trials)))
+    for note in (*_notes(run), *_trust_lines(run)):
+        console.print(note, highlight=False, soft_wrap=True)
+    best = max(members, key=lambda member: member.top1)
+    console.print(
+        f"Budget: {_spending(run)}.\n"
+        f"Report: {run.report}\n\n"
+        f"Next:\n  search pareto {run.folder}\n"
+        f"  search retrain {run.folder} --arch {best.id}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
+
+
+def _spending(run: RunFolder) -> str:
+    asked, spent = run.settings.parsed_budget.amount_seconds, run.record.spent(PHASES)
+    return f"{spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%})"
+
+
+def write_report(run: RunFolder) -> None:
+    """Write the report, the picture of the front and Optuna's copy of the study."""
+    update_mirror(run)
+    if not searched_fidelities(run.record.trials()):
+        return
+    found = judged_by(run, FrontQuery())
+    export_front(
+        run,
+        choose_rows(found, FrontQuery(), objectives=run.settings.objectives),
+        found=found,
+        csv=None,
+        html=run.report,
+        png=run.folder / "front.png",
+    )
+
+
+def update_mirror(run: RunFolder) -> None:
+    """Bring ``study.db`` up to date, for optuna-dashboard."""
+    space, objectives = run.space(), run.settings.objectives
+    fidelity = sampled_fidelity(run.record, strategy=run.settings.strategy)
+    mirror = Mirror(run.folder / "study.db", name=run.folder.resolve().name, losses=objectives)
+    judged = run.record.trials(fidelity=fidelity, state="done")
+    mirror.add(
+        space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
+    )
+
+
+def export_front(
+    run: RunFolder,
+    members: Sequence[Candidate],
+    *,
+    found: Sequence[Candidate],
+    csv: Path | None,
+    html: Path | None,
+    png: Path | None,
+) -> None:
+    """Write the front in the formats that a path is given for.
+
+    Args:
+        run: Of the report, which always shows the whole run.
+        members: The rows of the CSV file.
+        found: All candidates of their fidelity, for the picture.
+        csv, html, png: Where to write; None leaves it out.
+    """
+    if csv is not None:
+        rows = [_csv_row(member) for member in members]
+        with csv.open("w", newline="") as file:
+            writer = DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    if html is not None:
+        report.write_report(html, _report_data(run))
+    if png is not None:
+        report.front_png(png, found, title=f"{run.folder.name} ({members[0].fidelity})")
+
+
+def _csv_row(member: Candidate) -> dict[str, Any]:
+    row = to_json(member)
+    return {**row, "architecture": json.dumps(row["architecture"])}
+
+
+def _report_data(run: RunFolder) -> report.ReportData:
+    trials = trials_of(run)
+    by_phase = run.record.spent_by_phase()
+    return report.ReportData(
+        name=run.folder.resolve().name,
+        run=str(run.folder),
+        command=_commands(run),
+        space=run.settings.space,
+        data=run.settings.data,
+        seed=run.settings.seed,
+        objectives=run.settings.objectives,
+        strategy=run.settings.strategy,
+        budget=run.settings.parsed_budget,
+        spent_seconds=run.record.spent(PHASES),
+        spent_by_phase=by_phase,
+        trials=trials,
+        charges=run.record.charges(PHASES),
+        trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
+        notes=tuple(_notes(run)),
+    )
+
+
+def _commands(run: RunFolder) -> str:
+    """Return what was typed; a larger budget came with another command."""
+    command, budget = run.settings.command, run.settings.budget
+    if budget in command:
+        return command
+    return (
+        f"{command} && search run --resume --out {shlex.quote(str(run.folder))} --budget {budget}"
+    )
+
+
+def _notes(run: RunFolder) -> Iterator[str]:
+    checked = run.record.get_meta(EXTRACTION) or {}
+    members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
+    errors = [checked[str(member.id)] for member in members if str(member.id) in checked]
+    if errors:
+        worst = max(errors)
+        is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
+        which = f"each of the {len(errors)} networks of the front gives"
+        if len(errors) < len(members):
+            which = f"{len(errors)} of the {len(members)} networks of the front give"
+        yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
+    if run.settings.measured_objectives:
+        times = run.record.get_meta("times") or {}
+        yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."
+
+
+def _trust_lines(run: RunFolder) -> Iterator[str]:
+    report = report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy)
+    if report is None:
+        return
+    shown = (SUPERNET, PREDICTOR, *COSTS)
+    for estimator in report.estimators:
+        tau = estimator.tau
+        is_shown = estimator.name in shown or run.settings.strategy == ZERO_COST
+        if is_shown and tau.tau is not None:
+            interval = "" if tau.low is None else f" (95 % {tau.low:.2f} to {tau.high:.2f})"
+            yield (
+                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f}"
+                f"{interval} over {tau.num_points} networks."
+            )
+    yield report.verdict

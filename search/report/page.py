@@ -1,0 +1,250 @@
+"""The report of a run: one HTML file that works offline, and a picture of the front."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from plotly.offline import get_plotlyjs
+
+from search.budget import Budget, format_seconds
+from search.record.record import Trial
+from search.report.findings import (
+    choices_section,
+    published_section,
+    retrained_section,
+    spending_section,
+    trust_section,
+)
+from search.report.networks import networks_payload, published_payload
+from search.report.payload import (
+    Charge,
+    chart_unit,
+    hypervolume_payload,
+    importance_payload,
+    judged_candidates,
+    mixers_payload,
+    phases_payload,
+    retrained_payload,
+    trust_payload,
+    view_payload,
+)
+from search.report.sections import (
+    AXES,
+    choose_section,
+    describe_fidelity,
+    front_section,
+    header_section,
+    members_section,
+)
+from search.results.candidates import Candidate, by_macs, losses_of, retrained
+from search.results.dominance import knee
+from search.results.importance import front_traits
+from search.trust.ranking import TrustReport
+
+PAGE = Path(__file__).parent / "assets"
+SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
+# Okabe and Ito's blue, vermilion and grey; the report's style sheet has the same.
+FRONT, NEAR, OTHER = "#0072b2", "#d55e00", "#8c959f"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportData:
+    """What a report is written from.
+
+    Attributes:
+        name: Of the run, for the title.
+        run: The folder as commands name it.
+        command: What the user typed.
+        space: Name of what was searched.
+        data: Name of the images.
+        objectives: What the front weighs, see `search.results.candidates.OBJECTIVES`.
+        spent_seconds: Device-seconds charged to the budget.
+        spent_by_phase: Device-seconds, in the order of the phases.
+        trials: All of the run.
+        charges: (started, ended, devices) of what was charged to the budget; without them there is
+            no chart of the hypervolume over the budget.
+        strategy: What networks were judged by, see `search.plan.SHARES`.
+        trust: Agreement of each estimator with training alone; None before there is any.
+        notes: Sentences to show below the facts, e.g. what checks found.
+    """
+
+    name: str
+    run: str
+    command: str
+    space: str
+    data: str
+    seed: int
+    objectives: tuple[str, ...]
+    budget: Budget
+    spent_seconds: float
+    spent_by_phase: Mapping[str, float]
+    trials: tuple[Trial, ...]
+    charges: tuple[Charge, ...] = ()
+    strategy: str = "supernet"
+    trust: TrustReport | None = None
+    notes: tuple[str, ...] = ()
+
+
+def write_report(path: Path, report: ReportData) -> None:
+    """Write the report as one HTML file; nothing in it is loaded from elsewhere.
+
+    Raises:
+        ValueError: If nothing has been judged yet.
+    """
+    judged = judged_candidates(report.trials, report.objectives)
+    payload = _payload(report, judged)
+    page = Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"Pareto front of {report.name}"),
+        css=(PAGE / "page.css").read_text(encoding="utf-8"),
+        body="\n".join(_sections(report, judged, payload)),
+        # A "<" in the data would let it end the script element.
+        payload=json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c"),
+        plotly=get_plotlyjs(),
+        script="\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -> None:
+    """Draw accuracy over MACs: the front with its intervals, the other candidates behind it.
+
+    Args:
+        path: Where to write the PNG.
+        candidates: Of one fidelity, on the front or not.
+        title: Above the picture; empty for none.
+    """
+    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    axes = figure.subplots()
+    members = sorted((c for c in candidates if c.on_front), key=lambda c: c.macs)
+    styles = (
+        (False, "judged", "o", OTHER),
+        (True, "off the front by noise only", "D", NEAR),
+    )
+    for is_near, label, marker, color in styles:
+        group = [c for c in candidates if not c.on_front and c.near_front == is_near]
+        if group:
+            macs, top1 = [c.macs for c in group], [c.top1 for c in group]
+            axes.scatter(
+                macs, top1, label=label, marker=marker, s=18, edgecolors=color, facecolors="none"
+            )
+    axes.errorbar(
+        [c.macs for c in members],
+        [c.top1 for c in members],
+        yerr=[[c.top1 - c.low for c in members], [c.high - c.top1 for c in members]],
+        label="on the front",
+        color=FRONT,
+        fmt="o-",
+        drawstyle="steps-post",
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=2,
+    )
+    axes.set_xlabel("MACs")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    if title:
+        axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    figure.savefig(path, dpi=160)
+
+
+def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
+    unit, unit_seconds = chart_unit(report.budget)
+    top = next(iter(judged.values()))
+    everything = {c.id: c for found in judged.values() for c in found}
+    rows = {number: row for row, number in enumerate(everything)}
+    architectures = [c.architecture for c in everything.values()]
+    curves = [
+        hypervolume_payload(
+            report.trials,
+            report.charges,
+            fidelity=fidelity,
+            objectives=report.objectives,
+            unit_seconds=unit_seconds,
+        )
+        for fidelity in (judged if report.charges else ())
+    ]
+    return {
+        "run": shlex.quote(report.run),
+        "unit": unit,
+        "networks": networks_payload(everything),
+        "views": [view_payload(fidelity, found, rows) for fidelity, found in judged.items()],
+        "published": published_payload(architectures),
+        "retrained": retrained_payload(report.trials, top),
+        "hypervolume": curves,
+        "phases": phases_payload(report.spent_by_phase, unit_seconds),
+        "trust": trust_payload(report.trust),
+        "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
+        "importance": importance_payload(judged, seed=report.seed),
+    }
+
+
+def _sections(
+    report: ReportData, judged: Mapping[str, Sequence[Candidate]], payload: Mapping[str, Any]
+) -> list[str]:
+    fidelity, top = next(iter(judged.items()))
+    members = sorted((c for c in top if c.on_front), key=by_macs)
+    on_front = {member.id for member in members}
+    everything = {c.id: c.architecture for found in judged.values() for c in found}
+    rest = [one for number, one in everything.items() if number not in on_front]
+    sections = [
+        header_section(f"Pareto front of {report.name}", _facts(report, judged), report.notes),
+        choose_section(fidelity, top),
+        front_section(judged, objectives=report.objectives, published=payload["published"]),
+        members_section(
+            members,
+            fidelity=fidelity,
+            balanced=members[knee(losses_of(members, report.objectives))].id,
+            run=payload["run"],
+        ),
+    ]
+    sections.append(
+        choices_section(
+            payload["importance"],
+            front_traits([member.architecture for member in members], rest),
+        )
+    )
+    if payload["retrained"]:
+        sections.append(retrained_section(retrained(report.trials), top))
+    sections.append(
+        spending_section(
+            budget=format_seconds(report.budget.amount_seconds, report.budget.device),
+            spent=format_seconds(report.spent_seconds, report.budget.device),
+            objectives=report.objectives,
+            has_curve=bool(payload["hypervolume"]),
+        )
+    )
+    if report.trust is not None:
+        sections.append(trust_section(report.trust))
+    sections.append(published_section(payload["published"]))
+    return sections
+
+
+def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, str]:
+    asked, device = report.budget.amount_seconds, report.budget.device
+    return {
+        "Searched": report.space,
+        "Images": report.data,
+        "Strategy": report.strategy,
+        "Objectives": ", ".join(AXES[name] for name in report.objectives),
+        "Budget": format_seconds(asked, device),
+        "Spent": f"{format_seconds(report.spent_seconds, device)} "
+        f"({report.spent_seconds / asked:.1%})",
+        "Seed": str(report.seed),
+        "Networks judged": "; ".join(
+            f"{len(found):,} {describe_fidelity(fidelity)}" for fidelity, found in judged.items()
+        ),
+        "Command": report.command,
+    }

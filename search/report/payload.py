@@ -1,0 +1,229 @@
+"""What the charts of the report are drawn from: JSON values computed from trials."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.budget import UNIT_SECONDS, Budget
+from search.record.record import Trial
+from search.results.candidates import (
+    Candidate,
+    add_probabilities,
+    candidates,
+    highest_fidelity,
+    retrained,
+    searched_fidelities,
+)
+from search.results.dominance import hypervolume, non_dominated
+from search.results.importance import study_importance
+from search.results.objectives import MEASURED
+from search.trust.ranking import TrustReport
+from searchspace.architecture import Architecture
+
+# Started and ended on the clock of the trials, and the devices held in between.
+Charge: TypeAlias = tuple[float, float, float]
+
+CURVE_POINTS = 100
+
+
+def judged_candidates(
+    trials: Sequence[Trial], objectives: Sequence[str]
+) -> dict[str, tuple[Candidate, ...]]:
+    """Gather the candidates of each fidelity below retraining, the highest first.
+
+    Raises:
+        ValueError: If nothing has been judged yet.
+    """
+    highest_fidelity(trials)
+    found = {
+        fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
+        for fidelity in searched_fidelities(trials)
+    }
+    return {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
+
+
+def view_payload(
+    fidelity: str, found: Sequence[Candidate], rows: Mapping[int, int]
+) -> dict[str, Any]:
+    """Describe the candidates of one fidelity in columns; group 2 is the front, 1 near it.
+
+    Args:
+        fidelity: Of all candidates.
+        found: The candidates.
+        rows: The row of each id in `networks_payload`.
+    """
+    measured = {name: [getattr(c, name) for c in found] for name in MEASURED}
+    return {
+        "fidelity": fidelity,
+        "rows": [rows[c.id] for c in found],
+        "top1": [round(c.top1, 2) for c in found],
+        "low": [round(c.low, 2) for c in found],
+        "high": [round(c.high, 2) for c in found],
+        **{
+            name: None if all(cost is None for cost in costs) else costs
+            for name, costs in measured.items()
+        },
+        "group": [2 if c.on_front else int(c.near_front) for c in found],
+        # Zero is short: most networks have no chance.
+        "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
+    }
+
+
+def retrained_payload(
+    trials: Sequence[Trial], searched: Sequence[Candidate]
+) -> list[dict[str, Any]]:
+    """List retrained networks beside what they had in the search (None: not at that fidelity)."""
+    before = {candidate.id: candidate for candidate in searched}
+    return [
+        {
+            "id": final.id,
+            "recipe": final.fidelity.removeprefix("retrain-"),
+            "searched": _accuracy(before.get(final.id)),
+            "final": _accuracy(final),
+        }
+        for final in retrained(trials)
+    ]
+
+
+def hypervolume_payload(
+    trials: Sequence[Trial],
+    charges: Sequence[Charge],
+    *,
+    fidelity: str,
+    objectives: Sequence[str],
+    unit_seconds: float,
+) -> dict[str, Any]:
+    """Follow the hypervolume of one fidelity's front as the budget was spent.
+
+    Losses are shares of the reference: an error of 100 % and 1.1 times the largest costs judged.
+    """
+    done = [t for t in trials if t.fidelity == fidelity and t.state == "done"]
+    ended = sorted((t.finished, t.id, t) for t in done if t.finished is not None)
+    losses = np.array([_losses(trial, objectives) for _, _, trial in ended])
+    largest = np.nanmax(losses, axis=0)
+    scale = [100.0 if n == "top1" else 1.1 * m for n, m in zip(objectives, largest, strict=True)]
+    losses /= np.array(scale)
+    stops = np.unique(np.linspace(1, len(ended), min(len(ended), CURVE_POINTS)).astype(int))
+    front, volumes = losses[:0], []
+    for start, stop in pairwise((0, *stops)):
+        front = np.concatenate([front, losses[start:stop]])
+        front = front[non_dominated(front)]
+        volumes.append(round(hypervolume(front, np.ones(len(objectives))), 6))
+    times = np.array([ended[stop - 1][0] for stop in stops])
+    spent = spent_at(charges, times) / unit_seconds
+    return {"fidelity": fidelity, "spent": spent.round(6).tolist(), "volume": volumes}
+
+
+def spent_at(charges: Sequence[Charge], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum the device-seconds that had been charged at each time."""
+    spent = np.zeros(len(times))
+    for started, ended, devices in charges:
+        spent += devices * np.clip(times - started, 0.0, max(ended - started, 0.0))
+    return spent
+
+
+def trust_payload(report: TrustReport | None) -> dict[str, Sequence[float]] | None:
+    """List the networks of the trust phase in columns, one for each estimate; or return None."""
+    if report is None:
+        return None
+    return {
+        "ids": [point.id for point in report.points],
+        "top1": [point.top1 for point in report.points],
+        **{estimator.name: estimator.estimates for estimator in report.estimators},
+    }
+
+
+def importance_payload(
+    judged: Mapping[str, Sequence[Candidate]], *, seed: int
+) -> list[dict[str, Any]]:
+    """List what each choice is worth at each fidelity that has enough networks."""
+    studies = {
+        fidelity: study_importance(
+            [c.architecture for c in found], [c.top1 for c in found], seed=seed
+        )
+        for fidelity, found in judged.items()
+    }
+    return [
+        {
+            "fidelity": fidelity,
+            "networks": study.num_networks,
+            "r2": round(study.r2, 3),
+            "names": [f"{one.place}: {one.setting}" for one in study.choices],
+            "mean": [round(one.mean, 4) for one in study.choices],
+            "low": [round(one.low, 4) for one in study.choices],
+            "high": [round(one.high, 4) for one in study.choices],
+        }
+        for fidelity, study in studies.items()
+        if study is not None
+    ]
+
+
+def mixers_payload(front: Sequence[Architecture], judged: Sequence[Architecture]) -> dict[str, Any]:
+    """Count the mixer kinds of each stage's blocks, on the front and among all that were judged."""
+    kinds = sorted({m.kind for a in judged for stage in a.stages for m in stage.mixers})
+    num_stages = max(len(architecture.stages) for architecture in judged)
+    return {
+        "kinds": [kind.replace("_", " ") for kind in kinds],
+        "stages": [f"stage {stage}" for stage in range(num_stages)],
+        "front": _mixer_shares(front, kinds, num_stages),
+        "all": _mixer_shares(judged, kinds, num_stages),
+    }
+
+
+def chart_unit(budget: Budget) -> tuple[str, int]:
+    """Choose the unit of charts over device-time, and return its name and seconds."""
+    fitting = [u for u, seconds in UNIT_SECONDS.items() if seconds <= budget.amount_seconds]
+    unit = fitting[-1] if fitting else "second"
+    return f"{budget.device}-{unit}s", UNIT_SECONDS[unit]
+
+
+def phases_payload(
+    spent_by_phase: Mapping[str, float], unit_seconds: float
+) -> list[dict[str, Any]]:
+    """List the device-time of each phase."""
+    return [
+        {"name": phase, "amount": seconds / unit_seconds}
+        for phase, seconds in spent_by_phase.items()
+    ]
+
+
+def _accuracy(candidate: Candidate | None) -> dict[str, float] | None:
+    if candidate is None:
+        return None
+    return {"top1": candidate.top1, "low": candidate.low, "high": candidate.high}
+
+
+def _losses(trial: Trial, objectives: Sequence[str]) -> list[float]:
+    values = {
+        "top1": 100.0 - trial.values["top1"],
+        "macs": float(trial.macs),
+        "params": float(trial.params),
+        **{name: trial.values.get(name, math.nan) for name in MEASURED},
+    }
+    return [values[name] for name in objectives]
+
+
+def _mixer_shares(
+    architectures: Sequence[Architecture], kinds: Sequence[str], num_stages: int
+) -> list[list[dict[str, float]]]:
+    """Return a row for each kind with, for each stage, the count of blocks and its share."""
+    counts = [
+        Counter(
+            m.kind for a in architectures for s in a.stages[stage : stage + 1] for m in s.mixers
+        )
+        for stage in range(num_stages)
+    ]
+    return [
+        [
+            {"count": count[kind], "share": round(count[kind] / max(count.total(), 1), 4)}
+            for count in counts
+        ]
+        for kind in kinds
+    ]

@@ -1,0 +1,1 @@
+"""What trials say: candidates, fronts among them, and how sure they are."""

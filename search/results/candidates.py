@@ -1,0 +1,398 @@
+"""Results: trials gathered into one candidate an architecture, and the front among candidates.
+
+A front is computed at one fidelity, never over several. Accuracies carry a 95 % interval, and a
+candidate that only noise keeps off the front is marked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.record.record import Trial
+from search.results.certainty import front_probabilities
+from search.results.dominance import non_dominated
+from search.results.objectives import MEASURED, OBJECTIVES
+from searchspace.architecture import Architecture, describe
+from supernet.training.intervals import NORMAL_975, wilson_interval
+
+SUPERNET = "supernet"
+# Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
+ZERO_COST = "zero-cost"
+# Where the record has the largest difference of logits of each network that was checked.
+EXTRACTION = "extraction"
+
+_TRAINED = re.compile(r"train-(\d+)e")
+_RETRAIN = "retrain-"
+# Student's t at 97.5 % for 1 to 10 degrees of freedom.
+_T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An architecture with what its trials at one fidelity say together.
+
+    Attributes:
+        id: Of the architecture in its run.
+        top1: Accuracy in percent, the mean over seeds.
+        low: Lower end of its 95 % interval: from the number of images and, where networks were
+            trained with several seeds, from the spread between those.
+        high: Upper end.
+        latency_ms: The mean of what was measured, or None; with the mean ends of the 95 % intervals
+            of its medians where it was measured during the search.
+        memory_mib: Peak memory of one image, where it was measured.
+        images: How many images the accuracy is worth: those that judged it, less where the spread
+            between seeds adds to their noise.
+        on_front: Whether no other candidate dominates it.
+        near_front: Whether it is off the front by no more than the noise of the accuracies.
+        front_probability: That it is truly on the front (`search.results.certainty`); None where
+            `add_probabilities` was not asked.
+    """
+
+    id: int
+    key: str
+    architecture: Architecture
+    fidelity: str
+    top1: float
+    low: float
+    high: float
+    num_seeds: int
+    params: int
+    macs: int
+    latency_ms: float | None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+    memory_mib: float | None = None
+    images: float
+    on_front: bool = False
+    near_front: bool = False
+    front_probability: float | None = None
+
+
+def candidates(
+    trials: Sequence[Trial],
+    *,
+    fidelity: str,
+    objectives: Sequence[str] = ("top1", "macs", "params"),
+) -> tuple[Candidate, ...]:
+    """Gather the finished trials at one fidelity into candidates, in order of first appearance.
+
+    Args:
+        trials: Of any state and fidelity.
+        fidelity: The one to look at.
+        objectives: What the front weighs, of `OBJECTIVES`; ``top1`` up, the others down.
+
+    Raises:
+        ValueError: If an objective is unknown, or named but measured for no candidate.
+    """
+    _check_objectives(objectives)
+    by_architecture: dict[int, list[Trial]] = {}
+    for trial in trials:
+        if trial.fidelity == fidelity and has_accuracy(trial):
+            by_architecture.setdefault(trial.architecture_id, []).append(trial)
+    groups = tuple(by_architecture.values())
+    seed_half = _seed_half_width(groups)
+    return _mark_front([_pool(group, seed_half) for group in groups], objectives)
+
+
+def highest_fidelity(trials: Sequence[Trial]) -> str:
+    """Return the highest fidelity that has results, below retraining.
+
+    That is the longest training alone, else ``supernet``.
+
+    Raises:
+        ValueError: If nothing has been judged yet.
+    """
+    ordered = searched_fidelities(trials)
+    if not ordered:
+        raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
+    return ordered[0]
+
+
+def judged_at(
+    trials: Sequence[Trial],
+    *,
+    fidelity: str | None = None,
+    objectives: Sequence[str] = ("top1", "macs", "params"),
+    limits: Mapping[str, float] | None = None,
+) -> tuple[Candidate, ...]:
+    """Return all candidates of one fidelity, the members of their front marked.
+
+    Args:
+        trials: Of any state and fidelity.
+        fidelity: The one to look at; None takes `highest_fidelity`.
+        objectives: See `candidates`.
+        limits: Upper limits of costs by name; the front is that of the networks within them.
+
+    Raises:
+        ValueError: If nothing has been judged at the fidelity or nothing is within the limits, or
+            an objective is unknown.
+    """
+    fidelity = fidelity or highest_fidelity(trials)
+    found = candidates(trials, fidelity=fidelity, objectives=objectives)
+    if not found:
+        judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
+        raise ValueError(
+            f"No network has been judged at the fidelity {fidelity!r}. "
+            f"There are results for: {', '.join(order_fidelities(judged)) or 'none'}."
+        )
+    if not limits:
+        return found
+    within = [c for c in found if all(_cost(c, name) <= most for name, most in limits.items())]
+    if not within:
+        least = {name: min(_cost(c, name) for c in found) for name in limits}
+        raise ValueError(
+            f"None of the {len(found)} networks at {fidelity!r} is within "
+            f"{', '.join(f'{name} <= {most:,.0f}' for name, most in limits.items())}; the least is "
+            f"{', '.join(f'{name} {value:,.0f}' for name, value in least.items())}. Allow more."
+        )
+    return _mark_front(within, objectives)
+
+
+def front(
+    trials: Sequence[Trial],
+    *,
+    fidelity: str | None = None,
+    objectives: Sequence[str] = ("top1", "macs", "params"),
+    limits: Mapping[str, float] | None = None,
+) -> tuple[Candidate, ...]:
+    """Return the candidates on the front, by rising MACs; see `judged_at`."""
+    found = judged_at(trials, fidelity=fidelity, objectives=objectives, limits=limits)
+    return tuple(sorted((c for c in found if c.on_front), key=by_macs))
+
+
+def by_macs(candidate: Candidate) -> tuple[float, float, int]:
+    """Sort key: by rising MACs, the more accurate first."""
+    return candidate.macs, -candidate.top1, candidate.id
+
+
+def add_probabilities(
+    found: Sequence[Candidate], objectives: Sequence[str]
+) -> tuple[Candidate, ...]:
+    """Add to each of all candidates of a fidelity the probability that it is truly on the front.
+
+    Where the accuracy is no objective the front is exact: 1 or 0.
+    """
+    if "top1" not in objectives or not found:
+        return tuple(replace(c, front_probability=float(c.on_front)) for c in found)
+    costs = np.delete(losses_of(found, objectives), list(objectives).index("top1"), axis=1)
+    chances = front_probabilities(
+        np.array([c.top1 for c in found]),
+        images=np.array([c.images for c in found]),
+        costs=costs,
+    )
+    return tuple(
+        replace(c, front_probability=chance)
+        for c, chance in zip(found, chances.tolist(), strict=True)
+    )
+
+
+def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
+    """Gather the finished retrainings, one candidate for each architecture and recipe.
+
+    The recipe that was used last comes last.
+    """
+    done = [t.fidelity for t in trials if t.state == "done" and is_retraining(t.fidelity)]
+    return tuple(
+        candidate
+        for fidelity in dict.fromkeys(done)
+        for candidate in candidates(trials, fidelity=fidelity)
+    )
+
+
+def has_accuracy(trial: Trial) -> bool:
+    """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
+    return trial.state == "done" and trial.fidelity != ZERO_COST
+
+
+def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """List the fidelities below retraining that have accuracies, the highest first."""
+    judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
+    return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
+
+
+def is_retraining(fidelity: str) -> bool:
+    """Tell whether a fidelity is a retraining, which alone is judged on the test split."""
+    return fidelity.startswith(_RETRAIN)
+
+
+def is_trained_alone(fidelity: str) -> bool:
+    """Tell whether a fidelity is a short training of the network alone, ``train-<n>e``."""
+    return _TRAINED.fullmatch(fidelity) is not None
+
+
+def order_fidelities(fidelities: Iterable[str]) -> tuple[str, ...]:
+    """Sort fidelities from the highest to the lowest; each once."""
+    return tuple(sorted(set(fidelities), key=_height, reverse=True))
+
+
+def to_json(candidate: Candidate) -> dict[str, Any]:
+    """Describe a candidate with JSON values; the keys are stable."""
+    return {
+        "id": candidate.id,
+        "key": candidate.key,
+        "fidelity": candidate.fidelity,
+        "top1": candidate.top1,
+        "top1_low": candidate.low,
+        "top1_high": candidate.high,
+        "num_seeds": candidate.num_seeds,
+        "near_front": candidate.near_front,
+        "front_probability": candidate.front_probability,
+        "params": candidate.params,
+        "macs": candidate.macs,
+        "latency_ms": candidate.latency_ms,
+        "latency_low_ms": candidate.latency_low_ms,
+        "latency_high_ms": candidate.latency_high_ms,
+        "memory_mib": candidate.memory_mib,
+        "mixers": describe(candidate.architecture),
+        "dims": [stage.dim for stage in candidate.architecture.stages],
+        "architecture": candidate.architecture.to_dict(),
+    }
+
+
+def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
+    """Return the losses of candidates, of shape (candidates, objectives).
+
+    ``top1`` becomes the error in percent; what was not measured is NaN.
+    """
+    columns: dict[str, list[float]] = {
+        "top1": [100.0 - c.top1 for c in candidates],
+        "macs": [c.macs for c in candidates],
+        "params": [c.params for c in candidates],
+        **{
+            name: [math.nan if (cost := getattr(c, name)) is None else cost for c in candidates]
+            for name in MEASURED
+        },
+    }
+    return np.array([columns[name] for name in objectives], dtype=float).T
+
+
+def _cost(candidate: Candidate, name: str) -> float:
+    """Return a cost; what was not measured is beyond every limit."""
+    value: float | None = getattr(candidate, name)
+    return math.inf if value is None else value
+
+
+def _check_objectives(objectives: Sequence[str]) -> None:
+    unknown = [name for name in objectives if name not in OBJECTIVES]
+    if unknown or not objectives:
+        raise ValueError(
+            f"Objectives are {', '.join(OBJECTIVES)}; got {', '.join(objectives) or 'none'}. "
+            "Write e.g. 'top1,macs'."
+        )
+
+
+def _height(fidelity: str) -> tuple[int, int, str]:
+    if is_retraining(fidelity):
+        return 2, 0, fidelity
+    match = _TRAINED.fullmatch(fidelity)
+    return (1, int(match[1]), fidelity) if match else (0, fidelity == SUPERNET, fidelity)
+
+
+def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
+    """Join the seeds of one architecture."""
+    first = trials[0]
+    # All seeds are judged on the same images, which therefore count once.
+    correct = statistics.fmean(trial.values["correct"] for trial in trials)
+    total = statistics.fmean(trial.values["total"] for trial in trials)
+    top1 = statistics.fmean(trial.values["top1"] for trial in trials)
+    low, high = wilson_interval(correct, total)
+    between = seed_half / math.sqrt(len(trials))
+    smoothed = (correct + 0.5) / (total + 1)
+    # Variances in percent squared: of the images, and of the mean over seeds.
+    by_images = 1e4 * smoothed * (1 - smoothed) / total
+    by_seeds = (between / NORMAL_975) ** 2
+    latency, low_ms, high_ms = (
+        _mean_value(trials, name) for name in ("latency_ms", "latency_low_ms", "latency_high_ms")
+    )
+    return Candidate(
+        id=first.architecture_id,
+        key=first.key,
+        architecture=first.architecture,
+        fidelity=first.fidelity,
+        top1=top1,
+        low=max(top1 - math.hypot(top1 - low, between), 0.0),
+        high=min(top1 + math.hypot(high - top1, between), 100.0),
+        num_seeds=len(trials),
+        params=first.params,
+        macs=first.macs,
+        latency_ms=latency,
+        latency_low_ms=low_ms,
+        latency_high_ms=high_ms,
+        memory_mib=_mean_value(trials, "memory_mib"),
+        images=total * by_images / (by_images + by_seeds),
+    )
+
+
+def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
+    """Average a cost over the trials that measured it."""
+    found = [trial.values[name] for trial in trials if name in trial.values]
+    return statistics.fmean(found) if found else None
+
+
+def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
+    """Return half the 95 % interval of one training, from all architectures with several seeds.
+
+    Zero where there is none, for nothing is known then.
+    """
+    squares, freedom = 0.0, 0
+    for group in groups:
+        top1s = [trial.values["top1"] for trial in group]
+        mean = statistics.fmean(top1s)
+        squares += math.fsum((top1 - mean) ** 2 for top1 in top1s)
+        freedom += len(top1s) - 1
+    return _t_quantile(freedom) * math.sqrt(squares / freedom) if freedom else 0.0
+
+
+def _t_quantile(freedom: int) -> float:
+    """Return Student's t at 97.5 %; beyond the table to two terms of Cornish and Fisher's."""
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    return NORMAL_975 + (NORMAL_975**3 + NORMAL_975) / (4 * freedom)
+
+
+def _mark_front(found: Sequence[Candidate], objectives: Sequence[str]) -> tuple[Candidate, ...]:
+    if not found:
+        return ()
+    losses = losses_of(found, objectives)
+    for name, column in zip(objectives, losses.T, strict=True):
+        if np.isnan(column).all():
+            raise ValueError(f"{name} was measured for no network here. Leave it out.")
+    on_front = non_dominated(losses)
+    near = _near_front(found, losses, on_front, objectives)
+    return tuple(
+        replace(candidate, on_front=bool(on), near_front=bool(by_noise))
+        for candidate, on, by_noise in zip(found, on_front, near, strict=True)
+    )
+
+
+def _near_front(
+    found: Sequence[Candidate],
+    losses: NDArray[np.float64],
+    on_front: NDArray[np.bool_],
+    objectives: Sequence[str],
+) -> NDArray[np.bool_]:
+    """Mark what no member of the front beats beyond noise at no higher cost.
+
+    Accuracies differ beyond noise where the 95 % interval of their difference excludes zero
+    (Newcombe 1998, method 10, which joins two Wilson intervals).
+    """
+    if "top1" not in objectives:
+        return np.zeros(len(found), dtype=bool)
+    near = ~on_front & ~np.isnan(losses).any(axis=1)
+    costs = np.delete(losses, list(objectives).index("top1"), axis=1)
+    top1 = np.array([candidate.top1 for candidate in found])
+    above = np.array([candidate.high for candidate in found]) - top1
+    for index in np.flatnonzero(on_front).tolist():
+        member = found[index]
+        noise = np.hypot(member.top1 - member.low, above)
+        is_beaten = (member.top1 - top1 > noise) & (costs[index] <= costs).all(axis=1)
+        near &= ~is_beaten
+    return near

@@ -1,0 +1,106 @@
+"""How likely each network is truly on the front, given how few images judged it.
+
+Costs are exact; a true accuracy is known up to its posterior: a Beta distribution with Jeffreys'
+prior, after ``images`` images. A network is on the front when no other one that costs no more is
+more accurate, so with f and F the density and the distribution of an accuracy
+
+    P(i on front) = integral of f_i(x) * prod_{j costs no more than i} F_j(x) dx.
+
+That is computed by quadrature: it needs no random draws, and it is the limit of drawing all
+accuracies many times and counting. Accuracies are taken as independent. They are judged on the same
+images, so a difference is really known a little better than this says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc
+
+from search.results.dominance import non_dominated
+
+# What is beaten by this many standard deviations has no chance that a table would show.
+BEATEN_DEVIATIONS = 5.0
+NUM_CELLS = 512
+# Networks handled together, so that memory stays below about 200 MB.
+BLOCK = 1024
+
+
+def front_probabilities(
+    top1: NDArray[np.float64], *, images: NDArray[np.float64], costs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Compute for each network the probability that it is on the front.
+
+    Args:
+        top1: Accuracies in percent, of shape (n,).
+        images: Of shape (n,): how many images each accuracy is worth.
+        costs: Lower is better, of shape (n, m); exact. NaN: a cost was not measured.
+
+    Returns:
+        Probabilities of shape (n,); zero where a cost is missing. Networks that cost the same share
+        the chance of their place.
+    """
+    probabilities = np.zeros(len(top1))
+    share = top1 / 100
+    alpha, beta = images * share + 0.5, images * (1 - share) + 0.5
+    contenders = _contenders(alpha, beta, costs)
+    if len(contenders) == 0:
+        return probabilities
+    alpha, beta, costs = alpha[contenders], beta[contenders], costs[contenders]
+    edges = _edges(alpha, beta)
+    below = betainc(alpha[:, None], beta[:, None], edges[None, :])  # (contenders, edges)
+    log_below = np.log(np.maximum(below, 1e-300)).astype(np.float32)
+    wins = _sum_over_no_dearer(log_below, costs)
+    wins -= log_below
+    np.exp(wins, out=wins)
+    mass = np.diff(below, axis=1)
+    probabilities[contenders] = (mass * (wins[:, :-1] + wins[:, 1:]) / 2).sum(axis=1)
+    return np.clip(probabilities, 0.0, 1.0)
+
+
+def _contenders(
+    alpha: NDArray[np.float64], beta: NDArray[np.float64], costs: NDArray[np.float64]
+) -> NDArray[np.intp]:
+    """List what no member of the front beats beyond doubt.
+
+    The others matter for nothing: what they beat is beaten by that member as well.
+    """
+    mean = alpha / (alpha + beta)
+    deviation = np.sqrt(mean * (1 - mean) / (alpha + beta + 1))
+    losses = np.column_stack([-mean, costs])
+    alive = ~np.isnan(losses).any(axis=1)
+    for member in np.flatnonzero(non_dominated(losses)).tolist():
+        noise = BEATEN_DEVIATIONS * np.hypot(deviation[member], deviation)
+        alive &= ~((mean[member] - mean > noise) & (costs[member] <= costs).all(axis=1))
+    return np.flatnonzero(alive)
+
+
+def _edges(alpha: NDArray[np.float64], beta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Choose the edges of the cells: close together where many accuracies may lie."""
+    mean = alpha / (alpha + beta)
+    deviation = np.sqrt(mean * (1 - mean) / (alpha + beta + 1))
+    points = mean[:, None] + deviation[:, None] * np.linspace(-5, 5, 41)
+    inner = np.quantile(np.clip(points, 0.0, 1.0), np.linspace(0.0, 1.0, NUM_CELLS - 1))
+    return np.unique(np.concatenate([[0.0], inner, [1.0]]))
+
+
+def _sum_over_no_dearer(
+    values: NDArray[np.float32], costs: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """For each row, sum the rows of ``values`` whose costs are all no higher (itself included)."""
+    if costs.shape[1] == 1:
+        order = np.argsort(costs[:, 0], kind="stable")
+        ordered = costs[order, 0]
+        # The last row of those with the same cost has all of them.
+        last = np.searchsorted(ordered, ordered, side="right") - 1
+        sums = np.empty_like(values)
+        sums[order] = np.cumsum(values[order], axis=0, dtype=np.float64)[last]
+        return sums
+    sums = np.empty_like(values)
+    for start in range(0, len(costs), BLOCK):
+        rows = slice(start, start + BLOCK)
+        no_dearer = np.ones((len(costs[rows]), len(costs)), dtype=bool)
+        for cost in costs.T:
+            no_dearer &= cost[None, :] <= cost[rows, None]
+        sums[rows] = no_dearer.astype(np.float32) @ values
+    return sums

@@ -1,0 +1,53 @@
+"""What a search weighs: the objectives, and the losses of a trial, which are always minimised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from search.record.record import Trial
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+
+CLOSED_FORM = ("macs", "params")
+MEASURED = ("latency_ms", "memory_mib")
+OBJECTIVES = ("top1", *CLOSED_FORM, *MEASURED)
+# What a user may write instead.
+_SHORT = {"latency": "latency_ms", "memory": "memory_mib"}
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """Read objectives like ``top1,macs,latency``; those who use them check the names."""
+    return tuple(_SHORT.get(name.strip(), name.strip()) for name in text.split(","))
+
+
+def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
+    """Tell whether what was measured of a trial that is done keeps to upper limits."""
+    return all(trial.values.get(name, math.inf) <= most for name, most in limits.items())
+
+
+def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
+    """Return a trial's losses, lower is better; None if it is not done.
+
+    The error is in percent, counts are in millions, latency is in milliseconds and memory in MiB.
+    Where a zero-cost
+    score was computed instead of an accuracy, its negative stands for the error: fidelities are
+    never compared.
+    """
+    if trial.state != "done":
+        return None
+    values = trial.values
+    measured = {
+        "top1": 100.0 - values["top1"] if "top1" in values else -values["score"],
+        "macs": trial.macs / 1e6,
+        "params": trial.params / 1e6,
+        **{name: values[name] for name in MEASURED if name in values},
+    }
+    return tuple(measured[objective] for objective in objectives)
+
+
+def known_losses(architecture: Architecture, objectives: Sequence[str]) -> tuple[float | None, ...]:
+    """Return the losses that need no evaluation, in the units of `losses_of`; None for others."""
+    cost = count(architecture)
+    closed_form = {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
+    return tuple(closed_form.get(objective) for objective in objectives)

@@ -1,0 +1,1 @@
+"""Chosen networks through the full recipe, and what is done with them then."""

@@ -1,0 +1,44 @@
+"""``search import``: a published checkpoint as a folder that this tool and timm load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from search.run_folder.targets import load_target
+from search.terminal.tables import architecture_json
+from supernet.exchange.published import convert, read_checkpoint
+
+
+def import_checkpoint(checkpoint: Path, target: str, *, out: Path) -> Path:
+    """Write a checkpoint's weights under our names, beside the architecture's description.
+
+    Args:
+        checkpoint: A published checkpoint of Swin, ELSA or VOLO.
+        target: The architecture that it was trained as: a preset or a file.
+        out: Folder to make; it gets ``model.safetensors`` and ``architecture.json``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the folder holds weights already, or the checkpoint is not one of the
+            architecture.
+    """
+    weights = out / "model.safetensors"
+    if weights.exists():
+        raise ValueError(f"{weights} exists. Name another folder with --out.")
+    state = read_checkpoint(checkpoint)
+    architecture = load_target(target)
+    if "head.weight" in state or "head.fc.weight" in state:
+        head = state.get("head.weight", state.get("head.fc.weight"))
+        assert head is not None
+        architecture = architecture.replace(num_classes=len(head))
+    converted = convert(state, architecture)
+    out.mkdir(parents=True, exist_ok=True)
+    description = json.dumps(architecture_json(architecture), indent=2)
+    (out / "architecture.json").write_text(description + "\n", encoding="utf-8")
+    save_file(converted, weights)
+    return out

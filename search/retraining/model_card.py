@@ -1,0 +1,137 @@
+"""What a retraining measured: as a value that is stored, and as the page beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from searchspace.architecture import Architecture, describe
+from supernet.recipes.recipe import Recipe
+from supernet.training.evaluation import Accuracy
+from supernet.training.intervals import wilson_interval
+from supernet.training.training import EMA_FILE, WEIGHTS_FILE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainResult:
+    """What a retraining measured, on the test split.
+
+    Attributes:
+        key: Of the architecture.
+        data: Name of the images; ``data_fingerprint`` is a hash of them.
+        mean: Of each channel in 0..1; what the network expects its images normalised by.
+        std: Likewise.
+        start: ``fresh`` or ``inherited`` weights.
+        seconds: Of training, over all attempts, without evaluation.
+        raw: Accuracy of the last step's weights.
+        ema: Accuracy of the averaged weights, where the recipe has them.
+    """
+
+    key: str
+    params: int
+    macs: int
+    recipe: str
+    epochs: int
+    seed: int
+    start: str
+    data: str
+    data_fingerprint: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train_images: int
+    device: str
+    seconds: float
+    raw: Accuracy
+    ema: Accuracy | None
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The one that counts: of the averaged weights if the recipe has them."""
+        return self.raw if self.ema is None else self.ema
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the result with JSON values; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RetrainResult:
+        """Read what `to_dict` wrote."""
+        ema = None if data["ema"] is None else Accuracy(**data["ema"])
+        tuples = {name: tuple(data[name]) for name in ("class_names", "mean", "std")}
+        return cls(**{**data, **tuples, "raw": Accuracy(**data["raw"]), "ema": ema})
+
+
+def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult) -> str:
+    """Write the page (Markdown) that goes with the weights."""
+    rows = [("last step's weights", WEIGHTS_FILE, result.raw)]
+    if result.ema is not None:
+        rows.append(("averaged weights (these count)", EMA_FILE, result.ema))
+    accuracies = "\n".join(
+        f"| {what} | `{file}` | {_percent(found.correct, found.total)} "
+        f"| {_percent(found.correct_top5, found.total)} |"
+        for what, file, found in rows
+    )
+    return f"""# {describe(architecture)}
+
+An image classifier that was searched and trained by mixer-search; architecture `{result.key}`.
+
+| weights | file | top-1 | top-5 |
+|---|---|---|---|
+{accuracies}
+
+On the {result.raw.total:,} test images of `{result.data}`, which were read once, after training;
+95 % intervals by Wilson's score. One training with seed {result.seed}: other seeds differ.
+
+| | |
+|---|---|
+| parameters | {result.params:,} |
+| multiply-accumulates of an image | {result.macs:,} |
+| image | {architecture.img_size} x {architecture.img_size}, {architecture.in_chans} channels |
+| classes | {_classes(result.class_names)} |
+| trained on | {result.num_train_images:,} images, {result.start} weights |
+| recipe | `{result.recipe}` ({recipe.about}), in full in `recipe.yaml` |
+| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {result.device} |
+
+To load it, with mixer-search installed and this folder as the working directory:
+
+```python
+import json
+from pathlib import Path
+
+from safetensors.torch import load_model
+from searchspace.architecture import Architecture
+from supernet.network.supernet import build_subnet
+
+architecture = Architecture.from_dict(json.loads(Path("architecture.json").read_text()))
+network = build_subnet(architecture).eval()
+load_model(network, "{rows[-1][1]}")
+```
+
+Or as one of timm's networks:
+
+```
+import timm, supernet
+network = timm.create_model(
+    "mixer_search", architecture="architecture.json", checkpoint_path="{rows[-1][1]}"
+)
+```
+
+It takes RGB images scaled to 0..1, less the mean {_numbers(result.mean)}, divided by the
+deviation {_numbers(result.std)}, of shape (batch, channels, height, width).
+"""
+
+
+def _percent(correct: int, total: int) -> str:
+    low, high = wilson_interval(correct, total)
+    return f"{100 * correct / total:.2f} % ({low:.2f} to {high:.2f})"
+
+
+def _classes(names: tuple[str, ...], limit: int = 20) -> str:
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{len(names)}: {', '.join(names[:limit])}{more}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)

@@ -1,0 +1,241 @@
+"""Retraining one architecture with a full recipe, and the folder of weights that it leaves.
+
+Training sees train and search together; the test split is read once, after the last epoch, and is
+never chosen by: which weights count, the last or the averaged ones, stands in the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_model
+from torch import Tensor
+
+from search.retraining.finished import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
+from search.retraining.model_card import RetrainResult, model_card
+from search.retraining.tensorboard import TensorBoard
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from supernet.data import ImageData, StreamedImages
+from supernet.network.interpolation import interpolated_start
+from supernet.network.supernet import build_subnet
+from supernet.recipes.recipe import Recipe, dump_recipe
+from supernet.training.checkpoint import remove_checkpoints, write_text
+from supernet.training.token_labels import LabelMaps
+from supernet.training.training import (
+    EMA_FILE,
+    WEIGHTS_FILE,
+    EpochReport,
+    TrainingOptions,
+    TrainingResult,
+    train,
+)
+from supernet.training.training_step import process_place
+
+__all__ = ["RetrainOptions", "RetrainResult", "retrain"]
+
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainOptions:
+    """Where and how a retraining runs.
+
+    Attributes:
+        out: The folder that it leaves; one that was begun goes on, a finished one is kept.
+        seed: Of weights and training; None takes the recipe's.
+        device: Torch device.
+        threads: CPU threads of torch; None leaves them as they are.
+        on_epoch: Called after every epoch.
+        should_stop: Asked before every epoch.
+        start: Weights to start from, of this network at any window, kernel or image size; None
+            starts fresh.
+        start_name: What they are, for the model card.
+        token_labels: Folder of label maps, for a recipe with token labels.
+        loader_workers: Processes that make batches; 0 for the one that trains.
+        group: Where the processes that train together meet, their number, and which this one is;
+            None for one process, or for the default group where there is one (torchrun).
+    """
+
+    out: Path
+    seed: int | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    on_epoch: Callable[[EpochReport], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+    start: Mapping[str, Tensor] | None = None
+    start_name: str = "inherited"
+    token_labels: Path | None = None
+    loader_workers: int = 0
+    group: tuple[str, int, int] | None = None
+
+
+def retrain(
+    architecture: Architecture, data: ImageData, recipe: Recipe, options: RetrainOptions
+) -> RetrainResult:
+    """Train on train and search, evaluate once on test, and leave the folder ``options.out``.
+
+    It holds ``model.safetensors``, ``model_ema.safetensors`` (where the recipe averages),
+    ``architecture.json``, ``recipe.yaml``, ``metrics.csv``, ``tensorboard/``, ``README.md`` and
+    ``result.json``, which is written last.
+
+    Raises:
+        ValueError: If the architecture does not fit the data, or the folder holds something else.
+        TrainingStopped: If ``options.should_stop`` said so; calling again goes on.
+        FloatingPointError: If the loss is not finite.
+    """
+    recipe = recipe.model_copy(
+        update={"seed": recipe.seed if options.seed is None else options.seed}
+    )
+    _check_fit(architecture, data)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with _joined(options) as is_first:
+        if is_first:
+            _claim(options.out, architecture, recipe)
+        if (options.out / RESULT_FILE).exists():
+            stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
+            return RetrainResult.from_dict(stored)
+        return _train(architecture, data, recipe, options, is_first=is_first)
+
+
+def _train(
+    architecture: Architecture,
+    data: ImageData,
+    recipe: Recipe,
+    options: RetrainOptions,
+    *,
+    is_first: bool,
+) -> RetrainResult:
+    """Train, and let the first process write what is left of it."""
+    data = data.streamed() if recipe.token_labels else data
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        network = build_subnet(architecture, recipe.drop_path)
+    if options.start is not None:
+        network.load_state_dict(interpolated_start(options.start, network).state)
+    with TensorBoard(options.out if is_first else None) as board:
+        training = train(
+            network,
+            data,
+            recipe,
+            TrainingOptions(
+                train_split=data.full_train(),
+                eval_split=data.test_split(),
+                seed=recipe.seed,
+                device=options.device,
+                out=options.out,
+                on_epoch=board.after(options.on_epoch),
+                should_stop=options.should_stop,
+                loader_workers=options.loader_workers,
+                maps=_label_maps(data, options.token_labels),
+            ),
+        )
+    result = _result(architecture, data, recipe, options, training)
+    if is_first:
+        save_model(network, str(options.out / WEIGHTS_FILE))
+        if training.ema_network is not None:
+            save_model(training.ema_network, str(options.out / EMA_FILE))
+        write_text(options.out / CARD_FILE, model_card(architecture, recipe, result))
+        write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
+        remove_checkpoints(options.out)
+    return result
+
+
+@contextmanager
+def _joined(options: RetrainOptions) -> Iterator[bool]:
+    """Join the processes that train together; tell whether this is the first of them."""
+    if options.group is None:
+        yield process_place()[0] == 0
+        return
+    address, world_size, rank = options.group
+    backend = "nccl" if options.device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=address, world_size=world_size, rank=rank)
+    try:
+        yield rank == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _label_maps(data: ImageData, folder: Path | None) -> LabelMaps | None:
+    if folder is None:
+        return None
+    images = data.full_train().images
+    if not isinstance(images, StreamedImages):
+        raise ValueError(
+            "Label maps are for a recipe with token_labels, and this one has none. Choose e.g. "
+            "volo_310e, or leave --token-labels out."
+        )
+    return LabelMaps(folder, images.names())
+
+
+def _check_fit(architecture: Architecture, data: ImageData) -> None:
+    wanted = (architecture.img_size, architecture.num_classes)
+    if wanted != (data.img_size, data.num_classes):
+        raise ValueError(
+            "An architecture is retrained on images of its size and classes: it has "
+            f"{wanted[0]} pixels and {wanted[1]} classes, the data {data.img_size} pixels and "
+            f"{data.num_classes} classes. Prepare the data at its size, or replace these fields."
+        )
+
+
+def _claim(out: Path, architecture: Architecture, recipe: Recipe) -> None:
+    """Make the folder with architecture and recipe, or see that they are those it has.
+
+    The recipe is written last, so that a folder without it was left before it began.
+    """
+    contents = {
+        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
+        RECIPE_FILE: dump_recipe(recipe),
+    }
+    if (out / RECIPE_FILE).exists():
+        for name, text in contents.items():
+            if (out / name).read_text(encoding="utf-8") != text:
+                raise ValueError(
+                    f"{out} holds a retraining with another {name}, and results are never "
+                    "overwritten. Choose another folder, or remove this one."
+                )
+        return
+    ours = {*contents, *(f"{name}.partial" for name in contents)}
+    if out.exists() and any(path.name not in ours for path in out.iterdir()):
+        raise ValueError(
+            f"{out} is in use by something else than a retraining. Choose another folder."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        write_text(out / name, text)
+
+
+def _result(
+    architecture: Architecture,
+    data: ImageData,
+    recipe: Recipe,
+    options: RetrainOptions,
+    training: TrainingResult,
+) -> RetrainResult:
+    cost = count(architecture)
+    return RetrainResult(
+        key=architecture.key,
+        params=cost.params,
+        macs=cost.macs,
+        recipe=recipe.name,
+        epochs=recipe.total_epochs,
+        seed=recipe.seed,
+        start="fresh" if options.start is None else options.start_name,
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        class_names=data.class_names,
+        mean=data.mean,
+        std=data.std,
+        num_train_images=len(data.full_train()),
+        device=options.device,
+        seconds=training.seconds,
+        raw=training.raw,
+        ema=training.ema,
+    )

@@ -1,0 +1,119 @@
+"""Train one network, of a preset, a file or a run, without Ray: alone or under torchrun.
+
+    python -m search.retraining.train elsa_swin_t --data imagenet/ --out elsa
+    torchrun --nproc-per-node 8 -m search.retraining.train swin_t --data imagenet/ --out swin
+
+It is the training of `search retrain`, with the same folder at its end; no ledger is charged. The
+same command goes on after a kill, with any number of processes that divides the recipe's shards.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+import typer
+
+from search.retraining.network import RetrainOptions, RetrainResult, retrain
+from search.run_folder.targets import load_target
+from search.terminal.progress import StopSignals
+from supernet.data import ImageData, prepare_data
+from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.training.epoch_report import EpochReport
+from supernet.training.intervals import wilson_interval
+from supernet.training.training import TrainingStopped
+
+DATA_FOLDER = "data"
+
+
+def main(
+    target: Annotated[str, typer.Argument(help="A preset, a JSON file, or RUN:ID.")],
+    data: Annotated[str, typer.Option(help="As for search run.")],
+    out: Annotated[Path, typer.Option(help="Folder that it leaves.")],
+    recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file.")] = "swin_300e:tiny",
+    epochs: Annotated[int | None, typer.Option(help="Shorten the recipe.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and training.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
+    token_labels: Annotated[Path | None, typer.Option(help="Folder of label maps.")] = None,
+) -> None:
+    """Train a network with a recipe and judge it once on the test split."""
+    chosen = load_recipe(recipe)
+    chosen = chosen if epochs is None else with_epochs(chosen, epochs)
+    architecture = load_target(target)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    is_first = _join(device)
+    try:
+        images = _prepare(data, architecture.img_size, out, is_first=is_first)
+        with StopSignals() as stop:
+            result = retrain(
+                architecture.replace(num_classes=images.num_classes),
+                images,
+                chosen,
+                RetrainOptions(
+                    out=out / "network",
+                    seed=seed,
+                    device=device,
+                    threads=None if device == "cuda" else 1,
+                    on_epoch=_say if is_first else None,
+                    should_stop=lambda: stop.requested is not None,
+                    token_labels=token_labels,
+                    loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
+                ),
+            )
+    except TrainingStopped as stopped:
+        print(f"{stopped} The same command goes on.")
+        raise typer.Exit(130) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if is_first:
+        print(f"{_text(result)}. {out / 'network'}")
+
+
+def _join(device: str) -> bool:
+    """Join the group that torchrun's variables describe; tell whether this process is its first."""
+    if "RANK" not in os.environ:
+        return True
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return dist.get_rank() == 0
+
+
+def _prepare(data: str, img_size: int, out: Path, *, is_first: bool) -> ImageData:
+    """Let the first process decode the images, and the others find them."""
+    if not is_first:
+        dist.barrier()
+    images = prepare_data(data, img_size=img_size, folder=out / DATA_FOLDER)
+    if is_first and dist.is_initialized():
+        dist.barrier()
+    return images
+
+
+def _say(report: EpochReport) -> None:
+    print(
+        f"epoch {report.epoch} of {report.epochs}: loss {report.loss:.3f}, "
+        f"{report.images / report.seconds:,.0f} images/s",
+        flush=True,
+    )
+
+
+def _text(result: RetrainResult) -> str:
+    accuracy = result.accuracy
+    low, high = wilson_interval(accuracy.correct, accuracy.total)
+    return (
+        f"{accuracy.top1:.2f} % of {accuracy.total:,} test images "
+        f"(95 % interval {low:.1f} to {high:.1f})"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:
+        sys.exit(f"Error: {error}")

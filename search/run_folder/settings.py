@@ -1,0 +1,158 @@
+"""What a run was asked to do: the values of the command line, checked, kept in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search.budget import Budget, parse_budget
+from search.plan import SHARES, split_shares
+from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
+from search.run_folder.storage import storage_url
+from searchspace.space import SearchSpace
+from searchspace.spec_file import load_space
+from supernet.mixers.weight_sharing import WeightSharing
+
+# How a supernet is trained; `supernet.shared_weights.strategies` has them, which needs torch.
+SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """The settings of a run.
+
+    Attributes:
+        data: Data source, see `supernet.data`.
+        budget: As typed, e.g. ``10cpu-minutes``.
+        space: Name or path of the space; empty takes the one for the data. A run keeps the file's
+            text as ``space.yaml``.
+        sampler: Of the search, one of `search.sampling.proposer.SAMPLERS`.
+        strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
+            weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
+        supernet_strategy: How the supernet is trained.
+        projections, kernels: What its mixers share; see
+            `supernet.mixers.weight_sharing.WeightSharing`.
+        supernet_recipe, trial_recipe: Names or paths of recipes.
+        retrain_recipe: Likewise; empty takes the one for the data.
+        objectives: What the search weighs: ``top1`` up, costs of `search.results.objectives` down.
+        shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
+        limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
+            nothing beyond them is ever proposed; what is measured beyond the others is on no front.
+        img_size: Side of the images; None takes the space's.
+        seed: Of everything random.
+        storage: Folder or URL of fsspec through which nodes share files, see
+            `search.run_folder.storage`; empty for the run's folder.
+        command: What was typed, for the report.
+    """
+
+    data: str
+    budget: str
+    space: str = ""
+    sampler: str = "guided"
+    strategy: str = "supernet"
+    supernet_strategy: str = "uniform"
+    projections: str = "unshared"
+    kernels: str = "centred"
+    supernet_recipe: str = "supernet"
+    trial_recipe: str = "quick"
+    retrain_recipe: str = ""
+    objectives: tuple[str, ...] = ("top1", "macs")
+    shares: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    img_size: int | None = None
+    seed: int = 0
+    storage: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "storage", storage_url(self.storage))
+        default = "digits" if self.data == "digits" else "micro"
+        for name in ("space", "retrain_recipe"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, default)
+        if self.strategy in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"{self.strategy!r} says how the supernet is trained. Write "
+                f"--supernet-strategy {self.strategy}."
+            )
+        if self.strategy not in SHARES:
+            raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
+        if self.supernet_strategy not in SUPERNET_STRATEGIES:
+            raise ValueError(
+                f"Unknown supernet strategy {self.supernet_strategy!r}. "
+                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
+            )
+        amount = parse_budget(self.budget).amount_seconds
+        split_shares(amount, self.shares, strategy=self.strategy)
+        _ = self.sharing  # checked when it is made
+        unknown = sorted(set(self.objectives) - set(OBJECTIVES))
+        if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
+            raise ValueError(
+                f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
+                f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
+            )
+        for name in set(self.measured_limits) - set(self.objectives):
+            raise ValueError(
+                f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
+                f"e.g. --objectives {','.join((*self.objectives, name))}."
+            )
+
+    @property
+    def parsed_budget(self) -> Budget:
+        """The budget as a value."""
+        return parse_budget(self.budget)
+
+    @property
+    def sharing(self) -> WeightSharing:
+        """What the choices of a supernet's block share."""
+        return WeightSharing(projections=self.projections, kernels=self.kernels)
+
+    @property
+    def measured_objectives(self) -> tuple[str, ...]:
+        """The objectives that are measured of every network that is judged."""
+        return tuple(name for name in self.objectives if name in MEASURED)
+
+    @property
+    def measured_limits(self) -> dict[str, float]:
+        """The limits that only a measurement can check."""
+        return {name: most for name, most in self.limits.items() if name in MEASURED}
+
+    def load_space(self, file: Path | None = None) -> SearchSpace:
+        """Read the space (or the run's copy of it) with this run's limits and image size."""
+        space = load_space(str(file or self.space))
+        limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
+        return space.replace(
+            img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the settings with JSON values; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
+        """Read what `to_dict` wrote."""
+        if "supernet_strategy" not in data:  # before there were others than the supernet
+            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
+        return cls(**data)
+
+
+def parse_shares(texts: Iterable[str]) -> dict[str, float]:
+    """Read shares like ``supernet=.5``.
+
+    Raises:
+        ValueError: If a text is no name and number.
+    """
+    shares = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            shares[name.strip()] = float(number)
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot read the share {text!r}. Write a phase and a number, e.g. 'supernet=.5'."
+            ) from error
+    return shares

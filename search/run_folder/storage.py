@@ -1,0 +1,343 @@
+"""Where the devices find the files of a run: in its folder, or in a storage that all nodes reach.
+
+What workers read and write are folders with names: ``data``, ``supernet``, ``trials/7``. In a
+`SharedFolder` they lie in the run's folder, at the same path on all nodes. A `Storage` keeps them
+at a URL of fsspec, and every node works on its own copy in a cache folder.
+
+In a storage each name has versions. ``supernet/00000004-5f0c9a1e/`` holds the files of one, and
+``supernet/00000004-5f0c9a1e.json``, written last, says that they are all there and how large they
+are: object stores cannot rename. The versions before are removed after that.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from search.scheduling.tasks import StorageError
+from supernet.training.checkpoint import write_text
+
+DATA = "data"
+SUPERNET = "supernet"
+CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
+
+_VERSION = re.compile(r"\d{8}-[0-9a-f]{8}(\.json)?")
+# A version that is replaced while it is read is followed by a newer one, which is read instead.
+_MAX_READS = 5
+
+# For each file of a folder its bytes and the nanoseconds of its last change.
+_Contents = dict[str, list[int]]
+
+
+class Files(Protocol):
+    """The folders of a run as the node that asks sees them; small and picklable."""
+
+    def check(self, *, is_new: bool) -> None:
+        """Write, read and remove a small file.
+
+        Raises:
+            ValueError: If that fails, or if a new run would find the files of another one.
+        """
+
+    def has(self, name: str) -> bool:
+        """Tell whether something was published under a name."""
+
+    def fetch(self, name: str) -> Path:
+        """Return a folder of this node with what was published last, whole and nothing else.
+
+        If nothing was, the folder is not there; the caller may make it. It stays as it is until
+        something newer was published and is fetched on this node.
+        """
+
+    def publish(self, name: str, folder: Path) -> None:
+        """Let all nodes see the files of a folder under a name, instead of those before."""
+
+    def forget(self, name: str) -> None:
+        """Remove this node's copy, where it has its own."""
+
+    def remove(self, name: str) -> None:
+        """Remove what was published under a name."""
+
+
+def open_files(url: str, folder: Path) -> Files:
+    """Return the files of a run: in the storage at ``url``, or if it is empty in the folder."""
+    return Storage(url) if url else SharedFolder(folder.resolve())
+
+
+def storage_url(text: str) -> str:
+    """Return a storage as it was typed as a URL that means the same on all nodes."""
+    if not text or "://" in text or "::" in text:
+        return text
+    return f"file://{Path(text).expanduser().resolve()}"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFolder:
+    """The run's folder, which all nodes see at the same path: nothing is copied."""
+
+    folder: Path
+
+    def check(self, *, is_new: bool) -> None:
+        """Nothing to do: a folder that cannot be written is found out when the run is made."""
+
+    def has(self, name: str) -> bool:
+        """See `Files`."""
+        return (self.folder / name).is_dir()
+
+    def fetch(self, name: str) -> Path:
+        """See `Files`."""
+        return self.folder / name
+
+    def publish(self, name: str, folder: Path) -> None:
+        """Nothing to do: all nodes see what is written."""
+
+    def forget(self, name: str) -> None:
+        """Nothing to do: there is no copy."""
+
+    def remove(self, name: str) -> None:
+        """See `Files`."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Files at a URL, of which every node has copies in a folder of its own.
+
+    That folder is ``$MIXER_SEARCH_CACHE``, by default ``~/.cache/mixer-search``; processes of a
+    node may work on it at the same time.
+
+    Args:
+        url: As fsspec reads it; what it needs besides (keys, an endpoint) comes from the
+            environment or fsspec's configuration. It belongs to one run.
+    """
+
+    url: str
+
+    def check(self, *, is_new: bool) -> None:
+        """See `Files`."""
+        name, content = f"probe-{uuid.uuid4().hex}", b"mixer-search was here"
+        try:
+            fs, root = self._connect()
+            fs.pipe_file(f"{root}/{name}", content)
+            if fs.cat_file(f"{root}/{name}") != content:
+                raise OSError("it does not give back what was written")
+            fs.rm_file(f"{root}/{name}")
+            found = [entry for entry in _names(fs, root) if entry != name]
+        except Exception as error:
+            raise ValueError(
+                f"The storage {self.url} cannot be used. {type(error).__name__}: {error}. Name a "
+                "folder or a URL of fsspec where this user may write, read and remove files."
+            ) from error
+        if is_new and found:
+            raise ValueError(
+                f"The storage {self.url} is in use (it has {found[0]}), and belongs to one run. "
+                "Continue that run with --resume, or name another with --storage."
+            )
+
+    def has(self, name: str) -> bool:
+        """See `Files`."""
+        with self._asking():
+            fs, place = self._connect(name)
+            return _newest(fs, place) is not None
+
+    def fetch(self, name: str) -> Path:
+        """See `Files`.
+
+        Raises:
+            StorageError: If the storage does not answer, or holds less than was published.
+        """
+        copy = self._copy(name)
+        with self._asking(), self._lock(name):
+            fs, place = self._connect(name)
+            for _ in range(_MAX_READS):
+                try:
+                    self._update(copy, fs, place)
+                except FileNotFoundError:
+                    continue
+                return copy
+        raise StorageError(f"{self.url} lacks files of {name} that were published.")
+
+    def publish(self, name: str, folder: Path) -> None:
+        """See `Files`.
+
+        Whatever ends the process on the way leaves the version before or the new one.
+
+        Raises:
+            StorageError: If the storage does not answer.
+        """
+        with self._asking():
+            fs, place = self._connect(name)
+            earlier, contents = _versions(fs, place), _contents(folder)
+            last = max(earlier, default="00000000")
+            version = f"{int(last[:8]) + 1:08d}-{uuid.uuid4().hex[:8]}"
+            _upload(fs, folder, f"{place}/{version}", contents)
+            if folder == self._copy(name):
+                _write_note(folder, version, contents)
+            for entry in sorted(earlier, key=lambda entry: not entry.endswith(".json")):
+                _remove(fs, f"{place}/{entry}")
+
+    def forget(self, name: str) -> None:
+        """See `Files`."""
+        with self._lock(name):
+            _remove_copy(self._copy(name))
+
+    def remove(self, name: str) -> None:
+        """See `Files`.
+
+        Raises:
+            StorageError: If the storage does not answer.
+        """
+        with self._asking():
+            _remove(*self._connect(name))
+
+    def _connect(self, name: str = "") -> tuple[Any, str]:
+        """Return the file system and the path of a name in it."""
+        import fsspec.core
+
+        # The others have no folders, or make them by themselves.
+        options = {"auto_mkdir": True} if self.url.startswith(("file://", "local://")) else {}
+        fs, root = fsspec.core.url_to_fs(self.url, **options)
+        root = root.rstrip("/")
+        return fs, f"{root}/{name}" if name else root
+
+    def _update(self, copy: Path, fs: Any, place: str) -> None:
+        """Make this node's copy the newest version.
+
+        Raises:
+            FileNotFoundError: If that has been replaced by a newer one meanwhile.
+        """
+        newest = _newest(fs, place)
+        if newest is None:
+            _remove_copy(copy)
+            return
+        version, sizes = newest
+        if _holds(copy, version):
+            return
+        partial = copy.with_name(f"{copy.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _download(fs, f"{place}/{version}", partial, sizes)
+        _remove_copy(copy)
+        os.replace(partial, copy)
+        _write_note(copy, version, _contents(copy))
+
+    def _copy(self, name: str) -> Path:
+        """Name the folder of this node's copy."""
+        cache = os.environ.get(CACHE_VARIABLE)
+        if not cache:
+            root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            cache = str(Path(root) / "mixer-search")
+        return Path(cache) / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Let one process of this node at a time change copies of this kind."""
+        folder = self._copy("")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name.partition('/')[0]}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Say which storage it is that does not answer; a full disk speaks for itself."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+
+def _names(fs: Any, path: str) -> list[str]:
+    """List what lies under a path."""
+    fs.invalidate_cache()  # of listings: other nodes write as well
+    try:
+        return [PurePosixPath(found).name for found in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _versions(fs: Any, place: str) -> list[str]:
+    """List versions and their indices, whole or not."""
+    return [entry for entry in _names(fs, place) if _VERSION.fullmatch(entry)]
+
+
+def _newest(fs: Any, place: str) -> tuple[str, dict[str, int]] | None:
+    """Return the newest whole version and the sizes of its files, or None.
+
+    Raises:
+        FileNotFoundError: If it was removed while it was looked for.
+    """
+    indices = [entry for entry in _versions(fs, place) if entry.endswith(".json")]
+    for index in sorted(indices, reverse=True):
+        # Where files do not appear at once, one may be read while it is written.
+        with suppress(ValueError):
+            return index.removesuffix(".json"), json.loads(fs.cat_file(f"{place}/{index}"))
+    return None
+
+
+def _upload(fs: Any, folder: Path, target: str, contents: _Contents) -> None:
+    """Write the files of a version, then its index."""
+    fs.put([str(folder / file) for file in contents], [f"{target}/{file}" for file in contents])
+    sizes = {file: size for file, (size, _) in contents.items()}
+    fs.pipe_file(f"{target}.json", json.dumps(sizes, indent=1).encode())
+
+
+def _download(fs: Any, source: str, folder: Path, sizes: dict[str, int]) -> None:
+    """Copy the files of a version into a new folder, and look whether they are whole."""
+    for parent in {(folder / file).parent for file in sizes}:
+        parent.mkdir(parents=True, exist_ok=True)
+    fs.get([f"{source}/{file}" for file in sizes], [str(folder / file) for file in sizes])
+    for file, size in sizes.items():
+        if (found := (folder / file).stat().st_size) != size:
+            raise OSError(f"{source}/{file} has {found} bytes, {size} were written")
+
+
+def _remove(fs: Any, path: str) -> None:
+    fs.invalidate_cache()
+    with suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def _contents(folder: Path) -> _Contents:
+    """Describe the files of a folder so that a changed one is told from the published."""
+    stats = {
+        path.relative_to(folder).as_posix(): path.stat()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+
+def _note(copy: Path) -> Path:
+    """Name the file that says which version a copy is; it lies beside it."""
+    return copy.with_name(f"{copy.name}.version")
+
+
+def _write_note(copy: Path, version: str, contents: _Contents) -> None:
+    write_text(_note(copy), json.dumps({"version": version, "contents": contents}))
+
+
+def _holds(copy: Path, version: str) -> bool:
+    """Tell whether a copy is a version: whole, and not written to after that was published."""
+    try:
+        note: object = json.loads(_note(copy).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return note == {"version": version, "contents": _contents(copy)}
+
+
+def _remove_copy(copy: Path) -> None:
+    _note(copy).unlink(missing_ok=True)
+    shutil.rmtree(copy, ignore_errors=True)

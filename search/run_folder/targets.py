@@ -1,0 +1,45 @@
+"""What a user names an architecture by: a preset, a file, or RUN:ID."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from search.run_folder.folder import open_run
+from searchspace.architecture import Architecture
+from searchspace.presets import preset
+
+
+def load_target(target: str) -> Architecture:
+    """Find an architecture.
+
+    Args:
+        target: A preset's name; a JSON file with an architecture (or a folder with an
+            ``architecture.json``); or ``RUN:ID``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    path = Path(target)
+    if path.is_dir() and (path / "architecture.json").is_file():
+        path = path / "architecture.json"
+    if path.is_file():
+        return _read(path)
+    run, colon, number = target.rpartition(":")
+    if colon and Path(run).is_dir():
+        if not number.isdecimal():
+            raise ValueError(f"{target!r}: after the colon comes the id of a network, e.g. RUN:12.")
+        with open_run(Path(run)) as folder:
+            return folder.architecture(int(number))
+    return preset(target)
+
+
+def _read(path: Path) -> Architecture:
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}). Write an architecture with `search show TARGET --json`."
+        ) from error
+    # `search show --json` keeps the architecture beside what it prints about it.
+    return Architecture.from_dict(data.get("architecture", data))

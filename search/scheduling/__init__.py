@@ -1,0 +1,1 @@
+"""What is handed out next, within the budget. No Ray, no torch."""

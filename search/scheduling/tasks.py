@@ -1,0 +1,163 @@
+"""What passes between the driver and the devices: tasks, outcomes, and the work itself.
+
+Neither Ray nor torch is imported here, so the engine's rules (`search.scheduling.trials`,
+`search.scheduling.judging`) can be driven by anything: Ray, a test, or a simulated cluster.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from searchspace.architecture import Architecture
+
+# `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
+Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no storage"]
+
+# Starting workers (imports, images, finding each other) takes at most so long.
+START_SECONDS = 900.0
+# With less, writing a checkpoint or the record is bound to fail.
+LEAST_FREE_BYTES = 4 * 2**20
+
+
+class FullDiskError(Exception):
+    """The run's disk is full: the run stops, and goes on when there is space."""
+
+
+class StorageError(Exception):
+    """The run's storage does not answer: the run stops, and goes on when it does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialTask:
+    """A network to train alone.
+
+    Attributes:
+        trial_id: Of the trial in the record.
+        epochs: How long to train.
+        seed: Of weights and data order.
+        micro_batches: Parts into which every batch is split, to need less memory.
+    """
+
+    trial_id: int
+    architecture: Architecture
+    epochs: int
+    seed: int
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
+            without a supernet.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture without training it; 0 where that is not done.
+        steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+    device_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What became of an architecture at a judge."""
+
+    architecture: Architecture
+    outcome: Outcome
+    values: Mapping[str, float]
+    cause: str | None = None
+
+
+class TrialSource(Protocol):
+    """Where the executor gets trials from and brings their results to."""
+
+    def next(self) -> TrialTask | None:
+        """Hand out the next trial, which holds a device from now on; None ends the phase."""
+
+    def started(self, task: TrialTask) -> None:
+        """Take note that a trial has a device, on which its worker starts."""
+
+    def heard(self, task: TrialTask) -> None:
+        """Take note of a sign of life: a trial's training begins, or has finished an epoch."""
+
+    def overdue(self, task: TrialTask) -> str | None:
+        """Say why a trial is taken to hang and must be ended; None if it does well."""
+
+    def hold(self, devices: int) -> None:
+        """Take note of how many devices are kept now; those without a trial are charged as well."""
+
+    def settle(
+        self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
+    ) -> None:
+        """Take a trial's result; the device is free from now on."""
+
+    def has_lost(self) -> bool:
+        """Tell whether a trial that was lost waits to be handed out again, and fits."""
+
+    def should_stop(self) -> bool:
+        """Tell whether trials that are running must end now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a cluster's devices do; `search.workers.supernet_worker.WORK` is the real thing.
+
+    Attributes:
+        make_job: Describes a run, by its settings, folder and data, to the workers.
+        supernet_worker: Class of the actors that measure, and train the supernet together.
+        judge_worker: Class of the actors that judge without training.
+        train_alone: Trains a task's network and returns what was measured; calls the last argument
+            with 0 when all is ready, and with the number of each finished epoch.
+    """
+
+    make_job: Callable[..., Any]
+    supernet_worker: type
+    judge_worker: type
+    train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
+
+
+def checkpoint_name(trial_id: int) -> str:
+    """Name the folder of `storage.Files` where a trial keeps its checkpoint until done."""
+    return f"trials/{trial_id}"
+
+
+def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
+    """Tell whose fault an error in a trial is; libraries word a full disk each in its own way."""
+    if is_disk_full(error, folder):
+        return "full disk"
+    if isinstance(error, StorageError):
+        return "no storage"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory"
+    return "out of memory" if "can't allocate memory" in str(error).lower() else "failed"
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Tell whether an error comes from a full disk (or a used-up quota) under ``folder``."""
+    if isinstance(error, FullDiskError):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()
+    if "no space left on device" in text or "disk is full" in text or "quota exceeded" in text:
+        return True
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free < LEAST_FREE_BYTES
+
+
+def last_line(text: str) -> str:
+    """Shorten an error to the line that says what happened."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no message"

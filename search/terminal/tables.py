@@ -1,0 +1,201 @@
+"""Tables for the terminal: the front of a run, and one architecture stage by stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from search.results.candidates import Candidate
+from searchspace.architecture import Architecture, describe, differ_in_dims
+from searchspace.cost import Cost, count, count_parts
+
+_UNITS = "KMGT"
+
+
+def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidate] = ()) -> Table:
+    """Show candidates of one fidelity, a row each, in at most 80 columns.
+
+    The mixers are broken between stages where they do not fit in a line.
+
+    Args:
+        candidates: In the order of the rows.
+        retrained: Results of retraining, shown beside the candidate with the same id.
+    """
+    fidelities = ", ".join(dict.fromkeys(candidate.fidelity for candidate in candidates))
+    final = {candidate.id: candidate for candidate in retrained}
+    shows_final = any(candidate.id in final for candidate in candidates)
+    measured = {
+        unit: [getattr(candidate, name) for candidate in candidates]
+        for name, unit in (("latency_ms", "ms"), ("memory_mib", "MiB"))
+    }
+    measured = {unit: costs for unit, costs in measured.items() if any(costs)}
+    chances = [c.front_probability for c in candidates if c.front_probability is not None]
+    table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
+    for column in ("id", "top-1 %", "MACs", "params"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for unit in measured:
+        table.add_column(unit, justify="right", no_wrap=True)
+    if chances:
+        table.add_column("sure", justify="right", no_wrap=True)
+    if shows_final:
+        table.add_column("retrained", justify="right", no_wrap=True)
+    table.add_column("mixers of the stages", overflow="fold")
+    with_dims = differ_in_dims(candidate.architecture for candidate in candidates)
+    for row, candidate in enumerate(candidates):
+        cells = [f"~{candidate.id}" if candidate.near_front else str(candidate.id)]
+        cells += [format_interval(candidate)]
+        cells += [format_count(candidate.macs), format_count(candidate.params)]
+        cells += [_format_measured(costs[row]) for costs in measured.values()]
+        if chances:
+            cells.append(format_chance(candidate.front_probability))
+        if shows_final:
+            found = final.get(candidate.id)
+            cells.append(format_interval(found) if found else "")
+        table.add_row(*cells, _Mixers(describe(candidate.architecture, with_dims=with_dims)))
+    notes = ["±: 95 % interval of the accuracy"]
+    if with_dims:
+        notes.append("c: channels of a stage")
+    if chances:
+        notes.append("sure: chance to be truly on the front")
+    if shows_final:
+        notes.append("retrained: full recipe, judged once on the test split")
+    if any(candidate.near_front for candidate in candidates):
+        notes.append("~: off the front by no more than noise")
+    table.caption = "; ".join(notes)
+    return table
+
+
+def architecture_table(architecture: Architecture, *, name: str = "") -> Table:
+    """Show an architecture: for each part its map, width, blocks, parameters and MACs."""
+    side = architecture.img_size
+    table = _table(f"{name} {architecture.key}, {side} x {side} pixels".lstrip())
+    for column in ("part", "map", "dim", "blocks"):
+        table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
+    table.add_column("mixers", overflow="fold")
+    for column in ("params", "MACs", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = count(architecture)
+    stages = zip(
+        architecture.stages, architecture.resolutions, describe_stages(architecture), strict=True
+    )
+    middles = {
+        f"stage{index}": (f"{size}x{size}", str(stage.dim), str(stage.depth), mixers)
+        for index, (stage, size, mixers) in enumerate(stages)
+    }
+    for part, cost in count_parts(architecture).items():
+        middle = middles.get(part, ("", "", "", ""))
+        table.add_row(part, *middle, *_cost_cells(cost, total))
+    table.add_section()
+    table.add_row("all", "", "", "", "", *_cost_cells(total, total))
+    table.caption = "share: of the MACs of one image"
+    return table
+
+
+def architecture_json(architecture: Architecture) -> dict[str, Any]:
+    """Describe an architecture and its costs with JSON values; the keys are stable.
+
+    ``architecture`` is what `Architecture.from_dict` reads.
+    """
+    total, parts = count(architecture), count_parts(architecture)
+    described = zip(
+        architecture.stages, architecture.resolutions, describe_stages(architecture), strict=True
+    )
+    stages = [
+        {
+            "map_size": size,
+            "dim": stage.dim,
+            "depth": stage.depth,
+            "mixers": mixers,
+            "params": parts[f"stage{index}"].params,
+            "macs": parts[f"stage{index}"].macs,
+        }
+        for index, (stage, size, mixers) in enumerate(described)
+    ]
+    return {
+        "key": architecture.key,
+        "params": total.params,
+        "macs": total.macs,
+        "img_size": architecture.img_size,
+        "num_classes": architecture.num_classes,
+        "mixers": describe(architecture),
+        "stages": stages,
+        "architecture": architecture.to_dict(),
+    }
+
+
+def describe_stages(architecture: Architecture, *, with_dims: bool = False) -> tuple[str, ...]:
+    """Write the mixers of each stage compactly, and its channels if asked for."""
+    return tuple(describe(architecture, with_dims=with_dims).split(" | "))
+
+
+def format_count(number: float) -> str:
+    """Write a count for people, with three digits: ``28.3M``, ``4.51G``, ``640``."""
+    if number < 1000:
+        return f"{number:.0f}"
+    # Rounded first: 999,960 is 1.00M and not 1000K.
+    exponent = min(int(math.log10(float(f"{number:.3g}"))) // 3, len(_UNITS))
+    text = f"{number / 1000**exponent:#.3g}".removesuffix(".")
+    return text + _UNITS[exponent - 1]
+
+
+def format_interval(candidate: Candidate) -> str:
+    """Write the accuracy in percent with the longer half of its 95 % interval: ``93.1 ±1.2``."""
+    half = max(candidate.high - candidate.top1, candidate.top1 - candidate.low)
+    return f"{candidate.top1:.1f} ±{half:.1f}"
+
+
+def format_chance(chance: float | None) -> str:
+    """Write a probability in whole percent; never 0 % or 100 % for what is not quite so."""
+    if chance is None:
+        return ""
+    if 0 < chance < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < chance < 1 - 1e-9 else f"{chance:.0%}"
+
+
+def break_stages(mixers: str, width: int) -> str:
+    """Break a compact text of mixers into lines, between stages; a longer stage is left as it is.
+
+    A bar at the end of a line says that more stages follow.
+    """
+    lines: list[str] = []
+    for stage in mixers.split(" | "):
+        if lines and len(lines[-1]) + len(" | ") + len(stage) + len(" |") <= width:
+            lines[-1] += f" | {stage}"
+        else:
+            lines.append(stage)
+    return " |\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixers:
+    """The mixers of a network, which rich lays out when it knows the width of the column."""
+
+    text: str
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(break_stages(self.text, options.max_width), overflow="fold")
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        longest = max(map(len, self.text.split()))
+        width = options.max_width
+        return Measurement(min(longest, width), min(len(self.text) + 2, width))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left")
+
+
+def _cost_cells(cost: Cost, total: Cost) -> tuple[str, str, str]:
+    return format_count(cost.params), format_count(cost.macs), f"{cost.macs / total.macs:.1%}"
+
+
+def _format_measured(cost: float | None) -> str:
+    return "" if cost is None else f"{cost:.3g}"

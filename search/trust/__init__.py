@@ -1,0 +1,1 @@
+"""How well cheap estimates rank networks, and what a run judges by."""

@@ -1,0 +1,133 @@
+"""What a run judges by after its trust phase, and which network that makes the next one to train.
+
+The choice is made once and kept in the record, so that a resumed run does not change its mind. See
+`search.trust.ranking.choose_judge` for the rule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from search.plan import Plan
+from search.record.record import Record, Trial
+from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.dominance import crowding_distance, non_dominated_rank
+from search.results.objectives import MEASURED, known_losses, losses_of
+from search.scheduling.trials import fidelity_of
+from search.trust.predictor import Predictor
+from search.trust.ranking import (
+    PREDICTOR,
+    TRAINING,
+    Judge,
+    Scores,
+    TrustReport,
+    trust_points,
+    trust_report,
+)
+from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
+
+JUDGE, PROXY_SCORES = "judge", "proxies"
+NUM_CANDIDATES = 500
+
+
+def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustReport | None:
+    """Make the trust report of a run from its record; None before there is anything to compare.
+
+    A run with a supernet compares what the supernet has judged, and has no report before that.
+    """
+    scores = cast(Scores, record.get_meta(PROXY_SCORES) or {})
+    points = trust_points(record.trials(), scores)
+    if strategy == SUPERNET and any(point.supernet is None for point in points):
+        return None
+    return trust_report(points, rng=np.random.default_rng(seed)) if points else None
+
+
+def judge_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Judge:
+    """Return what the run judges by; the first call after the trust phase decides and writes it.
+
+    Where the trust phase has trained nothing, that is the supernet, or training without one.
+    """
+    stored = record.get_meta(JUDGE)
+    if stored is not None:
+        return cast(Judge, stored)
+    report = report_of(record, seed=seed, strategy=strategy)
+    unknown: Judge = SUPERNET if strategy == SUPERNET else TRAINING
+    judge = unknown if report is None else report.judge
+    record.set_meta(JUDGE, judge)
+    return judge
+
+
+def sampled_fidelity(record: Record, *, strategy: str) -> str:
+    """Name the fidelity whose results the sampler is fed with."""
+    plan = record.get_meta("plan")
+    if strategy == "proxy" and plan is not None:
+        return fidelity_of(min(Plan.from_dict(plan).rungs))
+    return ZERO_COST if strategy == ZERO_COST else SUPERNET
+
+
+def trains(judge: Judge) -> bool:
+    """Tell whether judging a network by this means to train it alone."""
+    return judge in (PREDICTOR, TRAINING)
+
+
+def next_predicted(
+    space: SearchSpace,
+    trials: Sequence[Trial],
+    *,
+    high: str,
+    objectives: Sequence[str],
+    seed: int,
+) -> Architecture | None:
+    """Choose the network to train alone next by the predicted accuracy of many.
+
+    The predictor learns from all networks trained at fidelity ``high``. Candidates are random
+    networks and those that the supernet judged; among these without a trial at ``high``, one with
+    the most room around it on the front of predicted losses is chosen.
+
+    Args:
+        seed: The number of trials at ``high`` is added, so that each call draws others.
+
+    Returns:
+        None when all candidates were tried, or fewer than two networks are trained.
+    """
+    tried = [trial for trial in trials if trial.fidelity == high]
+    known = [trial for trial in tried if trial.state == "done"]
+    if len(known) < 2:
+        return None
+    rng = random.Random(seed + len(tried))
+    drawn = [trial.architecture for trial in trials if trial.fidelity == SUPERNET]
+    drawn += [space.sample(rng) for _ in range(NUM_CANDIDATES)]
+    keys = {trial.key for trial in tried}
+    candidates = list({a.key: a for a in drawn if a.key not in keys}.values())
+    if not candidates:
+        return None
+    predictor = Predictor(
+        [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
+    )
+    # What is measured of a network is not known of those that were never judged.
+    measured = {
+        name: Predictor([t.architecture for t in known], [t.values[name] for t in known])
+        for name in objectives
+        if name in MEASURED
+    }
+    columns = {name: predict(candidates) for name, predict in measured.items()}
+    columns["top1"] = 100.0 - predictor(candidates)
+    exact = [known_losses(architecture, objectives) for architecture in candidates]
+    predicted = [
+        tuple(
+            columns[name][index] if loss is None else loss
+            for name, loss in zip(objectives, losses, strict=True)
+        )
+        for index, losses in enumerate(exact)
+    ]
+    done = [losses for trial in known if (losses := losses_of(trial, objectives)) is not None]
+    points = np.array([*predicted, *done], dtype=float)
+    ranks = non_dominated_rank(points)[: len(candidates)]
+    best = np.flatnonzero(ranks == ranks.min())
+    # Room is measured among all of the rank; infinite at its ends, where the first one is taken.
+    return candidates[int(best[int(np.argmax(crowding_distance(points[best])))])]

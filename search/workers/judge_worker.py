@@ -1,0 +1,190 @@
+"""Judging without training: with inherited weights, or by a score that needs none."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from search.results.candidates import SUPERNET
+from search.run_folder.storage import SUPERNET as SUPERNET_FILES
+from search.scheduling.tasks import last_line
+from search.workers.job import Job
+from search.workers.measured_costs import measure_costs
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from supernet.data import ImageData
+from supernet.measuring.proxies import PROXIES, proxy_scores
+from supernet.network.supernet import Supernet, build_subnet, extract, extraction_error
+from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.checkpoint import load_supernet
+from supernet.training.batches import eval_batches
+from supernet.training.evaluation import evaluate
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_BATCHES = 8
+EVAL_BATCH = 256
+PROXY_IMAGES = 32
+
+
+class Judge:
+    """Judges architectures with inherited weights: extract, recalibrate, evaluate.
+
+    The search split and the calibration images are decoded and normalised once. Judging never
+    changes the supernet, so results do not depend on their order.
+
+    Args:
+        job: The run.
+        supernet: The trained supernet; None loads nothing (for measuring time).
+    """
+
+    def __init__(self, job: Job, *, supernet: Supernet | None) -> None:
+        data = job.open_data()
+        self.job, self.supernet = job, supernet
+        self.batches = [
+            (images.to(job.device), labels.to(job.device))
+            for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
+        ]
+        self.calibration = _calibration_images(job, data)
+
+    def judge(self, architecture: Architecture) -> dict[str, float]:
+        """Return top1 (percent), correct, total, measured costs and the seconds of all that."""
+        started = time.monotonic()
+        assert self.supernet is not None
+        values = self.measure(extract(self.supernet, architecture), architecture)
+        return values | {"seconds": time.monotonic() - started}
+
+    def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
+        """Recalibrate and evaluate an architecture's network on the search split."""
+        recalibrate(network, self.calibration)
+        accuracy = evaluate(network, self.batches, self.job.device)
+        return {
+            "top1": accuracy.top1,
+            "correct": accuracy.correct,
+            "total": accuracy.total,
+            **measure_costs(network, architecture, self.job.measured),
+        }
+
+    def extraction_error(self, architecture: Architecture) -> float:
+        """Measure how far the extracted network's logits are from the supernet's."""
+        assert self.supernet is not None
+        return extraction_error(self.supernet, architecture, self.batches[0][0][:64])
+
+
+class Scorer:
+    """Scores untrained networks on one batch of images: `measuring.proxies`, and their size.
+
+    Args:
+        job: The run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        data = job.open_data()
+        images, labels = next(iter(eval_batches(data.split("train"), data, PROXY_IMAGES)))
+        self._job = job
+        self._images, self._labels = images.to(job.device), labels.to(job.device)
+
+    def judge(self, architecture: Architecture, name: str) -> dict[str, float]:
+        """Return the score (more is predicted to be better), measured costs and the seconds.
+
+        Raises:
+            ValueError: If the score is not finite: nothing can be said about the network.
+        """
+        started = time.monotonic()
+        if name in PROXIES:
+            (score,) = self.scores(architecture, (name,)).values()
+        else:
+            score = float(getattr(count(architecture), name))
+        if not math.isfinite(score):
+            raise ValueError(f"its {name} is {score}")
+        costs = {}
+        if self._job.measured:
+            network = build_subnet(architecture).to(self._job.device)
+            costs = measure_costs(network, architecture, self._job.measured)
+        return {"score": score, **costs, "seconds": time.monotonic() - started}
+
+    def scores(
+        self, architecture: Architecture, names: Sequence[str] = PROXIES
+    ) -> dict[str, float]:
+        """Score a network with several proxies."""
+        return proxy_scores(
+            architecture, self._images, self._labels, seed=self._job.seed, names=names
+        )
+
+
+class JudgeWorker:
+    """A warm judge: loads what it judges with once and then only evaluates.
+
+    Args:
+        job: The run; its supernet, if it has one, has been trained and saved.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._scorer = Scorer(job)
+        self._judge: Judge | None = None
+        if job.strategy == SUPERNET:
+            supernet = load_supernet(job.files.fetch(SUPERNET_FILES), job.space)
+            self._judge = Judge(job, supernet=supernet.to(job.device))
+
+    def ping(self) -> None:
+        """Answer: the worker is ready."""
+
+    def judge(
+        self, architectures: Iterable[Architecture], by: str
+    ) -> list[tuple[dict[str, float], str | None]]:
+        """Judge a batch by the supernet or by a score of `Scorer`.
+
+        Returns:
+            For each what was measured, or nothing and the cause.
+        """
+
+        def judge(architecture: Architecture) -> dict[str, float]:
+            if by != SUPERNET:
+                return self._scorer.judge(architecture, by)
+            return self._inherited.judge(architecture)
+
+        return [judge_safely(judge, architecture) for architecture in architectures]
+
+    @property
+    def _inherited(self) -> Judge:
+        assert self._judge is not None, "this run has no supernet"
+        return self._judge
+
+    def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
+        """Measure `Judge.extraction_error` of several architectures."""
+        return [self._inherited.extraction_error(architecture) for architecture in architectures]
+
+    def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
+        """Score architectures without training, by key (`supernet.measuring.proxies`)."""
+        return {a.key: self._scorer.scores(a) for a in architectures}
+
+
+def judge_safely(
+    judge: Callable[[Architecture], dict[str, float]], architecture: Architecture
+) -> tuple[dict[str, float], str | None]:
+    """Judge an architecture; return what was measured, or nothing and the cause.
+
+    An error of one network is its result, and must not cost those that share its batch.
+    """
+    try:
+        return judge(architecture), None
+    except Exception as error:
+        logger.error("A judgement failed:\n%s", traceback.format_exc())
+        return {}, f"{type(error).__name__}: {last_line(str(error))}"
+
+
+def _calibration_images(job: Job, data: ImageData) -> list[Tensor]:
+    recipe = job.trial_recipe
+    batches = eval_batches(data.split("train"), data, recipe.batch_size)
+    return [
+        images.to(job.device)
+        for (images, _), _ in zip(batches, range(CALIBRATION_BATCHES), strict=False)
+    ]

@@ -1,0 +1,1 @@
+"""Networks from and to others: timm, published checkpoints, files that run without us."""

@@ -1,0 +1,1 @@
+"""Latency, memory and zero-cost scores of networks."""

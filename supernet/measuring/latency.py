@@ -1,0 +1,109 @@
+"""How long networks take on a device, with the interval of the median."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.architecture import Architecture
+from supernet.network.supernet import Supernet
+
+TIMED_RUNS = 30
+# Order statistics (from 0) of 30 values between which their median lies with 95 % probability.
+MEDIAN_BOUNDS = (9, 20)
+WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Median milliseconds and the 95 % interval of the median."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+def latency_of(seconds: Sequence[float]) -> Latency:
+    """Summarise `TIMED_RUNS` runs.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    if len(seconds) != TIMED_RUNS:
+        raise ValueError(f"The interval is that of {TIMED_RUNS} runs, got {len(seconds)}.")
+    ordered = sorted(seconds)
+    low, high = (1000 * ordered[index] for index in MEDIAN_BOUNDS)
+    return Latency(1000 * statistics.median(seconds), low, high)
+
+
+def time_runs(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    runs: int = TIMED_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Return the seconds of each of some runs, after a few that do not count."""
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(WARM_UP_RUNS + runs):
+            started = clock()
+            network(images)
+            _wait(images)
+            seconds.append(clock() - started)
+    return seconds[WARM_UP_RUNS:]
+
+
+def time_parts(
+    network: Supernet,
+    architecture: Architecture,
+    images: Tensor,
+    *,
+    runs: int = TIMED_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the seconds of each run for ``stem``, ``stage0``, ..., ``head`` and ``all``.
+
+    What joins two stages belongs to the later one, as in `searchspace.cost.count_parts`.
+    """
+    network.eval()
+    names = ("stem", *(f"stage{index}" for index in range(len(architecture.stages))), "head")
+    found: dict[str, list[float]] = {name: [] for name in (*names, "all")}
+    with torch.inference_mode():
+        for _ in range(WARM_UP_RUNS + runs):
+            for name, seconds in _run_parts(network, architecture, images, clock).items():
+                found[name].append(seconds)
+    return {name: seconds[WARM_UP_RUNS:] for name, seconds in found.items()}
+
+
+def _run_parts(
+    network: Supernet, architecture: Architecture, images: Tensor, clock: Callable[[], float]
+) -> dict[str, float]:
+    times = [clock()]
+
+    def passed() -> None:
+        _wait(images)
+        times.append(clock())
+
+    x = network.stem(images, architecture)
+    passed()
+    for stage_map in network.maps_behind_stages(x, architecture):
+        x = stage_map
+        passed()
+    network.classify(network.finish(x, architecture), architecture)
+    passed()
+    spans = [after - before for before, after in pairwise(times)]
+    names = ("stem", *(f"stage{index}" for index in range(len(architecture.stages))), "head")
+    return dict(zip(names, spans, strict=True)) | {"all": times[-1] - times[0]}
+
+
+def _wait(images: Tensor) -> None:
+    """Wait until a GPU has done what it was told."""
+    if images.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Blocks, stems and heads, the supernet, and extraction."""

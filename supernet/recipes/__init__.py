@@ -1,0 +1,1 @@
+"""Recipes: everything that decides how a network is trained. No torch."""

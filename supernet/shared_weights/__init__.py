@@ -1,0 +1,1 @@
+"""Training the weights that all architectures of a space share."""

@@ -1,0 +1,39 @@
+"""Batch-norm recalibration: the running statistics that one architecture really sees.
+
+Shared running statistics mix all architectures that were trained. Judging one network needs its
+own; they are computed on a copy (`network.supernet.extract`), so that the shared ones never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace all batch-norm statistics by their mean over the batches, in place.
+
+    Everything else (dropped paths, weights) stays in eval mode; the network is left in eval mode.
+    A network without batch norms is not run at all.
+
+    Args:
+        network: Called with images alone.
+        batches: Images of shape (B, in_chans, S, S), normalised.
+    """
+    network.eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's spelling of a plain mean over batches
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()

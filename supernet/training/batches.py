@@ -1,0 +1,331 @@
+"""Batches of images: those of training, as a recipe asks, and the plain ones of evaluation.
+
+Order and augmentation are functions of seed, epoch, batch and shard number alone, so any number of
+processes and loader workers makes the same batches.
+
+Shape suffixes: B images, H and W their sides in pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from supernet.data import ImageData, Split
+from supernet.data.image_data import CROP_FRACTION
+from supernet.data.streaming import StreamedImages
+from supernet.recipes.recipe import Recipe
+from supernet.training.augmentation import Augmentation, IntArray, PixelArray, normalize
+from supernet.training.seeding import derived_seed
+from supernet.training.token_labels import CroppedMaps, LabelMaps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """Images that pass through the network together.
+
+    Attributes:
+        images: Shape (B, 3, img_size, img_size), normalised.
+        targets: Class indices (B,), or class probabilities (B, num_classes) where the recipe mixes.
+        maps: The label maps of the images, cropped as they are, where the recipe has token labels.
+        share: Of the images of the step; the weight of the shard's loss.
+        read_seconds: Spent on reading and decoding.
+        augment_seconds: Spent on augmentation.
+    """
+
+    images: Tensor
+    targets: Tensor
+    maps: CroppedMaps | None
+    share: float
+    read_seconds: float
+    augment_seconds: float
+
+
+def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
+    """Return the number of batches that `train_batches` makes of so many images."""
+    return max(num_images // recipe.batch_size, 1)
+
+
+def count_shards(num_images: int, recipe: Recipe, world_size: int) -> int:
+    """Return the number of shards of a step.
+
+    Raises:
+        ValueError: If the processes that train together cannot share them.
+    """
+    batch = min(recipe.batch_size, num_images)
+    num_shards = -(-batch // (recipe.shard_size or batch))
+    if num_shards % world_size:
+        raise ValueError(
+            "Every process takes the same number of shards of a batch, so their number must be a "
+            f"multiple of the processes, got {num_shards} shards and {world_size} processes. Set "
+            f"the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+        )
+    return num_shards
+
+
+def train_batches(
+    split: Split, data: ImageData, recipe: Recipe, *, epoch: int, seed: int, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Make one epoch's augmented batches in random order, each in one piece.
+
+    An incomplete last batch is left out, unless it is the only one. Mixup needs pairs: of an only
+    batch of odd length one image is left out.
+
+    Args:
+        split: The images, of side ``data.stored_size``, or streamed.
+        data: Says how to normalise, the side that networks see, and whether flips are allowed.
+        epoch: Counts from 0.
+        workers: Processes that make them; 0 for this one.
+
+    Yields:
+        Images of shape (B, 3, img_size, img_size), normalised; targets: class indices of shape
+        (B,), or class probabilities of shape (B, num_classes) where the recipe mixes images.
+        Label smoothing is left to the loss.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    whole = recipe.model_copy(update={"shard_size": None})
+    for (shard,) in train_shards(split, data, whole, epoch=epoch, seed=seed, workers=workers):
+        yield shard.images, shard.targets
+
+
+def train_shards(
+    split: Split,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    maps: LabelMaps | None = None,
+) -> Iterator[list[Shard]]:
+    """Make one epoch's batches as `train_batches` does, each as the list of its shards.
+
+    Args:
+        rank: This process takes the shards ``rank``, ``rank + world_size``, ... of a step.
+        world_size: The number of processes.
+        maps: Label maps of the images, for a recipe with token labels.
+
+    Raises:
+        ValueError: If there are too few images for the processes.
+    """
+    loader = TrainLoader(
+        split, data, recipe, rank=rank, world_size=world_size, workers=workers, maps=maps
+    )
+    return loader.epoch(epoch, seed)
+
+
+class TrainLoader:
+    """Makes epoch after epoch of `train_shards`; its workers are started once.
+
+    Args:
+        rank, world_size, workers, maps: As for `train_shards`.
+
+    Raises:
+        ValueError: If there are too few images, or for the processes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        data: ImageData,
+        recipe: Recipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        maps: LabelMaps | None = None,
+    ) -> None:
+        if len(split) < 2:
+            raise ValueError(f"Training needs at least 2 images, got {len(split)}. Add images.")
+        num_shards = count_shards(len(split), recipe, world_size)
+        self._steps = steps_per_epoch(len(split), recipe)
+        self._numbers = range(rank, num_shards, world_size)
+        self._wanted: list[_Place] = []
+        self._maker = _ShardMaker(
+            split=split,
+            recipe=recipe,
+            num_shards=num_shards,
+            maps=maps,
+            augment=Augmentation.of(data, recipe),
+        )
+        # Order is kept; a worker makes whole shards, one after another. The list of what is wanted
+        # is read anew at the start of every epoch.
+        self._shards: Iterable[Shard] = (
+            DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=self._wanted,
+                num_workers=workers,
+                persistent_workers=True,
+            )
+            if workers
+            else _Mapped(self._maker, self._wanted)
+        )
+
+    def epoch(self, epoch: int, seed: int) -> Iterator[list[Shard]]:
+        """Make the shards of an epoch; an epoch that is under way ends there."""
+        self._wanted[:] = [
+            _Place(seed, epoch, step, number)
+            for step in range(self._steps)
+            for number in self._numbers
+        ]
+        shards = iter(self._shards)
+        while step := list(islice(shards, len(self._numbers))):
+            yield step
+
+
+def eval_batches(
+    split: Split,
+    data: ImageData,
+    batch_size: int,
+    crop_pct: float | None = None,
+    *,
+    crop_mode: str = "center",
+    interpolation: str = "bicubic",
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Make batches of all images in their order, cropped at the centre and normalised.
+
+    Args:
+        crop_pct: Share of the side that is seen, scaled to ``img_size``, above 1 with a black
+            frame; None takes the central ``img_size`` pixels of stored images as they are, and
+            0.875 of streamed ones.
+        crop_mode: For streamed images, as in timm; stored ones are central squares.
+        interpolation: Of the scaling.
+
+    Yields:
+        Images of shape (B, 3, img_size, img_size) and class indices of shape (B,).
+    """
+    maker = _EvalMaker(split, data, batch_size, crop_pct, crop_mode, interpolation)
+    firsts = range(0, len(split), batch_size)
+    if workers:
+        yield from DataLoader(maker, batch_size=None, sampler=list(firsts), num_workers=workers)
+    else:
+        yield from map(maker.__getitem__, firsts)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_images: int, repeats: int, seed: int, epoch: int) -> IntArray:
+    rng = np.random.default_rng(derived_seed(seed, "order", epoch))
+    # The copies of an image go to different shards, as DeiT's sampler gives them to its GPUs.
+    return np.repeat(rng.permutation(num_images), repeats)[:num_images]
+
+
+class _Place(NamedTuple):
+    """Which shard is wanted."""
+
+    seed: int
+    epoch: int
+    step: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """Makes the shards that are wanted in this process."""
+
+    maker: _ShardMaker
+    wanted: list[_Place]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return map(self.maker.__getitem__, list(self.wanted))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ShardMaker(Dataset[Shard]):
+    """Makes any shard of any epoch, in whatever process it runs."""
+
+    split: Split
+    recipe: Recipe
+    num_shards: int
+    maps: LabelMaps | None
+    augment: Augmentation
+
+    def __getitem__(self, place: _Place) -> Shard:
+        seed, epoch, step, number = place
+        repeats = self.recipe.repeated_augmentation
+        order = _epoch_order(len(self.split), repeats, seed, epoch)
+        batch = order[step * self.recipe.batch_size :][: self.recipe.batch_size]
+        rows = batch[number :: self.num_shards]
+        if self.recipe.mixes or self.maps is not None:
+            rows = rows[: len(rows) // 2 * 2]
+        # A batch in one piece has no shard number, so that its images are those of older versions.
+        parts = (step,) if self.num_shards == 1 else (step, number)
+        started = time.perf_counter()
+        stored = self.split.images
+        images = stored.read(rows) if isinstance(stored, StreamedImages) else stored[rows]
+        labels = torch.from_numpy(self.split.labels[rows])
+        cropped = None if self.maps is None else [self.maps.load(row) for row in rows.tolist()]
+        read = time.perf_counter()
+        own_seed = derived_seed(seed, "batch", epoch, *parts)
+        tensor, targets, maps = self.augment(images, labels, own_seed, cropped)
+        return Shard(
+            images=tensor,
+            targets=targets,
+            maps=maps,
+            share=1.0 if self.num_shards == 1 else len(rows) / len(batch),
+            read_seconds=read - started,
+            augment_seconds=time.perf_counter() - read,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
+    """Makes the evaluation batch that begins at any image."""
+
+    split: Split
+    data: ImageData
+    batch_size: int
+    crop_pct: float | None
+    crop_mode: str
+    interpolation: str
+
+    def __getitem__(self, first: int) -> tuple[Tensor, Tensor]:
+        chunk = slice(first, first + self.batch_size)
+        labels = torch.from_numpy(np.array(self.split.labels[chunk]))
+        stored = self.split.images
+        if isinstance(stored, StreamedImages):
+            return self._transformed(stored.read(np.arange(first, first + len(labels)))), labels
+        return self._cropped(stored[chunk]), labels
+
+    def _transformed(self, images: Sequence[Image.Image]) -> Tensor:
+        transform = transforms_imagenet_eval(
+            self.data.img_size,
+            crop_pct=self.crop_pct or CROP_FRACTION,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            normalize=False,
+        )
+        pixels = torch.stack([transform(image) for image in images])
+        return normalize(pixels.permute(0, 2, 3, 1).numpy(), self.data)
+
+    def _cropped(self, images_BHWC: PixelArray) -> Tensor:
+        stored, wanted = images_BHWC.shape[1], self.data.img_size
+        side = wanted if self.crop_pct is None else round(stored * self.crop_pct)
+        if side > stored:
+            before = (side - stored) // 2
+            frame = (before, side - stored - before)
+            images_BHWC = np.pad(images_BHWC, ((0, 0), frame, frame, (0, 0)))
+            stored = side
+        start = (stored - side) // 2
+        centre = slice(start, start + side)
+        images = normalize(np.array(images_BHWC[:, centre, centre]), self.data)
+        if side == wanted:
+            return images
+        return F.interpolate(images, wanted, mode=self.interpolation, antialias=True)

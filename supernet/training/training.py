@@ -1,0 +1,373 @@
+"""Training one network as a recipe says, resumable after every epoch to the last bit.
+
+Everything random is a function of the seed, the epoch, the step and the shard, so a checkpoint
+holds no random state. Where a `torch.distributed` group exists, its processes train together, and
+the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_model, save_model
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from supernet.data import ImageData, Split
+from supernet.recipes.recipe import Recipe
+from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
+from supernet.training.checkpoint import latest_checkpoint, write_checkpoint, write_text
+from supernet.training.epoch_report import EpochReport, to_csv
+from supernet.training.evaluation import Accuracy, evaluate
+from supernet.training.optimization import build_optimizer, build_scheduler
+from supernet.training.seeding import derived_seed
+from supernet.training.token_labels import LabelMaps
+from supernet.training.training_step import BatchStatistics, Gradients, process_place
+
+__all__ = ["Accuracy", "EpochReport", "TrainingOptions", "TrainingResult", "TrainingStopped"]
+__all__ += ["evaluate", "train"]
+
+WEIGHTS_FILE = "model.safetensors"
+EMA_FILE = "model_ema.safetensors"
+METRICS_FILE = "metrics.csv"
+MAX_SKIPPED = 20
+MAX_ROLLBACKS = 3
+
+
+class TrainingStopped(Exception):
+    """The caller asked to stop; the checkpoint, if there is one, holds all finished epochs."""
+
+
+class _BadLossError(FloatingPointError):
+    """A loss was not finite; the recipe says what follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingOptions:
+    """What a training works on and whom it reports to.
+
+    Attributes:
+        train_split: The images to learn from.
+        eval_split: The images that the trained network is judged on, once, after the last epoch.
+        seed: Of order, augmentation and dropped paths; the network comes with its weights.
+        device: Torch device.
+        out: Folder for the checkpoint and ``metrics.csv``; a training found there goes on.
+        on_epoch: Called after every epoch, when its checkpoint is written.
+        should_stop: Asked before every epoch.
+        loader_workers: Processes that make the batches; 0 for this one.
+        maps: Label maps of the training images, for a recipe with token labels.
+    """
+
+    train_split: Split
+    eval_split: Split
+    seed: int
+    device: str = "cpu"
+    out: Path | None = None
+    on_epoch: Callable[[EpochReport], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+    loader_workers: int = 0
+    maps: LabelMaps | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """A finished training.
+
+    Attributes:
+        raw: Accuracy of the weights of the last step.
+        ema: Accuracy of the averaged weights, where the recipe has them.
+        ema_network: The network with the averaged weights.
+        history: One report for each epoch, also of those before a resumption.
+    """
+
+    raw: Accuracy
+    ema: Accuracy | None
+    ema_network: nn.Module | None
+    history: tuple[EpochReport, ...]
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The one that counts, fixed by the recipe: of the averaged weights if it has them."""
+        return self.raw if self.ema is None else self.ema
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all epochs."""
+        return sum(report.seconds for report in self.history)
+
+
+def train(
+    network: nn.Module, data: ImageData, recipe: Recipe, options: TrainingOptions
+) -> TrainingResult:
+    """Train a network in place and judge it.
+
+    Args:
+        network: Called as ``network(images)``; its dropped paths are the caller's choice.
+
+    Raises:
+        TrainingStopped: If ``options.should_stop`` said so.
+        FloatingPointError: If the loss is not finite and the recipe has no other way left.
+        ValueError: If ``options.out`` holds another training, or there are no images.
+    """
+    training = _Training(network, data, recipe, options)
+    device = training.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        while len(training.history) < recipe.total_epochs:
+            if training.must_stop():
+                done = len(training.history)
+                raise TrainingStopped(f"Stopped after {done} of {recipe.total_epochs} epochs.")
+            report = training.run_epoch()
+            if report is not None and options.on_epoch is not None:
+                options.on_epoch(report)
+    return training.judge()
+
+
+class _Training:
+    """The state of a training: weights, optimiser, averaged weights, finished epochs."""
+
+    def __init__(
+        self, network: nn.Module, data: ImageData, recipe: Recipe, options: TrainingOptions
+    ) -> None:
+        _check_options(recipe, options)
+        self.data, self.recipe, self.options = data, recipe, options
+        self.device = torch.device(options.device)
+        self.rank, self.world_size = process_place()
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.network = network.to(self.device).to(memory_format=layout)
+        self.steps = steps_per_epoch(len(options.train_split), recipe)
+        self.loader = TrainLoader(
+            options.train_split,
+            data,
+            recipe,
+            rank=self.rank,
+            world_size=self.world_size,
+            workers=options.loader_workers,
+            maps=options.maps,
+        )
+        self.optimizer = build_optimizer(self.network, recipe)
+        self.scheduler = build_scheduler(self.optimizer, recipe, self.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.gradients = Gradients(self.network, recipe, self.device, self.scaler)
+        # Buffers are averaged like the weights: batch norms then have the statistics, over the
+        # same steps, of the features that the averaged weights make.
+        self.ema = (
+            None
+            if recipe.ema_decay is None
+            else ModelEmaV3(self.network, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+        )
+        self.history: list[EpochReport] = []
+        self.rollbacks = self.skipped_in_a_row = 0
+        if options.out is not None:
+            self._load(options.out)
+            if recipe.bad_loss == "rollback" and latest_checkpoint(options.out) is None:
+                self._write()
+
+    def must_stop(self) -> bool:
+        """Tell whether the caller of the first process wants to stop."""
+        wish = self.options.should_stop
+        stops = torch.tensor(wish is not None and wish(), device=self.device)
+        if self.world_size > 1:
+            dist.broadcast(stops, 0)
+        return bool(stops)
+
+    def run_epoch(self) -> EpochReport | None:
+        """Train for one epoch and write the checkpoint; None if it went back to the last one."""
+        try:
+            report = self._train_epoch()
+        except _BadLossError as error:
+            if self.recipe.bad_loss != "rollback" or self.rollbacks == MAX_ROLLBACKS:
+                raise FloatingPointError(str(error)) from None
+            assert self.options.out is not None
+            rollbacks = self.rollbacks + 1
+            self._load(self.options.out)
+            self.rollbacks = rollbacks
+            return None
+        self.history.append(report)
+        self._write()
+        return report
+
+    def judge(self) -> TrainingResult:
+        """Evaluate the weights, and the averaged ones, on the eval split."""
+        networks = [self.network] if self.ema is None else [self.network, self.ema.module]
+        accuracies = [self._evaluate(network) for network in networks]
+        return TrainingResult(
+            raw=accuracies[0],
+            ema=None if self.ema is None else accuracies[1],
+            ema_network=None if self.ema is None else self.ema.module,
+            history=tuple(self.history),
+        )
+
+    def _evaluate(self, network: nn.Module) -> Accuracy:
+        """Let the first process judge and tell the others."""
+        counts = torch.zeros(3, dtype=torch.long, device=self.device)
+        if self.rank == 0:
+            batches = eval_batches(
+                self.options.eval_split,
+                self.data,
+                self.recipe.shard_size or self.recipe.batch_size,
+                self.recipe.crop_pct,
+                crop_mode=self.recipe.crop_mode,
+                interpolation=self.recipe.eval_interpolation,
+                workers=self.options.loader_workers,
+            )
+            found = evaluate(network, batches, self.device)
+            counts += torch.tensor([found.correct, found.correct_top5, found.total])
+        if self.world_size > 1:
+            dist.broadcast(counts, 0)
+        return Accuracy(*counts.tolist())
+
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _seed(self) -> int:
+        """The seed of order and augmentation: another one after every return to a checkpoint."""
+        seed = self.options.seed
+        return derived_seed(seed, "rollback", self.rollbacks) if self.rollbacks else seed
+
+    def _train_epoch(self) -> EpochReport:
+        started = time.perf_counter()
+        epoch, losses = len(self.history), []
+        waited = read = augmented = 0.0
+        images = 0
+        self.network.train()
+        for step, (shards, seconds) in enumerate(_timed(self.loader.epoch(epoch, self._seed))):
+            losses.append(self._step(epoch, step, shards))
+            waited += seconds
+            read += sum(shard.read_seconds for shard in shards)
+            augmented += sum(shard.augment_seconds for shard in shards)
+            images += sum(len(shard.images) for shard in shards)
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return EpochReport(
+            epoch=epoch + 1,
+            epochs=self.recipe.total_epochs,
+            seconds=time.perf_counter() - started,
+            loss=math.fsum(finite) / max(len(finite), 1),
+            lr=self._lr,
+            images=images * self.world_size,
+            wait_seconds=waited,
+            read_seconds=read,
+            augment_seconds=augmented,
+            skipped_steps=len(losses) - len(finite),
+        )
+
+    def _step(self, epoch: int, step: int, shards: list[Shard]) -> float:
+        """Update the weights with a batch and return its loss."""
+        recipe, updates = self.recipe, epoch * self.steps + step
+        # Only one of the two does anything, as the recipe says.
+        self.scheduler.step_update(updates)
+        self.scheduler.step(epoch)
+        before = BatchStatistics(self.network) if recipe.bad_loss == "skip" else None
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.gradients.of_step(shards, derived_seed(self._seed, "step", epoch, step))
+        if not math.isfinite(loss):
+            self._leave_out(loss, epoch, step, before)
+            return loss
+        self.skipped_in_a_row = 0
+        if recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.network, step=updates + 1)
+        return loss
+
+    def _leave_out(
+        self, loss: float, epoch: int, step: int, before: BatchStatistics | None
+    ) -> None:
+        """Forget a step whose loss is not finite, or raise if the recipe or their number says so.
+
+        Raises:
+            _BadLossError: With the place and what may help.
+        """
+        self.skipped_in_a_row += 1
+        if before is not None and self.skipped_in_a_row < MAX_SKIPPED:
+            before.restore()
+            return
+        again = {"skip": f"the {MAX_SKIPPED}th in a row, ", "rollback": "", "stop": ""}
+        raise _BadLossError(
+            f"The loss is {loss} in epoch {epoch + 1} of {self.recipe.total_epochs}, step "
+            f"{step + 1} of {self.steps}, {again[self.recipe.bad_loss]}at learning rate "
+            f"{self._lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad."
+        )
+
+    def _identity(self) -> str:
+        """Describe the training, so that a checkpoint of another one is not continued."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"name", "about", "source"})
+        shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
+        sizes = {"images": len(self.options.train_split), "seed": self.options.seed}
+        return json.dumps({"recipe": recipe, "network": shapes, **sizes}, sort_keys=True)
+
+    def _write(self) -> None:
+        """Let the first process write the checkpoint, and the others wait for it."""
+        out = self.options.out
+        if out is not None and self.rank == 0:
+            write_checkpoint(out, len(self.history), self._save)
+            write_text(out / METRICS_FILE, to_csv(self.history))
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _save(self, folder: Path) -> None:
+        save_model(self.network, str(folder / WEIGHTS_FILE))
+        if self.ema is not None:
+            save_model(self.ema.module, str(folder / EMA_FILE))
+        state = {
+            "identity": self._identity(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": [asdict(report) for report in self.history],
+            "rollbacks": self.rollbacks,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+        torch.save(state, folder / "state.pt")
+
+    def _load(self, out: Path) -> None:
+        folder = latest_checkpoint(out)
+        if folder is None:
+            return
+        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        if state["identity"] != self._identity():
+            raise ValueError(
+                "A training goes on with the recipe, seed, network and images that it began with; "
+                f"the one in {out} had others. Choose another folder, or remove this one."
+            )
+        load_model(self.network, str(folder / WEIGHTS_FILE), device=str(self.device))
+        if self.ema is not None:
+            load_model(self.ema.module, str(folder / EMA_FILE), device=str(self.device))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = [EpochReport(**report) for report in state["history"]]
+        self.rollbacks, self.skipped_in_a_row = state["rollbacks"], state["skipped_in_a_row"]
+
+
+def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
+    if recipe.bad_loss == "rollback" and options.out is None:
+        raise ValueError(
+            "bad_loss rollback goes back to a checkpoint, and this training has no folder for one. "
+            "Give it one, or write bad_loss stop."
+        )
+    if (recipe.token_labels is None) != (options.maps is None):
+        raise ValueError(
+            "A recipe with token_labels needs the label maps of its images, and only such a one: "
+            f"{recipe.name} has {'none' if recipe.token_labels is None else 'token_labels'}. Give "
+            "the folder of the maps (--token-labels), or leave it out."
+        )
+
+
+def _timed(batches: Iterator[list[Shard]]) -> Iterator[tuple[list[Shard], float]]:
+    """Add the seconds that each batch was waited for."""
+    while True:
+        started = time.perf_counter()
+        shards = next(batches, None)
+        if shards is None:
+            return
+        yield shards, time.perf_counter() - started

@@ -1,0 +1,270 @@
+"""A record on PostgreSQL: a server that goes away and comes back, and where a run finds it."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import pytest
+
+import search as package
+from search.record.heartbeat import Heartbeat
+from search.record.record import Record
+from search.record.schema import Place, open_database
+from search.run_folder.folder import create_run, resume_run
+from search.run_folder.settings import RunSettings
+from tests.postgres import Server, new_place
+
+ROOT = Path(__file__).parents[3]
+SETTINGS = RunSettings(data="digits", budget="10cpu-minutes")
+
+
+@pytest.fixture
+def place(postgres: Server) -> Place:
+    return new_place(postgres.url)
+
+
+@pytest.fixture(autouse=True)
+def server_goes_on(postgres: Server) -> Iterator[None]:
+    yield
+    postgres.start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_work_goes_on_after_the_server_came_back(
+    postgres: Server, place: Place, number: signal.Signals
+) -> None:
+    wanted = 300
+    with Record.create(place) as record, Heartbeat(record, every_seconds=0.01):
+
+        def work() -> None:
+            for _ in range(wanted):
+                with record.together():
+                    attempt = record.start_attempt("search", devices=1)
+                    record.set_meta("last", attempt)
+                record.finish_attempt(attempt, outcome="done")
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        for _ in range(3):
+            time.sleep(0.3)
+            assert worker.is_alive(), "the server went away too late to matter"
+            postgres.stop(number)
+            postgres.start()
+        worker.join()
+        spent, ledger = record.spent(), record.ledger()
+        assert record.waited_seconds > 0
+
+    assert [(row[0], row[8]) for row in ledger] == [(n, "done") for n in range(1, wanted + 1)]
+    with Record.open(place) as reader:
+        assert reader.ledger() == ledger
+        assert reader.spent() == pytest.approx(spent)
+        assert reader.get_meta("last") == wanted
+
+
+class Wire:
+    """Carries a connection to a server, and cuts it at a commit when told to.
+
+    Attributes:
+        cut: ``before`` the server gets the commit; ``after`` it, so that the answer is lost;
+            ``held``: before it, and the server believes that the connection lives on.
+        cuts: How often it has done so.
+    """
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.cut: str | None = None
+        self.cuts = 0
+        self.url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
+        self._target = str(server.socket)
+        self._held: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / server.socket.name))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._accept)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Wakes the thread, which waits for a connection.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for end in (self._listener, *self._held):
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                with client, socket.socket(socket.AF_UNIX) as server:
+                    server.connect(self._target)
+                    self._carry(client, server)
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        while True:
+            for end in select.select([client, server], [], [])[0]:
+                data = end.recv(65536)
+                if not data:
+                    return
+                if end is client and self.cut and b"COMMIT" in data:
+                    cut, self.cut = self.cut, None
+                    self.cuts += 1
+                    if cut == "after":
+                        server.sendall(data)
+                        assert server.recv(65536)
+                    if cut == "held":
+                        self._held.append(server.dup())
+                    return
+                (server if end is client else client).sendall(data)
+
+
+@pytest.mark.parametrize("cut", ["before", "after", "held"])
+def test_a_commit_whose_answer_was_lost_counts_once(postgres: Server, cut: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        wire = stack.enter_context(Wire(postgres, Path(folder)))
+        with Record.create(new_place(wire.url)) as record:
+            first = record.start_attempt("search", devices=1)
+            wire.cut = cut
+            with record.together():
+                record.finish_attempt(first, outcome="done")
+                second = record.start_attempt("search", devices=1)
+            assert wire.cuts == 1
+            record.finish_attempt(second, outcome="done")
+
+            assert [(row[0], row[8]) for row in record.ledger()] == [(1, "done"), (2, "done")]
+            assert (first, second) == (1, 2)
+
+
+def test_a_server_that_stays_away_ends_the_run_with_one_message(
+    postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.record.postgres.PATIENCE_SECONDS", 0.3)
+    with Record.create(place) as record:
+        attempt = record.start_attempt("supernet", devices=1)
+        postgres.stop()
+        with pytest.raises(ValueError, match=r"has not answered for 0 seconds .* \(--resume\)"):
+            record.heartbeat()
+        postgres.start()
+        # Another process may have taken over in the meantime.
+        with pytest.raises(ValueError, match="has not answered"):
+            record.finish_attempt(attempt, outcome="done")
+
+    with Record.open(place) as resumed:
+        resumed.close_orphans()
+        assert [row[8] for row in resumed.ledger()] == ["interrupted"]
+
+
+def test_a_process_that_was_overtaken_while_the_server_was_away_ends(
+    postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.record.postgres.CLAIM_SECONDS", 0.3)
+    with Record.create(place) as first, Record.open(place) as second:
+        attempt = first.start_attempt("search", devices=1)
+        postgres.stop()
+        postgres.start()
+        second.close_orphans()
+
+        for _ in range(2):
+            with pytest.raises(ValueError, match="Another process is working on PostgreSQL schema"):
+                first.finish_attempt(attempt, outcome="done")
+
+        assert [row[8] for row in second.ledger()] == ["interrupted"]
+
+
+def test_a_record_is_silent_unless_a_process_holds_it(place: Place) -> None:
+    with Record.create(place, clock=lambda: 100.0) as record:
+        record.finish_attempt(record.start_attempt("search", devices=1), outcome="done")
+        with Record.open(place) as reader:
+            assert reader.silent_seconds(175.0) == 0.0
+    with Record.open(place) as reader:
+        deadline = time.monotonic() + 30
+        # The server takes a moment to notice the end of a connection.
+        while (silent := reader.silent_seconds(175.0)) == 0.0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert silent == 75.0
+
+
+def test_runs_share_a_database_and_their_folders_find_them(
+    postgres: Server, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        with create_run(tmp_path / name, SETTINGS, database=postgres.url) as run:
+            run.record.set_meta("plan", {"of": name})
+            run.record.start_attempt(f"phase of {name}", devices=1)
+
+    for name in ("one", "two"):
+        with resume_run(tmp_path / name, None) as run:
+            assert run.record.get_meta("plan") == {"of": name}
+            assert list(run.record.spent_by_phase()) == [f"phase of {name}"]
+        assert package.load_run(tmp_path / name).ledger.phase.tolist() == [f"phase of {name}"]
+        assert not list((tmp_path / name).glob("record.db*"))
+
+
+def test_a_run_that_cannot_begin_leaves_no_schema(postgres: Server, tmp_path: Path) -> None:
+    count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'run_gone%'"
+    database = open_database(_made(new_place(postgres.url)))
+
+    def refused() -> None:
+        with create_run(tmp_path / "gone", SETTINGS, database=postgres.url):
+            assert database.execute(count) == [(1,)]
+            raise ValueError("the budget is too small")
+
+    with pytest.raises(ValueError, match="too small"):
+        refused()
+
+    assert database.execute(count) == [(0,)]
+    assert not (tmp_path / "gone").exists()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("postgresql://me:secret@host/db", "must not have a password"),
+        ("postgresql://me@host/db?password=secret", "must not have a password"),
+        ("mysql://host/db", "An address is like postgresql://user@host/db"),
+        ("postgresql://host:many/db", "Cannot connect"),
+        ("postgresql:///db?host=/nowhere", "Cannot connect to PostgreSQL schema run_refused_"),
+        ("postgresql:///db?colour=red", "Cannot read the address"),
+    ],
+)
+@pytest.mark.usefixtures("postgres")
+def test_an_address_that_does_not_do_is_refused(tmp_path: Path, address: str, message: str) -> None:
+    with (
+        pytest.raises(ValueError, match=message) as raised,
+        create_run(tmp_path / "refused", SETTINGS, database=address),
+    ):
+        pass
+
+    assert "secret" not in str(raised.value)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_without_psycopg_a_record_on_postgresql_says_what_to_install() -> None:
+    script = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from search.record.record import Record; Record.open('dbname=runs')"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert "ValueError: A record on PostgreSQL needs psycopg. Install it: pip in" in done.stderr
+
+
+def _made(place: Place) -> Place:
+    Record.create(place).close()
+    return place

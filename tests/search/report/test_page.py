@@ -1,0 +1,231 @@
+"""The report is one safe file that works offline and shows what the trials say."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from search.budget import parse_budget
+from search.record.record import Trial
+from search.report.page import ReportData, front_png, write_report
+from search.report.payload import hypervolume_payload, spent_at
+from search.results.candidates import candidates, front
+from search.trust.ranking import trust_points, trust_report
+from tests.tiny_trials import trial
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>"
+
+
+class Page(HTMLParser):
+    """Collects the tags, the texts and the embedded data of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._script: str | None = None
+        self.data: Any = None
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._script = dict(attrs).get("id") if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script == "report-data":
+            self.data = json.loads(data)
+        elif self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        """What is on the page before its script runs."""
+        return " ".join(" ".join(self.texts).split())
+
+    def ids(self) -> set[str | None]:
+        """List the ids of elements."""
+        return {attributes.get("id") for _, attributes in self.tags}
+
+
+def make_trials() -> tuple[Trial, ...]:
+    numbers = range(1, 8)
+    return (
+        *(
+            trial(n, correct=100 + 5 * n, fidelity="supernet", origin="search", finished=n)
+            for n in numbers
+        ),
+        *(trial(n, correct=120 + 9 * n, origin="trust", finished=10.0 + n) for n in numbers),
+        trial(3, correct=196, fidelity="retrain-micro-9e", origin="retrain", finished=30),
+    )
+
+
+def make_report(trials: tuple[Trial, ...]) -> ReportData:
+    return ReportData(
+        name="digits",
+        run="runs/digits",
+        command="search run --budget 10cpu-minutes",
+        space="micro",
+        data="digits",
+        seed=5,
+        objectives=("top1", "macs"),
+        budget=parse_budget("10cpu-minutes"),
+        spent_seconds=594.0,
+        spent_by_phase={"supernet": 300.0, "trust": 294.0},
+        trials=trials,
+        charges=((0.0, 20.0, 2.0),),
+        trust=trust_report(trust_points(trials), rng=np.random.default_rng(0)),
+        notes=("A check found nothing.",),
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, make_report(make_trials()))
+    return Page(path)
+
+
+def test_nothing_in_the_report_comes_from_elsewhere(page: Page) -> None:
+    loading = [
+        attributes
+        for tag, attributes in page.tags
+        if tag in ("link", "iframe", "img", "object") or "src" in attributes
+    ]
+
+    assert loading == []
+    policy = next(a["content"] for _, a in page.tags if "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+
+
+def test_plotly_is_in_the_file_once(page: Page) -> None:
+    assert len(re.findall(r"^\* plotly\.js v|^ ?\* ?plotly\.js v", page.source, re.M)) == 1
+
+
+def test_the_members_stand_in_the_text_with_their_command(page: Page) -> None:
+    members = front(make_trials(), objectives=("top1", "macs"))
+
+    assert len(members) == 7
+    for member in members:
+        assert f"search retrain runs/digits --arch {member.id}" in page.text
+
+
+def test_the_headline_says_what_was_asked_and_spent(page: Page) -> None:
+    for fact in (
+        "micro",
+        "10 cpu-minutes",
+        "9.9 cpu-minutes (99.0%)",
+        "search run --budget 10cpu-minutes",
+        "A check found nothing.",
+    ):
+        assert fact in page.text
+
+
+def test_fidelities_are_views_of_their_own(page: Page) -> None:
+    views = page.data["views"]
+
+    assert [view["fidelity"] for view in views] == ["train-3e", "supernet"]
+    assert views[0]["top1"] == [64.5, 69.0, 73.5, 78.0, 82.5, 87.0, 91.5]
+    assert views[1]["top1"] == [52.5, 55.0, 57.5, 60.0, 62.5, 65.0, 67.5]
+
+
+def test_retrained_accuracy_stands_beside_the_searched_one(page: Page) -> None:
+    (row,) = page.data["retrained"]
+
+    assert (row["id"], row["recipe"]) == (3, "micro-9e")
+    assert (row["searched"]["top1"], row["final"]["top1"]) == (73.5, 98.0)
+    assert "98.0 ±" in page.text
+
+
+def test_parts_without_data_are_left_out(tmp_path: Path) -> None:
+    only = make_report((trial(1, correct=150, fidelity="supernet"),))
+    write_report(tmp_path / "report.html", replace(only, charges=(), trust=None))
+
+    shown = Page(tmp_path / "report.html").ids()
+
+    assert "front-chart" in shown
+    assert shown.isdisjoint({"retrained-chart", "hypervolume-chart", "trust-chart"})
+
+
+def test_too_few_networks_for_trust_is_said(tmp_path: Path) -> None:
+    few = tuple(t for t in make_trials() if t.architecture_id <= 3)
+    write_report(tmp_path / "report.html", make_report(few))
+
+    assert "Too few networks to say: 3" in Page(tmp_path / "report.html").text
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    report = replace(
+        make_report(make_trials()),
+        name=HOSTILE,
+        run=HOSTILE,
+        command=HOSTILE,
+        space=HOSTILE,
+        data=HOSTILE,
+        spent_by_phase={HOSTILE: 1.0},
+        notes=(HOSTILE,),
+        # $ is special to the page's template.
+        trials=tuple(replace(t, origin="$plotly") for t in make_trials()),
+    )
+    write_report(tmp_path / "report.html", report)
+
+    hostile = Page(tmp_path / "report.html")
+
+    assert not any(tag == "img" for tag, _ in hostile.tags)
+    assert [tag for tag, _ in hostile.tags].count("script") == 3
+    assert hostile.data["phases"][0]["name"] == HOSTILE
+    assert HOSTILE in hostile.text
+
+
+def test_a_run_without_results_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No network has been judged yet"):
+        write_report(tmp_path / "report.html", make_report(()))
+
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_was_spent_is_the_overlap_of_charges_and_time() -> None:
+    charges = ((10.0, 20.0, 2.0), (15.0, 16.0, 4.0))
+
+    spent = spent_at(charges, np.array([5.0, 15.0, 15.5, 99.0]))
+
+    assert spent.tolist() == [0.0, 10.0, 13.0, 24.0]
+
+
+def test_hypervolume_grows_with_the_budget() -> None:
+    curve = hypervolume_payload(
+        make_trials(),
+        ((0.0, 20.0, 2.0),),
+        fidelity="supernet",
+        objectives=("top1", "macs"),
+        unit_seconds=60,
+    )
+
+    first = trial(1, correct=105)
+    largest = 1.1 * trial(7, correct=1).macs
+    assert curve["volume"][0] == pytest.approx(0.525 * (1 - first.macs / largest), abs=1e-6)
+    assert curve["volume"] == sorted(curve["volume"])
+    assert curve["spent"] == pytest.approx([2 * n / 60 for n in range(1, 8)], abs=1e-6)
+
+
+def test_the_picture_shows_the_front_in_its_colour(tmp_path: Path) -> None:
+    judged = candidates(make_trials(), fidelity="train-3e", objectives=("top1", "macs"))
+    front_png(tmp_path / "front.png", judged, title="runs/$digits_1$")
+
+    pixels = (imread(tmp_path / "front.png")[..., :3] * 255).round().astype(int)
+
+    blue = (pixels == (0x00, 0x72, 0xB2)).all(axis=-1)
+    assert blue.sum() > 100

@@ -1,0 +1,62 @@
+"""A training under torchrun is that of a single process; wrong input is refused before it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from searchspace.architecture import Architecture, Stage
+from searchspace.mixers import DepthwiseConv, WindowAttention
+from supernet.recipes.recipe import dump_recipe
+from supernet.training.training import EMA_FILE, WEIGHTS_FILE
+from tests.tiny_data import changed
+
+MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))
+ROOT = Path(__file__).parents[3]
+
+
+def train(folder: Path, out: str, *launcher: str, network: str = "a.json") -> str:
+    command = [*launcher, "-m", "search.retraining.train", network, "--data", "digits"]
+    command += ["--recipe", "halves.yaml", "--epochs", "1", "--device", "cpu", "--out", out]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stages = (Stage(dim=8, mixers=MIXERS),)
+    network = Architecture(img_size=8, patch_size=2, num_classes=10, stages=stages)
+    (tmp_path / "a.json").write_text(json.dumps(network.to_dict()))
+    recipe = changed("digits", name="halves", batch_size=64, shard_size=32, drop_path=0.1)
+    (tmp_path / "halves.yaml").write_text(dump_recipe(recipe))
+    return tmp_path
+
+
+def test_two_processes_of_torchrun_train_as_one(folder: Path) -> None:
+    alone = train(folder, "one")
+    assert "of 359 test images" in alone
+    together = train(folder, "two", "-m", "torch.distributed.run", "--nproc-per-node=2")
+    assert together.count("of 359 test images") == 1, together
+    for name in (WEIGHTS_FILE, EMA_FILE):
+        one, two = ((folder / out / "network" / name).read_bytes() for out in ("one", "two"))
+        assert one == two
+    # What is finished is kept.
+    assert "epoch 1" not in train(folder, "one")
+
+
+def test_an_unknown_network_leaves_nothing(folder: Path) -> None:
+    said = train(folder, "one", network="swin_z")
+    assert said.startswith("Error: Unknown preset 'swin_z'")
+    assert not (folder / "one").exists()

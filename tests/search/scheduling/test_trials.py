@@ -1,0 +1,540 @@
+"""Laws of trials and judgements: the limit is kept, nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from search.plan import Plan, make_plan
+from search.record.record import Record
+from search.run_folder.settings import RunSettings
+from search.scheduling.judging import Judging
+from search.scheduling.tasks import START_SECONDS, FullDiskError, Judgement, Outcome, StorageError
+from search.scheduling.trials import (
+    MAX_LOST,
+    MIN_KNOWN,
+    Choice,
+    TrialCosts,
+    TrialRunner,
+    fidelity_of,
+)
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from searchspace.spec_file import load_space
+
+SPACE = load_space("digits").replace(num_classes=10)
+VALUES = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
+    with Record.create(tmp_path / "record.db", clock=clock) as record:
+        yield record
+
+
+def plan_of(budget: float = 1000.0) -> Plan:
+    return make_plan(
+        budget_seconds=budget,
+        devices=2,
+        measured_seconds=1,
+        supernet_step=0.1,
+        trial_step_seconds=[(1_000_000, 0.1), (3_000_000, 0.1)],
+        judge_seconds=1.0,
+        steps_per_epoch=10,
+        max_epochs=2,
+        retrain_steps=100,
+    )
+
+
+def endless(seed: int = 0) -> Callable[[], Choice]:
+    rng = random.Random(seed)
+    return lambda: Choice(architecture=SPACE.sample(rng), epochs=2)
+
+
+def runner(
+    record: Record,
+    tmp_path: Path,
+    *,
+    limit: float,
+    interrupted: Callable[[], bool] = lambda: False,
+    clock: Clock | None = None,
+    plan: Plan | None = None,
+) -> TrialRunner:
+    return TrialRunner(
+        record=record,
+        plan=plan or plan_of(),
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=endless(),
+        limit_seconds=limit,
+        interrupted=interrupted,
+        on_event=lambda text: None,
+        clock=clock or Clock(),
+    )
+
+
+def test_no_trial_starts_that_would_pass_the_limit(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(
+        record, tmp_path, limit=7.0, clock=clock
+    )  # each is predicted to take 2 seconds
+    finished = 0
+    while (task := running.next()) is not None:
+        clock.now += 2.0
+        running.settle(task, outcome="done", values=VALUES, cause=None)
+        finished += 1
+    assert finished == 3
+    assert record.spent() == pytest.approx(6.0)
+
+
+def test_trials_under_way_count_against_the_limit(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=5.0)
+    started = [running.next() for _ in range(4)]
+    assert [task is not None for task in started] == [True, True, False, False]
+
+
+def test_predictions_follow_what_trials_really_took(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=100.0, clock=clock)
+    assert TrialCosts(plan_of(), record.trials()).predict(2_000_000, 2) == pytest.approx(2.0)
+    task = running.next()
+    assert task is not None
+    clock.now += 6.0
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert TrialCosts(plan_of(), record.trials()).predict(2_000_000, 2) == pytest.approx(6.0)
+
+
+def test_a_lost_trial_comes_back_a_few_times_and_then_has_failed(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    seen = []
+    for _ in range(MAX_LOST):
+        task = running.next()
+        assert task is not None
+        seen.append(task.trial_id)
+        running.settle(task, outcome="lost", values={}, cause="its worker died")
+    assert len(set(seen)) == 1
+    trial = record.trial(seen[0])
+    assert trial.state == "failed"
+    assert "its worker died" in str(trial.cause)
+    following = running.next()
+    assert following is not None
+    assert following.trial_id != seen[0]
+
+
+def test_an_interrupted_trial_waits_for_the_resumption(record: Record, tmp_path: Path) -> None:
+    task = runner(record, tmp_path, limit=1000.0).next()
+    assert task is not None
+    record.close()
+    with Record.open(tmp_path / "record.db") as reopened:
+        reopened.close_orphans()
+        again = runner(reopened, tmp_path, limit=1e9).next()
+        assert again is not None
+        assert again.trial_id == task.trial_id
+        assert runner(reopened, tmp_path, limit=1e9, interrupted=lambda: True).next() is None
+
+
+def test_a_finished_trial_leaves_no_checkpoint(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    checkpoint = tmp_path / "trials" / str(task.trial_id)
+    checkpoint.mkdir(parents=True)
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert not checkpoint.exists()
+
+
+def judging(record: Record, *, limit: float, first: list[Architecture] | None = None) -> Judging:
+    return Judging(
+        record=record,
+        space=SPACE,
+        settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
+        phase="search",
+        first=first or [],
+        limit_seconds=limit,
+        judge_seconds=1.0,
+        count_judges=lambda: 1,
+        interrupted=lambda: False,
+    )
+
+
+def ask_one(asking: Judging) -> Architecture | None:
+    return next(iter(asking.ask()), None)
+
+
+def tell_one(
+    asking: Judging, architecture: Architecture, outcome: Outcome, cause: str | None = None
+) -> None:
+    values = VALUES if outcome == "done" else {}
+    asking.tell([Judgement(architecture=architecture, outcome=outcome, values=values, cause=cause)])
+
+
+def test_the_first_architectures_are_judged_first_and_once(record: Record) -> None:
+    first = [SPACE.sample(random.Random(seed)) for seed in (1, 2)]
+    asking = judging(record, limit=1e9, first=first)
+    asked = []
+    for _ in range(6):
+        architecture = ask_one(asking)
+        assert architecture is not None
+        asked.append(architecture)
+        tell_one(asking, architecture, "done")
+    assert asked[:2] == first
+    assert len({architecture.key for architecture in asked}) == 6
+    resumed = ask_one(judging(record, limit=1e9, first=first))
+    assert resumed is not None
+    assert resumed.key not in {architecture.key for architecture in asked}
+
+
+def test_judging_ends_before_the_limit(record: Record, clock: Clock) -> None:
+    attempt = record.start_attempt("search", devices=1)
+    asking = judging(record, limit=10.0)
+    while (architecture := ask_one(asking)) is not None:
+        clock.now += 1.0
+        tell_one(asking, architecture, "done")
+    record.finish_attempt(attempt, outcome="done")
+    assert 7.0 <= record.spent() <= 10.0
+
+
+def test_a_judgement_lost_with_its_judge_is_handed_out_again(record: Record) -> None:
+    asking = judging(record, limit=1e9)
+    lost = ask_one(asking)
+    assert lost is not None
+    tell_one(asking, lost, "lost", "the judge died")
+    again = ask_one(asking)
+    assert again is not None
+    assert again.key == lost.key
+    tell_one(asking, again, "done")
+    (trial,) = record.trials(fidelity="supernet")
+    assert trial.state == "done"
+    assert trial.num_attempts == 2
+
+
+def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
+    record: Record, tmp_path: Path
+) -> None:
+    left = ask_one(judging(record, limit=1e9))
+    assert left is not None
+    record.close()
+    with Record.open(tmp_path / "record.db") as reopened:
+        reopened.close_orphans()
+        again = ask_one(judging(reopened, limit=1e9))
+        assert again is not None
+        assert again.key == left.key
+
+
+def test_the_fidelity_names_the_epochs() -> None:
+    assert fidelity_of(plan_of().trial_epochs) == "train-2e"
+    assert count(SPACE.first()).macs > 0
+
+
+def test_a_trial_that_raised_is_recorded_with_its_cause_and_never_tried_again(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    running.settle(task, outcome="failed", values={}, cause="KeyError: 'head'")
+    following = running.next()
+    assert following is not None
+    assert following.trial_id != task.trial_id
+    trial = record.trial(task.trial_id)
+    assert (trial.state, trial.cause) == ("failed", "KeyError: 'head'")
+
+
+def test_out_of_memory_is_tried_once_more_with_half_a_batch_and_says_so(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    # Also when the driver is a new one.
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert (again.trial_id, again.micro_batches) == (first.trial_id, 2)
+
+
+def test_out_of_memory_is_remembered_whatever_ends_the_next_attempts(
+    record: Record, tmp_path: Path
+) -> None:
+    stop = False
+    running = runner(record, tmp_path, limit=1000.0, interrupted=lambda: stop)
+    task = running.next()
+    assert task is not None
+    stop = True
+    # The memory ran out while the user stopped the run.
+    running.settle(task, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    stop = False
+    for cause in ("its worker died", "its node left"):
+        again = running.next()
+        assert again is not None
+        assert (again.trial_id, again.micro_batches) == (task.trial_id, 2)
+        running.settle(again, outcome="lost", values={}, cause=cause)
+    resumed = runner(record, tmp_path, limit=1000.0).next()
+    assert resumed is not None
+    assert (resumed.trial_id, resumed.micro_batches) == (task.trial_id, 2)
+    assert record.causes(task.trial_id)[1:] == ("its worker died", "its node left")
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_second_attempt_after_out_of_memory_is_the_last(
+    record: Record, tmp_path: Path, fits: bool
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    first = running.next()
+    assert first is not None
+    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    again = running.next()
+    assert again is not None
+    outcome: Outcome = "done" if fits else "out of memory"
+    running.settle(again, outcome=outcome, values=VALUES if fits else {}, cause="9 GiB")
+    trial = record.trial(first.trial_id)
+    assert trial.state == ("done" if fits else "failed")
+    assert trial.values.get("micro_batches") == (2 if fits else None)
+
+
+def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_path: Path) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    with pytest.raises(FullDiskError):
+        running.settle(task, outcome="full disk", values={}, cause="No space left on device")
+    assert record.trial(task.trial_id).state == "waiting"
+    again = runner(record, tmp_path, limit=1000.0).next()
+    assert again is not None
+    assert again.trial_id == task.trial_id
+
+
+def test_a_storage_that_does_not_answer_stops_the_phase_and_fails_no_network(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    for _ in range(MAX_LOST - 1):
+        task = running.next()
+        assert task is not None
+        running.settle(task, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+    again = running.next()
+    assert again is not None
+    assert again.trial_id == task.trial_id
+    with pytest.raises(StorageError, match="s3://b: TimeoutError"):
+        running.settle(again, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+    assert record.trial(task.trial_id).state == "waiting"
+
+
+def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Path) -> None:
+    stop = False
+    running = runner(record, tmp_path, limit=1000.0, interrupted=lambda: stop)
+    for _ in range(MAX_LOST + 1):
+        stop = False
+        task = running.next()
+        assert task is not None
+        stop = True
+        running.settle(task, outcome="lost", values={}, cause="stopped before its end")
+    assert record.trial(task.trial_id).state == "waiting"
+    assert record.count_lost(task.trial_id) == 0
+
+
+def slow_plan() -> Plan:
+    """Return a plan whose trials are predicted to take 200 seconds."""
+    return replace(plan_of(), step_seconds=((1_000_000, 10.0), (3_000_000, 10.0)))
+
+
+def train_some(running: TrialRunner, clock: Clock, *epochs: float) -> None:
+    """Have just enough trials, all at the same time, whose epochs take so many seconds."""
+    tasks = [task for task in (running.next() for _ in range(MIN_KNOWN)) if task is not None]
+    for task in tasks:
+        running.started(task)
+        running.heard(task)
+    for seconds in epochs:
+        clock.now += seconds
+        for task in tasks:
+            running.heard(task)
+    for task in tasks:
+        running.settle(task, outcome="done", values=VALUES, cause=None)
+
+
+def test_a_trial_is_predicted_by_its_steps(tmp_path: Path) -> None:
+    assert TrialCosts(slow_plan(), []).predict(1_000_000, 2) == pytest.approx(200.0)
+
+
+def test_the_limit_of_a_trial_under_way_follows_what_has_finished_meanwhile(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    hung = running.next()
+    assert hung is not None
+    clock.now += 10_000.0  # waits for a device
+    assert running.overdue(hung) is None
+    running.started(hung)
+    clock.now += START_SECONDS
+    assert running.overdue(hung) is None
+    running.heard(hung)
+    clock.now += 200.0
+    train_some(running, clock, 100.0, 100.0)
+    # Ten times what was predicted at first, now three times the longest silence of the others.
+    assert running.overdue(hung) == "no epoch within its limit of 300 s"
+
+
+def test_a_trial_that_gives_signs_of_life_may_take_three_times_what_was_predicted(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    train_some(running, clock, 100.0, 100.0)
+    slow = running.next()
+    assert slow is not None
+    running.started(slow)
+    running.heard(slow)
+    for _ in range(4):
+        clock.now += 150.0
+        running.heard(slow)
+    assert running.overdue(slow) is None
+    clock.now += 1.0
+    assert running.overdue(slow) == "no end within its limit of 600 s"
+
+
+def test_no_trial_is_taken_to_hang_because_the_record_waited_for_its_database(
+    record: Record, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    train_some(running, clock, 100.0, 100.0)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    running.heard(task)
+    monkeypatch.setattr(Record, "waited_seconds", 10_000.0)
+    clock.now += 10_000.0 + 300.0
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) == "no epoch within its limit of 300 s"
+
+
+def test_no_short_trial_is_taken_to_hang_within_two_minutes(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)  # each is predicted to take 2 s
+    train_some(running, clock, 1.0, 1.0)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    clock.now += 800.0  # a slow start
+    running.heard(task)
+    clock.now += 120.0
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) is not None
+
+
+def test_what_workers_take_to_start_makes_no_limit_longer(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    first, hung = running.next(), running.next()
+    assert first is not None
+    assert hung is not None
+    for task in (first, hung):
+        running.started(task)
+    clock.now += 800.0
+    for task in (first, hung):
+        running.heard(task)
+    clock.now += 100.0
+    running.heard(first)
+    clock.now += 100.0
+    running.settle(first, outcome="done", values=VALUES, cause=None)
+    clock.now += 1800.0
+    assert running.overdue(hung) is None
+    clock.now += 1.0
+    assert running.overdue(hung) == "no end within its limit of 2000 s"
+
+
+def test_a_worker_that_never_gets_ready_is_taken_to_hang(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    clock.now += START_SECONDS
+    assert running.overdue(task) is None
+    clock.now += 1.0
+    assert running.overdue(task) == "not ready within 900 s"
+
+
+def test_devices_that_are_kept_between_trials_are_charged(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock)
+    first, second = running.next(), running.next()
+    assert first is not None
+    assert second is not None
+    clock.now += 3.0  # 2 devices, with their trials
+    running.hold(2)
+    clock.now += 5.0
+    running.settle(first, outcome="done", values=VALUES, cause=None)
+    clock.now += 7.0  # one has a trial, one has none
+    third = running.next()
+    assert third is not None
+    clock.now += 11.0
+    running.settle(second, outcome="done", values=VALUES, cause=None)
+    running.settle(third, outcome="done", values=VALUES, cause=None)
+    clock.now += 13.0  # none has a trial
+    running.hold(1)
+    clock.now += 17.0
+    running.hold(0)
+    clock.now += 19.0
+    assert record.spent() == pytest.approx(2 * (3 + 5 + 7 + 11 + 13) + 17)
+    assert [trial.seconds for trial in record.trials()] == pytest.approx([8.0, 26.0, 11.0])
+
+
+def test_trials_end_before_the_time_that_the_last_judge_needs(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0, clock=clock)
+    assert running.next() is not None
+    clock.now += 987.0
+    assert not running.should_stop()
+    clock.now += 2.0
+    assert running.should_stop()
+
+
+def test_a_batch_is_handed_out_only_as_far_as_the_budget_goes(record: Record) -> None:
+    assert len(judging(record, limit=1e9).ask(8)) == 8
+    asking = judging(record, limit=5.0)
+    assert 1 <= len(asking.ask(8)) < 5
+
+
+def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
+    record: Record,
+) -> None:
+    asking = judging(record, limit=1e9)
+    good, bad = asking.ask(2)
+    asking.tell(
+        [
+            Judgement(architecture=bad, outcome="failed", values={}, cause="ValueError: no"),
+            Judgement(architecture=good, outcome="done", values=VALUES),
+        ]
+    )
+    states = {trial.key: trial.state for trial in record.trials()}
+    assert states == {good.key: "done", bad.key: "failed"}

@@ -1,0 +1,94 @@
+"""A run decides once what it judges by, and a predictor's choice is new and promising."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.record.record import Record, Trial
+from search.trust.judge_choice import PROXY_SCORES, judge_of, next_predicted, report_of
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from searchspace.spec_file import load_space
+from tests.search.trust.test_predictor import accuracy, networks
+from tests.tiny_trials import trial
+
+SPACE = load_space("micro")
+OBJECTIVES = ("top1", "macs")
+
+
+def trained(number: int, architecture: Architecture, fidelity: str) -> Trial:
+    cost = count(architecture)
+    top1 = accuracy(architecture)
+    values = {"top1": top1, "correct": 2 * top1, "total": 200.0}
+    return Trial(
+        id=number,
+        architecture_id=number,
+        key=architecture.key,
+        architecture=architecture,
+        params=cost.params,
+        macs=cost.macs,
+        fidelity=fidelity,
+        seed=0,
+        origin="trust",
+        state="done",
+        values=values,
+        cause=None,
+        seconds=1.0,
+        num_attempts=1,
+        finished=float(number),
+    )
+
+
+def test_the_predictors_choice_is_new_and_better_than_most() -> None:
+    trials = [trained(n, a, "train-3e") for n, a in enumerate(networks(40))]
+    chosen = []
+    for _ in range(6):
+        architecture = next_predicted(SPACE, trials, high="train-3e", objectives=OBJECTIVES, seed=0)
+        assert architecture is not None
+        assert architecture.key not in {t.key for t in trials}
+        assert SPACE.violation(architecture) is None
+        chosen.append(accuracy(architecture))
+        trials.append(trained(len(trials), architecture, "train-3e"))
+    average = sum(accuracy(a) for a in networks(200, seed=3)) / 200
+    assert sum(chosen) / len(chosen) > average
+
+
+def test_without_trainings_there_is_nothing_to_predict_from() -> None:
+    assert next_predicted(SPACE, [], high="train-3e", objectives=OBJECTIVES, seed=0) is None
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record.create(tmp_path / "record.db")
+
+
+def test_the_choice_is_made_once(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [
+        *(trial(n, correct=100 + n, origin="trust") for n in range(1, 8)),
+        *(trial(n, correct=50 - n, fidelity="supernet") for n in range(1, 8)),
+    ]
+    with record:
+        monkeypatch.setattr(Record, "trials", lambda _self: trials)
+        report = report_of(record, seed=0)
+        assert report is not None
+        assert report.judge == "training"  # the supernet's ranking is inverted
+        assert judge_of(record, seed=0) == "training"
+        trials.clear()
+        assert judge_of(record, seed=0) == "training"
+
+
+def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [trial(n, correct=100 + n, origin="trust") for n in range(1, 8)]
+    scores = {t.key: {"nwot": float(t.id)} for t in trials}
+    with record:
+        monkeypatch.setattr(Record, "trials", lambda _self: trials)
+        record.set_meta(PROXY_SCORES, scores)
+        assert report_of(record, seed=0) is None
+        assert judge_of(record, seed=0) == "supernet"
+        report = report_of(record, seed=0, strategy="zero-cost")
+        assert report is not None
+        assert report.judge == "nwot"

@@ -1,0 +1,153 @@
+"""Kendall's tau equals its definition, and says where it cannot be known."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from search.trust.ranking import (
+    EstimatorTrust,
+    KendallTau,
+    choose_judge,
+    compare,
+    kendall_tau_interval,
+    trust_points,
+    trust_report,
+    trust_taus,
+)
+from tests.tiny_trials import trial
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12)
+
+
+@given(PAIRS)
+def test_tau_is_kendalls_tau_b(pairs: list[tuple[int, int]]) -> None:
+    x, y = zip(*pairs, strict=True)
+
+    found = kendall_tau_interval(x, y, rng=np.random.default_rng(0))
+
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert found.tau is None
+    else:
+        assert found.tau == pytest.approx(stats.kendalltau(x, y).statistic)
+
+
+def test_the_interval_is_near_that_of_resampled_pairs() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=20)
+    y = x + rng.normal(size=20)
+    found = kendall_tau_interval(list(x), list(y), rng=rng)
+
+    draws = rng.integers(0, 20, size=(1000, 20))
+    taus = [stats.kendalltau(x[draw], y[draw]).statistic for draw in draws]
+
+    assert (found.low, found.high) == pytest.approx(np.quantile(taus, (0.025, 0.975)), abs=0.05)
+
+
+def test_the_same_order_has_tau_one_and_the_same_seed_the_same_interval() -> None:
+    first, again = (
+        kendall_tau_interval([1, 2, 3, 4, 5, 6], [2, 4, 8, 9, 11, 30], rng=np.random.default_rng(3))
+        for _ in range(2)
+    )
+
+    assert first == again
+    assert (first.tau, first.low, first.high) == (1.0, 1.0, 1.0)
+
+
+def test_too_few_points_have_no_interval() -> None:
+    found = kendall_tau_interval([1, 2, 3], [1, 3, 2], rng=np.random.default_rng(0))
+
+    assert found.tau == pytest.approx(1 / 3)
+    assert (found.low, found.high, found.num_points) == (None, None, 3)
+
+
+@pytest.mark.parametrize(("x", "y"), [([1.0], [1.0, 2.0]), ([float("nan"), 1.0], [1.0, 2.0])])
+def test_values_that_do_not_pair_up_are_refused(x: list[float], y: list[float]) -> None:
+    with pytest.raises(ValueError, match="pairs of finite values"):
+        kendall_tau_interval(x, y, rng=np.random.default_rng(0))
+
+
+def test_trust_leaves_out_networks_that_the_estimate_chose() -> None:
+    trials = [
+        trial(1, correct=150, origin="trust"),
+        trial(2, correct=160, origin="trust"),
+        trial(3, correct=170, origin="promote"),
+        trial(4, correct=170, origin="trust", state="failed"),
+        *(trial(number, correct=100 + number, fidelity="supernet") for number in (1, 2, 3, 4)),
+    ]
+
+    points = trust_points(trials)
+
+    assert [(p.id, p.top1, p.supernet) for p in points] == [(1, 75.0, 50.5), (2, 80.0, 51.0)]
+    taus = trust_taus(points, rng=np.random.default_rng(0))
+    assert {name: tau.tau for name, tau in taus.items()} == {
+        "supernet": 1.0,
+        "params": 1.0,
+        "macs": 1.0,
+    }
+
+
+def test_a_run_without_trust_trials_has_no_points() -> None:
+    assert trust_points([trial(1, correct=1), trial(1, correct=1, fidelity="supernet")]) == ()
+
+
+def test_the_top_third_is_the_best_when_trained_alone() -> None:
+    trained = [9.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]
+    estimates = [1.0, 5.0, 2.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0]
+    found = compare("x", estimates, trained, rng=np.random.default_rng(0))
+    # The three best, 9, 8 and 7, are estimated as 1, 2 and 3: exactly inverted.
+    assert (found.top_tau.tau, found.top_tau.num_points) == (-1.0, 3)
+    assert found.tau.tau == pytest.approx(stats.kendalltau(estimates, trained).statistic)
+
+
+def found(name: str, tau: float | None, num_points: int = 12) -> EstimatorTrust:
+    value = KendallTau(tau=tau, low=None, high=None, num_points=num_points)
+    return EstimatorTrust(name=name, tau=value, top_tau=value, estimates=())
+
+
+@pytest.mark.parametrize(
+    ("taus", "judge", "words"),
+    [
+        ({"supernet": 0.6, "macs": 0.5, "params": 0.1}, "supernet", "judged by the supernet"),
+        (
+            {"supernet": 0.4, "macs": 0.5, "params": 0.1},
+            "training",
+            r"no better than macs \(0.50\)",
+        ),
+        ({"supernet": 0.4, "nwot": 0.45, "macs": 0.1, "params": 0.1}, "training", "nwot"),
+        ({"supernet": 0.4, "predictor": 0.7, "macs": 0.5}, "predictor", "judged by the predictor"),
+        ({"supernet": -0.1, "macs": -0.5, "params": -0.9}, "training", "no agreement"),
+        ({"supernet": None, "macs": -0.5, "params": -0.9}, "training", "no agreement"),
+    ],
+)
+def test_a_run_judges_by_what_won(taus: dict[str, float | None], judge: str, words: str) -> None:
+    chosen, verdict = choose_judge([found(name, tau) for name, tau in taus.items()])
+    assert chosen == judge
+    assert re.search(words, verdict)
+
+
+def test_too_few_networks_leave_the_supernet_unchecked() -> None:
+    judge, verdict = choose_judge([found("supernet", -1.0, 4), found("macs", 1.0, 4)])
+    assert judge == "supernet"
+    assert "too few" in verdict
+
+
+def test_a_report_compares_every_estimator_that_all_networks_have() -> None:
+    numbers = range(1, 10)
+    trials = [
+        *(trial(n, correct=100 + n, origin="trust") for n in numbers),
+        *(trial(n, correct=50 + n, fidelity="supernet") for n in numbers),
+    ]
+    scores = {t.key: {"nwot": -float(t.macs), "zen": float("nan")} for t in trials}
+    report = trust_report(trust_points(trials, scores), rng=np.random.default_rng(0))
+    taus = {e.name: e.tau.tau for e in report.estimators}
+    # A score that is not finite for some network compares nothing.
+    assert list(taus) == ["supernet", "nwot", "params", "macs", "predictor"]
+    assert (taus["supernet"], taus["nwot"], taus["macs"]) == (1.0, -1.0, 1.0)
+    assert all(len(e.estimates) == len(report.points) == 9 for e in report.estimators)
+    assert report.judge == "training"  # the supernet is no better than MACs

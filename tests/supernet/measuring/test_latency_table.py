@@ -1,0 +1,133 @@
+"""The latency table: its parts make the networks, and it refuses what it did not measure."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from searchspace.presets import preset
+from searchspace.space import SearchSpace
+from searchspace.spec_file import load_space
+from supernet.measuring.latency import Latency
+from supernet.measuring.latency_table import (
+    LatencyTable,
+    Part,
+    _modules_of,
+    covering,
+    macro_of,
+    measure_table,
+    median_interval,
+    parts_of,
+)
+from supernet.network.supernet import build_subnet
+
+SPACE = load_space("digits")
+
+
+def table_of(space: SearchSpace) -> LatencyTable:
+    """Make a table in which the n-th part takes 2**n ms, so that sums tell which were added."""
+    parts = dict.fromkeys(
+        part for network in covering(space, random.Random(0)) for part in parts_of(network)
+    )
+    return LatencyTable(
+        macro=macro_of(space.first()),
+        batch_size=1,
+        device="an abacus",
+        threads=1,
+        torch_version="none",
+        measured_on="2026-11-21",
+        parts={part: Latency(2.0**index, 0.0, 0.0) for index, part in enumerate(parts)},
+    )
+
+
+@pytest.mark.parametrize("name", ["digits", "micro_depth", "micro_width"])
+def test_covering_networks_have_every_part_that_random_ones_have(name: str) -> None:
+    rng, space = random.Random(1), load_space(name)
+    networks = covering(space, rng)
+    covered = {part for network in networks for part in parts_of(network)}
+
+    drawn = [space.sample(rng) for _ in range(300)]
+
+    assert {part for network in drawn for part in parts_of(network)} <= covered
+    assert {str(macro_of(network)) for network in drawn} == {str(macro_of(networks[0]))}
+
+
+def test_a_prediction_is_the_sum_of_the_parts() -> None:
+    table, architecture = table_of(SPACE), SPACE.sample(random.Random(2))
+
+    assert table.predict(architecture) == sum(
+        table.parts[part].median_ms for part in parts_of(architecture)
+    )
+
+
+@pytest.mark.parametrize("name", ["swin_t", "volo_d1", "twins_svt_s"])
+def test_the_parts_are_the_modules_of_a_network_and_its_head(name: str) -> None:
+    architecture = preset(name)
+    with torch.device("meta"):
+        network = build_subnet(architecture)
+
+    assert len(list(_modules_of(network))) + 1 == len(parts_of(architecture))
+
+
+def test_measured_parts_make_the_networks() -> None:
+    small = SearchSpace.of(SPACE.sample(random.Random(3)))
+
+    table, checked = measure_table(
+        small, device=torch.device("cpu"), batch_size=1, num_checked=1, rng=random.Random(0)
+    )
+
+    assert set(table.parts) == set(parts_of(small.first()))
+    assert all(
+        0 < found.low_ms <= found.median_ms <= found.high_ms for found in table.parts.values()
+    )
+    assert checked[0].predicted_ms == table.predict(small.first())
+    assert checked[0].measured.median_ms > 0
+
+
+def test_a_table_survives_its_file(tmp_path: Path) -> None:
+    table = table_of(SPACE)
+    table.save(tmp_path / "table.json")
+
+    assert LatencyTable.load(tmp_path / "table.json") == table
+
+
+def test_other_networks_are_refused() -> None:
+    table, architecture = table_of(SPACE), SPACE.first()
+    with pytest.raises(ValueError, match=r"num_classes = \d+, got 7"):
+        table.predict(architecture.replace(num_classes=7))
+
+    block = next(part for part in parts_of(architecture) if part.mixer)
+    fewer = {part: found for part, found in table.parts.items() if part != block}
+    with pytest.raises(ValueError, match="does not cover 'stage0 even"):
+        LatencyTable(**{**{n: getattr(table, n) for n in table.__slots__}, "parts": fewer}).predict(
+            architecture
+        )
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"parts": [{}]}', encoding="utf-8")
+
+    with pytest.raises(ValueError, match="is not a latency table"):
+        LatencyTable.load(tmp_path / "a.json")
+
+
+def test_the_interval_of_a_median_is_that_of_the_order_statistics() -> None:
+    # Tables of the sign test: 30 values, the 10th to the 21st; 50 values, the 18th to the 33rd.
+    assert median_interval(range(1, 31)) == (10, 21)
+    assert median_interval(range(1, 51)) == (18, 33)
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_a_part_names_what_it_is() -> None:
+    parts = parts_of(preset("swin_t"))
+
+    assert [str(part) for part in parts[:3]] == [
+        "stem c96",
+        "stage0 even win7 h3 m4 c96",
+        "stage0 odd win7 h3 m4 c96",
+    ]
+    assert str(Part("join1", (96, 192))) == "join1 c96-192"
+    assert str(Part("head", (768,), None, 4.0)) == "head m4 c768"

@@ -1,0 +1,176 @@
+"""A step changes the elements that its architectures use, as AdamW does, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from searchspace.architecture import Architecture
+from supernet.mixers.weight_sharing import PROJECTIONS, WeightSharing
+from supernet.network.supernet import Supernet, extract
+from supernet.recipes.recipe import load_recipe
+from supernet.shared_weights.ema import SharedEma
+from supernet.shared_weights.shared_adamw import SharedAdamW
+from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
+from supernet.shared_weights.usage import UsedWeights
+from tests.supernet.network.test_supernet import SPACE, randomise, samples
+
+RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
+
+
+def used_by_numbering(supernet: Supernet, architecture: Architecture) -> dict[str, Tensor]:
+    """Find the used elements without autograd: number all elements and see which are selected."""
+    numbered = copy.deepcopy(supernet).double()
+    first, places = 0, {}
+    for name, parameter in numbered.named_parameters():
+        numbers = torch.arange(first, first + parameter.numel(), dtype=torch.float64)
+        parameter.data = numbers.view_as(parameter)
+        places[name] = parameter.data
+        first += parameter.numel()
+    own = {name for name, _ in extract(supernet, architecture).named_parameters()}
+    selected = [v.flatten() for n, v in numbered.select(architecture).items() if n in own]
+    found = torch.cat(selected)
+    return {name: torch.isin(numbers, found) for name, numbers in places.items()}
+
+
+def state_of_all(
+    supernet: Supernet, optimizer: SharedAdamW, ema: SharedEma
+) -> dict[str, dict[str, Tensor]]:
+    """Copy the weight, moments, count and average of every parameter, elementwise."""
+    averages = dict(ema.supernet.named_parameters())
+    found = {}
+    for name, parameter in supernet.named_parameters():
+        state = optimizer.state.get(parameter) or {}
+        moments = [state.get(key, torch.zeros(())) for key in ("exp_avg", "exp_avg_sq", "step")]
+        values = [parameter.detach(), averages[name], *moments]
+        keys = ("weight", "average", "mean", "square", "count")
+        found[name] = {
+            key: value.expand_as(parameter).clone() for key, value in zip(keys, values, strict=True)
+        }
+    return found
+
+
+def step(
+    supernet: Supernet, optimizer: SharedAdamW, ema: SharedEma, named: list[Architecture]
+) -> None:
+    images = torch.randn(4, 3, 22, 22)
+    optimizer.zero_grad(set_to_none=True)
+    accumulate_gradients(supernet, named, images, torch.tensor([0, 3, 1, 2]), RECIPE)
+    used = UsedWeights(supernet)(named)
+    optimizer.update(used)
+    ema.update(supernet, optimizer, used)
+
+
+@pytest.mark.parametrize("projections", PROJECTIONS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_leaves_all_that_its_architecture_does_not_use(seed: int, projections: str) -> None:
+    torch.manual_seed(seed)
+    supernet = randomise(Supernet(SPACE, sharing=WeightSharing(projections=projections))).train()
+    optimizer = build_shared_optimizer(supernet, RECIPE)
+    ema = SharedEma(supernet, decay=0.9, warmup=True)
+    named = samples(6, seed=seed)
+    for architecture in named[1:]:  # gives all of them momentum
+        step(supernet, optimizer, ema, [architecture])
+    before = state_of_all(supernet, optimizer, ema)
+    buffers = {name: value.clone() for name, value in supernet.named_buffers()}
+    step(supernet, optimizer, ema, named[:1])
+    after = state_of_all(supernet, optimizer, ema)
+    used = used_by_numbering(supernet, named[0])
+    for name, values in after.items():
+        for key, value in values.items():
+            unused = ~used[name]
+            assert torch.equal(value[unused], before[name][key][unused]), (name, key)
+        assert (values["count"] - before[name]["count"] == used[name]).all(), name
+        # Weight decay alone changes what is used, as far as float32 can tell.
+        decayed = used[name] & (values["weight"].abs() > 1e-3)
+        if not name.endswith("bias") and values["weight"].dim() > 1:
+            assert (values["weight"] != before[name]["weight"])[decayed].all(), name
+    own = set(extract(supernet, named[0]).state_dict())
+    for name, value in supernet.named_buffers():
+        assert name in own or torch.equal(value, buffers[name]), name
+
+
+def test_several_architectures_use_what_any_of_them_uses() -> None:
+    supernet = Supernet(SPACE)
+    first, second = samples(2, seed=9)
+    used_weights = UsedWeights(supernet)
+    used_weights([samples(1, seed=10)[0]])  # what is remembered of others changes nothing
+    found = used_weights([first, second])
+    expected = [used_by_numbering(supernet, architecture) for architecture in (first, second)]
+    for name, parameter in supernet.named_parameters():
+        mask = found.get(parameter, torch.zeros_like(parameter))
+        mask = torch.ones_like(parameter) if mask is None else mask
+        assert torch.equal(
+            mask.bool().expand_as(parameter), expected[0][name] | expected[1][name]
+        ), name
+
+
+def test_every_element_is_trained_as_adamw_trains_it_alone() -> None:
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5))
+    shared = SharedAdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
+    alone = [torch.nn.Parameter(value.clone()) for value in weight.detach()]
+    optimizers = [torch.optim.AdamW([p], lr=0.1, weight_decay=0.2) for p in alone]
+    for _ in range(30):
+        mask = torch.tensor([True, *(rng.random() < 0.4 for _ in range(4))])
+        gradient = torch.randn(5)
+        weight.grad = gradient * mask
+        shared.update({weight: None if mask.all() else mask.float()})
+        for index in mask.nonzero().flatten().tolist():
+            alone[index].grad = gradient[index]
+            optimizers[index].step()
+    torch.testing.assert_close(weight.detach(), torch.stack([p.detach() for p in alone]))
+
+
+def test_parts_that_are_told_apart_later_keep_their_count() -> None:
+    """Rows first, then columns: each element is trained as if it were alone."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(3, 2))
+    shared = SharedAdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
+    alone = [torch.nn.Parameter(value.clone()) for value in weight.detach().flatten()]
+    optimizers = [torch.optim.AdamW([p], lr=0.1, weight_decay=0.2) for p in alone]
+    rows, columns = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[1.0, 0.0]])
+    for mask in (None, rows, rows, columns, None, columns, rows):
+        used = torch.ones(3, 2) if mask is None else mask.expand(3, 2)
+        weight.grad = torch.randn(3, 2) * used
+        shared.update({weight: mask})
+        for index in used.flatten().nonzero().flatten().tolist():
+            alone[index].grad = weight.grad.flatten()[index]
+            optimizers[index].step()
+    expected = torch.stack([p.detach() for p in alone]).view(3, 2)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_an_average_counts_the_steps_that_used_its_element() -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE)
+    optimizer = build_shared_optimizer(supernet, RECIPE)
+    ema = SharedEma(supernet, decay=0.8, warmup=True)
+    name, parameter = "head.bias", supernet.head.bias
+    expected = parameter.detach().clone()
+    for number in range(1, 6):
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.update({parameter: None})
+        ema.update(supernet, optimizer, {parameter: None})
+        decay = min(0.8, 1 - number ** (-2 / 3))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+        ema.update(supernet, optimizer, {})  # a step of others
+    torch.testing.assert_close(ema.supernet.get_parameter(name), expected)
+
+
+def test_an_optimizer_state_survives_being_saved() -> None:
+    supernet = randomise(Supernet(SPACE)).train()
+    optimizer = build_shared_optimizer(supernet, RECIPE)
+    ema = SharedEma(supernet, decay=0.9, warmup=False)
+    for architecture in samples(3):
+        step(supernet, optimizer, ema, [architecture])
+    again = build_shared_optimizer(supernet, RECIPE)
+    again.load_state_dict(optimizer.state_dict())
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            assert torch.equal(again.state[parameter][key], value)

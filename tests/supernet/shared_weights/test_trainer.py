@@ -1,0 +1,324 @@
+"""Laws of supernet training: named architectures, exact resumption, many processes as one."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import Tensor
+
+from searchspace.space import MixerChoices, SearchSpace, StageChoices
+from supernet.data import ImageData, Split, open_data, prepare_data
+from supernet.network.supernet import Supernet
+from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.shared_weights.checkpoint import load_supernet
+from supernet.shared_weights.trainer import (
+    SupernetTrainer,
+    accumulate_gradients,
+    average_gradients,
+)
+
+RECIPE = load_recipe("supernet").model_copy(update={"batch_size": 8})
+# Everything that draws random numbers or keeps a state.
+FULL = RECIPE.model_copy(
+    update={
+        "drop_path": 0.2,
+        "ema_decay": 0.9,
+        "ema_warmup": True,
+        "mixup": 0.8,
+        "mixup_prob": 0.5,
+        "random_erasing": 0.2,
+    }
+)
+
+# No batch norm: its statistics see only a process's share of the batch.
+SPACE = SearchSpace(
+    name="small",
+    img_size=8,
+    patch_size=2,
+    num_classes=10,
+    stages=(
+        StageChoices(
+            dims=(8, 6),
+            depths=(2,),
+            mlp_ratios=(1,),
+            choices=(
+                MixerChoices(
+                    kinds={
+                        "neighborhood_attention": {"kernel_size": (3, 5), "num_heads": (1, 2)},
+                        "elsa": {"kernel_size": (3,), "num_heads": (1, 2), "lam": (0.0, 1.0)},
+                    }
+                ),
+            ),
+        ),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    return prepare_data("digits", img_size=8, folder=tmp_path_factory.mktemp("data"))
+
+
+def trainer(
+    data: ImageData, steps: int = 6, *, recipe: Recipe = RECIPE, strategy: str = "sandwich"
+) -> SupernetTrainer:
+    return SupernetTrainer(SPACE, data, recipe, strategy=strategy, total_steps=steps, seed=0)
+
+
+def weights(training: SupernetTrainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in training.supernet.state_dict().items()}
+
+
+def test_training_stopped_and_resumed_equals_the_undisturbed_one(
+    data: ImageData, tmp_path: Path
+) -> None:
+    undisturbed = trainer(data, recipe=FULL)
+    undisturbed.run(6)
+    first = trainer(data, recipe=FULL)
+    first.run(2)
+    first.save(tmp_path)
+    second = trainer(data, recipe=FULL)
+    assert second.load(tmp_path)
+    second.run(1)
+    second.save(tmp_path)
+    third = trainer(data, recipe=FULL)
+    assert third.load(tmp_path)
+    third.run(100)
+    assert third.step == 6
+    expected = weights(undisturbed)
+    for name, value in weights(third).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("killed_in", ["save_model", "torch.save", "write_text"])
+def test_a_killed_save_leaves_the_checkpoint_before_it(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    training = trainer(data)
+    training.run(1)
+    training.save(tmp_path)
+    training.run(1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"supernet.shared_weights.checkpoint.{killed_in}", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.save(tmp_path)
+    monkeypatch.undo()
+    resumed = trainer(data)
+    assert resumed.load(tmp_path)
+    assert resumed.step == 1
+
+
+def test_one_checkpoint_is_kept_and_anybody_can_read_its_weights(
+    data: ImageData, tmp_path: Path
+) -> None:
+    training = trainer(data)
+    for _ in range(3):
+        training.run(1)
+        training.save(tmp_path)
+    index = json.loads((tmp_path / "supernet.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "supernet.json",
+        *index["files"].values(),
+    }
+    found = load_file(tmp_path / index["files"]["weights"])
+    expected = weights(training)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_judging_takes_the_averaged_weights_where_there_are_some(
+    data: ImageData, tmp_path: Path
+) -> None:
+    for decay in (None, 0.9):
+        training = trainer(data, recipe=RECIPE.model_copy(update={"ema_decay": decay}))
+        training.run(2)
+        training.save(tmp_path)
+        source = training.supernet if training.ema is None else training.ema.supernet
+        loaded = load_supernet(tmp_path, SPACE).state_dict()
+        assert all(torch.equal(v, loaded[n]) for n, v in source.state_dict().items())
+
+
+def test_ten_kills_at_random_moments_change_nothing(data: ImageData, tmp_path: Path) -> None:
+    steps, rng = 60, random.Random(0)
+    undisturbed = trainer(data, steps, recipe=FULL, strategy="fair")
+    undisturbed.run(steps)
+    undisturbed.save(tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["supernet.shared_weights.trainer"])
+    for kill_at in [*sorted(rng.sample(range(1, 40), 10)), None]:
+        process = context.Process(
+            target=_train_and_save_each_step, args=(str(data.folder), str(folder), steps)
+        )
+        process.start()
+        while kill_at is not None and _saved_step(folder) < kill_at:
+            assert process.is_alive()
+            time.sleep(0.002)
+        if kill_at is not None:
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+        process.join()
+        assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
+    for name in ("weights", "averaged"):
+        found, expected = (
+            load_file(tmp_path / run / f"{name}-{steps}.safetensors")
+            for run in ("killed", "undisturbed")
+        )
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def _train_and_save_each_step(data_folder: str, folder: str, steps: int) -> None:
+    torch.set_num_threads(1)
+    training = trainer(open_data(Path(data_folder)), steps, recipe=FULL, strategy="fair")
+    training.load(Path(folder))
+    while training.step < steps:
+        training.run(1)
+        training.save(Path(folder))
+
+
+def _saved_step(folder: Path) -> int:
+    index = folder / "supernet.json"
+    return json.loads(index.read_text())["step"] if index.exists() else 0
+
+
+def test_the_later_architectures_learn_from_the_first() -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    largest, smallest = (SPACE.extreme("macs", largest=flag) for flag in (True, False))
+    recipe = RECIPE.model_copy(update={"label_smoothing": 0.0})
+    accumulate_gradients(supernet, [largest, smallest], images, labels, recipe, distil=True)
+    found = supernet.head.weight.grad
+    assert found is not None
+    teacher = supernet(images, largest)
+    hard = torch.nn.functional.cross_entropy(teacher, labels)
+    soft = -(teacher.detach().softmax(1) * supernet(images, smallest).log_softmax(1)).sum(1).mean()
+    (expected,) = torch.autograd.grad((hard + soft) / 2, supernet.head.weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_that_stays_infinite_stops_with_its_architecture(data: ImageData) -> None:
+    training = trainer(data, steps=100)
+    torch.nn.init.constant_(training.supernet.head.weight, float("nan"))
+    largest = SPACE.extreme("macs", largest=True)
+    with pytest.raises(FloatingPointError, match=f"20 steps.*{largest.key}"):
+        training.run(100)
+
+
+def test_one_diverging_architecture_does_not_spoil_the_weights(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(data)
+
+    def diverge(supernet: Supernet, *_: object, **__: object) -> float:
+        for parameter in supernet.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan"))
+        return float("nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("supernet.shared_weights.trainer.accumulate_gradients", diverge)
+        training.run(1)
+    progress = training.run(1)
+    assert progress.step == 2
+    assert math.isfinite(progress.loss)
+    assert all(value.isfinite().all() for value in weights(training).values())
+
+
+def test_two_processes_train_what_one_does(data: ImageData, tmp_path: Path) -> None:
+    alone = trainer(data, steps=3)
+    alone.run(3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    mp.spawn(_train_as_rank, args=(address, str(data.folder), str(tmp_path)), nprocs=2)
+    together = trainer(data, steps=3)
+    assert together.load(tmp_path)
+    expected = weights(alone)
+    for name, value in weights(together).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+def _train_as_rank(rank: int, address: str, data_folder: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    training = trainer(open_data(Path(data_folder)), steps=3)
+    training.run(3)
+    if rank == 0:
+        training.save(Path(out))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_averaged_gradients_are_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
+    parameters[0].grad = torch.arange(6.0).view(2, 3)
+    monkeypatch.setattr(dist, "all_reduce", lambda message: message.mul_(3))
+    average_gradients(parameters, 2)
+    torch.testing.assert_close(parameters[0].grad, torch.arange(6.0).view(2, 3) * 1.5)
+    assert parameters[1].grad is None
+
+
+def test_the_order_of_the_data_does_not_depend_on_the_architectures(data: ImageData) -> None:
+    first, second = trainer(data), trainer(data)
+    first.strategy, second.strategy = "uniform", "sandwich"
+    images = [training._next_batch()[0] for training in (first, second)]
+    np.testing.assert_array_equal(images[0].numpy(), images[1].numpy())
+    assert isinstance(data.split("train"), Split)
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "fair"])
+def test_without_distillation_all_learn_the_labels(strategy: str) -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    named = [SPACE.sample(random.Random(seed)) for seed in range(3)]
+    recipe = RECIPE.model_copy(update={"label_smoothing": 0.0})
+    accumulate_gradients(supernet, named, images, labels, recipe)
+    found = supernet.head.weight.grad
+    losses = [torch.nn.functional.cross_entropy(supernet(images, a), labels) for a in named]
+    (expected,) = torch.autograd.grad(torch.stack(losses).mean(), supernet.head.weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mixed_precision_learns_in_bfloat16(data: ImageData) -> None:
+    training = trainer(data, recipe=RECIPE.model_copy(update={"amp": "bf16"}))
+    progress = training.run(2)
+    assert math.isfinite(progress.loss)
+    assert all(value.dtype == torch.float32 for value in weights(training).values())
+
+
+def test_gradients_are_clipped_to_the_recipes_norm(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(data, recipe=RECIPE.model_copy(update={"clip_grad": 0.01}))
+    norms = []
+
+    def seen(*_: object) -> None:
+        gradients = [p.grad for p in training.supernet.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    monkeypatch.setattr(training.optimizer, "update", seen)
+    training.run(2)
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-4)
+
+
+def test_another_optimizer_or_strategy_is_refused(data: ImageData) -> None:
+    with pytest.raises(ValueError, match=r"trained with adamw.*'lion'"):
+        trainer(data, recipe=RECIPE.model_copy(update={"optimizer": "lion"}))
+    with pytest.raises(ValueError, match=r"Unknown strategy 'best'.*uniform, fair, sandwich"):
+        trainer(data, strategy="best")
