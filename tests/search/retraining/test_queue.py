@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -108,9 +109,11 @@ def test_a_larger_image_starts_from_the_smaller_ones_weights(
     torch.testing.assert_close(weights["head.weight"], start["head.weight"])
     (kernel,) = (name for name in weights if name.endswith("depthwise_conv.weight"))
     assert (start[kernel].shape, weights[kernel].shape) == ((9, 8), (25, 8))
-    torch.testing.assert_close(
-        weights[kernel].mean(), start[kernel].mean() * 9 / 25, atol=0.02, rtol=0
-    )
+    # Bicubic over the taps of each channel, and a 25th of the sum of a kernel where it was a ninth.
+    planes = start[kernel].t().reshape(8, 1, 3, 3)
+    wanted = F.interpolate(planes, (5, 5), mode="bicubic", align_corners=False) * 9 / 25
+    torch.testing.assert_close(weights[kernel], wanted.flatten(1).t(), atol=1e-6, rtol=0)
+    assert weights[kernel].abs().max() > 0.05
 
 
 def test_taps_change_windows_and_kernels_of_that_size_alone() -> None:
