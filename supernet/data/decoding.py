@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,12 +55,15 @@ def decode_image(content: bytes, *, name: str) -> Image.Image:
             channel.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            size, mode = image.size, image.mode
-            if size[0] * size[1] <= MAX_PIXELS and mode not in WIDE_MODES:
-                # Loading may find EXIF that stands behind the pixels, so it comes first.
-                image.load()
-                return upright(image, image.convert("RGB"))
+        # Pillow warns of damaged metadata, which says nothing about the pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                size, mode = image.size, image.mode
+                if size[0] * size[1] <= MAX_PIXELS and mode not in WIDE_MODES:
+                    # Loading may find EXIF that stands behind the pixels, so it comes first.
+                    image.load()
+                    return upright(image, image.convert("RGB"))
     # Pillow's decoders raise nearly everything on damaged files.
     except Exception as error:
         raise ValueError(
