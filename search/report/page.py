@@ -111,7 +111,7 @@ def write_report(path: Path, report: ReportData) -> None:
         plotly=get_plotlyjs(),
         script="\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )
-    path.write_text(page, encoding="utf-8")
+    _replace(path, page.encode("utf-8"))
 
 
 def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -> None:
@@ -157,7 +157,20 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
-    figure.savefig(path, dpi=160)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160)
+    _replace(path, picture.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside the older one, and then in its place: a full disk leaves the older."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
