@@ -42,6 +42,8 @@ def run_search(
         What stopped it, the name of a signal, `FULL_DISK` or `NO_STORAGE`, or None when it is done.
     """
     budget = run.settings.parsed_budget
+    for line in run.data().lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
         Heartbeat(run.record),

@@ -120,9 +120,10 @@ network = timm.create_model(
 )
 ```
 
-It takes RGB images of shape (batch, channels, height, width): turned as their EXIF orientation says,
-scaled ({recipe.eval_interpolation}) so that {result.crop_pct:.4g} of the side of the central square is seen, in 0..1, less
-the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}.
+It takes RGB images, turned as their EXIF orientation says, scaled ({recipe.eval_interpolation})
+so that {result.crop_pct:.4g} of the side of the central square is seen. Their values are those of
+0..1, less the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}; their
+shape is (batch, channels, height, width).
 """
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from supernet.data.files import replace_file
+from searchspace import durable
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
 from supernet.data.streaming import StreamedImages
@@ -103,7 +103,7 @@ def write_split(
         parts[2].write_text(checksum(images, labels) + "\n", encoding="utf-8")
         # The checksum comes last: where it is, the others are.
         for part in (parts[1], parts[0], parts[2]):
-            replace_file(part, part.with_suffix(""))
+            durable.replace(part, part.with_suffix(""))
     return True
 
 

@@ -1,10 +1,9 @@
-"""Reading files of strangers, and writing files that a power cut leaves old or new."""
+"""Reading files of strangers: regular ones only, and none that is larger than it may be."""
 
 from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from supernet.data.decoding import HEAD_BYTES, MAX_FILE_BYTES, shown
 
@@ -38,16 +37,3 @@ def read_head(path: bytes) -> bytes:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""
-
-
-def replace_file(partial: Path, final: Path) -> None:
-    """Give a written file its name, after everything is on the disk."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, final)
-    # The new name itself is an entry of the folder.
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

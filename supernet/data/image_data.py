@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.reading import read_json
+from searchspace import durable
 from supernet.data.arrays import (
     GIB,
     LOCK_FILE,
@@ -35,7 +36,6 @@ from supernet.data.arrays import (
     write_split,
 )
 from supernet.data.catalog import open_source, resolve_source
-from supernet.data.files import replace_file
 from supernet.data.source import Source
 from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN, IntArray
 from supernet.data.streaming import StreamedImages, listed
@@ -125,6 +125,13 @@ class ImageData:
             std=IMAGENET_STD,
             fingerprint=source.fingerprint(),
         )
+
+    def lines(self) -> list[str]:
+        """Say how many images of which classes there are, and what was left out."""
+        summary = self.summary()
+        if summary is not None:
+            return summary.lines()
+        return [f"{split}: {count:,} images" for split, count in self.sizes.items()]
 
     def summary(self) -> Summary | None:
         """Return how many images of which classes there are, and what was left out."""
@@ -331,7 +338,7 @@ def _save_rows(path: Path, rows: IntArray) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         np.save(file, rows)
-    replace_file(partial, path)
+    durable.replace(partial, path)
 
 
 def _prepare(
@@ -404,9 +411,7 @@ def _streamed(
 def _write(data: ImageData) -> None:
     fields = {name: value for name, value in asdict(data).items() if name != "folder"}
     fields["checksum"] = _checksum(fields)
-    partial = data.folder / f"{DATA_FILE}.partial"
-    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    replace_file(partial, data.folder / DATA_FILE)
+    durable.write_text(data.folder / DATA_FILE, json.dumps(fields, indent=1) + "\n")
 
 
 def _checksum(fields: Mapping[str, object]) -> str:

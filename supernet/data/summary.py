@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.reading import read_json
-from supernet.data.files import replace_file
+from searchspace import durable
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
 
@@ -54,9 +54,7 @@ def summarize(source: Source, splits: Mapping[str, IntArray]) -> Summary:
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Keep a summary beside the prepared data."""
-    partial = folder / f"{SUMMARY_FILE}.partial"
-    partial.write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
-    replace_file(partial, folder / SUMMARY_FILE)
+    durable.write_text(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=1) + "\n")
 
 
 def read_summary(folder: Path) -> Summary | None:

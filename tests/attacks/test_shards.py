@@ -64,7 +64,9 @@ def test_a_class_that_is_a_wild_number_is_refused_before_memory_is_taken(
         shards(tmp_path, samples([0, 1, label, 0, 1], suffix=suffix))
 
 
-@pytest.mark.parametrize("label", ["1.7", "true", "1.0", "1_0", "\u0661", "0x1", "", "ant", "-5", "nan"])
+@pytest.mark.parametrize(
+    "label", ["1.7", "true", "1.0", "1_0", "\u0661", "0x1", "", "ant", "-5", "nan"]
+)
 def test_a_class_that_is_no_whole_number_is_refused(tmp_path: Path, label: str) -> None:
     with pytest.raises(ValueError, match=r"class must be a whole number.*2\.cls in"):
         shards(tmp_path, samples([0, 1, label]))
