@@ -49,8 +49,9 @@ def plan_here(
             folder=Path(folder) / "data",
             reads_content=False,
         )
-        for line in data.lines() if say is not None else ():
-            say(line)
+        if say is not None:
+            for line in data.lines():
+                say(line)
         started = time.monotonic()
         job = make_job(settings, Path(folder), data)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()

@@ -330,7 +330,7 @@ def _described(
         digests[is_read] = source.digests(order[is_read])
         _save_rows(data.folder / DIGESTS_FILE, digests)
         data = replace(data, content=hashlib.sha256(digests.tobytes()).hexdigest())
-    _write(data)
+    write_description(data)
     return data
 
 
@@ -408,7 +408,8 @@ def _streamed(
     )
 
 
-def _write(data: ImageData) -> None:
+def write_description(data: ImageData) -> None:
+    """Write what `open_data` reads; with it the folder is complete."""
     fields = {name: value for name, value in asdict(data).items() if name != "folder"}
     fields["checksum"] = _checksum(fields)
     durable.write_text(data.folder / DATA_FILE, json.dumps(fields, indent=1) + "\n")

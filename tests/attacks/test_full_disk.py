@@ -286,8 +286,7 @@ def test_a_test_image_that_is_another_one_is_noticed(
     packed()
     listed.cache_clear()
     with pytest.raises(ValueError, match=r"must not change during a run.*val/ant/1\.png"):
-        images = data.test_split().images
-        images.read(np.arange(6))  # type: ignore[union-attr]
+        data.test_split().images.read(np.arange(6))  # type: ignore[union-attr]
 
 
 def test_a_streamed_training_image_that_is_another_one_is_noticed(
@@ -310,5 +309,3 @@ def test_arrays_are_not_decoded_anew_from_other_images(
     (data.folder / "train_search_images.npy").unlink()
     with pytest.raises(ValueError, match="must not change during a run"):
         prepare(source, tmp_path)
-
-
