@@ -78,10 +78,7 @@ class Cluster:
         self._max_devices = max_devices
         if self.devices < 1:
             ray.shutdown()
-            raise ValueError(
-                f"The budget counts {device} time, and this cluster has no {self.resource}. "
-                "Give a cpu budget, or join a cluster that has one with --ray-address."
-            )
+            raise _no_device(device)
 
     def __enter__(self) -> Cluster:
         return self
@@ -169,6 +166,21 @@ class Cluster:
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
 
 
+def check_devices(device: str, address: str | None) -> None:
+    """Look whether there can be a cluster with such devices, before anything is made for it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if address is not None:
+        _check_answers(address)
+    elif device == "gpu":
+        import torch
+
+        if not torch.cuda.device_count():
+            raise _no_device(device)
+
+
 def kill_aside(actors: list[Any]) -> None:
     """Kill actors without waiting: where a node has just died, a kill takes seconds."""
     killers = ThreadPoolExecutor(max_workers=KILLERS)
@@ -225,6 +237,13 @@ def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
         except (RayTaskError, RayError) as error:
             finished.append((reference, None, last_line(str(error))))
     return finished
+
+
+def _no_device(device: str) -> ValueError:
+    return ValueError(
+        f"The budget counts {device} time, and this cluster has no {device.upper()}. "
+        "Give a cpu budget, or join a cluster that has one with --ray-address."
+    )
 
 
 def _check_answers(address: str) -> None:
