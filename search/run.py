@@ -14,7 +14,7 @@ from search.phases.finish import finish
 from search.phases.judging import judge_proposals
 from search.phases.measure import measure
 from search.phases.promote import promote
-from search.phases.session import Interrupted, Session
+from search.phases.session import Interrupted, NothingLeftError, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
@@ -63,6 +63,8 @@ def run_search(
             run.record.set_meta("phase", "done")
         except Interrupted:
             pass
+        except NothingLeftError as error:
+            view.say(str(error))
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)

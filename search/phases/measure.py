@@ -30,6 +30,7 @@ def measure(session: Session) -> Plan:
 
 def _measure(session: Session) -> None:
     session.wait_for_devices()
+    session.check_start(1)
     tick = session.tick("measure", may_stop=True)
     # What the worker takes to start and to end is charged as well.
     with (

@@ -22,10 +22,16 @@ from search.trust.ranking import Judge
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0
+# In the record: device-seconds that measuring took.
+MEASURED_SECONDS = "measured_seconds"
 
 
 class Interrupted(Exception):
     """The user asked the run to stop; it can be resumed."""
+
+
+class NothingLeftError(Exception):
+    """What is left of the budget does not pay for what would come next."""
 
 
 class Session:
@@ -129,9 +135,39 @@ class Session:
             StepTimes(**{**stored, "trial_steps": points}),
             self.run.data(),
             devices=max(self.cluster.devices, 1),
-            measured_seconds=self.record.spent_by_phase().get("measure", 0.0),
+            measured_seconds=self._measured_seconds(),
             times_budget=times_budget,
         )
+
+    def _measured_seconds(self) -> float:
+        """Return what measuring took until it was done; what later starts take is no part of it."""
+        measured = self.record.get_meta(MEASURED_SECONDS)
+        if measured is None:
+            measured = self.record.spent_by_phase().get("measure", 0.0)
+            self.record.set_meta(MEASURED_SECONDS, measured)
+        return float(measured)
+
+    def check_start(self, devices: int) -> None:
+        """See that the budget pays for another start of the workers on so many devices.
+
+        Raises:
+            NothingLeftError: If it does not, going by what the quickest start so far has taken.
+        """
+        held = [row for row in self.record.ledger() if row[1] == "measure" and row[4]]
+        seconds = {
+            state: [row[-1] / row[4] for row in held if (row[8] == "done") == state]
+            for state in (True, False)
+        }
+        # One that was killed on the way would have taken longer.
+        needed = min(seconds[True], default=max(seconds[False], default=0.0)) * devices
+        spent, asked = self.spent(), self.budget.amount_seconds
+        if held and spent + needed > asked:
+            started = sum(row[-1] for row in held)
+            raise NothingLeftError(
+                f"Of {asked:.0f} device-seconds {spent:.0f} are spent, {started:.0f} of them on "
+                f"starting workers {len(held)} times, and another start takes {needed:.0f}: "
+                "nothing is begun that does not fit."
+            )
 
     def revise(self, plan: Plan, *, after: str) -> Plan:
         """Split what is left anew, with what trials and judgements have really cost."""

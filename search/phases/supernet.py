@@ -51,6 +51,7 @@ class _Training:
         if self.record.get_meta(SUPERNET) == "done":
             return session.make_plan()
         devices = session.wait_for_devices()
+        session.check_start(devices)
         # What the workers take to start and to end is charged as well.
         with (
             ExitStack() as charges,
