@@ -48,7 +48,9 @@ _MADE = re.compile(
     r"(space\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
-    r"data\.lock|(data\.json|(train_search|test)_(images|labels)\.npy)(\.partial)?"
+    r"data\.lock|"
+    r"((data|summary|skipped)\.json|(positions|labels|digests)\.npy|"
+    r"(train_search|test)_(images\.npy|labels\.npy|checksum\.txt))(\.partial)?"
 )
 
 
