@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -126,6 +126,13 @@ class Cluster:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
     @property
+    def node_devices(self) -> int:
+        """Count the devices of the largest node that is alive: what one task can hold."""
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        held = [node["Resources"].get(self.resource, 0) for node in nodes if node["Alive"]]
+        return int(max(held, default=0)) or 1
+
+    @property
     def threads(self) -> int:
         """CPU threads of a worker. On cores there is one worker a core, because many small
         operators synchronise badly over threads, and worse on a busy machine."""
@@ -167,6 +174,11 @@ class Cluster:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
         needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+    def cancel(self, references: Iterable[Any]) -> None:
+        """Kill the processes of functions that were submitted and have not ended."""
+        for reference in references:
+            ray.cancel(reference, force=True)
 
 
 def kill_aside(actors: list[Any]) -> None:

@@ -422,7 +422,12 @@ def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
             "bad_loss rollback goes back to a checkpoint, and this training has no folder for one. "
             "Give it one, or write bad_loss stop."
         )
-    if (recipe.token_labels is None) != (options.maps is None):
+    check_token_labels(recipe, given=options.maps is not None)
+
+
+def check_token_labels(recipe: Recipe, *, given: bool) -> None:
+    """Refuse label maps that a recipe has no use for, and a recipe that lacks them."""
+    if (recipe.token_labels is None) == given:
         raise ValueError(
             "A recipe with token_labels needs the label maps of its images, and only such a one: "
             f"{recipe.name} has {'none' if recipe.token_labels is None else 'token_labels'}. Give "
