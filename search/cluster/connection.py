@@ -22,9 +22,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.budget import count_cores
 from search.scheduling.tasks import START_SECONDS, last_line
+
+logger = logging.getLogger(__name__)
 
 # How long the others' errors may come before the news that one of the group has died.
 NEWS_OF_DEATH_SECONDS = 45.0
@@ -174,6 +177,34 @@ class Cluster:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
         needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+    def on_each_node(
+        self, function: Callable[[], None], *, while_waiting: Callable[[], None]
+    ) -> None:
+        """Run a function once on every node, holding no device; where it fails, it is not missed.
+
+        Args:
+            while_waiting: Called about once a second.
+        """
+        pending = [
+            ray.remote(function)
+            .options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote()
+            for node in self.nodes()
+        ]
+        deadline = time.monotonic() + START_SECONDS
+        while pending and time.monotonic() < deadline:
+            for reference in ray.wait(pending, num_returns=1, timeout=1.0)[0]:
+                pending.remove(reference)
+                try:
+                    ray.get(reference)
+                except (RayTaskError, RayError) as error:
+                    logger.warning("A node could not prepare: %s", last_line(str(error)))
+            while_waiting()
 
     def cancel(self, references: Iterable[Any]) -> None:
         """Kill the processes of functions that were submitted and have not ended."""
