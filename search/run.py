@@ -14,13 +14,13 @@ from search.phases.finish import finish
 from search.phases.judging import judge_proposals
 from search.phases.measure import measure
 from search.phases.promote import promote
-from search.phases.session import Interrupted, NothingLeftError, Session
+from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
 from search.record.schema import DatabaseLostError
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import StorageError, Work, is_disk_full, last_line
+from search.scheduling.tasks import BudgetSpent, StorageError, Work, is_disk_full, last_line
 from search.terminal.progress import ProgressView, StopSignals
 from search.workers.supernet_worker import WORK
 
@@ -59,12 +59,14 @@ def run_search(
         session = Session(run, cluster, stop, view, work)
         try:
             run.share_data()
+            prepare_nodes(session)
             search_with(session)
             run.record.set_meta("phase", "done")
         except Interrupted:
             pass
-        except NothingLeftError as error:
-            view.say(str(error))
+        except BudgetSpent as spent:
+            view.say(str(spent))
+            run.record.set_meta("phase", "done")
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)
@@ -78,6 +80,12 @@ def run_search(
             console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
             return FULL_DISK
         return stop.requested
+
+
+def prepare_nodes(session: Session) -> None:
+    """Let every node compile what it needs: nothing is charged before."""
+    if session.work.prepare is not None and session.spent() < session.budget.amount_seconds:
+        session.cluster.on_each_node(session.work.prepare, while_waiting=session.check_stop)
 
 
 def search_with(session: Session) -> None:

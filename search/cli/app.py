@@ -295,7 +295,7 @@ def retrain(
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.report.outcome import write_report
-    from search.retraining.queue import RetrainPlan, retrain_members
+    from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
     from search.run_folder.folder import own_run
 
     with own_run(run) as folder:
@@ -313,11 +313,12 @@ def retrain(
             workers=workers,
         )
         stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
-        write_report(folder)
-        console.print(f"Report: {folder.report}", highlight=False)
+        if stopped_by != FULL_DISK:
+            write_report(folder)
+            console.print(f"Report: {folder.report}", highlight=False)
     if stopped_by:
         console.print(f"Stopped by {stopped_by}. The same command goes on.")
-        raise typer.Exit(130)
+        raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)
 
 
 @app.command(name="import")

@@ -11,7 +11,7 @@ from search.plan import Plan, make_plan
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import StepTimes
 from search.workers.job import make_job
-from search.workers.supernet_worker import SupernetWorker
+from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
 
@@ -36,6 +36,7 @@ def plan_here(settings: RunSettings, *, devices: int | None) -> tuple[Plan, Plan
     space = settings.load_space()
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(settings.data, img_size=space.img_size, folder=Path(folder) / "data")
+        compile_kernels()
         started = time.monotonic()
         job = make_job(settings, Path(folder), data)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from search.phases.session import NothingLeftError
 from search.plan import PHASES, SHARES, Plan
 from search.record.record import Record
 from search.results.candidates import ZERO_COST, front, searched_fidelities
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
+from search.scheduling.tasks import BudgetSpent
 from search.scheduling.trials import fidelity_of
 from search.trust.judge_choice import JUDGE, PROXY_SCORES, sampled_fidelity
 from tests.local_run import LocalRun
@@ -121,7 +121,7 @@ def test_a_run_that_kills_have_spent_begins_nothing_and_says_why(
             run.clock.work_for(29.0)
             record.finish_attempt(attempt, outcome="interrupted")
 
-    with pytest.raises(NothingLeftError, match=r"Of 300 .* 290 are spent, 290 of .* 10 times"):
+    with pytest.raises(BudgetSpent, match=r"Of 300 .* 290 are spent, 290 of .* 10 times"):
         run.enter()
 
     with run.record() as record:
