@@ -45,6 +45,8 @@ def run_search(
         when it is done.
     """
     budget = run.settings.parsed_budget
+    for line in run.data().lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
         Heartbeat(run.record),

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -212,8 +213,10 @@ def plan(
         img_size=img_size,
         retrain_recipe=recipe or "",
     )
-    made, twice = plan_here(settings, devices=devices)
-    _console().print(plan_table(made, settings.parsed_budget.device, twice=twice))
+    console = _console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    made, twice = plan_here(settings, devices=devices, say=say)
+    console.print(plan_table(made, settings.parsed_budget.device, twice=twice))
 
 
 @app.command()

@@ -22,6 +22,7 @@ class RetrainResult:
         data: Name of the images; ``data_fingerprint`` is a hash of them.
         mean: Of each channel in 0..1; what the network expects its images normalised by.
         std: Likewise.
+        crop_pct: Share of the side of an image's central square that it expects to see.
         start: ``fresh`` or ``inherited`` weights.
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
@@ -42,6 +43,7 @@ class RetrainResult:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float
     num_train_images: int
     device: str
     seconds: float
@@ -122,8 +124,10 @@ network = timm.create_model(
 )
 ```
 
-It takes RGB images scaled to 0..1, less the mean {_numbers(result.mean)}, divided by the
-deviation {_numbers(result.std)}, of shape (batch, channels, height, width).
+It takes RGB images, turned as their EXIF orientation says, scaled ({recipe.eval_interpolation})
+so that {result.crop_pct:.4g} of the side of the central square is seen. Their values are those of
+0..1, less the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}; their
+shape is (batch, channels, height, width).
 """
 
 

@@ -28,6 +28,7 @@ from supernet.data import ImageData
 from supernet.network.interpolation import interpolated_start
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, dump_recipe
+from supernet.training.batches import seen_share
 from supernet.training.checkpoint import checksums, remove_checkpoints, write_text
 from supernet.training.token_labels import LabelMaps
 from supernet.training.training import (
@@ -256,6 +257,7 @@ def _result(
         class_names=data.class_names,
         mean=data.mean,
         std=data.std,
+        crop_pct=seen_share(data, recipe.crop_pct),
         num_train_images=len(data.full_train()),
         device=options.device,
         seconds=training.seconds,

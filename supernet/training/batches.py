@@ -252,6 +252,13 @@ def eval_batches(
         yield from map(maker.__getitem__, firsts)
 
 
+def seen_share(data: ImageData, crop_pct: float | None) -> float:
+    """Return the share of an image's side that `eval_batches` shows, as timm's ``crop_pct``."""
+    if crop_pct is not None:
+        return crop_pct
+    return CROP_FRACTION if data.is_streamed else data.img_size / data.stored_size
+
+
 @lru_cache(maxsize=2)
 def _epoch_order(num_images: int, repeats: int, seed: int, epoch: int) -> IntArray:
     rng = np.random.default_rng(derived_seed(seed, "order", epoch))
