@@ -20,6 +20,7 @@ from search.results.candidates import (
     ZERO_COST,
     Candidate,
     front,
+    passed_over,
     retrained,
     searched_fidelities,
     to_json,
@@ -165,6 +166,8 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
+    if passed := passed_over(run.record.trials()):
+        yield passed
     checked = run.record.get_meta(EXTRACTION) or {}
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[str(member.id)] for member in members if str(member.id) in checked]

@@ -17,9 +17,9 @@ from search.results.candidates import (
     Candidate,
     add_probabilities,
     candidates,
-    highest_fidelity,
     retrained,
     searched_fidelities,
+    shown_fidelity,
 )
 from search.results.dominance import hypervolume, non_dominated
 from search.results.importance import study_importance
@@ -41,7 +41,7 @@ def judged_candidates(
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    highest_fidelity(trials)
+    shown_fidelity(trials)
     found = {
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
         for fidelity in searched_fidelities(trials)
