@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
-from search.results.objectives import MEASURED, OBJECTIVES
+from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
 from supernet.training.intervals import NORMAL_975, wilson_interval
 
@@ -282,20 +282,18 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
-    """Return the losses of candidates, of shape (candidates, objectives).
-
-    ``top1`` becomes the error in percent; what was not measured is NaN.
-    """
-    columns: dict[str, list[float]] = {
-        "top1": [100.0 - c.top1 for c in candidates],
-        "macs": [c.macs for c in candidates],
-        "params": [c.params for c in candidates],
-        **{
-            name: [math.nan if (cost := getattr(c, name)) is None else cost for c in candidates]
-            for name in MEASURED
-        },
-    }
-    return np.array([columns[name] for name in objectives], dtype=float).T
+    """Return the losses of candidates, of shape (candidates, objectives); see `loss_row`."""
+    rows = [
+        loss_row(
+            100.0 - c.top1,
+            c.macs,
+            c.params,
+            {name: getattr(c, name) for name in MEASURED},
+            objectives,
+        )
+        for c in candidates
+    ]
+    return np.array(rows, dtype=float).reshape(len(candidates), len(objectives))
 
 
 def _cost(candidate: Candidate, name: str) -> float:
