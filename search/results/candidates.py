@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
@@ -384,6 +383,8 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
         freedom += len(top1s) - 1
     if not freedom:
         return 0.0
+    from scipy.special import stdtrit
+
     # Student's t at 97.5 %.
     return float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom)
 

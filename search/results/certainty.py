@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from search.results.dominance import non_dominated
 
@@ -65,6 +64,8 @@ def front_probabilities(
         Probabilities of shape (n,); zero where a cost is missing. Networks that cost the same share
         the chance of their place.
     """
+    from scipy.special import betainc  # a fifth of a second that only tables of a front need
+
     probabilities = np.zeros(len(top1))
     share = top1 / 100
     alpha, beta = images * share + 0.5, images * (1 - share) + 0.5
@@ -97,6 +98,8 @@ def best_within_limits(
         By rising limit. With many networks `MAX_LIMITS` of them: all at which another one is best,
         and others spread evenly in between.
     """
+    from scipy.special import betainc
+
     share = top1 / 100
     alpha, beta = images * share + 0.5, images * (1 - share) + 0.5
     order = _contenders(alpha, beta, cost[:, None])

@@ -7,7 +7,6 @@ NaN (a missing value) is on no front; +inf is an ordinary, very bad value.
 
 from __future__ import annotations
 
-import moocore
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,8 @@ def non_dominated(losses: NDArray[np.float64]) -> NDArray[np.bool_]:
     Raises:
         ValueError: If losses is not a matrix with at least one column.
     """
+    import moocore  # a sixth of a second that lists without a front need not take
+
     valid = _is_known(losses)
     mask = np.zeros(len(losses), dtype=bool)
     mask[valid] = moocore.is_nondominated(_places(losses[valid]), keep_weakly=True)
@@ -42,6 +43,8 @@ def non_dominated_rank(losses: NDArray[np.float64]) -> NDArray[np.intp]:
     Raises:
         ValueError: If losses is not a matrix with at least one column.
     """
+    import moocore
+
     valid = _is_known(losses)
     known = moocore.pareto_rank(_places(losses[valid]))
     ranks = np.full(len(losses), known.max(initial=-1) + 1, dtype=np.intp)
@@ -81,6 +84,8 @@ def hypervolume(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     Raises:
         ValueError: If the shapes do not fit, the reference is not finite or a loss is -inf.
     """
+    import moocore
+
     if losses.ndim != 2 or reference.shape != losses.shape[1:]:
         raise ValueError(
             "Losses of shape (n, m) need a reference of shape (m,), "
