@@ -11,7 +11,7 @@ import torch
 from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
-from supernet.measuring.latency import Latency
+from supernet.measuring.latency import Latency, median_interval
 from supernet.measuring.latency_table import (
     LatencyTable,
     Part,
@@ -19,7 +19,6 @@ from supernet.measuring.latency_table import (
     covering,
     macro_of,
     measure_table,
-    median_interval,
     parts_of,
 )
 from supernet.network.supernet import build_subnet
