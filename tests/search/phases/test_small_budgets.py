@@ -22,7 +22,7 @@ START = 6.0
 
 
 def small_run(folder: Path, budget: int, patch: pytest.MonkeyPatch) -> LocalRun:
-    """Make a run whose workers need seconds to start, in every phase, and whose epochs are short."""
+    """Make a run whose workers need seconds to start in every phase, and whose epochs are short."""
     settings = RunSettings(data="digits", budget=f"{budget}cpu-seconds", sampler="random")
     run = LocalRun(folder / "run", settings, patch)
     work = f'{{"step": 0.02, "judge": 0.05, "epoch": 0.6, "start": {START}}}'
