@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
 # first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
 # extraction and spends the rest on judging.
@@ -107,17 +109,7 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read what `to_dict` wrote (after a detour over JSON)."""
-        points = tuple((int(macs), float(seconds)) for macs, seconds in data["step_seconds"])
-        smallest, largest = data["retrain_seconds"]
-        rungs = tuple(data.get("rungs", [data["trial_epochs"]]))
-        return cls(
-            **{
-                **data,
-                "step_seconds": points,
-                "retrain_seconds": (smallest, largest),
-                "rungs": rungs,
-            }
-        )
+        return TypeAdapter(cls).validate_python(data)
 
 
 def make_plan(

@@ -155,8 +155,6 @@ class RunSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
-        if "supernet_strategy" not in data:  # before there were others than the supernet
-            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
         return cls(**data)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from configs import config_names
 from search.budget import Device, format_seconds
 from search.plan import ETA, PHASES, Plan, climbing_phase
-from search.results.candidates import front, highest_fidelity, searched_fidelities
+from search.results.candidates import front, searched_fidelities, shown_fidelity
 from search.run_folder.folder import RunFolder
 from search.terminal.tables import format_count
 from search.trust.judge_choice import JUDGE
@@ -77,7 +77,7 @@ def status_table(run: RunFolder) -> Table:
         best = max(members, key=lambda member: member.top1)
         table.add_row(
             "best so far",
-            f"network {best.id}: {best.top1:.1f} % ({highest_fidelity(trials)}), "
+            f"network {best.id}: {best.top1:.1f} % ({shown_fidelity(trials)}), "
             f"{format_count(best.macs)} MACs",
         )
     plan = run.record.get_meta("plan")
