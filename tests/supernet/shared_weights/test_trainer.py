@@ -295,11 +295,24 @@ def test_without_distillation_all_learn_the_labels(strategy: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_mixed_precision_learns_in_bfloat16(data: ImageData) -> None:
-    training = trainer(data, recipe=RECIPE.model_copy(update={"amp": "bf16"}))
+@pytest.mark.parametrize(("amp", "expected"), [("bf16", torch.bfloat16), ("none", torch.float32)])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_whole(
+    data: ImageData, amp: str, expected: torch.dtype
+) -> None:
+    training = trainer(data, recipe=RECIPE.model_copy(update={"amp": amp}))
+    before = weights(training)
+    computed: set[torch.dtype] = set()
+    training.supernet.head.register_forward_hook(lambda _, __, logits: computed.add(logits.dtype))
+
     progress = training.run(2)
-    assert math.isfinite(progress.loss)
-    assert all(value.dtype == torch.float32 for value in weights(training).values())
+
+    assert computed == {expected}
+    # The classes are as likely as each other at first: the loss is about ln 10.
+    assert progress.loss == pytest.approx(math.log(10), abs=1.0)
+    after = weights(training)
+    assert all(value.dtype == torch.float32 for value in after.values())
+    moved = (after["head.weight"] - before["head.weight"]).abs().max()
+    assert 0 < moved <= 3 * RECIPE.lr
 
 
 def test_gradients_are_clipped_to_the_recipes_norm(
