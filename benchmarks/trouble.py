@@ -80,17 +80,19 @@ class Scene:
     root: Path
     rng: random.Random
     told: list[str] = field(default_factory=list)
+    place: str = "run"
 
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.root / "run"
+        return self.root / self.place
 
     def start(
         self, *words: str, at: int | None = None, trouble: Callable[[], None] = lambda: None
     ) -> Child:
         """Start a command in the scene; ``RUN`` stands for the run's folder."""
-        return Child(self.root, [str(self.run) if w == "RUN" else w for w in words], at, trouble)
+        named = [self.place if word == "RUN" else word for word in words]
+        return Child(self.root, self.run, named, at, trouble)
 
     def call(self, *words: str, **more: Any) -> End:
         """Run a command to its end."""
@@ -110,13 +112,18 @@ class Child:
     """A command that runs in a forked child."""
 
     def __init__(
-        self, root: Path, words: list[str], at: int | None, trouble: Callable[[], None]
+        self,
+        root: Path,
+        run: Path,
+        words: list[str],
+        at: int | None,
+        trouble: Callable[[], None],
     ) -> None:
         self.out = root / f"out-{random.SystemRandom().getrandbits(40)}.txt"
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_the_child(root, words, self.out, Counter(root / "run", at, trouble))
+            _be_the_child(root, words, self.out, Counter(run, at, trouble))
 
     def stopped(self) -> bool:
         """Wait until it stops itself (True) or has ended."""
@@ -200,14 +207,14 @@ class Known:
     chosen: str
 
 
-START = ("run", "--budget", f"{BUDGET:.0f}cpu-seconds", "--data", "images", "--out", "run")
+START = ("run", "--budget", f"{BUDGET:.0f}cpu-seconds", "--data", "images", "--out", "RUN")
 START += ("--space", "tiny.yaml", "--recipe", "quick", "--sampler", "random")
-RESUME = ("run", "--resume", "--out", "run")
+RESUME = ("run", "--resume", "--out", "RUN")
 
 
 def retrain_words(known: Known) -> tuple[str, ...]:
     """Return the command that retrains the chosen network."""
-    return ("retrain", "run", "--arch", known.chosen, "--epochs", "3")
+    return ("retrain", "RUN", "--arch", known.chosen, "--epochs", "3")
 
 
 def prepare(root: Path) -> Known:
@@ -223,7 +230,7 @@ def prepare(root: Path) -> Known:
     first = _sound(scene.call(*START), START)
     events["run"] = first.num_events
     numbers = numbers_of(scene)
-    members = json.loads(scene.call("pareto", "run", "--json").text)
+    members = json.loads(scene.call("pareto", "RUN", "--json").text)
     chosen = str(members[0]["id"])
     keep("done")
     known = Known(folders, numbers, events, chosen)
@@ -350,8 +357,8 @@ def finish(scene: Scene, known: Known, *, exact: bool = False) -> str:
         return "message"
     check_numbers(scene, known, exact=exact)
     check_ledger(scene, least=0.0)
-    scene.checked("status", "run")
-    scene.checked("pareto", "run", "--json")
+    scene.checked("status", "RUN")
+    scene.checked("pareto", "RUN", "--json")
     return "resumed"
 
 
@@ -462,7 +469,7 @@ def clocks(scene: Scene, known: Known) -> str:
         raise FailedError(f"a run whose clock was set ended with {end.status}: {end.text[-800:]}")
     check_numbers(scene, known, exact=False)
     check_ledger(scene)
-    scene.checked("status", "run")
+    scene.checked("status", "RUN")
     return "done"
 
 
@@ -471,7 +478,8 @@ def disks(scene: Scene, known: Known) -> str:
     kilobytes = scene.rng.randint(16, 1_200)
     of_retraining = scene.rng.random() < 0.3
     words = START
-    with small_disk(scene.run, kilobytes * 1024) as enlarge:
+    scene.place = "disk/run"
+    with small_disk(scene.root / "disk", kilobytes * 1024) as enlarge:
         if of_retraining:
             needed = sum(f.stat().st_size for f in known.folders["done"].rglob("*"))
             enlarge(needed + needed // 2 + kilobytes * 1024)
@@ -524,10 +532,10 @@ def bits(scene: Scene, known: Known) -> str:
 
 def look_at_all(scene: Scene, known: Known) -> str:
     """Use a damaged run in every way: what is told is right, or there is a message."""
-    ends = [scene.checked("status", "run"), scene.checked("pareto", "run", "--json", may=(0, 1))]
+    ends = [scene.checked("status", "RUN"), scene.checked("pareto", "RUN", "--json", may=(0, 1))]
     ends.append(scene.checked(*RESUME, may=(0, 1)))
     ends.append(scene.checked(*retrain_words(known), may=(0, 1)))
-    ends.append(scene.checked("pareto", "run", "--json", may=(0, 1)))
+    ends.append(scene.checked("pareto", "RUN", "--json", may=(0, 1)))
     if ends[2].status == 0:
         check_numbers(scene, known, exact=False)
     if ends[3].status == 0 and retrained_of(scene) != known.numbers["retrained"]:
@@ -568,7 +576,12 @@ def one_seed(seed: int, kinds: list[str], known: Known, base: Path) -> tuple[str
         for name, state in before.items():
             if state_of(root / name) != state:
                 raise FailedError(f"{name} has changed")
-        if strangers := {path.name for path in root.iterdir()} - {*before, "run", "tiny.yaml"}:
+        if strangers := {path.name for path in root.iterdir()} - {
+            *before,
+            "run",
+            "disk",
+            "tiny.yaml",
+        }:
             raise FailedError(f"left outside of the run: {sorted(strangers)}")
     except FailedError as error:
         return kind, "FAILED", f"{', '.join(scene.told)}: {error}"

@@ -58,6 +58,7 @@ TESTS = (
     "tests/search/retraining",
     "tests/search/scheduling",
     "tests/search/test_budget.py",
+    "tests/search/test_image_roles.py",
     "tests/search/test_plan.py",
     "tests/search/trust",
     "tests/search/workers",
