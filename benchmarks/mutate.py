@@ -157,7 +157,7 @@ def _arguments(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--named", action="store_true", help="the named changes instead")
     parser.add_argument("--report", action="store_true", help="only count what is there")
     parser.add_argument("--equivalent", type=Path, help="changes to leave out, one a line")
-    parser.add_argument("--most-seconds", type=float, default=60.0, help="of tests for a change")
+    parser.add_argument("--most-seconds", type=float, default=300.0, help="of tests for a change")
     parser.add_argument("--out", type=Path, default=Path("runs/mutation"))
     return parser.parse_args(None if words is None else list(words))
 
