@@ -56,6 +56,7 @@ def main() -> None:
         if missing:
             with Copy(ROOT) as copy:
                 reach = Reach.load(out / "reach.json", copy, MODULES, TESTS)
+                copy.compile(TESTS)
                 for mutant in missing:
                     write(results, judge(copy, reach, mutant, arguments.most_seconds))
         names = {mutant.name for mutant in chosen}

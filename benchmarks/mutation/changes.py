@@ -211,7 +211,10 @@ def _of_call(node: ast.AST) -> Iterator[_Found]:
         return
     if len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
         first, second, *rest = node.args
-        yield "swapped arguments", node, ast.Call(node.func, [second, first, *rest], node.keywords)
+        swapped = ast.Call(node.func, [second, first, *rest], node.keywords)
+        # Where the order is nothing to the function, there is no other meaning.
+        if ast.dump(first) != ast.dump(second) and not _is_symmetric(node.func):
+            yield "swapped arguments", node, swapped
     for keyword in node.keywords:
         if keyword.arg is not None:
             kept = [other for other in node.keywords if other is not keyword]
@@ -223,6 +226,11 @@ def _of_call(node: ast.AST) -> Iterator[_Found]:
     if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
         named = ast.Attribute(node.func.value, METHODS[node.func.attr])
         yield "function", node, ast.Call(named, node.args, node.keywords)
+
+
+def _is_symmetric(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in ("min", "max", "minimum", "maximum", "add", "mul", "gcd", "equal")
 
 
 def _of_statement(node: ast.AST) -> Iterator[_Found]:

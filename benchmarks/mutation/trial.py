@@ -57,6 +57,12 @@ class Copy:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder)
 
+    def compile(self, tests: Sequence[str]) -> None:
+        """Compile the program and the tests once, for all the children."""
+        there = [test for test in tests if (self.folder / test).exists()]
+        arguments = [*PYTEST, "--collect-only", *there]
+        self.fork(lambda: _pytest(arguments, compiles=True), 900.0)
+
     def run(self, module: str, source: str, tests: Sequence[str], seconds: float) -> str:
         """Run tests while a module has another text: ``noticed``, ``survived``, ``timed out``."""
         path = self.folder / module
@@ -95,9 +101,9 @@ class Copy:
         return _wait(child, seconds)
 
 
-def _pytest(arguments: list[str], plugins: Sequence[object] = ()) -> int:
+def _pytest(arguments: list[str], plugins: Sequence[object] = (), *, compiles: bool = False) -> int:
     # A changed module of the same length and second would be taken for the one that was compiled.
-    sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = not compiles
     return int(pytest.main(arguments, plugins=list(plugins)))
 
 

@@ -12,8 +12,6 @@ import pytest
 
 from search.phases.planning import plan_from_times
 from search.plan import (
-    MAX_JUDGED,
-    MIN_FINISH_SECONDS,
     PHASES,
     SHARES,
     Plan,
@@ -28,6 +26,8 @@ from search.scheduling.tasks import StepTimes
 from tests.tiny_data import noise, tiny_data
 
 SUPERNET = SHARES["supernet"]
+# As documented: more judgements hardly move a front, and the last judge takes seconds to start.
+MAX_JUDGED, MIN_FINISH_SECONDS = 20_000, 12.0
 POINTS = ((8_000_000, 0.1), (16_000_000, 0.3), (10_000_000, 0.15))
 
 
@@ -325,3 +325,38 @@ def test_the_least_budget_that_is_named_is_enough_and_hardly_more(strategy: str)
             plan_of(least - 1, strategy=strategy)
     if strategy == "zero-cost":
         assert least == round(max(epoch / 0.55, 10 / 0.35))
+
+
+def test_trainings_are_as_long_as_leaves_time_for_fifteen_of_them() -> None:
+    """Five to compare rankings with, ten that are promoted; more where there are more devices."""
+    epoch = TRIAL_STEP * 16
+    for budget, devices, fewest in ((500, 2, 15), (2_000, 2, 15), (2_000, 10, 20), (300, 2, 15)):
+        plan = plan_of(budget, devices=devices)
+        finish = max(0.03 * budget, MIN_FINISH_SECONDS)
+        share = (0.16 + 0.33) / (0.36 + 0.16 + 0.12 + 0.33) * (budget - finish)
+        assert plan.trial_epochs == int(share / (fewest * epoch))
+    assert plan_of(100, strategy="zero-cost").trial_epochs == 1
+
+
+def test_a_ranking_gets_two_dozen_networks_or_one_a_device() -> None:
+    assert plan_of(1e6).num_trust == 24
+    assert plan_of(1e6, devices=100).num_trust == 100
+    assert plan_of(1e7, devices=30).num_trust == 30
+
+
+def test_a_full_retraining_costs_its_steps() -> None:
+    smallest, largest = plan_of(1_000).retrain_seconds
+    # The least squares line through the points, at their ends.
+    line = StepModel(POINTS)
+    assert smallest == pytest.approx(1_000 * line(8_000_000))
+    assert largest == pytest.approx(1_000 * line(16_000_000))
+    slope = (-10 / 3 * -0.25 / 3 + 14 / 3 * 0.35 / 3 + -4 / 3 * -0.1 / 3) / ((100 + 196 + 16) / 9)
+    assert line(16_000_000) - line(8_000_000) == pytest.approx(8 * slope)
+
+
+def test_trials_that_still_run_leave_the_last_judge_its_time() -> None:
+    plan = plan_of(1_000)
+    assert plan.last_call_seconds == pytest.approx(1_000 - 12)
+    # A finish that got less than that is all that is left to it.
+    short = plan_of(1_000, shares={"finish": 0.005})
+    assert short.last_call_seconds == pytest.approx(1_000 - 5)

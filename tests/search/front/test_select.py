@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from search.front.select import (
-    LEAST_CHANCE,
     choice_json,
     retrain_cost,
     select_members,
@@ -109,7 +108,7 @@ def test_a_rival_is_worth_a_look_from_a_chance_of_a_tenth() -> None:
     front = [member(1, top1=50, macs=10), member(2, top1=90, macs=100)]
     rivals = [
         replace(member(n, top1=60, macs=50), on_front=False, near_front=True, front_probability=p)
-        for n, p in ((3, LEAST_CHANCE), (4, LEAST_CHANCE - 0.001), (5, None))
+        for n, p in ((3, 0.1), (4, 0.099), (5, None))
     ]
     far = replace(member(6, top1=60, macs=50), on_front=False, front_probability=0.9)
 

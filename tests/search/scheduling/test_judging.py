@@ -9,12 +9,14 @@ import pytest
 
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
-from search.scheduling.judging import MARGIN_SECONDS, PACE_SHARE, SAFETY, Judging
+from search.scheduling.judging import Judging
 from search.scheduling.tasks import Judgement, Outcome
-from search.scheduling.trials import MAX_LOST
 from searchspace.architecture import Architecture
 from searchspace.spec_file import load_space
 
+# What is promised: judgements may be 1.3 times slower than expected, each judge has a margin, a
+# fifth of every surprise is believed, and the third loss is the last.
+SAFETY, MARGIN_SECONDS, PACE_SHARE, MAX_LOST = 1.3, 0.2, 0.2, 3
 SPACE = load_space("digits").replace(num_classes=10)
 
 
