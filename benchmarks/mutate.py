@@ -17,7 +17,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.mutation.changes import changes_of, is_python
 from benchmarks.mutation.named import NAMED
 from benchmarks.mutation.scope import MODULES, TESTS
-from benchmarks.mutation.trial import Copy, Reach
+from benchmarks.mutation.trial import TIMES_SLOWER, Copy, Reach
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +41,7 @@ class Mutant:
     module: str
     line: int
     source: str
+    tests: str | None = None
 
 
 def main() -> None:
@@ -55,8 +56,10 @@ def main() -> None:
         missing = [mutant for mutant in chosen if mutant.name not in known]
         if missing:
             with Copy(ROOT) as copy:
-                reach = Reach.load(out / "reach.json", copy, MODULES, TESTS)
-                copy.compile(TESTS)
+                reach = Reach({}, {})
+                if not arguments.named:
+                    reach = Reach.load(out / "reach.json", copy, MODULES, TESTS)
+                    copy.compile(TESTS)
                 for mutant in missing:
                     write(results, judge(copy, reach, mutant, arguments.most_seconds))
         names = {mutant.name for mutant in chosen}
@@ -85,21 +88,31 @@ def sampled(arguments: argparse.Namespace) -> list[Mutant]:
 def named() -> list[Mutant]:
     """Make the changes that stand in `NAMED`; what is gone from the program is printed."""
     found = []
-    for name, module, old, new in NAMED:
+    for name, module, old, new, tests in NAMED:
         source = (ROOT / module).read_text(encoding="utf-8")
         if source.count(old) != 1:
             print(f"Not to be found exactly once: {name} ({module})")
             continue
         line = source[: source.index(old)].count("\n") + 1
-        found.append(Mutant(name, module, line, source.replace(old, new)))
+        found.append(Mutant(name, module, line, source.replace(old, new), tests))
     return found
+
+
+def batches_for(
+    copy: Copy, reach: Reach, mutant: Mutant, most_seconds: float
+) -> Iterator[tuple[list[str], float]]:
+    """Yield the tests of a change: those that it names, else those that enter what was changed."""
+    if mutant.tests is not None:
+        yield [mutant.tests], most_seconds * TIMES_SLOWER
+        return
+    pristine = (copy.folder / mutant.module).read_text(encoding="utf-8")
+    yield from reach.batches(pristine, mutant.module, mutant.line, most_seconds)
 
 
 def judge(copy: Copy, reach: Reach, mutant: Mutant, most_seconds: float) -> dict[str, Any]:
     """Run the tests that enter what was changed."""
-    pristine = (copy.folder / mutant.module).read_text(encoding="utf-8")
     end, tests = "survived", 0
-    for batch, seconds in reach.batches(pristine, mutant.module, mutant.line, most_seconds):
+    for batch, seconds in batches_for(copy, reach, mutant, most_seconds):
         tests += len(batch)
         end = copy.run(mutant.module, mutant.source, batch, seconds)
         if end != "survived":
