@@ -230,3 +230,15 @@ def test_one_network_that_is_both_is_said_to_be_both() -> None:
 def test_no_network_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one network, got --top 0"):
         select_members([member(1, top1=10, macs=10)], objectives=OBJECTIVES, top=0)
+
+
+def test_a_network_that_costs_the_same_is_no_cheaper_and_no_dearer() -> None:
+    found = [
+        replace(member(n, top1=top1, macs=macs), params=params)
+        for n, top1, macs, params in ((1, 80, 10, 50), (2, 60, 10, 10), (3, 90, 40, 90))
+    ]
+    for macs, end in ((10, "cheapest"), (40, "dearest")):
+        found[1] = replace(found[1], macs=macs)
+        chosen = select_members(found, objectives=("top1", "macs", "params"), top=3)
+        (reason,) = (choice.reason for choice in chosen if choice.candidate.id == 2)
+        assert reason == f"spread: the {end} end"
