@@ -240,6 +240,6 @@ NAMED: tuple[Named, ...] = (
         "supernet/training/evaluation.py",
         "min(5, logits.shape[1])",
         "min(4, logits.shape[1])",
-        "tests/supernet/training/test_training.py",
+        "tests/search/retraining/test_evaluate.py",
     ),
 )

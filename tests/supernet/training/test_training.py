@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -392,22 +391,3 @@ def test_the_interval_ends_where_the_share_would_be_1_96_deviations_off(
     for bound in {low, high} - {0.0, 1.0}:
         deviation = math.sqrt(bound * (1 - bound) / total)
         assert abs(share - bound) == pytest.approx(1.959964 * deviation, rel=1e-5)
-
-
-def test_the_report_of_an_epoch_adds_up(data: ImageData) -> None:
-    recipe = changed(FULL, batch_size=8)
-    seen: list[EpochReport] = []
-    began = time.perf_counter()
-
-    train(new_net(), data, recipe, replace(options(data), on_epoch=seen.append))
-
-    lasted = time.perf_counter() - began
-    num_steps = data.sizes["train"] // 8
-    assert [report.epoch for report in seen] == list(range(1, recipe.total_epochs + 1))
-    for report in seen:
-        assert report.epochs == recipe.total_epochs
-        assert report.images == 8 * num_steps
-        assert report.skipped_steps == 0
-        assert 0 < report.read_seconds + report.augment_seconds <= report.wait_seconds
-        assert report.wait_seconds <= report.seconds
-    assert sum(report.seconds for report in seen) <= lasted
