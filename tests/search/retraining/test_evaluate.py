@@ -15,10 +15,10 @@ from search.retraining.finished import find_retrained
 from search.retraining.network import RetrainOptions, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
-from supernet.data import ImageData, image_data
+from supernet.data import ImageData, prepare_data
 from supernet.training.batches import eval_batches
 from supernet.training.intervals import wilson_interval
-from tests.tiny_data import changed, noise, tiny_data
+from tests.tiny_data import changed, noise, write_images
 
 MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))
 ARCHITECTURE = Architecture(
@@ -30,11 +30,8 @@ NUM_TEST = 30
 
 @pytest.fixture
 def data(tmp_path: Path) -> ImageData:
-    folder = tmp_path / "run" / "data"
-    folder.mkdir(parents=True)
-    data = tiny_data(folder, *noise(60, 8, num_classes=7), num_test=NUM_TEST)
-    image_data._write(data)
-    return data
+    source = write_images(tmp_path / "images", *noise(90, 8, num_classes=7), num_test=NUM_TEST)
+    return prepare_data(source, img_size=8, folder=tmp_path / "run" / "data")
 
 
 @pytest.fixture

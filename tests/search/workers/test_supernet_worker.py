@@ -21,13 +21,15 @@ from search.workers.judge_worker import CALIBRATION_BATCHES, Judge, JudgeWorker,
 from search.workers.supernet_worker import SupernetWorker, train_alone
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
-from supernet.network.supernet import Supernet, build_subnet
+from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.shared_weights.calibration import recalibrate
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.training import TrainingOptions, train
-from tests.tiny_data import noise, tiny_data
+from tests.tiny_data import noise, write_images
 
 SPACE = """
 name: tiny
@@ -39,7 +41,7 @@ mixers:
   window_attention: {window_size: 2, num_heads: [1, 2]}
   depthwise_conv: {kernel_size: [3, 5]}
 """
-NUM_TRAIN, NUM_SEARCH, BATCH = 150, 20, 64
+NUM_TRAIN, NUM_SEARCH, BATCH = 144, 36, 64
 
 
 class Clock:
@@ -72,15 +74,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 def make(tmp_path: Path) -> Callable[..., Job]:
     """Describe a tiny run of a strategy."""
     (tmp_path / "space.yaml").write_text(SPACE)
-    (tmp_path / DATA).mkdir()
-    images = noise(NUM_TRAIN + NUM_SEARCH + 4, 8, num_classes=3)
-    data = tiny_data(tmp_path / DATA, *images, num_search=NUM_SEARCH)
+    images = noise(NUM_TRAIN + NUM_SEARCH + 6, 8, num_classes=3)
+    source = write_images(tmp_path / "images", *images, num_test=6)
+    data = prepare_data(source, img_size=8, folder=tmp_path / DATA)
+    assert data.sizes == {"train": NUM_TRAIN, "search": NUM_SEARCH, "test": 6}
 
     def make(strategy: str = "supernet", **more: Any) -> Job:
-        settings = RunSettings(data="digits", budget="1cpu-minute", strategy=strategy, **more)
-        from supernet.data import image_data
-
-        image_data._write(data)
+        settings = RunSettings(data=source, budget="1cpu-minute", strategy=strategy, **more)
         return make_job(settings, tmp_path, data)
 
     return make
@@ -299,10 +299,6 @@ def test_a_judge_counts_the_search_images_that_are_right(make: Callable[..., Job
     judge = Judge(job, supernet=worker.trainer.supernet)
     assert sum(len(images) for images in judge.calibration) == NUM_TRAIN
     for architecture, (values, cause) in zip(some, found, strict=True):
-        network = build_subnet(architecture)
-        from supernet.network.supernet import extract
-        from supernet.shared_weights.calibration import recalibrate
-
         network = extract(worker.trainer.supernet, architecture)
         recalibrate(network, calibration)
         expected = evaluate(network, eval_batches(data.split("search"), data, 7), "cpu")
