@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from supernet.data import ImageData
+from supernet.data.arrays import checksum
 from supernet.recipes.recipe import Recipe, load_recipe
 
 PLAIN = {"hflip": 0.0, "random_crop_padding": 0, "label_smoothing": 0.0}
@@ -32,6 +33,7 @@ def tiny_data(
     ):
         np.save(folder / f"{stem}_images.npy", images[rows])
         np.save(folder / f"{stem}_labels.npy", labels[rows])
+        (folder / f"{stem}_checksum.txt").write_text(checksum(images[rows], labels[rows]))
     num_classes = int(labels.max()) + 1
     return ImageData(
         name="tiny",

@@ -74,6 +74,7 @@ class TrialRunner:
         on_event: Called with a line of text about each finished trial.
         on_end: Called with every trial that has ended, e.g. to promote by it.
         clock: Seconds; for how long trials have been running.
+        start_seconds: That a worker takes to start, where no trial has shown it yet.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class TrialRunner:
         on_event: Callable[[str], None],
         on_end: Callable[[Trial], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        start_seconds: float = 0.0,
     ) -> None:
+        self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
         self._files = files or SharedFolder(folder)
         self._phase, self._seed, self._choose = phase, seed, choose
@@ -243,7 +246,7 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected = self._costs.predict(trial.macs, epochs)
+        expected = self._expected(trial.macs, epochs)
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
             self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
@@ -276,8 +279,13 @@ class TrialRunner:
         self._idle = idle
 
     def _fits(self, macs: int, epochs: int) -> bool:
-        expected = self._costs.predict(macs, epochs)
+        expected = self._expected(macs, epochs)
         return self._record.spent(PHASES) + self._outstanding() + expected <= self._limit
+
+    def _expected(self, macs: int, epochs: int) -> float:
+        """Predict a trial's charge; what trials really took has their workers' start in it."""
+        start = 0.0 if self._costs.has_learnt else self._start_seconds
+        return self._costs.predict(macs, epochs) + start
 
     def _outstanding(self) -> float:
         now = self._clock()
@@ -306,6 +314,11 @@ class TrialCosts:
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether any trial has shown what it really takes."""
+        return any(self._ratios.values())
 
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""

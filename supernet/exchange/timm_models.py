@@ -16,20 +16,18 @@ ours is ``timm.create_model("mixer_search", architecture="volo_d1_384")``.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, load_pretrained, register_model
+from timm.models import PretrainedCfg, load_pretrained
 from timm.models._features import FeatureGetterNet, FeatureInfo, feature_take_indices
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.families import FAMILIES
-from searchspace.presets import PRESETS, preset
+from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from supernet.mixers.sharing import new_linear
 from supernet.network.supernet import Supernet
@@ -255,31 +253,12 @@ def _feature_info(architecture: Architecture) -> list[dict[str, Any]]:
     ]
 
 
-def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Make the function that timm calls for a name; timm adds keywords that say nothing to us."""
-
-    def build(
-        pretrained: bool = False,
-        pretrained_cfg: PretrainedCfg | Mapping[str, Any] | None = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: Any = None,
-        pretrained_model_args: Any = None,
-        **settings: Any,
-    ) -> nn.Module:
-        settings.setdefault("architecture", name)
-        if isinstance(pretrained_cfg, Mapping):
-            pretrained_cfg = PretrainedCfg(**pretrained_cfg)
-        return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **settings)
-
-    build.__name__ = build.__qualname__ = name
-    build.__module__ = __name__
-    return build
-
-
-def register() -> None:
-    """Make timm know ``mixer_search`` and the presets; names that timm has stay timm's."""
-    for name in ("mixer_search", *PRESETS):
-        if not timm.is_model(name):
-            register_model(_entry_point(name))
-    # timm appends the names here; they are not attributes of this module.
-    del sys.modules[__name__].__dict__["__all__"]
+def create_for_timm(
+    pretrained: bool,
+    pretrained_cfg: PretrainedCfg | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> nn.Module:
+    """Call `create` with what ``timm.create_model`` passes on."""
+    if isinstance(pretrained_cfg, Mapping):
+        pretrained_cfg = PretrainedCfg(**pretrained_cfg)
+    return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **settings)

@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from search.phases.planning import plan_from_times
 from search.plan import (
@@ -198,6 +200,45 @@ def test_what_a_phase_to_come_has_used_before_counts_against_its_share() -> None
     assert revised.until["trust"] == pytest.approx(1000)
     assert revised.until["finish"] == pytest.approx(2000)
     assert all(revised.until[b] >= revised.until[a] for a, b in pairwise(revised.until))
+
+
+@given(
+    strategy=st.sampled_from(sorted(SHARES)),
+    more=st.sampled_from([1.0, 1.2, 1.5, 2.0, 3.0]),
+    spent=st.lists(st.floats(0.0, 500.0), min_size=len(PHASES), max_size=len(PHASES)),
+    fixed=st.sets(st.sampled_from(["trust", "search", "promote"])),
+    start=st.sampled_from([0.0, 5.0, 200.0]),
+)
+def test_all_that_is_left_is_given_to_the_phases_to_come_whatever_was_spent(
+    strategy: str, more: float, spent: list[float], fixed: set[str], start: float
+) -> None:
+    plan = plan_of(1000 * more, strategy=strategy)
+    used = dict(zip(PHASES, spent, strict=True))
+    used = {name: used[name] for name in ("measure", *SHARES[strategy])}
+    *phases, _ = SHARES[strategy]
+
+    for phase in phases:  # as a run does: one revision after the other
+        plan = revise_plan(plan, after=phase, spent=used, fixed=fixed, start_seconds=start)
+
+        total = sum(used.values())
+        ends = list(plan.until.values())
+        assert ends[-1] == pytest.approx(max(1000 * more, total))
+        assert all(b >= a - 1e-6 for a, b in pairwise(ends))
+        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_run_that_had_overspent_gives_what_it_gets_to_training() -> None:
+    # 200 s became 220 s by kills; with 300 s, 80 are left, of which searching has used its share.
+    plan = plan_of(300, strategy="zero-cost")
+    spent = {"measure": 20.0, "trust": 66.0, "search": 26.0, "promote": 108.0}
+    plan = revise_plan(plan, after="trust", spent=spent)
+    spent["search"] += plan.until["search"] - 220.0
+
+    plan = revise_plan(plan, after="search", spent=spent)
+
+    assert plan.until["promote"] == pytest.approx(300)
+    assert plan.until["search"] == pytest.approx(sum(spent.values()))
+    assert 80 > plan.until["promote"] - plan.until["search"] > 60
 
 
 def test_dearer_trials_than_measured_mean_fewer() -> None:
