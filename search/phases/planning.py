@@ -12,7 +12,7 @@ from search.plan import Plan, make_plan
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import StepTimes
 from search.workers.job import make_job
-from search.workers.supernet_worker import SupernetWorker
+from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
 
@@ -52,6 +52,7 @@ def plan_here(
         if say is not None:
             for line in data.lines():
                 say(line)
+        compile_kernels()
         started = time.monotonic()
         job = make_job(settings, Path(folder), data)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()

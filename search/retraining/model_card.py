@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from searchspace.architecture import Architecture, describe
@@ -27,6 +27,8 @@ class RetrainResult:
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
+        identity: Hash of all that decided the training, but for its seed.
+        sha256: Of the files of weights, by their names.
     """
 
     key: str
@@ -47,6 +49,8 @@ class RetrainResult:
     seconds: float
     raw: Accuracy
     ema: Accuracy | None
+    identity: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def accuracy(self) -> Accuracy:

@@ -157,17 +157,40 @@ class TimmNetwork(Supernet):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Name what the published recipes do not decay beside biases and norms: tables."""
-        return {name for name, _ in self.named_parameters() if "table" in name or "pos_emb" in name}
+        """Name what timm's own networks do not decay, beside what has one dimension.
+
+        Tables of relative positions (Swin), embeddings of positions and the class token (VOLO),
+        position encodings (Twins), and biases that are tables here.
+        """
+        words = ("table", "pos_embed", "cls_token", "encodings.")
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith("bias") or any(word in name for word in words)
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group parameters by depth, for layer-wise learning rates."""
-        blocks: list[tuple[str, tuple[int, ...] | None]] = [
-            (r"^merges\.(\d+)", (0,)),
-            (r"^stages\.(\d+)\.(\d+)", None),
-            (r"^norm|^class_blocks|^cls_token", (99999,)),
-        ]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+        """Group parameters by depth, for layer-wise learning rates, as timm's own networks do.
+
+        What halves a map is of the depth of the block behind it, in VOLO of a depth of its own.
+        """
+        is_volo = self.architecture.family == "volo"
+        merges: list[tuple[str, tuple[int, ...]]] = []
+        for index, stage in enumerate(self.architecture.stages[:-1]):
+            place = (index, stage.depth) if is_volo else (index + 1, 0)
+            pattern = rf"^merges\.{index}\.(?!pos_embed)"
+            merges.append((pattern, place[:1] if coarse else place))
+        depth = () if coarse else (0,)
+        return {
+            "stem": r"^patch_embed|^cls_token|^merges\.\d+\.pos_embed",
+            "blocks": [
+                *merges,
+                (r"^encodings\.(\d+)", depth),
+                (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", None),
+                *([] if is_volo else [(r"^norm", (99999,))]),
+            ],
+            "class_blocks": [(r"^class_blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
 
 def load_architecture(source: ArchitectureLike) -> Architecture:
