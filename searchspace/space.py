@@ -56,6 +56,8 @@ class MixerChoices:
 
     def allows(self, mixer: Mixer) -> bool:
         """Tell whether no rule forbids the mixer."""
+        if not self.forbid:
+            return True
         values = mixer_to_dict(mixer)
         values["mixer"] = values.pop("kind")
         return not any(

@@ -324,9 +324,9 @@ def ladder(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
+    from search.results.intervals import wilson_interval
     from search.run_folder.folder import open_run
     from search.trust.ladder import STEPS, climb
-    from supernet.training.intervals import wilson_interval
 
     folder, colon, number = target.rpartition(":")
     if not colon or not number.isdecimal():

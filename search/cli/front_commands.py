@@ -52,7 +52,13 @@ def pareto(
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
 ) -> None:
     """Show the Pareto front of a run."""
-    from search.front.query import choose_rows, front_view, judged_by, measure_latencies
+    from search.front.query import (
+        choose_rows,
+        front_view,
+        judged_by,
+        measure_latencies,
+        write_csv,
+    )
     from search.results.candidates import to_json
     from search.run_folder.folder import open_run
 
@@ -68,10 +74,12 @@ def pareto(
             rows = choose_rows(
                 found, query, objectives=query.objectives or folder.settings.objectives
             )
-        if csv or html or png:
+        if csv:
+            write_csv(csv, rows)
+        if html or png:
             from search.report.outcome import export_front
 
-            export_front(folder, rows, found=found, csv=csv, html=html, png=png)
+            export_front(folder, found=found, html=html, png=png)
         if json_:
             print(json.dumps([to_json(row) for row in rows], indent=2))
         else:

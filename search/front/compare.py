@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.table import Table
 
 from search.results.candidates import Candidate, judged_at, searched_fidelities
@@ -17,8 +16,9 @@ from search.terminal.tables import describe_stages, format_count, format_interva
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
 from searchspace.published import PUBLISHED
-from supernet.measuring.latency import TIMED_RUNS, Latency, latency_of, time_parts
-from supernet.network.supernet import build_subnet
+
+if TYPE_CHECKING:
+    from supernet.measuring.latency import Latency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,11 @@ def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
 
     Every round runs all networks once, so that a busy moment does not count against one of them.
     """
+    import torch
+
+    from supernet.measuring.latency import TIMED_RUNS, latency_of, time_parts
+    from supernet.network.supernet import build_subnet
+
     networks = [build_subnet(one.architecture).to(device).eval() for one in compared]
     times: list[dict[str, list[float]]] = [{} for _ in compared]
     for _ in range(TIMED_RUNS):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from csv import DictWriter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from search.results.candidates import (
     judged_at,
     losses_of,
     searched_fidelities,
+    to_json,
 )
 from search.results.dominance import knee
 from search.run_folder.folder import RunFolder, open_run
@@ -124,6 +127,15 @@ def choose_rows(
         return -value if largest_first else value, by_macs(candidate)
 
     return tuple(sorted(rows, key=place))
+
+
+def write_csv(path: Path, rows: Sequence[Candidate]) -> None:
+    """Write rows as a CSV file, the architecture as JSON in one cell."""
+    cells = [{**row, "architecture": json.dumps(row["architecture"])} for row in map(to_json, rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = DictWriter(file, fieldnames=list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
 
 
 def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:

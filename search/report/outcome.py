@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
-from csv import DictWriter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +19,6 @@ from search.results.candidates import (
     front,
     retrained,
     searched_fidelities,
-    to_json,
 )
 from search.results.objectives import losses_of
 from search.run_folder.folder import RunFolder
@@ -79,9 +75,7 @@ def write_report(run: RunFolder) -> None:
     found = judged_by(run, FrontQuery())
     export_front(
         run,
-        choose_rows(found, FrontQuery(), objectives=run.settings.objectives),
         found=found,
-        csv=None,
         html=run.report,
         png=run.folder / "front.png",
     )
@@ -100,10 +94,8 @@ def update_mirror(run: RunFolder) -> None:
 
 def export_front(
     run: RunFolder,
-    members: Sequence[Candidate],
     *,
     found: Sequence[Candidate],
-    csv: Path | None,
     html: Path | None,
     png: Path | None,
 ) -> None:
@@ -111,25 +103,13 @@ def export_front(
 
     Args:
         run: Of the report, which always shows the whole run.
-        members: The rows of the CSV file.
-        found: All candidates of their fidelity, for the picture.
-        csv, html, png: Where to write; None leaves it out.
+        found: All candidates of the front's fidelity, for the picture.
+        html, png: Where to write; None leaves it out.
     """
-    if csv is not None:
-        rows = [_csv_row(member) for member in members]
-        with csv.open("w", newline="") as file:
-            writer = DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
     if html is not None:
         report.write_report(html, _report_data(run))
     if png is not None:
-        report.front_png(png, found, title=f"{run.folder.name} ({members[0].fidelity})")
-
-
-def _csv_row(member: Candidate) -> dict[str, Any]:
-    row = to_json(member)
-    return {**row, "architecture": json.dumps(row["architecture"])}
+        report.front_png(png, found, title=f"{run.folder.name} ({found[0].fidelity})")
 
 
 def _report_data(run: RunFolder) -> report.ReportData:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from search.results.dominance import non_dominated
 
@@ -40,6 +39,8 @@ def front_probabilities(
         Probabilities of shape (n,); zero where a cost is missing. Networks that cost the same share
         the chance of their place.
     """
+    from scipy.special import betainc  # a fifth of a second that only tables of a front need
+
     probabilities = np.zeros(len(top1))
     share = top1 / 100
     alpha, beta = images * share + 0.5, images * (1 - share) + 0.5

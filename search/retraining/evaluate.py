@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from timm.data import RealLabelsImagenet
 
+from search.results.intervals import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
 from supernet.data import ImageData, open_data, prepare_data
 from supernet.data.image_data import DATA_FILE
@@ -18,7 +19,6 @@ from supernet.data.streaming import StreamedImages
 from supernet.measuring.latency import latency_of, time_runs
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import Accuracy, evaluate
-from supernet.training.intervals import wilson_interval
 
 BATCH_SIZE = 128
 

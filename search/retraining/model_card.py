@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from search.results.intervals import wilson_interval
 from searchspace.architecture import Architecture, describe
 from supernet.recipes.recipe import Recipe
 from supernet.training.evaluation import Accuracy
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import EMA_FILE, WEIGHTS_FILE
 
 

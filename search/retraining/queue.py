@@ -19,6 +19,7 @@ from torch import Tensor
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Trial
+from search.results.intervals import wilson_interval
 from search.retraining.finished import find_retrained
 from search.retraining.network import RetrainOptions, RetrainResult, retrain
 from search.run_folder.folder import RunFolder
@@ -31,7 +32,6 @@ from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.training.batches import count_shards
 from supernet.training.epoch_report import read_csv, starvation
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import METRICS_FILE
 
 PHASE = "retrain"

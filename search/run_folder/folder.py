@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search.budget import parse_budget
 from search.plan import SHARES
@@ -24,9 +25,10 @@ from search.run_folder.storage import DATA, SUPERNET, Files, open_files
 from search.scheduling.tasks import StorageError
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
-from supernet.data import ImageData, open_data, prepare_data
-from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights.strategies import check_strategy
+
+# To look at a run needs no torch: what reads images and recipes is imported where it is used.
+if TYPE_CHECKING:
+    from supernet.data import ImageData
 
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
@@ -53,6 +55,8 @@ class RunFolder:
 
     def data(self) -> ImageData:
         """Open the prepared images."""
+        from supernet.data import open_data
+
         return open_data(self.folder / DATA)
 
     def share_data(self) -> None:
@@ -127,6 +131,10 @@ def create_run(
     Raises:
         ValueError: If the folder is in use or any input is wrong; nothing is left behind.
     """
+    from supernet.data import prepare_data
+    from supernet.recipes.recipe import load_recipe
+    from supernet.shared_weights.strategies import check_strategy
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} is in use, and a run is never overwritten. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
@@ -13,10 +13,17 @@ from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
-from supernet.mixers.weight_sharing import WeightSharing
 
-# How a supernet is trained; `supernet.shared_weights.strategies` has them, which needs torch.
+if TYPE_CHECKING:
+    from supernet.mixers.weight_sharing import WeightSharing
+
+# The names that a run may look up, so that settings are checked without Optuna and torch, in whose
+# rooms they mean something; a test compares them with those of `search.sampling.asking`,
+# `supernet.shared_weights.strategies` and `supernet.mixers.weight_sharing`.
+SAMPLERS = ("guided", "nsga2", "nsga3", "tpe", "gp", "random")
 SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
+PROJECTIONS = ("unshared", "shared")
+KERNELS = ("centred", "transformed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,14 +87,19 @@ class RunSettings:
             )
         if self.strategy not in SHARES:
             raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
-        if self.supernet_strategy not in SUPERNET_STRATEGIES:
-            raise ValueError(
-                f"Unknown supernet strategy {self.supernet_strategy!r}. "
-                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
-            )
+        for name, known in (
+            ("sampler", SAMPLERS),
+            ("supernet_strategy", SUPERNET_STRATEGIES),
+            ("projections", PROJECTIONS),
+            ("kernels", KERNELS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Unknown {name.replace('_', ' ')} {getattr(self, name)!r}. "
+                    f"Known: {', '.join(known)}."
+                )
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
-        _ = self.sharing  # checked when it is made
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
@@ -108,6 +120,8 @@ class RunSettings:
     @property
     def sharing(self) -> WeightSharing:
         """What the choices of a supernet's block share."""
+        from supernet.mixers.weight_sharing import WeightSharing
+
         return WeightSharing(projections=self.projections, kernels=self.kernels)
 
     @property

@@ -26,7 +26,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from search.scheduling.tasks import StorageError
-from supernet.training.checkpoint import write_text
 
 DATA = "data"
 SUPERNET = "supernet"
@@ -326,6 +325,8 @@ def _note(copy: Path) -> Path:
 
 
 def _write_note(copy: Path, version: str, contents: _Contents) -> None:
+    from supernet.training.checkpoint import write_text  # its package needs torch
+
     write_text(_note(copy), json.dumps({"version": version, "contents": contents}))
 
 
