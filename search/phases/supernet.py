@@ -68,11 +68,12 @@ class _Training:
     def _measure(self, workers: list[Any]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
         tick = self._group_tick("measure", len(workers), may_stop=True)
+        place = self.session.cluster.meeting_place
         if self.record.get_meta("times") is not None:
-            form_group(workers, while_waiting=tick)
+            form_group(workers, meeting_place=place, while_waiting=tick)
             return
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
-        form_group(workers, while_waiting=tick)
+        form_group(workers, meeting_place=place, while_waiting=tick)
         # Together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
