@@ -18,6 +18,7 @@ from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
+from search.record.schema import DatabaseLostError
 from search.run_folder.folder import RunFolder
 from search.scheduling.tasks import StorageError, Work, is_disk_full, last_line
 from search.terminal.progress import ProgressView, StopSignals
@@ -25,6 +26,7 @@ from search.workers.supernet_worker import WORK
 
 FULL_DISK = "a full disk"
 NO_STORAGE = "a storage that does not answer"
+NO_DATABASE = "a database that does not answer"
 
 
 def run_search(
@@ -39,7 +41,8 @@ def run_search(
         work: What the devices do.
 
     Returns:
-        What stopped it, the name of a signal, `FULL_DISK` or `NO_STORAGE`, or None when it is done.
+        What stopped it (the name of a signal, `FULL_DISK`, `NO_STORAGE` or `NO_DATABASE`), or None
+        when it is done.
     """
     budget = run.settings.parsed_budget
     with (
@@ -64,6 +67,9 @@ def run_search(
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)
             return NO_STORAGE
+        except DatabaseLostError as error:
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+            return NO_DATABASE
         except Exception as error:
             if not is_disk_full(error, run.folder):
                 raise

@@ -81,7 +81,7 @@ class Cluster:
 
     def _connect(self, device: str, address: str | None) -> None:
         if address is not None:
-            check_answers(address)
+            _check_answers(address)
         try:
             ray.init(
                 # Not None: that would join any cluster that was started on this machine.
@@ -101,10 +101,7 @@ class Cluster:
             ) from error
         self.resource = {"cpu": "CPU", "gpu": "GPU"}[device]
         if self._alive < 1:
-            raise ValueError(
-                f"The budget counts {device} time, and this cluster has no {self.resource}. "
-                "Give a cpu budget, or join a cluster that has one with --ray-address."
-            )
+            raise _no_device(device)
 
     def __enter__(self) -> Cluster:
         return self
@@ -198,6 +195,21 @@ class Cluster:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
         needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+
+def check_devices(device: str, address: str | None) -> None:
+    """Look whether there can be a cluster with such devices, before anything is made for it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if address is not None:
+        _check_answers(address)
+    elif device == "gpu":
+        import torch
+
+        if not torch.cuda.device_count():
+            raise _no_device(device)
 
 
 def kill_aside(actors: list[Any]) -> None:
@@ -311,7 +323,14 @@ def _read_environment() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def check_answers(address: str) -> None:
+def _no_device(device: str) -> ValueError:
+    return ValueError(
+        f"The budget counts {device} time, and this cluster has no {device.upper()}. "
+        "Give a cpu budget, or join a cluster that has one with --ray-address."
+    )
+
+
+def _check_answers(address: str) -> None:
     """Refuse an address where nothing listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in address and port.isdecimal():

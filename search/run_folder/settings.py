@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ SAMPLERS = ("guided", "nsga2", "nsga3", "tpe", "gp", "random")
 SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
 PROJECTIONS = ("unshared", "shared")
 KERNELS = ("centred", "transformed")
+# The settings that name recipes.
+RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
+# What every library takes for a seed.
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +40,7 @@ class RunSettings:
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
             text as ``space.yaml``.
-        sampler: Of the search, one of `search.sampling.proposer.SAMPLERS`.
+        sampler: Of the search, one of `SAMPLERS`.
         strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
             weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
         supernet_strategy: How the supernet is trained.
@@ -98,6 +103,8 @@ class RunSettings:
                     f"Unknown {name.replace('_', ' ')} {getattr(self, name)!r}. "
                     f"Known: {', '.join(known)}."
                 )
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"A seed is from 0 to {MOST_SEED}, got {self.seed}.")
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
@@ -106,6 +113,11 @@ class RunSettings:
                 f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
             )
+        for name, most in self.limits.items():
+            if not 0 < most < math.inf:
+                raise ValueError(
+                    f"A limit of {name} is a positive number, got {most:g}. Leave it out for none."
+                )
         for name in set(self.measured_limits) - set(self.objectives):
             raise ValueError(
                 f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
