@@ -1,4 +1,5 @@
-"""The shipped YAML files, by folder and name (``spaces``, ``recipes``), and how YAML is read."""
+"""The shipped YAML files, by folder and name (``spaces``, ``recipes``, ``searches``), and how YAML
+is read."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
 _ROOT = Path(__file__).parent
+_ONE_OF = {"spaces": "space", "recipes": "recipe", "searches": "search"}
 _SUFFIXES = (".yaml", ".yml")
 # No file of settings is near these; a hostile one is refused before it takes time and memory.
 MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
@@ -31,7 +33,7 @@ def config_path(folder: str, name: str) -> Path:
     """
     if name in config_names(folder):
         return _ROOT / folder / f"{name}.yaml"
-    path, what = Path(name), folder.removesuffix("s")
+    path, what = Path(name), _ONE_OF[folder]
     if path.suffix in _SUFFIXES:
         if path.is_file():
             return path
@@ -45,6 +47,22 @@ def config_path(folder: str, name: str) -> Path:
     )
 
 
+def read_settings(path: Path) -> str:
+    """Read the text of a file of settings, of a larger one only the beginning.
+
+    Raises:
+        ValueError: If the file is not UTF-8 text, or too large.
+    """
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MAX_CHARACTERS + 1)
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"a file of settings has at most {MAX_CHARACTERS:,} characters, and this one has more. "
+            "Name the right file."
+        )
+    return text
+
+
 def parse_yaml(text: str) -> object:
     """Read YAML text into plain values; a key that occurs twice is an error.
 
@@ -52,11 +70,6 @@ def parse_yaml(text: str) -> object:
         ValueError: If the text is not YAML; it names the line. Also if it is larger or deeper than
             any settings are, with its aliases written out.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(
-            f"a file of settings has at most {MAX_CHARACTERS:,} characters, got {len(text):,}. "
-            "Name the right file."
-        )
     try:
         _check_size(text)
         # A safe loader: it builds plain values only.

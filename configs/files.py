@@ -124,5 +124,5 @@ def _reason(error: Exception) -> str:
             return "it is nested too deeply"
         case MemoryError():
             return "it asks for more memory than there is"
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return words if len(words) <= 300 else f"{words[:300]} ..."

@@ -173,7 +173,7 @@ class Architecture:
                 for stage in data["stages"]
             )
             return cls(**{**data, "stages": stages})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"This is not a description of an architecture ({error}). "
                 "Write one with `search show TARGET --json`."

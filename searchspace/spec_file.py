@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 
-from configs import config_path
+from configs import config_path, read_settings
 from searchspace.architecture import Stage
 from searchspace.cost import Cost, count
 from searchspace.families import FAMILIES
@@ -38,7 +38,7 @@ def load_space(name_or_path: str) -> SearchSpace:
     """
     path = config_path("spaces", name_or_path)
     try:
-        return parse_space(path.read_text(encoding="utf-8"))
+        return parse_space(read_settings(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: the file is not UTF-8 text. Save it as UTF-8.") from error
     except ValueError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from search.results.candidates import Candidate, judged_at, searched_fidelities
 from search.run_folder.folder import open_run
@@ -92,7 +93,7 @@ def compare_table(compared: Sequence[Compared]) -> Table:
             table.add_section()
             continue
         label, *cells = row
-        bold = [cell if cell == cells[0] else f"[bold]{cell}[/bold]" for cell in cells]
+        bold = [cell if cell == cells[0] else Text(cell, style="bold") for cell in cells]
         table.add_row(label, *bold)
     notes = ["bold: differs from the first", "share: of the MACs of one image"]
     if any(one.latency for one in compared):

@@ -26,6 +26,7 @@ from search.results.candidates import (
 )
 from search.results.dominance import knee
 from search.run_folder.folder import RunFolder, open_run
+from search.terminal.console import shell_command
 from search.terminal.tables import front_table
 
 # How each column is sorted: its value, and whether the largest comes first.
@@ -179,7 +180,7 @@ def watch(
             if silent > SILENT_SECONDS:
                 return (
                     f"No process has worked on {folder} for {silent:.0f} seconds. "
-                    f"Go on with: search run --resume --out {folder}"
+                    f"Go on with: {shell_command('search', 'run', '--resume', '--out', folder)}"
                 )
             sleep(REFRESH_SECONDS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from search.results.candidates import (
 from search.results.objectives import losses_of
 from search.run_folder.folder import RunFolder
 from search.sampling.proposer import Mirror
+from search.terminal.console import shell_command
 from search.terminal.tables import front_table
 from search.trust.judge_choice import report_of, sampled_fidelity
 from search.trust.ranking import COSTS, PREDICTOR
@@ -40,8 +40,7 @@ def print_outcome(run: RunFolder, console: Console) -> bool:
     if not searched_fidelities(trials):
         console.print(
             f"No network has been judged: {_spending(run)}. Go on with a larger budget: "
-            f"search run --resume --out {run.folder} --budget AMOUNT",
-            highlight=False,
+            f"{shell_command('search', 'run', '--resume', '--out', run.folder)} --budget AMOUNT",
             soft_wrap=True,
         )
         return False
@@ -54,9 +53,8 @@ def print_outcome(run: RunFolder, console: Console) -> bool:
     console.print(
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
-        f"Next:\n  search pareto {run.folder}\n"
-        f"  search retrain {run.folder} --arch {best.id}",
-        highlight=False,
+        f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
+        f"  {shell_command('search', 'retrain', run.folder, '--arch', best.id)}",
         soft_wrap=True,
     )
     return True
@@ -140,7 +138,8 @@ def _commands(run: RunFolder) -> str:
     if budget in command:
         return command
     return (
-        f"{command} && search run --resume --out {shlex.quote(str(run.folder))} --budget {budget}"
+        f"{command} && "
+        f"{shell_command('search', 'run', '--resume', '--out', run.folder, '--budget', budget)}"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from timm.data import RealLabelsImagenet
 
+from configs.files import reading
 from search.results.intervals import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
 from supernet.data import ImageData, open_data, prepare_data
@@ -148,9 +149,7 @@ def _real_labels(images: object, path: Path) -> Any:
             "ImageNet-real's labels belong to the file names of ImageNet's validation images, "
             "which only streamed data has. Give ImageNet with --data."
         )
-    try:
+    errors = (AttributeError, IndexError, KeyError, TypeError)
+    remedy = "Download it from its authors."
+    with reading(path, "ImageNet-real's real.json", remedy=remedy, errors=errors):
         return RealLabelsImagenet(images.names(), real_json=str(path))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not ImageNet-real's real.json ({error}). Download it from its authors."
-        ) from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_model
 
+from configs.files import read_object, reading
 from search.retraining.model_card import RetrainResult
+from search.terminal.console import shell_command
 from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet, build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
@@ -63,7 +64,7 @@ def find_retrained(target: str) -> Retrained:
     if not found:
         raise ValueError(
             f"Network {number} of {run} has no finished retraining. "
-            f"Run: search retrain {run} --arch {number}"
+            f"Run: {shell_command('search', 'retrain', run, '--arch', number)}"
         )
     if len(found) > 1:
         raise ValueError(
@@ -76,11 +77,17 @@ def find_retrained(target: str) -> Retrained:
 def _open(folder: Path) -> Retrained:
     if not (folder / RESULT_FILE).is_file():
         raise ValueError(f"The retraining in {folder} is not finished. Run its command again.")
-    stored = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))
-    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return Retrained(
-        folder=folder,
-        architecture=Architecture.from_dict(stored),
-        recipe=load_recipe(str(folder / RECIPE_FILE)),
-        result=RetrainResult.from_dict(result),
-    )
+    remedy = f"Remove {folder} and retrain the network again."
+    files = {name: folder / name for name in (ARCHITECTURE_FILE, RESULT_FILE)}
+    stored = {
+        name: read_object(path, "part of a retraining", remedy=remedy)
+        for name, path in files.items()
+    }
+    errors = (AttributeError, KeyError, TypeError)
+    with reading(folder, "a retraining", remedy=remedy, errors=errors):
+        return Retrained(
+            folder=folder,
+            architecture=Architecture.from_dict(stored[ARCHITECTURE_FILE]),
+            recipe=load_recipe(str(folder / RECIPE_FILE)),
+            result=RetrainResult.from_dict(stored[RESULT_FILE]),
+        )

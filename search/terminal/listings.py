@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import cast
@@ -14,6 +13,7 @@ from search.budget import Device, format_seconds
 from search.plan import ETA, PHASES, Plan, climbing_phase
 from search.results.candidates import JUDGE, front, highest_fidelity, searched_fidelities
 from search.run_folder.folder import RunFolder
+from search.terminal.console import shell_command
 from search.terminal.tables import format_count
 from searchspace.cost import count
 from searchspace.presets import PRESETS, preset, preset_about
@@ -94,7 +94,7 @@ def _at_work(run: RunFolder) -> str:
     since = f"nobody since {datetime.fromtimestamp(last):%Y-%m-%d %H:%M:%S}" if last else "nobody"
     if run.record.get_meta("phase") == "done":
         return since
-    return f"{since}; go on with: search run --resume --out {shlex.quote(str(run.folder))}"
+    return f"{since}; go on with: {shell_command('search', 'run', '--resume', '--out', run.folder)}"
 
 
 def presets_table() -> Table:
