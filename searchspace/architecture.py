@@ -116,7 +116,7 @@ class Architecture:
         if self.img_size % self.patch_size:
             raise ValueError(
                 "patch_size must divide img_size, "
-                f"got patch_size={self.patch_size} and img_size={self.img_size}."
+                f"got patch_size={self.patch_size} and img_size={self.img_size}. Choose a multiple."
             )
         if not self.stages:
             raise ValueError("An architecture needs at least one stage.")

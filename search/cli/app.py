@@ -367,6 +367,10 @@ def retrain(
     from search.retraining.queue import RetrainPlan, retrain_members
     from search.run_folder.folder import own_run
 
+    if ray_address is not None:
+        from search.cluster.connection import check_devices
+
+        check_devices("cpu", ray_address)
     with own_run(run) as folder:
         console = make_console()
         wanted = RetrainPlan(

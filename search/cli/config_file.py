@@ -79,7 +79,7 @@ def _check(key: str, value: object, options: Mapping[str, Any], context: typer.C
         wanted = "a list" if option.multiple else "one value"
         raise ValueError(f"{key}: this option takes {wanted}, got {value!r}")
     try:
-        option.type_cast_value(context, _as_typed(value))
+        option.process_value(context, _as_typed(value))
     except typer.BadParameter as error:
         raise ValueError(f"{key}: {error.message}") from error
 

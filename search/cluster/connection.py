@@ -333,7 +333,12 @@ def _no_device(device: str) -> ValueError:
 def _check_answers(address: str) -> None:
     """Refuse an address where nothing listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
-    if host and "/" not in address and port.isdecimal():
+    if address != "auto":
+        if not host or "/" in address or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"A Ray cluster is HOST:PORT, or auto on one of its nodes, got {address!r}. Give "
+                "--ray-address what `ray start --head` printed."
+            )
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except OSError as error:

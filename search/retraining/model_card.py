@@ -85,7 +85,7 @@ An image classifier that was searched and trained by mixer-search; architecture 
 {accuracies}
 
 On the {result.raw.total:,} test images of {_code(result.data)}, which were read once, after
-training; 95 % intervals by Wilson's score. One training with seed {result.seed}: other seeds differ.
+training; 95 % intervals by Wilson's score. One training with seed {result.seed}: others differ.
 
 | | |
 |---|---|

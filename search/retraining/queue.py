@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from configs.files import reading
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Trial
@@ -199,7 +201,9 @@ def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] 
     if plan.start is None:
         return None
     if plan.start.is_file():
-        return load_file(plan.start)
+        remedy = "Name a file of safetensors, or the folder of a retraining."
+        with reading(plan.start, "weights", remedy=remedy, errors=(SafetensorError,)):
+            return load_file(plan.start)
     return load_file(find_retrained(str(plan.start)).weights)
 
 

@@ -13,7 +13,7 @@ from search.plan import SHARES, split_shares
 from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
 from searchspace.space import SearchSpace
-from searchspace.spec_file import load_space
+from searchspace.spec_file import check_space, load_space
 
 if TYPE_CHECKING:
     from supernet.mixers.weight_sharing import WeightSharing
@@ -150,9 +150,12 @@ class RunSettings:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
         space = load_space(str(file or self.space))
         limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
-        return space.replace(
+        changed = space.replace(
             img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
         )
+        if changed != space:
+            check_space(changed)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the settings with JSON values; `from_dict` inverts it."""

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from search.cli.app import app
+from search.record.record import Record
 from tests.search.cli.test_app import search
 from tests.tiny_run import write_run
 
@@ -56,8 +57,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "resume": ("",),
         "config": ("unknown", "missing.yaml", "broken.yaml", "list.yaml", "wrong.yaml"),
         "objectives": ("top1", "macs", "top1,speed", "top1,top1", ""),
-        "max_macs": AMOUNT,
-        "max_params": AMOUNT,
+        "max_macs": (*AMOUNT, "10"),
+        "max_params": (*AMOUNT, "10"),
         "seed": SEED,
         "strategy": ("best", "fair", ""),
         "sampler": ("guidd", ""),
@@ -84,8 +85,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "devices": NUMBER,
     },
     "pareto": {
-        "objectives": ("top1", "top1,speed"),
-        "fidelity": ("train-77e", ""),
+        "objectives": ("top1,speed", "speed"),
+        "fidelity": ("train-77e",),
         "sort": ("beauty", ""),
         "max_macs": AMOUNT,
         "max_params": AMOUNT,
@@ -97,7 +98,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "select": {
         "top": NUMBER,
         "budget": ("5parsecs", "0cpu-minutes"),
-        "objectives": ("top1", "top1,speed"),
+        "objectives": ("top1,speed", "speed"),
         "fidelity": ("train-77e",),
         "max_macs": AMOUNT,
         "max_params": AMOUNT,
@@ -197,13 +198,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Describe every file below a folder, but what reading a record with SQLite may touch."""
-    return {
+def contents(folder: Path) -> dict[str, object]:
+    """Describe every file below a folder; of the record what it says, but not who looked at it."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    found: dict[str, object] = {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith("record.db-")
+        for path in files
+        if not path.name.startswith(("record.db", "run.lock"))
     }
+    with Record.open(folder / "run" / "record.db") as record:
+        found["record"] = (record.get_meta("settings"), record.trials(), record.spent())
+    return found
 
 
 @pytest.mark.parametrize("command", sorted(NEEDED))
@@ -235,6 +240,6 @@ def test_a_wrong_value_is_one_message_and_nothing_else(
     assert search(command, *NEEDED[command], *words) == 2
 
     error = capsys.readouterr().err
-    assert error.count("Error: ") == 1
+    assert [line[:7] for line in error.splitlines()].count("Error: ") == 1
     assert "Traceback" not in error
     assert contents(made) == before
