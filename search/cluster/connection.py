@@ -293,7 +293,9 @@ def _private_cluster() -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="mixer-search-"))  # mode 0700
     token, loopback = folder / "token", "lo0" if sys.platform == "darwin" else "lo"
-    with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+    with open(
+        os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii"
+    ) as file:
         file.write(secrets.token_hex(32))
     before = dict(os.environ)
     may_be_several = ray_constants.ENABLE_RAY_CLUSTER

@@ -297,7 +297,7 @@ def _show_epochs(console: Console, training: _Training) -> None:
     metrics = training.out / METRICS_FILE
     if not metrics.is_file():
         return
-    epochs = read_csv(metrics.read_text())
+    epochs = read_csv(metrics.read_text(encoding="utf-8"))
     if len(epochs) == training.epochs_shown:
         return
     training.epochs_shown = len(epochs)

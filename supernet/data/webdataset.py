@@ -161,7 +161,7 @@ def _label(content: bytes, suffix: str, name: str, sample: _Sample) -> int | Non
 
 def _info(root: Path) -> dict[str, Any]:
     path = next((root / name for name in INFO_FILES if (root / name).is_file()), None)
-    return {} if path is None else dict(json.loads(path.read_text()))
+    return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _check_complete(root: Path, pools: dict[str, IntArray], labels: IntArray) -> None:

@@ -113,5 +113,5 @@ def _index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX_FILE
     if not path.is_file():
         return None
-    index: dict[str, Any] = json.loads(path.read_text())
+    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return index

@@ -51,8 +51,8 @@ def opened_as_text(file: Path) -> Iterator[int]:
             # `durable.write_text(path, text)` writes UTF-8 and has two arguments.
             yield node.lineno
         if name == "open" and "encoding" not in words and not is_binary:
-            is_file = isinstance(node.func, ast.Name) or any(isinstance(t, str) for t in texts)
-            if is_file:
+            of = getattr(getattr(node.func, "value", None), "id", "")
+            if of != "tarfile" and (of or isinstance(node.func, ast.Name) or texts):
                 yield node.lineno
 
 
