@@ -52,7 +52,8 @@ def opened_as_text(file: Path) -> Iterator[int]:
             yield node.lineno
         if name == "open" and "encoding" not in words and not is_binary:
             of = getattr(getattr(node.func, "value", None), "id", "")
-            if of != "tarfile" and (of or isinstance(node.func, ast.Name) or texts):
+            has_mode = any(isinstance(t, str) and t[:1] in "rwax" for t in texts)
+            if isinstance(node.func, ast.Name) or (has_mode and of != "tarfile"):
                 yield node.lineno
 
 
