@@ -22,6 +22,7 @@ from search.cli.options import (
     LIMITS,
     TRAINING,
     BudgetText,
+    Command,
     Data,
     Device,
     GroupedCommand,
@@ -249,7 +250,7 @@ def _work(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     budget: BudgetText,
     space: Space = None,
@@ -280,7 +281,7 @@ def plan(
     make_console().print(plan_table(made, settings.parsed_budget.device, twice=twice))
 
 
-@app.command()
+@app.command(cls=Command)
 def status(run: Run) -> None:
     """Show the phase of a run, what is spent and left, and the best network so far."""
     from search.run_folder.folder import open_run
@@ -296,10 +297,10 @@ for _command in (
     front_commands.compare,
     latency_command.latency,
 ):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     target: Annotated[
         str, typer.Argument(help="A preset, an architecture file, RUN:ID or timm:NAME.")
@@ -329,7 +330,7 @@ def show(
         make_console().print(architecture_table(architecture, name=target))
 
 
-@app.command()
+@app.command(cls=Command)
 def retrain(
     run: Run,
     arch: Annotated[
@@ -393,7 +394,7 @@ def retrain(
         raise typer.Exit(130)
 
 
-@app.command(name="import")
+@app.command(name="import", cls=Command)
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint file.")],
     arch: Annotated[str, typer.Option(help="The preset (or file) that it was trained as.")],
@@ -412,7 +413,7 @@ def import_(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def ladder(
     target: Annotated[str, typer.Argument(metavar="RUN:ID", help="A network of a run.")],
     step: Annotated[
@@ -443,7 +444,7 @@ def ladder(
             )
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     format_: Annotated[
@@ -459,7 +460,7 @@ def export(
         make_console().say(f"{written.path}: {written.checked}")
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def eval_(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
@@ -483,7 +484,7 @@ def eval_(
         make_console().print(evaluation_table(found))
 
 
-@app.command()
+@app.command(cls=Command)
 def presets() -> None:
     """List the architectures that have a name."""
     from search.terminal.listings import presets_table
@@ -491,7 +492,7 @@ def presets() -> None:
     make_console().print(presets_table())
 
 
-@app.command()
+@app.command(cls=Command)
 def spaces() -> None:
     """List the search spaces that come with the tool."""
     from search.terminal.listings import spaces_table
@@ -499,7 +500,7 @@ def spaces() -> None:
     make_console().print(spaces_table())
 
 
-@app.command()
+@app.command(cls=Command)
 def recipes() -> None:
     """List the training recipes that come with the tool."""
     from search.terminal.listings import recipes_table
@@ -507,7 +508,7 @@ def recipes() -> None:
     make_console().print(recipes_table())
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     table: Annotated[Path | None, typer.Option(help="NAS-Bench-Macro's JSON file.")] = None,
     problem: Annotated[
@@ -526,7 +527,7 @@ def bench(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     data: Annotated[str | None, typer.Option(help="A data source to check as well.")] = None,
     storage: Annotated[str | None, typer.Option(help="A storage to check as well.")] = None,

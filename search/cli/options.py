@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
@@ -49,8 +50,23 @@ Latency = Annotated[
 ]
 
 
-class GroupedCommand(TyperCommand):
-    """A command whose help shows its options in sections, the one without a name first."""
+class Command(TyperCommand):
+    """A command whose messages about a value say the value; typer leaves it out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was typed; see the class."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            cause = error.__cause__
+            if isinstance(cause, ValidationError):
+                value = cause.errors()[0]["input"]
+                error.message = f"{error.message.rstrip('.')}, got {value!r}."
+            raise
+
+
+class GroupedCommand(Command):
+    """One whose help shows its options in sections, the one without a name first."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each ``rich_help_panel``."""

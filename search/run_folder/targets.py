@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from configs.files import read_object, reading
 from search.run_folder.folder import open_run
@@ -39,4 +40,4 @@ def _read(path: Path) -> Architecture:
     data = read_object(path, what, remedy=remedy)
     with reading(path, what, remedy=remedy):
         # `search show --json` keeps the architecture beside what it prints about it.
-        return Architecture.from_dict(data.get("architecture", data))
+        return Architecture.from_dict(cast(dict[str, Any], data.get("architecture", data)))

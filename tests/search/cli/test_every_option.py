@@ -242,4 +242,6 @@ def test_a_wrong_value_is_one_message_and_nothing_else(
     error = capsys.readouterr().err
     assert [line[:7] for line in error.splitlines()].count("Error: ") == 1
     assert "Traceback" not in error
+    if value in (*NUMBER, *SEED):
+        assert value in error
     assert contents(made) == before
