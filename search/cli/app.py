@@ -277,8 +277,9 @@ def plan(
         img_size=img_size,
         retrain_recipe=recipe or "",
     )
-    made, twice = plan_here(settings, devices=devices)
-    make_console().print(plan_table(made, settings.parsed_budget.device, twice=twice))
+    console = make_console()
+    made, twice = plan_here(settings, devices=devices, say=console.say)
+    console.print(plan_table(made, settings.parsed_budget.device, twice=twice))
 
 
 @app.command(cls=Command)
@@ -365,7 +366,7 @@ def retrain(
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.report.outcome import write_report
-    from search.retraining.queue import RetrainPlan, retrain_members
+    from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
     from search.run_folder.folder import own_run
 
     if ray_address is not None:
@@ -387,11 +388,12 @@ def retrain(
             workers=workers,
         )
         stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
-        write_report(folder)
-        console.say(f"Report: {folder.report}")
+        if stopped_by != FULL_DISK:
+            write_report(folder)
+            console.say(f"Report: {folder.report}")
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
-        raise typer.Exit(130)
+        raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)
 
 
 @app.command(name="import", cls=Command)

@@ -52,13 +52,15 @@ def read_options(
         ValueError: If there is no such file, a key is no option, or a value is not one of its
             option; it names the file.
     """
-    from configs import config_path, parse_yaml, read_settings
+    from configs import config_path
     from configs.files import reading
+    from configs.reading import MAX_YAML_BYTES, parse_yaml, read_text
 
     path = config_path("searches", name_or_path)
     remedy = "Start from a copy of a shipped one, configs/searches."
+    text = read_text(path, limit=MAX_YAML_BYTES)
     with reading(path, "the options of a run", remedy=remedy):
-        values = parse_yaml(read_settings(path))
+        values = parse_yaml(text)
         if not isinstance(values, dict):
             raise ValueError(f"it must map options to values, got {values!r:.60}")
         for key, value in values.items():

@@ -162,6 +162,14 @@ class PostgresDatabase:
 
     def close(self) -> None:
         self._connection.close()
+        if self.claimed and isinstance(self._ended, DatabaseLostError):
+            # The server may believe for half a minute that the connection that broke still lives,
+            # and has the claim.
+            self._ended = None
+            with suppress(_BrokenError, RefusedError):
+                self._connect()
+                self._run(END_OTHERS)
+                self._connection.close()
         self.claimed = False
 
     def _run(self, statement: str, values: Values = ()) -> Rows:

@@ -228,6 +228,12 @@ class Record:
             query = "SELECT id FROM trials WHERE (architecture_id, fidelity, seed) = (?, ?, ?)"
             return int(self._execute(query, (architecture_id, fidelity, seed))[0][0])
 
+    def retry(self, trial_id: int) -> None:
+        """Let a trial that has failed wait again; any other stays as it is."""
+        with self.together():
+            statement = "UPDATE trials SET state = 'waiting' WHERE id = ? AND state = 'failed'"
+            self._execute(statement, (trial_id,))
+
     def start_attempt(self, phase: str, *, devices: float, trial_id: int | None = None) -> int:
         """Begin to charge for ``devices`` devices; a trial that waits is running from now on.
 

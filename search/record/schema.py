@@ -239,12 +239,11 @@ class SqliteDatabase:
             # No process has it open, and none that was killed has left anything.
             self._connection = _sqlite(self._path, "immutable=1")
             return
-        self._connection = _sqlite(self._path, "mode=ro")
         try:
+            self._connection = _sqlite(self._path, "mode=ro")
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except sqlite3.OperationalError:
             # It would make the missing index here, where it must not or cannot.
-            self._connection.close()
             self._copy = tempfile.TemporaryDirectory()
             for file in (self._path, wal):
                 shutil.copyfile(file, Path(self._copy.name) / file.name)

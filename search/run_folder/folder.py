@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from configs import config_names, config_path
 from search.budget import parse_budget
 from search.plan import SHARES
-from search.record.claim import Claim, has_token, take_claim
+from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
 from search.record.schema import Place, claimed_error
 from search.run_folder.settings import RECIPES, RunSettings
@@ -50,7 +50,9 @@ _MADE = re.compile(
     r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
-    r"data\.lock|(data\.json|(train_search|test)_(images|labels)\.npy)(\.partial)?"
+    r"data\.lock|"
+    r"((data|summary|skipped)\.json|(positions|labels|digests)\.npy|"
+    r"(train_search|test)_(images\.npy|labels\.npy|checksum\.txt))(\.partial)?"
 )
 
 
@@ -138,7 +140,7 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
     with Record.open(place, read_only=not write) as record:
         stored = record.get_meta("settings")
         if stored is None:
-            raise _no_run(folder)
+            raise _no_run(folder, is_ours=write)
         settings = _with_kept_recipes(folder, RunSettings.from_dict(stored))
         yield RunFolder(folder, record, settings)
 
@@ -275,14 +277,15 @@ class _NewRun:
         self._has_storage = True
         for field in RECIPES:
             _keep_recipe(folder, field, getattr(settings, field))
-        if isinstance(self._place, str):
-            durable.write_text(folder / ADDRESS, f"{self._place}\n")
-        else:
-            self._remove("record.db", "record.db-wal", "record.db-shm")
+        # `_check_free` has seen that nothing was ever recorded there.
+        for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
+            (folder / name).unlink(missing_ok=True)
         record = Record.create(self._place)
         try:
-            self._has_schema = isinstance(self._place, str)
             record.claim()
+            if isinstance(self._place, str):
+                self._has_schema = True
+                durable.write_text(folder / ADDRESS, f"{self._place}\n")
             record.set_meta("settings", settings.to_dict())
             # From here on it is a run.
             durable.write_text(folder / SPACE, space.source)
@@ -310,10 +313,6 @@ class _NewRun:
             data.rmdir()
         self._claim.remove()
 
-    def _remove(self, *names: str) -> None:
-        for name in names:
-            (self._folder / name).unlink(missing_ok=True)
-
 
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
@@ -335,12 +334,24 @@ def _check_free(folder: Path) -> None:
         has_token(folder / LOCK)
         and SPACE not in names
         and all(name == DATA or _MADE.fullmatch(name) for name in names)
+        and _has_recorded_nothing(folder)
     )
     if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
         raise ValueError(
             f"{folder} is in use, and a run is never overwritten. "
             "Continue it with --resume, or name another folder with --out."
         )
+
+
+def _has_recorded_nothing(folder: Path) -> bool:
+    place = record_place(folder)
+    if isinstance(place, Path) and not place.is_file():
+        return True
+    try:
+        with Record.open(place, read_only=True) as record:
+            return record.get_meta("plan") is None and not record.ledger()
+    except ValueError:
+        return False  # whatever it is, it was not made a moment ago
 
 
 def _place_of_run(folder: Path) -> Place:
@@ -350,7 +361,9 @@ def _place_of_run(folder: Path) -> Place:
     return place
 
 
-def _no_run(folder: Path) -> ValueError:
+def _no_run(folder: Path, *, is_ours: bool = False) -> ValueError:
+    if not is_ours and is_claimed(folder / LOCK):
+        return claimed_error(folder)
     if has_token(folder / LOCK):
         return ValueError(
             f"{folder} was left before its run began. Give the command that was to begin it again, "

@@ -108,11 +108,14 @@ class RunSettings:
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
-        if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
+        is_repeated = len(set(self.objectives)) < len(self.objectives)
+        if unknown or is_repeated or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
                 f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
             )
+        if self.img_size is not None and self.img_size < 1:
+            raise ValueError(f"The side of images is at least one pixel, got {self.img_size}.")
         for name, most in self.limits.items():
             if not 0 < most < math.inf:
                 raise ValueError(
@@ -151,7 +154,8 @@ class RunSettings:
         space = load_space(str(file or self.space))
         limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
         changed = space.replace(
-            img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
+            img_size=space.img_size if self.img_size is None else self.img_size,
+            limits={**space.limits, **limits},
         )
         if changed != space:
             check_space(changed)
@@ -164,8 +168,6 @@ class RunSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
-        if "supernet_strategy" not in data:  # before there were others than the supernet
-            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
         return cls(**data)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import MAX_CHARACTERS, parse_yaml
 from configs.files import check_output, check_output_folder, reading, writing
+from configs.reading import MAX_YAML_BYTES, parse_yaml
 from search.cli.messages import message_of
 from search.run_folder.targets import load_target
 from tests.search.cli.test_app import search
@@ -102,11 +102,11 @@ def test_a_file_that_is_no_checkpoint_is_named(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (laughs(40), "values"),
+        (laughs(40), "aliases"),
         ("a: " + "[" * 5000, "nested"),
         ("a: " + "{b: " * 5000, "nested"),
         ("- " * 5000 + "a", "nested"),
-        ("a: &a [*a]", "hold itself"),
+        ("a: &a [*a]", "nested"),
         ("a: *nothing", "undefined alias"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_large_file_of_settings_is_not_read_whole(
     assert search("run", "--budget", "1cpu-minute", "--space", str(path)) == 2
     error = capsys.readouterr().err
 
-    assert f"{MAX_CHARACTERS:,}" in error
+    assert f"{MAX_YAML_BYTES:,}" in error
     assert str(path) in error
 
 
