@@ -16,21 +16,16 @@ ours is ``timm.create_model("mixer_search", architecture="volo_d1_384")``.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
     resolve_pretrained_cfg,
 )
 from timm.models._features import FeatureInfo, feature_take_indices
@@ -38,15 +33,15 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from searchspace.families import FAMILIES
-from searchspace.presets import PRESETS, preset
+from searchspace.presets import preset
 from searchspace.space import SearchSpace
+from supernet.exchange.timm_config import default_config, feature_info
 from supernet.mixers.sharing import new_linear
 from supernet.network.interpolation import interpolated_start
 from supernet.network.supernet import Supernet
+from supernet.registration import ANY
 
 ArchitectureLike: TypeAlias = Architecture | Mapping[str, Any] | str | Path
-ANY = "mixer_search"  # builds any architecture
 POOLS = {"swin": ("avg", "max"), "twins": ("avg", "max"), "volo": ("token", "avg")}
 
 
@@ -79,9 +74,11 @@ class TimmNetwork(Supernet):
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes, self.in_chans = architecture.num_classes, architecture.in_chans
         self.num_features = self.head_hidden_size = architecture.stages[-1].dim
-        self.default_cfg = self.pretrained_cfg = PretrainedCfg(**_config(architecture)).to_dict()
+        self.default_cfg = self.pretrained_cfg = PretrainedCfg(
+            **default_config(architecture)
+        ).to_dict()
         self.dynamic_img_size = not self.default_cfg["fixed_input_size"]
-        self.feature_info = FeatureInfo(_feature_info(architecture), tuple(range(len(self.stages))))
+        self.feature_info = FeatureInfo(feature_info(architecture), tuple(range(len(self.stages))))
         self.global_pool = self._checked_pool(global_pool)
 
     @property
@@ -359,96 +356,51 @@ def _side(img_size: int | Sequence[int]) -> int:
     return sides[0]
 
 
-def _config(architecture: Architecture) -> dict[str, Any]:
-    """Describe a network as timm's default configurations do."""
-    channels, size = architecture.in_chans, architecture.img_size
-    least = _least_size(architecture)
-    return {
-        "input_size": (channels, size, size),
-        "min_input_size": None if least is None else (channels, least, least),
-        "fixed_input_size": _has_fixed_size(architecture),
-        "pool_size": (architecture.resolutions[-1],) * 2,
-        "num_classes": architecture.num_classes,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "first_conv": "patch_embed.conv.0" if architecture.stem_dim else "patch_embed.proj",
-        "classifier": ("head", "aux_head") if architecture.family == "volo" else "head",
-    }
+def create_for_timm(
+    name: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | PretrainedCfg | Mapping[str, Any] | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    architecture: ArchitectureLike | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Build what ``timm.create_model`` asks for under a registered name.
 
+    Args:
+        name: `ANY` or a preset.
+        pretrained: Load the weights that the configuration names.
+        pretrained_cfg: Where weights are, and their images; what it leaves out is the network's.
+        pretrained_cfg_overlay: Replaces parts of it.
+        architecture: See `load_architecture`; the preset by default.
+        settings: Those of `create`, and timm's own (features, caches).
 
-def _has_fixed_size(architecture: Architecture) -> bool:
-    """Tell whether the network has weights for each position of its maps."""
-    return any(
-        not getattr(mixer, "shared_positions", True)
-        for stage in architecture.stages
-        for mixer in stage.mixers
-    )
-
-
-def _least_size(architecture: Architecture) -> int | None:
-    """Return the side of the smallest images whose maps all have tokens, where it matters."""
-    reductions = [info["reduction"] for info in _feature_info(architecture)]
-    ratios = [
-        max(getattr(mixer, "sr_ratio", 1) for mixer in stage.mixers)
-        for stage in architecture.stages
-    ]
-    if FAMILIES[architecture.family].rounds_up and max(ratios) == 1:
-        return None
-    return max(size * ratio for size, ratio in zip(reductions, ratios, strict=True))
-
-
-def _feature_info(architecture: Architecture) -> list[dict[str, Any]]:
-    halvings = FAMILIES[architecture.family].halvings
-    return [
-        {
-            "num_chs": stage.dim,
-            "reduction": architecture.patch_size * 2 ** min(index, halvings),
-            "module": f"stages.{index}",
-        }
-        for index, stage in enumerate(architecture.stages)
-    ]
-
-
-def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Make the function that timm calls for a name; its keywords are those of `create`."""
-
-    def build(
-        pretrained: bool = False,
-        pretrained_cfg: str | PretrainedCfg | Mapping[str, Any] | None = None,
-        pretrained_cfg_overlay: Mapping[str, Any] | None = None,
-        architecture: ArchitectureLike | None = None,
-        **settings: Any,
-    ) -> nn.Module:
-        if architecture is None and name == ANY:
-            raise ValueError(
-                f"{ANY} needs an architecture: an architecture.json, a description or the name of "
-                f"a preset, e.g. create_model({ANY!r}, architecture='architecture.json')."
-            )
-        found = load_architecture(name if architecture is None else architecture)
-        given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
-        # What a description leaves out is the network's own, not timm's default.
-        config = PretrainedCfg(**(_config(found) | {"architecture": name} | dict(given)))
-        if isinstance(pretrained_cfg, PretrainedCfg):
-            config = pretrained_cfg
-        elif isinstance(pretrained_cfg, str):  # a tag behind the name: timm says that there is none
-            config = resolve_pretrained_cfg(name, pretrained_cfg)
-        overlay = dict(pretrained_cfg_overlay or {})
-        _check_weights(pretrained, replace(config, **overlay))
-        return build_model_with_cfg(
-            partial(create, found),
-            name,
-            pretrained,
-            pretrained_cfg=config,  # type: ignore[arg-type]  # timm takes both
-            pretrained_cfg_overlay=overlay,
-            feature_cfg={"out_indices": tuple(range(len(found.stages))), "feature_cls": "getter"},
-            **settings,
+    Raises:
+        ValueError: If there is no architecture, or there are no weights.
+    """
+    if architecture is None and name == ANY:
+        raise ValueError(
+            f"{ANY} needs an architecture: an architecture.json, a description or the name of "
+            f"a preset, e.g. create_model({ANY!r}, architecture='architecture.json')."
         )
-
-    build.__name__ = build.__qualname__ = name
-    build.__module__ = __name__
-    return build
+    found = load_architecture(name if architecture is None else architecture)
+    given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
+    # What a description leaves out is the network's own, not timm's default.
+    config = PretrainedCfg(**(default_config(found) | {"architecture": name} | dict(given)))
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        config = pretrained_cfg
+    elif isinstance(pretrained_cfg, str):  # a tag behind the name: timm says that there is none
+        config = resolve_pretrained_cfg(name, pretrained_cfg)
+    overlay = dict(pretrained_cfg_overlay or {})
+    _check_weights(pretrained, replace(config, **overlay))
+    return build_model_with_cfg(
+        partial(create, found),
+        name,
+        pretrained,
+        pretrained_cfg=config,  # type: ignore[arg-type]  # timm takes both
+        pretrained_cfg_overlay=overlay,
+        feature_cfg={"out_indices": tuple(range(len(found.stages))), "feature_cls": "getter"},
+        **settings,
+    )
 
 
 def _check_weights(pretrained: bool, config: PretrainedCfg) -> None:
@@ -457,15 +409,3 @@ def _check_weights(pretrained: bool, config: PretrainedCfg) -> None:
             "No pretrained weights come with mixer-search. Retrain the network, name an exported "
             "folder as local-dir:FOLDER, or pass checkpoint_path with weights of your own."
         )
-
-
-default_cfgs = generate_default_cfgs({name: _config(preset(name)) for name in PRESETS})
-
-
-def register() -> None:
-    """Make timm know ``mixer_search`` and the presets; names that timm has stay timm's."""
-    for name in (ANY, *PRESETS):
-        if not timm.is_model(name):
-            register_model(_entry_point(name))
-    # timm appends the names here; they are not attributes of this module.
-    del sys.modules[__name__].__dict__["__all__"]

@@ -209,7 +209,7 @@ def test_timm_knows_the_configuration_of_every_preset(name: str) -> None:
 
 
 def test_the_lists_of_timm_have_every_preset() -> None:
-    assert set(OURS) <= set(timm.list_models(module="timm_models"))
+    assert set(OURS) <= set(timm.list_models(module="registration"))
     assert set(OURS) <= set(timm.list_models(name_matches_cfg=True))
     assert set(OURS) <= set(timm.list_models(include_tags=True))
     assert not set(OURS) & set(timm.list_models(pretrained=True))
