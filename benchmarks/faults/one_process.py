@@ -120,8 +120,8 @@ def use_local_devices(counter: Counter) -> None:
 
     from search import run
     from search.phases import alone, measure, session, supernet
+    from search.plan import StepTimes
     from search.retraining import queue
-    from search.scheduling.tasks import StepTimes
     from search.workers.supernet_worker import WORK, SupernetWorker
     from supernet.network.supernet import Supernet
     from tests import local_run

@@ -21,6 +21,7 @@ from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Outcome, Record, Trial
+from search.results.fidelity import retrained
 from search.results.intervals import wilson_interval
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
@@ -123,7 +124,7 @@ def _say_if_done(
 
 def _fidelity(record: Record, prepared: Prepared, network: Wanted) -> str:
     """Name a training: by what was asked for, and where others had that name, by its hash too."""
-    fidelity = f"{PHASE}-{prepared.plan.label(prepared.recipe)}"
+    fidelity = retrained(prepared.plan.label(prepared.recipe))
     known = record.get_meta(IDENTITIES) or {}
     owner = known.get(f"{network.number} {fidelity}")
     if owner is None:

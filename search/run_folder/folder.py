@@ -28,8 +28,8 @@ from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
 from search.record.schema import Place, claimed_error
 from search.run_folder.settings import RECIPES, RunSettings
-from search.run_folder.storage import DATA, SUPERNET, Files, open_files
-from search.scheduling.tasks import StorageError
+from search.run_folder.state import RunState
+from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -63,6 +63,11 @@ class RunFolder:
     folder: Path
     record: Record
     settings: RunSettings
+
+    @property
+    def state(self) -> RunState:
+        """How far it has come, and what it has found out."""
+        return RunState(self.record)
 
     @property
     def report(self) -> Path:
@@ -195,7 +200,7 @@ def create_run(
                 try:
                     yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
                 finally:
-                    began = record.get_meta("plan") is not None
+                    began = RunState(record).has_plan
         except ValueError:
             # E.g. a budget that is too small, or a device that this machine does not have.
             if not began:
@@ -349,7 +354,7 @@ def _has_recorded_nothing(folder: Path) -> bool:
         return True
     try:
         with Record.open(place, read_only=True) as record:
-            return record.get_meta("plan") is None and not record.ledger()
+            return not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
 

@@ -11,17 +11,12 @@ import pytest
 
 from search.plan import Plan, make_plan
 from search.record.record import Record
+from search.results.fidelity import trained_alone
 from search.run_folder.settings import RunSettings
+from search.run_folder.storage import StorageError
 from search.scheduling.judging import Judging
-from search.scheduling.tasks import START_SECONDS, FullDiskError, Judgement, Outcome, StorageError
-from search.scheduling.trials import (
-    MAX_LOST,
-    MIN_KNOWN,
-    Choice,
-    TrialCosts,
-    TrialRunner,
-    fidelity_of,
-)
+from search.scheduling.tasks import START_SECONDS, FullDiskError, Judgement, Outcome
+from search.scheduling.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -279,7 +274,7 @@ def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
 
 
 def test_the_fidelity_names_the_epochs() -> None:
-    assert fidelity_of(plan_of().trial_epochs) == "train-2e"
+    assert trained_alone(plan_of().trial_epochs) == "train-2e"
     assert count(SPACE.first()).macs > 0
 
 
