@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from search.results.candidates import Candidate, retrained
 from search.results.importance import front_traits
 from search.terminal.tables import describe_stages, format_chance, format_count, format_interval
 from search.trust.ranking import TrustReport
+from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"
 SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
@@ -115,7 +117,7 @@ def write_report(path: Path, report: ReportData) -> None:
             script=Markup("\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)),
         )
     )
-    path.write_text(page, encoding="utf-8")
+    durable.write_text(path, page)
 
 
 def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -> None:
@@ -161,7 +163,9 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
-    figure.savefig(path, dpi=160)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160)
+    durable.write_bytes(path, picture.getvalue())
 
 
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:

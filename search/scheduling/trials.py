@@ -74,6 +74,7 @@ class TrialRunner:
         on_event: Called with a line of text about each finished trial.
         on_end: Called with every trial that has ended, e.g. to promote by it.
         clock: Seconds; for how long trials have been running.
+        start_seconds: That a worker takes to start, for as long as none is warm.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class TrialRunner:
         on_event: Callable[[str], None],
         on_end: Callable[[Trial], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        start_seconds: float = 0.0,
     ) -> None:
+        self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
         self._files = files or SharedFolder(folder)
         self._phase, self._seed, self._choose = phase, seed, choose
@@ -101,7 +104,7 @@ class TrialRunner:
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
-        self._start_seconds, self._num_placed = _worker_start_seconds(record), 0
+        self._num_placed = 0
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
@@ -367,12 +370,6 @@ class TrialCosts:
     def planned(self, macs: int, epochs: int) -> float:
         """Return device-seconds by the measured steps alone."""
         return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
-
-
-def _worker_start_seconds(record: Record) -> float:
-    """Return what a worker needs to start, at most: the one that measured did, and measured."""
-    lasted = [ended - started for started, ended, _ in record.charges(("measure",))]
-    return statistics.median(lasted) if lasted else 0.0
 
 
 def fidelity_of(epochs: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from rich.table import Table
 
@@ -56,6 +58,7 @@ def status_table(run: RunFolder) -> Table:
     trials = run.record.trials()
     table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
     table.add_row("phase", run.record.get_meta("phase") or "not started")
+    table.add_row("at work", _at_work(run))
     judge = run.record.get_meta(JUDGE)
     judged_by = f", networks are judged by: {judge}" if judge else ""
     table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
@@ -82,6 +85,17 @@ def status_table(run: RunFolder) -> Table:
         left = max(budget.amount_seconds - spent, 0.0) / plan["devices"]
         table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
     return table
+
+
+def _at_work(run: RunFolder) -> str:
+    """Say whether a process works on a run, or since when nobody does."""
+    last = run.record.last_seen()
+    if last is None:
+        return "a process works on it"
+    since = f"nobody since {datetime.fromtimestamp(last):%Y-%m-%d %H:%M:%S}" if last else "nobody"
+    if run.record.get_meta("phase") == "done":
+        return since
+    return f"{since}; go on with: search run --resume --out {shlex.quote(str(run.folder))}"
 
 
 def presets_table() -> Table:
