@@ -28,3 +28,8 @@ def test_the_gradient_at_zero_is_finite_and_elsewhere_that_of_a_power(
     )
     assert gradient.isfinite().all()
     assert power[:2].tolist() == [0.0, 0.0]
+    # The smallest number of a half: its gradient would be beyond the largest.
+    limits = torch.finfo(dtype)
+    least = torch.tensor([limits.tiny * limits.eps], dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(signed_power(least, exponent).sum(), least)
+    assert gradient.isfinite().all()
