@@ -26,10 +26,11 @@ from search.budget import parse_budget
 from search.plan import SHARES
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
-from search.record.schema import Place, claimed_error
+from search.record.schema import Place, RefusedError, claimed_error
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
 from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
+from search.scheduling.tasks import StorageError, is_disk_full
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -191,6 +192,15 @@ def create_run(
         except StorageError as error:
             new.undo()
             raise ValueError(str(error)) from error
+        except RefusedError as error:
+            is_full = is_disk_full(error, folder)
+            new.undo()
+            if not is_full:
+                raise
+            raise ValueError(
+                f"The record of {folder} cannot be written ({error}). "
+                "Free some space there, and run the same command again."
+            ) from error
         except BaseException:
             new.undo()
             raise
