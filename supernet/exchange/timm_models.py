@@ -383,13 +383,14 @@ def create_for_timm(
             f"a preset, e.g. create_model({ANY!r}, architecture='architecture.json')."
         )
     found = load_architecture(name if architecture is None else architecture)
-    given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
-    # What a description leaves out is the network's own, not timm's default.
-    config = PretrainedCfg(**(default_config(found) | {"architecture": name} | dict(given)))
+    if isinstance(pretrained_cfg, str):  # a tag behind the name: timm says that there is none
+        pretrained_cfg = resolve_pretrained_cfg(name, pretrained_cfg)
     if isinstance(pretrained_cfg, PretrainedCfg):
-        config = pretrained_cfg
-    elif isinstance(pretrained_cfg, str):  # a tag behind the name: timm says that there is none
-        config = resolve_pretrained_cfg(name, pretrained_cfg)
+        pretrained_cfg = vars(pretrained_cfg)
+    # What a description leaves out, or has as timm's default, is the network's own.
+    unset = vars(PretrainedCfg())
+    given = {k: v for k, v in (pretrained_cfg or {}).items() if k not in unset or v != unset[k]}
+    config = PretrainedCfg(**(default_config(found) | {"architecture": name} | given))
     overlay = dict(pretrained_cfg_overlay or {})
     _check_weights(pretrained, replace(config, **overlay))
     return build_model_with_cfg(

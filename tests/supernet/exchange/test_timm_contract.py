@@ -238,6 +238,9 @@ def test_parts_of_a_configuration_change_those_parts_alone(model: str) -> None:
         assert {k: v for k, v in config.items() if own.get(k) != v}.keys() == {"crop_pct", "mean"}
     whole = PretrainedCfg(input_size=(3, 96, 96), num_classes=5)
     assert create(model, pretrained_cfg=whole).default_cfg["input_size"] == (3, 96, 96)
+    # As timm's train.py does where no configuration is registered.
+    unset = PretrainedCfg().to_dict()
+    assert create(model, pretrained_cfg=unset).num_classes == FOUND[model].num_classes
 
 
 @pytest.mark.parametrize("model", FOUND)
