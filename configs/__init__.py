@@ -24,7 +24,7 @@ def config_path(folder: str, name: str) -> Path:
     """
     if name in config_names(folder):
         return _ROOT / folder / f"{name}.yaml"
-    path, what = Path(name), folder.removesuffix("s")
+    path, what = Path(name), folder.partition("/")[0].removesuffix("s")
     if path.suffix in _SUFFIXES:
         if path.is_file():
             return path
