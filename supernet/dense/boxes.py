@@ -28,16 +28,18 @@ def anchors_of_level(
         size: (H, W) of the map.
         stride: Pixels between positions; anchors have about ``scale * stride`` a side.
         ratios: Height over width.
-        like: Has their type and device.
+        like: Has their device, and their type where that is no half precision.
 
     Returns:
         Shape (H * W * len(ratios), 4).
     """
-    roots = torch.tensor([math.sqrt(ratio) for ratio in ratios], dtype=like.dtype)
+    # Half precision has no odd pixels beyond 2048, and half as many from 1024 on.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    roots = torch.tensor([math.sqrt(ratio) for ratio in ratios], dtype=dtype)
     width, height = stride / roots * scale, stride * roots * scale
     base = torch.stack([-width, -height, width, height], 1).to(like.device) / 2
-    rows = torch.arange(size[0], device=like.device, dtype=like.dtype) * stride
-    columns = torch.arange(size[1], device=like.device, dtype=like.dtype) * stride
+    rows = torch.arange(size[0], device=like.device, dtype=dtype) * stride
+    columns = torch.arange(size[1], device=like.device, dtype=dtype) * stride
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     shifts = torch.stack([x, y, x, y], -1).view(-1, 1, 4)
     return (shifts + base).view(-1, 4)
@@ -126,6 +128,11 @@ def sample(matched: Tensor, number: int, positive_share: float) -> tuple[Tensor,
     positive = _draw(torch.nonzero(matched > 0).flatten(), int(number * positive_share))
     negative = _draw(torch.nonzero(matched == NEGATIVE).flatten(), number - len(positive))
     return positive, negative
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return half precision in single precision, anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _draw(indices: Tensor, number: int) -> Tensor:

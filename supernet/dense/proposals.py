@@ -20,6 +20,7 @@ from supernet.dense.boxes import (
     decode,
     encode,
     match,
+    precise,
     sample,
 )
 
@@ -81,8 +82,8 @@ class ProposalHead(nn.Module):
         hidden = [F.relu(self.conv(x)) for x in maps]
         return [
             (
-                self.scores(x).permute(0, 2, 3, 1).flatten(1),
-                self.moves(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4),
+                precise(self.scores(x).permute(0, 2, 3, 1).flatten(1)),
+                precise(self.moves(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4)),
             )
             for x in hidden
         ]

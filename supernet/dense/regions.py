@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from searchspace.dense import DetectionHead
+from supernet.dense.boxes import precise
 
 
 def pool_regions(
@@ -80,7 +81,7 @@ class BoxHead(nn.Module):
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits (N, num_classes + 1) and offsets for every class (N, num_classes, 4)."""
         hidden = self.layers(regions)
-        return self.classes(hidden), self.moves(hidden).unflatten(1, (-1, 4))
+        return precise(self.classes(hidden)), precise(self.moves(hidden)).unflatten(1, (-1, 4))
 
 
 class MaskHead(nn.Module):
@@ -102,8 +103,7 @@ class MaskHead(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Compute the masks' logits."""
-        found: Tensor = self.layers(regions)
-        return found
+        return precise(self.layers(regions))
 
 
 def _kaiming(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-_NAME = re.compile(r"checkpoint-\d{5}")
+_NAME = re.compile(r"checkpoint-\d{5,}")
 
 
 def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], None]) -> None:
@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], Non
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a folder, or None."""
     complete = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return max(complete, key=lambda path: path.name, default=None)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def remove_checkpoints(folder: Path) -> None:
