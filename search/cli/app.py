@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli import front_commands
+from search.cli import dense_commands, front_commands
 from search.cli import latency_commands as latency_command
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ for _command in (
     front_commands.select,
     front_commands.compare,
     latency_command.latency,
+    dense_commands.transfer,
+    dense_commands.predict,
 ):
     app.command()(_command)
 
@@ -212,6 +214,10 @@ def show(
         str, typer.Argument(help="A preset, an architecture file, RUN:ID or timm:NAME.")
     ],
     img_size: ImgSize = None,
+    task: Annotated[
+        str | None, typer.Option(help="As a backbone: instance, detection or semantic.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="e.g. cascade_mask_rcnn, with --task.")] = None,
     json_: Json = False,
 ) -> None:
     """Show one architecture: its stages, parameters and MACs."""
@@ -228,6 +234,9 @@ def show(
     from search.terminal.tables import architecture_json, architecture_table
 
     architecture = load_target(target)
+    if task is not None:
+        dense_commands.show_dense(architecture, target, task=task, head=head, as_json=json_)
+        return
     if img_size is not None:
         architecture = architecture.replace(img_size=img_size)
     if json_:
@@ -364,11 +373,19 @@ def eval_(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
     real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
+    scales: Annotated[str, typer.Option(help="Of segmenters: .5,.75,1,1.25,1.5,1.75.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Of segmenters: mirror images too.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_: Json = False,
 ) -> None:
     """Measure a retrained network: accuracy on the test split, throughput, latency."""
     import tempfile
+
+    if dense_commands.is_transfer(Path(target)):
+        dense_commands.eval_dense(
+            Path(target), data=data, scales=scales, flip=flip, device=device, as_json=json_
+        )
+        return
 
     from search.retraining.evaluate import evaluate_retrained, evaluation_table
 

@@ -31,6 +31,8 @@ EXTRACTION = "extraction"
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"
+# Networks as backbones of detectors and segmenters: AP or mIoU, on no front.
+_TRANSFER = "transfer-"
 # Student's t at 97.5 % for 1 to 10 degrees of freedom.
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
@@ -209,7 +211,8 @@ def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
 
 def has_accuracy(trial: Trial) -> bool:
     """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
-    return trial.state == "done" and trial.fidelity != ZERO_COST
+    is_other = trial.fidelity == ZERO_COST or is_transfer(trial.fidelity)
+    return trial.state == "done" and not is_other
 
 
 def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
@@ -221,6 +224,11 @@ def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
 def is_retraining(fidelity: str) -> bool:
     """Tell whether a fidelity is a retraining, which alone is judged on the test split."""
     return fidelity.startswith(_RETRAIN)
+
+
+def is_transfer(fidelity: str) -> bool:
+    """Tell whether a fidelity is one of detection or segmentation."""
+    return fidelity.startswith(_TRANSFER)
 
 
 def is_trained_alone(fidelity: str) -> bool:
