@@ -1,8 +1,8 @@
 """Which strategy finds the better front with the same budget? Runs for hours; resumable.
 
     nohup python benchmarks/compare_strategies.py --data cifar10_25k.tar.xz > study.log 2>&1 &
-    python benchmarks/compare_strategies.py --table                            # of what is there
-    python benchmarks/compare_strategies.py --table --csv docs/strategies.csv  # of a finished study
+    python benchmarks/compare_strategies.py --table       # of what is there
+    python benchmarks/compare_strategies.py --table --csv CSV   # of a finished study
 
 For every seed, one ``search run`` of each arm on CIFAR-10, all with the space ``micro``, the same
 budget, the objectives top1 and macs, and otherwise the program's defaults:

@@ -47,7 +47,7 @@ from supernet.recipes.recipe import load_recipe
 from supernet.shared_weights.trainer import accumulate_gradients
 from supernet.training.batches import steps_per_epoch, train_batches
 
-CSV = Path(__file__).parents[1] / "docs" / "rank_correlation.csv"
+CSV = Path(__file__).parents[1] / "docs/measurements/rank_correlation.csv"
 TIMED_NETWORKS = 4
 
 

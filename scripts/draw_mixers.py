@@ -1,6 +1,6 @@
 """Draw what connects a mixer's outputs with its inputs, measured on the modules themselves.
 
-    python scripts/draw_mixers.py docs/mixers.png
+    python scripts/draw_mixers.py docs/pictures/mixers.png
 
 A row a mixer, on a map of 8 x 8 tokens with four channels, as in Fig. 1 of Han et al. 2022:
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,11 @@ from search.cli import dense_commands, front_commands
 from search.cli import latency_commands as latency_command
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rich.console import Console
+
+    from search.run_folder.folder import RunFolder
 
 app = typer.Typer(
     name="search",
@@ -62,8 +67,13 @@ RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; defau
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+# What may be given with --resume; all else is decided when a run begins.
+RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address"}
+
+
 @app.command()
 def run(
+    context: typer.Context,
     budget: Annotated[
         str | None, typer.Option(help="Device time to spend, e.g. 10cpu-minutes, 50gpu-days.")
     ] = None,
@@ -101,20 +111,16 @@ def run(
     ] = None,
 ) -> None:
     """Search within a budget and end with a Pareto front."""
-    from search.report.outcome import print_outcome, write_report
     from search.results.objectives import parse_objectives
     from search.run_folder.folder import create_run, resume_run
     from search.run_folder.settings import RunSettings
 
-    console = _console()
     if resume:
-        if storage is not None:
-            raise ValueError("A run knows its storage: leave --storage out.")
+        _refuse_given(context)
         if out is None:
             raise ValueError("--resume needs the folder of the run: add --out RUN.")
-        if record is not None:
-            raise ValueError("The folder of a run knows where its record is: leave --record out.")
-        opened = resume_run(out, budget)
+        other = sampler if _is_given(context, "sampler") else None
+        opened = resume_run(out, budget, sampler=other)
     else:
         if budget is None:
             raise ValueError("A run needs a budget: add e.g. --budget 10cpu-minutes.")
@@ -138,21 +144,45 @@ def run(
             storage=storage or "",
             command=shlex.join(["search", *sys.argv[1:]]),
         )
+        if ray_address is not None or settings.parsed_budget.device == "gpu":
+            from search.cluster.connection import check_devices
+
+            check_devices(settings.parsed_budget.device, ray_address)
         out = out or _default_folder(data)
         opened = create_run(out, settings, database=record)
-    has_front = False
-    if not resume:
-        console.print(f"Reading {data} ...", highlight=False, soft_wrap=True)
-    with opened as folder:
-        from search.run import FULL_DISK, run_search
+        _console().print(f"Reading {data} ...", highlight=False, soft_wrap=True)
+    _work(opened, out, ray_address)
 
-        console.print(f"Run folder: {out}", highlight=False, soft_wrap=True)
-        stopped_by = run_search(folder, console, ray_address=ray_address)
-        if stopped_by != FULL_DISK:
-            write_report(folder)
-            has_front = print_outcome(folder, console)
+
+def _work(opened: AbstractContextManager[RunFolder], out: Path, ray_address: str | None) -> None:
+    """Work on a run until it is done or stopped, and say how it ended."""
+    from search.report.outcome import print_outcome, write_report
+
+    console = _console()
+    go_on = f"search run --resume --out {shlex.quote(str(out))}"
+    interrupted = "Interrupted before the run began. The same command begins it."
+    stopped_by, has_front = None, False
+    try:
+        with opened as folder:
+            from search.run import FULL_DISK, NO_DATABASE, run_search
+
+            interrupted = f"Interrupted. Go on with: {go_on}"
+            console.print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+            stopped_by = run_search(folder, console, ray_address=ray_address)
+            if stopped_by != NO_DATABASE:
+                if stopped_by != FULL_DISK:
+                    write_report(folder)
+                has_front = print_outcome(folder, console)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise typer.Exit(130) from None
     if stopped_by:
-        console.print(f"Stopped by {stopped_by}. Go on with: search run --resume --out {out}")
+        console.print(
+            f"Stopped by {stopped_by}. Go on with: {go_on}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(130)
     if not has_front:
         raise typer.Exit(1)
@@ -183,8 +213,10 @@ def plan(
         img_size=img_size,
         retrain_recipe=recipe or "",
     )
-    made, twice = plan_here(settings, devices=devices)
-    _console().print(plan_table(made, settings.parsed_budget.device, twice=twice))
+    console = _console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    made, twice = plan_here(settings, devices=devices, say=say)
+    console.print(plan_table(made, settings.parsed_budget.device, twice=twice))
 
 
 @app.command()
@@ -275,10 +307,10 @@ def retrain(
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.report.outcome import write_report
-    from search.retraining.queue import RetrainPlan, retrain_members
-    from search.run_folder.folder import open_run
+    from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
+    from search.run_folder.folder import own_run
 
-    with open_run(run) as folder:
+    with own_run(run) as folder:
         console = _console()
         wanted = RetrainPlan(
             recipe=recipe,
@@ -293,11 +325,12 @@ def retrain(
             workers=workers,
         )
         stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
-        write_report(folder)
-        console.print(f"Report: {folder.report}", highlight=False)
+        if stopped_by != FULL_DISK:
+            write_report(folder)
+            console.print(f"Report: {folder.report}", highlight=False)
     if stopped_by:
         console.print(f"Stopped by {stopped_by}. The same command goes on.")
-        raise typer.Exit(130)
+        raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)
 
 
 @app.command(name="import")
@@ -464,6 +497,21 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_given(context: typer.Context) -> None:
+    """Refuse options that a resumed run would ignore."""
+    for option in context.command.params:
+        if option.name not in RESUMABLE and _is_given(context, str(option.name)):
+            raise ValueError(
+                f"A run keeps what it was begun with: leave {option.opts[0]} out with --resume, "
+                "or begin another run."
+            )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _console() -> Console:

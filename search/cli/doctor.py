@@ -110,8 +110,7 @@ def _data(source: str) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(source, img_size=load_space("micro").img_size, folder=Path(folder))
-        sizes = ", ".join(f"{count:,} {name}" for name, count in data.sizes.items())
-        return f"{data.num_classes} classes, {sizes} images"
+        return "\n      ".join(data.lines())
 
 
 def _storage(text: str) -> str:

@@ -60,7 +60,7 @@ def pareto(
     if watch:
         _watch(run, query)
         return
-    with open_run(run) as folder:
+    with open_run(run, write=latency) as folder:
         if latency:
             measure_latencies(folder, query, device=device)
         if csv or html or png or json_:

@@ -83,7 +83,7 @@ def latency(
 
 def describe_errors(errors: Sequence[float]) -> str:
     """Say how far sums are from whole networks, in percent: median with interval, largest, bias."""
-    from supernet.measuring.latency_table import median_interval
+    from supernet.measuring.latency import median_interval
 
     sizes = [100 * abs(error) for error in errors]
     low, high = median_interval(sizes)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +22,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.budget import count_cores
 from search.scheduling.tasks import START_SECONDS, last_line
+
+logger = logging.getLogger(__name__)
 
 # How long the others' errors may come before the news that one of the group has died.
 NEWS_OF_DEATH_SECONDS = 45.0
@@ -78,10 +81,7 @@ class Cluster:
         self._max_devices = max_devices
         if self.devices < 1:
             ray.shutdown()
-            raise ValueError(
-                f"The budget counts {device} time, and this cluster has no {self.resource}. "
-                "Give a cpu budget, or join a cluster that has one with --ray-address."
-            )
+            raise _no_device(device)
 
     def __enter__(self) -> Cluster:
         return self
@@ -126,6 +126,13 @@ class Cluster:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
     @property
+    def node_devices(self) -> int:
+        """Count the devices of the largest node that is alive: what one task can hold."""
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        held = [node["Resources"].get(self.resource, 0) for node in nodes if node["Alive"]]
+        return int(max(held, default=0)) or 1
+
+    @property
     def threads(self) -> int:
         """CPU threads of a worker. On cores there is one worker a core, because many small
         operators synchronise badly over threads, and worse on a busy machine."""
@@ -167,6 +174,54 @@ class Cluster:
         """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
         needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
         return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+
+    def on_each_node(
+        self, function: Callable[[], None], *, while_waiting: Callable[[], None]
+    ) -> None:
+        """Run a function once on every node, holding no device; where it fails, it is not missed.
+
+        Args:
+            while_waiting: Called about once a second.
+        """
+        pending = [
+            ray.remote(function)
+            .options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote()
+            for node in self.nodes()
+        ]
+        deadline = time.monotonic() + START_SECONDS
+        while pending and time.monotonic() < deadline:
+            for reference in ray.wait(pending, num_returns=1, timeout=1.0)[0]:
+                pending.remove(reference)
+                try:
+                    ray.get(reference)
+                except (RayTaskError, RayError) as error:
+                    logger.warning("A node could not prepare: %s", last_line(str(error)))
+            while_waiting()
+
+    def cancel(self, references: Iterable[Any]) -> None:
+        """Kill the processes of functions that were submitted and have not ended."""
+        for reference in references:
+            ray.cancel(reference, force=True)
+
+
+def check_devices(device: str, address: str | None) -> None:
+    """Look whether there can be a cluster with such devices, before anything is made for it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if address is not None:
+        _check_answers(address)
+    elif device == "gpu":
+        import torch
+
+        if not torch.cuda.device_count():
+            raise _no_device(device)
 
 
 def kill_aside(actors: list[Any]) -> None:
@@ -225,6 +280,13 @@ def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
         except (RayTaskError, RayError) as error:
             finished.append((reference, None, last_line(str(error))))
     return finished
+
+
+def _no_device(device: str) -> ValueError:
+    return ValueError(
+        f"The budget counts {device} time, and this cluster has no {device.upper()}. "
+        "Give a cpu budget, or join a cluster that has one with --ray-address."
+    )
 
 
 def _check_answers(address: str) -> None:

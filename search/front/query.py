@@ -19,6 +19,7 @@ from search.results.candidates import (
     by_macs,
     judged_at,
     losses_of,
+    passed_over,
     searched_fidelities,
 )
 from search.results.dominance import knee
@@ -47,7 +48,7 @@ class FrontQuery:
 
     Attributes:
         objectives: What the front weighs; empty takes those of the run.
-        fidelity: None takes the highest.
+        fidelity: None takes `search.results.candidates.shown_fidelity`.
         limits: Upper limits of costs by name.
         sort: One of `COLUMNS`.
         only_knee: Show the most balanced member alone.
@@ -127,15 +128,18 @@ def choose_rows(
 
 
 def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
-    """Build the table and, below it, how many networks are only noise away from the front."""
+    """Build the table and, below it, what it leaves out: a higher fidelity, networks near it."""
     found = judged_by(run, query)
     objectives = query.objectives or run.settings.objectives
-    table = front_table(choose_rows(found, query, objectives=objectives))
+    lines: list[RenderableType] = [front_table(choose_rows(found, query, objectives=objectives))]
+    if query.fidelity is None and (passed := passed_over(run.record.trials())):
+        lines.append(Text(passed))
     num_near = sum(candidate.near_front for candidate in found)
-    if not num_near or query.with_near:
-        return table
-    them = "network is" if num_near == 1 else "networks are"
-    return Group(table, Text(f"{num_near} more {them} off the front by no more than noise: --near"))
+    if num_near and not query.with_near:
+        them = "network is" if num_near == 1 else "networks are"
+        near = f"{num_near} more {them} off the front by no more than noise: --near"
+        lines.append(Text(near))
+    return Group(*lines)
 
 
 def watch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from search.cluster.crew import JudgeCrew, hold_judges
@@ -69,7 +70,8 @@ def judge_warm(
         by=by,
         proposes=proposes,
     )
-    crew.stream(judging, session.tick(phase))
+    # The crew ends its judges by itself, and brings back what they held.
+    crew.stream(judging, session.tick(phase, limit_seconds=math.inf))
 
 
 def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from search.cluster.connection import WorkerLostError, call
-from search.phases.session import Session
-from search.plan import Plan
+from search.phases.session import WORKER_START, Session
+from search.plan import Plan, split_shares
+from search.scheduling.tasks import BudgetSpent, StepTimes
 from search.scheduling.trials import MAX_LOST
+
+# Measuring takes at most so much of the budget, and of the first phase's share.
+MEASURE_SHARE = 0.5
 
 
 def measure(session: Session) -> Plan:
@@ -30,11 +37,39 @@ def measure(session: Session) -> Plan:
 
 def _measure(session: Session) -> None:
     session.wait_for_devices()
-    tick = session.tick("measure", may_stop=True)
-    # What the worker takes to start and to end is charged as well.
-    with (
-        session.charged("measure", 1),
-        session.cluster.actors(session.work.supernet_worker, session.job, 1) as (worker,),
-    ):
-        times = call(worker, "measure", while_waiting=tick)
+    session.check_start(1)
+    with bounded(session) as tick:
+        started = time.monotonic()
+        # What the worker takes to start and to end is charged as well.
+        with (
+            session.charged("measure", 1),
+            session.cluster.actors(session.work.supernet_worker, session.job, 1) as (worker,),
+        ):
+            times = call(worker, "measure", while_waiting=tick)
+            keep_start(session, time.monotonic() - started, times)
     session.record.set_meta("times", asdict(times))
+
+
+@contextmanager
+def bounded(session: Session) -> Iterator[Callable[[], None]]:
+    """Give what to do while waiting for what is measured, which may take a part of the budget.
+
+    Raises:
+        ValueError: If it takes more: the budget is too small.
+    """
+    settings, amount = session.settings, session.budget.amount_seconds
+    (first, *_) = split_shares(amount, settings.shares, strategy=settings.strategy).values()
+    limit = min(session.spent() + min(first, MEASURE_SHARE) * amount, session.end_seconds)
+    try:
+        yield session.tick("measure", may_stop=True, limit_seconds=limit)
+    except BudgetSpent as error:
+        raise ValueError(
+            f"A budget of {amount:.0f} device-seconds is too small: when {limit:.0f} of them were "
+            "spent, this machine was still measuring what a step takes. Give more, a smaller space "
+            "or a smaller --img-size."
+        ) from error
+
+
+def keep_start(session: Session, seconds: float, times: StepTimes) -> None:
+    """Write down how long a worker took until it was ready to measure."""
+    session.record.set_meta(WORKER_START, max(seconds - times.measured_seconds, 0.0))

@@ -20,6 +20,7 @@ from search.results.candidates import (
     ZERO_COST,
     Candidate,
     front,
+    passed_over,
     retrained,
     searched_fidelities,
     to_json,
@@ -165,6 +166,8 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
+    if passed := passed_over(run.record.trials()):
+        yield passed
     checked = run.record.get_meta(EXTRACTION) or {}
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[str(member.id)] for member in members if str(member.id) in checked]
@@ -188,10 +191,10 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
     for estimator in report.estimators:
         tau = estimator.tau
         is_shown = estimator.name in shown or run.settings.strategy == ZERO_COST
-        if is_shown and tau.tau is not None:
-            interval = "" if tau.low is None else f" (95 % {tau.low:.2f} to {tau.high:.2f})"
+        # Of too few networks for an interval, the order of two or three, nothing is said.
+        if is_shown and tau.tau is not None and tau.low is not None:
             yield (
-                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f}"
-                f"{interval} over {tau.num_points} networks."
+                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f} "
+                f"(95 % {tau.low:.2f} to {tau.high:.2f}) over {tau.num_points} networks."
             )
     yield report.verdict

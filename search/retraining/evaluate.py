@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def evaluate_retrained(
         split,
         images,
         BATCH_SIZE,
-        recipe.crop_pct,
+        found.result.crop_pct,
         crop_mode=recipe.crop_mode,
         interpolation=recipe.eval_interpolation,
     )
@@ -119,7 +119,11 @@ def evaluation_table(found: Evaluation) -> Table:
 
 
 def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
-    """Open the images that the network was retrained with, or prepare others."""
+    """Open the images that the network was retrained with, or prepare others.
+
+    They are seen as the network saw its own, whatever they are: with the mean and deviation of its
+    training images.
+    """
     size = found.architecture.img_size
     if data is not None:
         images = prepare_data(data, img_size=size, folder=folder)
@@ -139,7 +143,9 @@ def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
             f"The network tells {len(found.result.class_names)} classes apart, and the classes of "
             f"{images.name} are others. Give images with the same class folders."
         )
-    return images
+    if found.recipe.token_labels:
+        images = images.streamed()
+    return replace(images, mean=found.result.mean, std=found.result.std)
 
 
 def _real_labels(images: object, path: Path) -> Any:

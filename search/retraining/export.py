@@ -119,7 +119,7 @@ def pretrained_cfg(found: Retrained) -> dict[str, Any]:
         "num_classes": found.architecture.num_classes,
         "mean": list(result.mean),
         "std": list(result.std),
-        "crop_pct": recipe.crop_pct or 1.0,
+        "crop_pct": result.crop_pct,
         "crop_mode": recipe.crop_mode,
         "interpolation": recipe.eval_interpolation,
         "label_names": list(result.class_names),
@@ -132,7 +132,7 @@ def _traced(found: Retrained, folder: Path, formats: Sequence[str]) -> list[Expo
     written = []
     if "torch" in formats:
         path = folder / "model.pt2"
-        write_torch(program, path)
+        write_torch(program, path, pretrained_cfg(found))
         loaded = torch.export.load(path).module()
         with torch.no_grad():
             error = max(
@@ -143,7 +143,7 @@ def _traced(found: Retrained, folder: Path, formats: Sequence[str]) -> list[Expo
         written.append(Exported(path, f"loaded again, largest difference of logits {error:.1e}"))
     if "onnx" in formats:
         path = folder / "model.onnx"
-        write_onnx(program, path)
+        write_onnx(program, path, pretrained_cfg(found))
         error = onnx_error(path, network, images)
         _check(error, path, "onnxruntime")
         written.append(Exported(path, f"onnxruntime against torch: {error:.1e} of the logits"))

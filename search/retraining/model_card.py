@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from searchspace.architecture import Architecture, describe
@@ -22,10 +22,13 @@ class RetrainResult:
         data: Name of the images; ``data_fingerprint`` is a hash of them.
         mean: Of each channel in 0..1; what the network expects its images normalised by.
         std: Likewise.
+        crop_pct: Share of the side of an image's central square that it expects to see.
         start: ``fresh`` or ``inherited`` weights.
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
+        identity: Hash of all that decided the training, but for its seed.
+        sha256: Of the files of weights, by their names.
     """
 
     key: str
@@ -40,11 +43,14 @@ class RetrainResult:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float
     num_train_images: int
     device: str
     seconds: float
     raw: Accuracy
     ema: Accuracy | None
+    identity: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def accuracy(self) -> Accuracy:
@@ -118,8 +124,10 @@ network = timm.create_model(
 )
 ```
 
-It takes RGB images scaled to 0..1, less the mean {_numbers(result.mean)}, divided by the
-deviation {_numbers(result.std)}, of shape (batch, channels, height, width).
+It takes RGB images, turned as their EXIF orientation says, scaled ({recipe.eval_interpolation})
+so that {result.crop_pct:.4g} of the side of the central square is seen. Their values are those of
+0..1, less the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}; their
+shape is (batch, channels, height, width).
 """
 
 

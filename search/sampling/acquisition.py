@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from search.results.dominance import non_dominated, non_dominated_rank
 from search.sampling.candidates import breed
-from search.sampling.design_space import Draw
+from search.sampling.design_space import DesignSpace, Draw
 from search.sampling.gaussian_process import Prediction
 from search.sampling.history import History
 from search.sampling.improvement import expected_improvement, free_boxes
@@ -37,6 +37,7 @@ def next_designs(
     history: History[Any],
     surrogate: Surrogate,
     *,
+    space: DesignSpace[Any],
     pool: Sequence[Draw[Any]],
     start: int,
     count: int,
@@ -47,6 +48,7 @@ def next_designs(
     Args:
         history: Of the study, with at least one success.
         surrogate: Its scales are fitted again when it is time.
+        space: What may be chosen: the history's space or a part of it.
         pool: Good candidates of the last time.
         start: The first so many designs filled the space.
         count: Designs to choose at most, each given those before it.
@@ -57,13 +59,13 @@ def next_designs(
     """
     found = {one.key: one for one in pool if one.key not in history.seen}
     parents = _parents(history)
-    found |= breed(history.space, parents, count=CANDIDATES, seen=history.seen, rng=rng)
+    found |= breed(space, parents, count=CANDIDATES, seen=history.seen, rng=rng)
     for one in (*found.values(), *history.pending):
         history.features.learn(one.distributions)
     scoring = _Scoring(history, surrogate, start, rng)
     best = scoring.best(list(found.values()), KEPT)
     if best:
-        more = breed(history.space, best, count=CANDIDATES, seen=history.seen | set(found), rng=rng)
+        more = breed(space, best, count=CANDIDATES, seen=history.seen | set(found), rng=rng)
         covered = [one for one in more.values() if history.features.covers(one.distributions)]
         best = scoring.best([*best, *covered], KEPT)
     return scoring.batch(best, count), best

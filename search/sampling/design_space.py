@@ -7,7 +7,7 @@ and returns a design. Drawing, changing and counting designs are all walks with 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -49,6 +49,20 @@ class Draw(Generic[T]):
     distributions: Mapping[str, BaseDistribution]
     design: T
     key: Hashable
+
+
+def holding(space: DesignSpace[T], decided: Mapping[str, Any]) -> DesignSpace[T]:
+    """Return the part of a space where some choices are decided, as far as the space has them."""
+
+    def walk(choose: Choose) -> T:
+        def choose_or_hold(name: str, distribution: BaseDistribution) -> Any:
+            if name in decided and _holds(distribution, decided[name]):
+                return decided[name]
+            return choose(name, distribution)
+
+        return space.walk(choose_or_hold)
+
+    return replace(space, walk=walk)
 
 
 def is_same(first: BaseDistribution | None, second: BaseDistribution) -> bool:
@@ -132,6 +146,13 @@ def from_unit(distribution: BaseDistribution, unit: float) -> Any:
         return low + unit * (high - low)
     count = round((high - low) / step) + 1
     return min(low + step * min(int(unit * count), count - 1), high)
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _draw_path(space: DesignSpace[T], path: Sequence[int]) -> tuple[Draw[T], list[int]]:

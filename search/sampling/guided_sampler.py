@@ -8,8 +8,11 @@ predicted. No design is proposed twice before all are used up.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import secrets
+from collections.abc import Hashable, Mapping, Sequence
+from threading import Lock
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -19,9 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.sampling.acquisition import next_designs
 from search.sampling.candidates import Unseen, farthest
-from search.sampling.design_space import DesignSpace, Draw, draw_random, random_value
+from search.sampling.design_space import DesignSpace, Draw, draw_random, holding, random_value
 from search.sampling.history import History
-from search.sampling.learned_space import explains, learn_space
+from search.sampling.learned_space import learn_space
 from search.sampling.surrogate import Surrogate
 
 # Trials before the predictor is asked, for a walk of that many choices; the space is filled.
@@ -37,16 +40,20 @@ class GuidedSampler(BaseSampler):
     some depend on others. An ask costs tens of milliseconds, below half a second at 5,000 trials;
     with many trials, several are planned at a time.
 
+    It may be asked by several threads; several processes may share a storage, each with a sampler.
+
     Args:
         seed: With the number of the trial it decides everything random, so that a study that is
-            continued in another process does not repeat itself.
+            continued in another process does not repeat itself. None takes a new one.
         space: What is known about the space. With it, constraints in closed form cost no trial,
             losses in closed form need no predictor, and equal designs are recognised. Without it,
             the space is learned from the trials.
     """
 
-    def __init__(self, *, seed: int = 0, space: DesignSpace[Any] | None = None) -> None:
-        self._seed, self._given = seed, space
+    def __init__(self, *, seed: int | None = None, space: DesignSpace[Any] | None = None) -> None:
+        self._seed = secrets.randbits(32) if seed is None else seed
+        self._given = space
+        self._lock = Lock()
         self._history: History[Any] | None = None
         self._unseen: Unseen[Any] | None = None
         self._surrogate = Surrogate()
@@ -68,8 +75,11 @@ class GuidedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return nothing, see `infer_relative_search_space`."""
-        return {}
+        """Give the planned values of parameters that a caller wants together."""
+        return {
+            name: self.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+        }
 
     def sample_independent(
         self,
@@ -78,15 +88,16 @@ class GuidedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Give the planned value; plan the trial when its first parameter is asked for."""
-        if trial.number not in self._planned:
-            planned = self._plan(study, trial)
-            if planned is not None:
-                self._planned[trial.number] = planned
-        planned = self._planned.get(trial.number)
+        """Give the planned value; plan the trial when its first parameter is asked for.
+
+        Where others decided a parameter (`enqueue_trial`, `PartialFixedSampler`), the rest is
+        planned for what they decided.
+        """
+        with self._lock:
+            planned = self._plan_of(study, trial)
         if planned is not None and planned.distributions.get(param_name) == param_distribution:
             return planned.choices[param_name]
-        return random_value(param_distribution, self._rng(trial, len(trial.params)))
+        return random_value(param_distribution, self._rng(trial, param_name))
 
     def after_trial(
         self,
@@ -96,30 +107,52 @@ class GuidedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Forget the plan of a trial that is done."""
-        self._planned.pop(trial.number, None)
+        with self._lock:
+            self._planned.pop(trial.number, None)
 
-    def _plan(self, study: Study, trial: FrozenTrial) -> Draw[Any] | None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was given; what was learned is learned again from the study."""
+        return _make, (self._seed, self._given)
+
+    def _plan_of(self, study: Study, trial: FrozenTrial) -> Draw[Any] | None:
+        """Return the plan of a trial; a new one where others decided otherwise."""
+        decided = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        planned = self._planned.get(trial.number)
+        if planned is None or not _agrees(planned, decided):
+            planned = self._plan(study, trial, decided)
+            if planned is not None:
+                self._planned[trial.number] = planned
+        return planned
+
+    def _plan(
+        self, study: Study, trial: FrozenTrial, decided: Mapping[str, Any]
+    ) -> Draw[Any] | None:
         history = self._read(study, trial)
         if history is None:
             return None
-        rng = self._rng(trial, 0)
-        while self._queue:
+        rng = self._rng(trial)
+        space = holding(history.space, decided) if decided else history.space
+        while self._queue and not decided:
             planned = self._queue.pop(0)
             if planned.key not in history.seen:
                 return planned
         start = self._start_size(history)
         succeeded = int((~np.isnan(history.losses).any(axis=1)).sum())
         if succeeded + len(history.pending) < start or succeeded < start / 2:
-            return self._fill(history, rng)
-        self._queue, self._pool = next_designs(
+            return self._fill(history, space, rng)
+        queue, pool = next_designs(
             history,
             self._surrogate,
-            pool=self._pool,
+            space=space,
+            pool=[] if decided else self._pool,
             start=start,
-            count=1 + len(history.draws) // TRIALS_A_BATCH,
+            count=1 if decided else 1 + len(history.draws) // TRIALS_A_BATCH,
             rng=rng,
         )
-        return self._queue.pop(0) if self._queue else self._find_unseen(history, rng)
+        best = queue.pop(0) if queue else self._find_unseen(history, space, rng)
+        if not decided:
+            self._queue, self._pool = queue, pool
+        return best
 
     def _read(self, study: Study, trial: FrozenTrial) -> History[Any] | None:
         """Bring the history up to date; None while nothing is known about the space."""
@@ -129,8 +162,7 @@ class GuidedSampler(BaseSampler):
             done = [t for t in others if t.state.is_finished() and t.params]
             if not done:
                 return None
-            new = done if self._history is None else done[len(self._history.draws) :]
-            if self._history is None or not all(explains(self._history.space, t) for t in new):
+            if self._history is None or not self._history.explains(done):
                 self._start_over(learn_space(done), study)
         elif self._history is None:
             self._start_over(self._given, study)
@@ -147,24 +179,40 @@ class GuidedSampler(BaseSampler):
         lengths = [len(known.choices) for known in history.draws[:MOST_START]]
         return min(START + round(START_A_CHOICE * max(lengths, default=0)), MOST_START)
 
-    def _find_unseen(self, history: History[Any], rng: np.random.Generator) -> Draw[Any] | None:
+    def _find_unseen(
+        self, history: History[Any], space: DesignSpace[Any], rng: np.random.Generator
+    ) -> Draw[Any] | None:
         assert self._unseen is not None
-        return self._unseen.find(history.seen, rng)
+        unseen = self._unseen if space is history.space else Unseen(space)
+        return unseen.find(history.seen, rng)
 
-    def _fill(self, history: History[Any], rng: np.random.Generator) -> Draw[Any] | None:
+    def _fill(
+        self, history: History[Any], space: DesignSpace[Any], rng: np.random.Generator
+    ) -> Draw[Any] | None:
         """Choose, of random designs, the one that is farthest from all others."""
         found: dict[Hashable, Draw[Any]] = {}
         for _ in range(FILL_CANDIDATES):
-            one = draw_random(history.space, rng)
-            if one.key not in history.seen and history.space.is_allowed(one.design):
+            one = draw_random(space, rng)
+            if one.key not in history.seen and space.is_allowed(one.design):
                 found[one.key] = one
         if not found:
-            return self._find_unseen(history, rng)
+            return self._find_unseen(history, space, rng)
         draws = list(found.values())
         for one in draws:
             history.features.learn(one.distributions)
         known = np.concatenate([history.rows, history.encode(history.pending)])
         return draws[farthest(history.encode(draws), known)]
 
-    def _rng(self, trial: FrozenTrial, place: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed, trial.number, place))
+    def _rng(self, trial: FrozenTrial, parameter: str = "") -> np.random.Generator:
+        return np.random.default_rng((self._seed, trial.number, crc32(parameter.encode())))
+
+
+def _make(seed: int, space: DesignSpace[Any] | None) -> GuidedSampler:
+    return GuidedSampler(seed=seed, space=space)
+
+
+def _agrees(planned: Draw[Any], decided: Mapping[str, Any]) -> bool:
+    return all(
+        name not in planned.choices or planned.choices[name] == value
+        for name, value in decided.items()
+    )

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.sampling.design_space import DesignSpace, Draw, draw
 from search.sampling.features import FeatureSpace
+from search.sampling.learned_space import explains
 
 T = TypeVar("T")
 Matrix = NDArray[np.float64]
@@ -73,6 +74,10 @@ class History(Generic[T]):
                 row[:] = [np.nan if value is None else value for value in values]
         known *= self.signs
         return known
+
+    def explains(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Tell whether the space asks for what the trials not read yet asked for."""
+        return all(t.number in self._read or explains(self.space, t) for t in trials)
 
     def update(self, trials: Sequence[FrozenTrial], planned: Mapping[int, Draw[T]]) -> None:
         """Read trials that finished since, and those that are under way.

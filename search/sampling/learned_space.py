@@ -56,7 +56,7 @@ def learn_space(trials: Sequence[FrozenTrial]) -> DesignSpace[Choices]:
     return DesignSpace(walk=walk, key=_key)
 
 
-def explains(space: DesignSpace[Choices], trial: FrozenTrial) -> bool:
+def explains(space: DesignSpace[Any], trial: FrozenTrial) -> bool:
     """Tell whether the learned walk asks for exactly what a trial asked for."""
 
     def look_up(name: str, distribution: BaseDistribution) -> Any:

@@ -32,6 +32,10 @@ class StorageError(Exception):
     """The run's storage does not answer: the run stops, and goes on when it does."""
 
 
+class BudgetSpent(Exception):
+    """What is under way, or would start, does not fit in the budget any more: the run ends."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialTask:
     """A network to train alone.
@@ -61,6 +65,7 @@ class StepTimes:
         judge: Seconds to judge one architecture without training it; 0 where that is not done.
         steps_per_epoch: Of a network that is trained alone.
         device_name: What it was measured on.
+        measured_seconds: That measuring took, once the worker was ready.
     """
 
     supernet_step: float
@@ -68,6 +73,7 @@ class StepTimes:
     judge: float
     steps_per_epoch: int
     device_name: str = ""
+    measured_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +126,14 @@ class Work:
         judge_worker: Class of the actors that judge without training.
         train_alone: Trains a task's network and returns what was measured; calls the last argument
             with 0 when all is ready, and with the number of each finished epoch.
+        prepare: Run once on every node before anything is charged, e.g. to compile kernels.
     """
 
     make_job: Callable[..., Any]
     supernet_worker: type
     judge_worker: type
     train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
+    prepare: Callable[[], None] | None = None
 
 
 def checkpoint_name(trial_id: int) -> str:

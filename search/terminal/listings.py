@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from rich.table import Table
 
 from configs import config_names
 from search.budget import Device, format_seconds
 from search.plan import ETA, PHASES, Plan, climbing_phase
-from search.results.candidates import front, highest_fidelity, searched_fidelities
+from search.results.candidates import front, searched_fidelities, shown_fidelity
 from search.run_folder.folder import RunFolder
 from search.terminal.tables import format_count
 from search.trust.judge_choice import JUDGE
@@ -56,6 +58,7 @@ def status_table(run: RunFolder) -> Table:
     trials = run.record.trials()
     table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
     table.add_row("phase", run.record.get_meta("phase") or "not started")
+    table.add_row("at work", _at_work(run))
     judge = run.record.get_meta(JUDGE)
     judged_by = f", networks are judged by: {judge}" if judge else ""
     table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
@@ -74,7 +77,7 @@ def status_table(run: RunFolder) -> Table:
         best = max(members, key=lambda member: member.top1)
         table.add_row(
             "best so far",
-            f"network {best.id}: {best.top1:.1f} % ({highest_fidelity(trials)}), "
+            f"network {best.id}: {best.top1:.1f} % ({shown_fidelity(trials)}), "
             f"{format_count(best.macs)} MACs",
         )
     plan = run.record.get_meta("plan")
@@ -82,6 +85,17 @@ def status_table(run: RunFolder) -> Table:
         left = max(budget.amount_seconds - spent, 0.0) / plan["devices"]
         table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
     return table
+
+
+def _at_work(run: RunFolder) -> str:
+    """Say whether a process works on a run, or since when nobody does."""
+    last = run.record.last_seen()
+    if last is None:
+        return "a process works on it"
+    since = f"nobody since {datetime.fromtimestamp(last):%Y-%m-%d %H:%M:%S}" if last else "nobody"
+    if run.record.get_meta("phase") == "done":
+        return since
+    return f"{since}; go on with: search run --resume --out {shlex.quote(str(run.folder))}"
 
 
 def presets_table() -> Table:

@@ -149,6 +149,7 @@ def _train(
             on_report=options.on_report,
             should_stop=options.should_stop,
             loader_workers=options.loader_workers,
+            identity=f"{data.fingerprint} {options.start_name}",
         ),
     )
     return network, sum(report.seconds for report in history)

@@ -6,8 +6,9 @@ that a training needs to go on in its folder, results in the record at fidelitie
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from search.record.record import Trial
 from search.retraining.finished import find_retrained
 from search.run_folder.folder import RunFolder
 from search.terminal.progress import StopSignals, clock_text
-from search.transferring.network import TransferOptions, check_transfer, transfer
-from search.transferring.result import FOLDER, TransferResult, result_text
+from search.transferring.attempt import Ended, attempt
+from search.transferring.network import TransferOptions, check_transfer
+from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
 from searchspace.architecture import Architecture, describe
 from supernet.data.dense import DenseData
 from supernet.dense.training import METRICS_FILE, read_csv
@@ -30,8 +32,13 @@ from supernet.exchange.published import convert, read_checkpoint
 from supernet.network.supernet import extract
 from supernet.recipes.dense_recipe import DenseRecipe
 from supernet.shared_weights.checkpoint import load_supernet
+from supernet.training.training import WEIGHTS_FILE
 
 PHASE = "transfer"
+FAILED = "a failed training"
+# A training that the machine lost is handed out again so often without a step between.
+MAX_AGAIN = 3
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +80,13 @@ class TransferPlan:
 @dataclass(slots=True)
 class _Training:
     trial: Trial
-    attempt: int
     out: Path
-    pending: list[Any]
+    attempt: int = 0
+    pending: list[Any] = field(default_factory=list)
     steps_shown: int = 0
+    lost: int = 0  # times in a row without a step between
+    begun_at: int = 0  # steps that were done when the attempt began
+    result: TransferResult | None = None
 
 
 def transfer_members(
@@ -90,7 +100,7 @@ def transfer_members(
     """Train networks of a run as backbones; what was finished is not repeated, the rest goes on.
 
     Returns:
-        The name of the signal that stopped it, or None.
+        What kept it from its end: the name of a signal or `FAILED`; or None.
 
     Raises:
         ValueError: If an id is unknown, a network is no backbone, or there are too few devices.
@@ -108,10 +118,11 @@ def transfer_members(
                 number, fidelity=f"{PHASE}-{label}", seed=seed, origin=PHASE
             )
             trial = run.record.trial(trial_id)
-            if trial.state in ("done", "failed"):
-                _say(console, trial, _outcome_text(trial))
+            if trial.state == "done":
+                _say(console, trial, result_text(dict(trial.values)))
             else:
-                queue.append(trial)
+                run.record.retry(trial_id)
+                queue.append(run.record.trial(trial_id))
     if not queue:
         return None
     device = run.settings.parsed_budget.device
@@ -125,8 +136,9 @@ def transfer_members(
                 f"A network can be trained on the devices that there are, {cluster.devices}, got "
                 f"--devices {plan.devices}. Ask for fewer."
             )
-        _Queue(run, cluster, plan, starts, console).work_off(queue, stop)
-        return stop.requested
+        work = _Queue(run, cluster, plan, starts, console)
+        work.work_off([work.training(trial) for trial in queue], stop)
+        return stop.requested or (FAILED if work.num_failed else None)
 
 
 def find_start(
@@ -157,9 +169,6 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
         ValueError: If there are none for the architecture.
     """
     if path.is_dir():
-        from search.transferring.result import is_transfer
-        from supernet.training.training import WEIGHTS_FILE
-
         if is_transfer(path):
             return load_file(path / WEIGHTS_FILE)
         return load_file(find_retrained(str(path)).weights)
@@ -183,72 +192,119 @@ class _Queue:
         self.run, self.cluster, self.plan = run, cluster, plan
         self.starts, self.console = starts, console
         self.is_gpu = run.settings.parsed_budget.device == "gpu"
+        self.threads = 4 if self.is_gpu else 1
+        self.waiting: list[_Training] = []
         self.running: list[_Training] = []
+        self.num_failed = 0
 
-    def work_off(self, queue: list[Trial], stop: StopSignals) -> None:
-        """Train them all, in order."""
-        threads = 4 if self.is_gpu else 1
-        slots = self.cluster.devices // self.plan.devices
-        while (queue or self.running) and not stop.requested:
-            while queue and len(self.running) < slots:
-                self._hand_out(queue.pop(0), threads)
-            pending = [reference for training in self.running for reference in training.pending]
-            for reference, result, cause in take_finished(pending):
-                self._settle(reference, result, cause)
-            for training in self.running:
-                _show_steps(self.console, training)
-        for training in self.running:
-            self.run.record.finish_attempt(training.attempt, outcome="interrupted")
-
-    def _hand_out(self, trial: Trial, threads: int) -> None:
-        plan, run = self.plan, self.run
-        start, start_name = self.starts[trial.architecture_id]
+    def training(self, trial: Trial) -> _Training:
+        """Say where a trial's training lies."""
         label = trial.fidelity.removeprefix(f"{PHASE}-")
-        out = run.folder / FOLDER / f"{trial.architecture_id}-{label}-s{trial.seed}"
+        name = f"{trial.architecture_id}-{label}-s{trial.seed}"
+        return _Training(trial, self.run.folder.resolve() / FOLDER / name)
+
+    def work_off(self, trainings: Sequence[_Training], stop: StopSignals) -> None:
+        """Train them all, in order."""
+        self.waiting = list(trainings)
+        try:
+            while (self.waiting or self.running) and not stop.requested:
+                # Nodes come and go.
+                places = self.cluster.devices // self.plan.devices
+                while self.waiting and len(self.running) < places:
+                    self._hand_out(self.waiting.pop(0))
+                if not self.running:
+                    time.sleep(LOOK_SECONDS)
+                    continue
+                pending = [reference for one in self.running for reference in one.pending]
+                for reference, ended, cause in take_finished(pending):
+                    self._take(reference, ended or Ended(end="lost", cause=cause))
+                for training in self.running:
+                    _show_steps(self.console, training)
+        finally:
+            for training in self.running:
+                self._drop(training)
+                self.run.record.finish_attempt(training.attempt, outcome="interrupted")
+
+    def _hand_out(self, training: _Training) -> None:
+        plan, run, trial = self.plan, self.run, training.trial
+        start, start_name = self.starts[trial.architecture_id]
         options = TransferOptions(
-            out=out.resolve(),
+            out=training.out,
             seed=trial.seed,
             data_source=plan.data_source,
             device="cuda" if self.is_gpu else "cpu",
-            threads=threads,
+            threads=self.threads,
             start=start,
             start_name=start_name,
             loader_workers=(8 if self.is_gpu else 0) if plan.workers is None else plan.workers,
         )
-        attempt = run.record.start_attempt(PHASE, devices=plan.devices, trial_id=trial.id)
+        training.begun_at = _steps_done(training.out)
+        number = run.record.start_attempt(PHASE, devices=plan.devices, trial_id=trial.id)
+        training.attempt = number
         # A file that is new for every attempt: the processes of a group meet in it.
-        meeting = run.folder.resolve() / FOLDER / f"meeting-{attempt}"
+        meeting = training.out.parent / f"meeting-{number}"
         meeting.parent.mkdir(exist_ok=True)
         groups = [(f"file://{meeting}", plan.devices, rank) for rank in range(plan.devices)]
-        pending = [
+        self.running.append(training)
+        training.pending = [
             self.cluster.submit(
-                transfer,
+                attempt,
                 trial.architecture,
                 plan.data,
                 plan.recipe,
                 options if plan.devices == 1 else replace(options, group=group),
-                threads=threads,
+                threads=self.threads,
             )
             for group in groups
         ]
-        self.running.append(_Training(trial, attempt, out, pending))
         text = f"{describe(trial.architecture)}, {plan.recipe.length()} of {plan.recipe.name}, "
         _say(self.console, trial, f"{text}{start_name} weights")
 
-    def _settle(self, reference: Any, result: TransferResult | None, cause: str | None) -> None:
-        """Take what one process of a training gave; the first failure, or the result, counts."""
-        (training,) = (t for t in self.running if reference in t.pending)
+    def _take(self, reference: Any, ended: Ended) -> None:
+        """Take what one process of a training gave; the first failure or the last end counts."""
+        found = [one for one in self.running if reference in one.pending]
+        if not found:
+            return  # of a group that has ended meanwhile
+        (training,) = found
         training.pending.remove(reference)
+        if ended.end == "done":
+            training.result = ended.result or training.result
+            if training.pending:
+                return
+        self._drop(training)
+        self.running.remove(training)
+        self._settle(training, ended)
+
+    def _settle(self, training: _Training, ended: Ended) -> None:
+        """Write how an attempt ended; what was lost is handed out again, a few times."""
         record = self.run.record
-        if cause is not None:
-            self.running.remove(training)
-            record.finish_attempt(training.attempt, outcome="failed", cause=cause)
-        elif result is not None:
-            self.running.remove(training)
-            record.finish_attempt(training.attempt, outcome="done", values=result.values)
-        else:
+        if ended.end == "done" and training.result is not None:
+            values = training.result.values
+            record.finish_attempt(training.attempt, outcome="done", values=values)
+            _say(self.console, training.trial, result_text(values))
             return
-        _say(self.console, training.trial, _outcome_text(record.trial(training.trial.id)))
+        has_failed = ended.end != "lost"
+        record.finish_attempt(
+            training.attempt, outcome="failed" if has_failed else "lost", cause=ended.cause
+        )
+        _say(self.console, training.trial, f"{ended.end}: {ended.cause}")
+        moved = _steps_done(training.out) > training.begun_at
+        training.lost = 1 if moved else training.lost + 1
+        if has_failed or training.lost > MAX_AGAIN:
+            self.num_failed += 1
+            _say(self.console, training.trial, "given up; the same command goes on with it")
+        else:
+            self.waiting.insert(0, training)
+
+    def _drop(self, training: _Training) -> None:
+        """End what is left of a group: its processes would wait for the one that has ended."""
+        self.cluster.cancel(training.pending)
+        training.pending = []
+
+
+def _steps_done(out: Path) -> int:
+    metrics = out / METRICS_FILE
+    return read_csv(metrics.read_text())[-1].step if metrics.is_file() else 0
 
 
 def _show_steps(console: Console, training: _Training) -> None:
@@ -272,9 +328,3 @@ def _say(console: Console, trial: Trial, text: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _outcome_text(trial: Trial) -> str:
-    if trial.state != "done":
-        return f"{trial.state}: {trial.cause}"
-    return result_text(dict(trial.values))

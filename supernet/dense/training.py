@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +27,12 @@ from supernet.dense.batches import TrainOrder, train_batches
 from supernet.dense.network import DenseBatch, DenseNetwork
 from supernet.dense.sync_norms import sync_batch_norms
 from supernet.recipes.dense_recipe import DenseRecipe
-from supernet.training.checkpoint import latest_checkpoint, write_checkpoint, write_text
+from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
 from supernet.training.seeding import derived_seed
-from supernet.training.training import WEIGHTS_FILE, TrainingStopped
+from supernet.training.training import STATE_FILE, WEIGHTS_FILE, TrainingStopped, own_device
 from supernet.training.training_step import AMP_DTYPES, BatchStatistics, add_up, process_place
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
 
@@ -66,9 +69,12 @@ class DenseTrainingOptions:
         on_report: Called after every checkpoint.
         should_stop: Asked before every step; what was done since the last checkpoint is kept.
         loader_workers: Processes that make the batches; 0 for this one.
+        identity: Of whatever else decides the training, such as the data and what its weights
+            start from; a checkpoint with another one is refused.
     """
 
     seed: int
+    identity: str = ""
     device: str = "cpu"
     out: Path | None = None
     on_report: Callable[[StepReport], None] | None = None
@@ -107,7 +113,7 @@ class _Training:
         options: DenseTrainingOptions,
     ) -> None:
         self.recipe, self.options = recipe, options
-        self.device = torch.device(options.device)
+        self.device = own_device(options.device)
         self.rank, self.world_size = process_place()
         if recipe.sync_batch_norm and self.device.type == "cuda" and self.world_size > 1:
             sync_batch_norms(network)
@@ -198,8 +204,9 @@ class _Training:
         """Describe the training, so that a checkpoint of another one is not continued."""
         recipe = self.recipe.model_dump(mode="json", exclude={"name", "about", "source"})
         shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
-        sizes = {"images": len(self.order.usable), "seed": self.options.seed}
-        return json.dumps({"recipe": recipe, "network": shapes, **sizes}, sort_keys=True)
+        other = {"seed": self.options.seed, "other": self.options.identity}
+        other |= {"images": len(self.order.usable)}
+        return json.dumps({"recipe": recipe, "network": shapes, **other}, sort_keys=True)
 
     def _save(self, folder: Path) -> None:
         save_model(self.network, str(folder / WEIGHTS_FILE))
@@ -209,13 +216,16 @@ class _Training:
             "scaler": self.scaler.state_dict(),
             "history": [asdict(report) for report in self.history],
         }
-        torch.save(state, folder / "state.pt")
+        torch.save(state, folder / STATE_FILE)
 
     def _load(self, out: Path) -> None:
         folder = latest_checkpoint(out)
         if folder is None:
             return
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        if cause := damage(folder):
+            logger.warning("The checkpoint %s is damaged, training starts over: %s", folder, cause)
+            return
+        state = torch.load(folder / STATE_FILE, map_location=self.device, weights_only=True)
         if state["identity"] != self._identity():
             raise ValueError(
                 "A training goes on with the recipe, seed, network and images that it began with; "

@@ -23,6 +23,8 @@ from supernet.kernels.select import VARIABLE
 
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
+# Beside the program in a file of torch.export.
+CFG_FILE = "pretrained_cfg.json"
 
 
 def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
@@ -42,13 +44,21 @@ def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes={"images": {0: Dim.DYNAMIC}})
 
 
-def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Write a traced network as a file for ``torch.export.load(path).module()``."""
-    torch.export.save(program, path)
+def write_torch(program: ExportedProgram, path: Path, expects: Mapping[str, Any]) -> None:
+    """Write a traced network as a file for ``torch.export.load(path).module()``.
+
+    Args:
+        expects: What the network expects of its images, kept as the extra file
+            ``pretrained_cfg.json``.
+    """
+    torch.export.save(program, path, extra_files={CFG_FILE: json.dumps(dict(expects))})
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> None:
+def write_onnx(program: ExportedProgram, path: Path, expects: Mapping[str, Any]) -> None:
     """Write a traced network as ONNX: input ``images``, output ``logits``.
+
+    Args:
+        expects: What the network expects of its images, kept as metadata, JSON by key.
 
     Raises:
         ValueError: If the packages for it are not installed.
@@ -63,6 +73,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         verbose=False,
     )
     assert converted is not None
+    converted.model.metadata_props.update({key: json.dumps(v) for key, v in expects.items()})
     converted.save(str(path))
 
 

@@ -16,20 +16,18 @@ ours is ``timm.create_model("mixer_search", architecture="volo_d1_384")``.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, load_pretrained, register_model
+from timm.models import PretrainedCfg, load_pretrained
 from timm.models._features import FeatureGetterNet, FeatureInfo, feature_take_indices
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.families import FAMILIES
-from searchspace.presets import PRESETS, preset
+from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from supernet.mixers.sharing import new_linear
 from supernet.network.supernet import Supernet
@@ -159,17 +157,40 @@ class TimmNetwork(Supernet):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Name what the published recipes do not decay beside biases and norms: tables."""
-        return {name for name, _ in self.named_parameters() if "table" in name or "pos_emb" in name}
+        """Name what timm's own networks do not decay, beside what has one dimension.
+
+        Tables of relative positions (Swin), embeddings of positions and the class token (VOLO),
+        position encodings (Twins), and biases that are tables here.
+        """
+        words = ("table", "pos_embed", "cls_token", "encodings.")
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith("bias") or any(word in name for word in words)
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group parameters by depth, for layer-wise learning rates."""
-        blocks: list[tuple[str, tuple[int, ...] | None]] = [
-            (r"^merges\.(\d+)", (0,)),
-            (r"^stages\.(\d+)\.(\d+)", None),
-            (r"^norm|^class_blocks|^cls_token", (99999,)),
-        ]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+        """Group parameters by depth, for layer-wise learning rates, as timm's own networks do.
+
+        What halves a map is of the depth of the block behind it, in VOLO of a depth of its own.
+        """
+        is_volo = self.architecture.family == "volo"
+        merges: list[tuple[str, tuple[int, ...]]] = []
+        for index, stage in enumerate(self.architecture.stages[:-1]):
+            place = (index, stage.depth) if is_volo else (index + 1, 0)
+            pattern = rf"^merges\.{index}\.(?!pos_embed)"
+            merges.append((pattern, place[:1] if coarse else place))
+        depth = () if coarse else (0,)
+        return {
+            "stem": r"^patch_embed|^cls_token|^merges\.\d+\.pos_embed",
+            "blocks": [
+                *merges,
+                (r"^encodings\.(\d+)", depth),
+                (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", None),
+                *([] if is_volo else [(r"^norm", (99999,))]),
+            ],
+            "class_blocks": [(r"^class_blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
 
 def load_architecture(source: ArchitectureLike) -> Architecture:
@@ -255,31 +276,12 @@ def _feature_info(architecture: Architecture) -> list[dict[str, Any]]:
     ]
 
 
-def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Make the function that timm calls for a name; timm adds keywords that say nothing to us."""
-
-    def build(
-        pretrained: bool = False,
-        pretrained_cfg: PretrainedCfg | Mapping[str, Any] | None = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: Any = None,
-        pretrained_model_args: Any = None,
-        **settings: Any,
-    ) -> nn.Module:
-        settings.setdefault("architecture", name)
-        if isinstance(pretrained_cfg, Mapping):
-            pretrained_cfg = PretrainedCfg(**pretrained_cfg)
-        return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **settings)
-
-    build.__name__ = build.__qualname__ = name
-    build.__module__ = __name__
-    return build
-
-
-def register() -> None:
-    """Make timm know ``mixer_search`` and the presets; names that timm has stay timm's."""
-    for name in ("mixer_search", *PRESETS):
-        if not timm.is_model(name):
-            register_model(_entry_point(name))
-    # timm appends the names here; they are not attributes of this module.
-    del sys.modules[__name__].__dict__["__all__"]
+def create_for_timm(
+    pretrained: bool,
+    pretrained_cfg: PretrainedCfg | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> nn.Module:
+    """Call `create` with what ``timm.create_model`` passes on."""
+    if isinstance(pretrained_cfg, Mapping):
+        pretrained_cfg = PretrainedCfg(**pretrained_cfg)
+    return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **settings)

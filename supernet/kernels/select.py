@@ -82,7 +82,7 @@ def depthwise_formulation(values: Tensor) -> str:
     """Choose ``c``, ``torch`` (`F.conv2d` on a channels_last view) or ``naive`` for a convolution.
 
     On a GPU cuDNN serves unless Triton is forced; on a CPU C's backward pass is the fastest at all
-    measured sizes (docs/kernels.md).
+    measured sizes (docs/measurements/operators.md).
     """
     chosen = formulation(values)
     is_forced = os.environ.get(VARIABLE) == chosen

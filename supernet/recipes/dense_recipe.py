@@ -15,7 +15,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from configs import config_path, parse_yaml
+from configs import config_path
+from configs.reading import read_yaml
 from searchspace.dense import DetectionHead, Head, SegmentationHead, check_head
 from searchspace.map_rules import MapRules
 from searchspace.spec_schema import suggest
@@ -346,10 +347,7 @@ def _of_size(recipe: DenseRecipe, size: str) -> DenseRecipe:
 
 
 def _read_mapping(path: Path) -> Mapping[object, object]:
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also text that is not UTF-8
-        raise ValueError(f"{path}: {error}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ValueError(
             f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "

@@ -1,4 +1,4 @@
-"""The commands of docs/cluster.md: nodes of `ray start`, joined by `search run` or by a job."""
+"""The commands of docs/guide/clusters.md: nodes of `ray start`, a run or a job on them."""
 
 from __future__ import annotations
 

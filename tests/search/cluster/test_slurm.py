@@ -1,4 +1,4 @@
-"""The SLURM script of docs/cluster.md, run as it stands there, with stand-ins for SLURM's programs.
+"""The SLURM script of docs/guide/clusters.md, run with stand-ins for SLURM's programs.
 
 ``srun`` starts its command on this machine, as a node of one core; ``scontrol`` names the nodes. As
 SLURM does, the test signals the script alone, and kills what it has left when it ends.
@@ -54,7 +54,7 @@ esac
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     """Write the script of the documentation with this test's places, port and budget."""
-    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/guide/clusters.md").read_text(encoding="utf-8")
     section = text.partition("## SLURM")[2]
     (found,) = re.findall(r"```\n(#!/bin/bash\n.*?)```", section.partition("\n## ")[0], re.DOTALL)
     asked = "--budget 50gpu-days --data /shared/data"

@@ -20,7 +20,7 @@ from search.retraining.finished import find_retrained
 from search.retraining.network import RetrainOptions, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
-from supernet.data import ImageData
+from supernet.data.image_data import write_description
 from tests.tiny_data import changed, noise, tiny_data
 
 MIXERS = (
@@ -78,9 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     (run / "data").mkdir()
     data = tiny_data(run / "data", *noise(40, 8, num_classes=3), num_test=12)
-    fields = {name: getattr(data, name) for name in ImageData.__dataclass_fields__}
-    fields.pop("folder")
-    (run / "data" / "data.json").write_text(json.dumps(fields), encoding="utf-8")
+    write_description(data)
     recipe = changed("micro", epochs=2, warmup_epochs=0, batch_size=8)
     for number, architecture in ((7, ARCHITECTURE), (8, SWIN)):
         out = run / "retrain" / f"{number}-micro-2e-s0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from search.record.record import Record
 from search.results.candidates import ZERO_COST, front, searched_fidelities
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
+from search.scheduling.tasks import BudgetSpent
 from search.scheduling.trials import fidelity_of
 from search.trust.judge_choice import JUDGE, PROXY_SCORES, sampled_fidelity
 from tests.local_run import LocalRun
@@ -106,3 +108,59 @@ def test_zero_cost_judges_by_the_score_that_ranked_best_and_verifies_by_training
     assert losses_of(scored[0], ("top1", "macs")) == (-scored[0].macs, scored[0].macs / 1e6)
     promoted = {trial.key for trial in trials if trial.origin == "promote"}
     assert promoted <= {trial.key for trial in scored}
+
+
+@pytest.mark.parametrize("strategy", SHARES)
+def test_a_run_that_kills_have_spent_begins_nothing_and_says_why(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, strategy, monkeypatch)
+    with run.record() as record:
+        for _ in range(10):  # each start takes 29 s and is killed
+            attempt = record.start_attempt("measure", devices=1)
+            run.clock.work_for(29.0)
+            record.finish_attempt(attempt, outcome="interrupted")
+
+    with pytest.raises(BudgetSpent, match=r"Of 300 .* 290 are spent, 290 of .* 10 times"):
+        run.enter()
+
+    with run.record() as record:
+        assert record.spent(PHASES) == pytest.approx(290.0)
+
+
+def test_what_later_starts_took_does_not_make_the_budget_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, "supernet", monkeypatch)
+    assert run.enter(stop_after=50.0) == "stopped"
+    with run.record() as record:
+        record.close_orphans()
+        for _ in range(9):
+            attempt = record.start_attempt("measure", devices=1)
+            run.clock.work_for(15.0)
+            record.finish_attempt(attempt, outcome="interrupted")
+
+    assert run.enter() == "done"
+
+    with run.record() as record:
+        assert 0.9 * BUDGET < record.spent(PHASES) <= 1.01 * BUDGET
+        assert front(record.trials(), objectives=("top1", "macs"))
+
+
+def test_a_run_that_had_overspent_spends_what_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, "zero-cost", monkeypatch)
+    assert run.enter() == "done"
+    with run.record() as record:
+        record.close_orphans()
+        attempt = record.start_attempt("measure", devices=1)
+        run.clock.work_for(1.1 * BUDGET - record.spent(PHASES))
+        record.finish_attempt(attempt, outcome="interrupted")
+    more = 1.5 * BUDGET
+    run.settings = replace(run.settings, budget=f"{more:g}cpu-seconds")
+
+    assert run.enter() == "done"
+
+    with run.record() as record:
+        assert 0.9 * more < record.spent(PHASES) <= 1.01 * more

@@ -114,6 +114,39 @@ def test_trials_under_way_count_against_the_limit(record: Record, tmp_path: Path
     assert [task is not None for task in started] == [True, True, False, False]
 
 
+def test_no_trial_starts_whose_worker_would_start_until_the_limit(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """The worker that measured needed 10 seconds; a training itself is predicted to take 2."""
+    attempt = record.start_attempt("measure", devices=1)
+    clock.now += 10.0
+    record.finish_attempt(attempt, outcome="done")
+
+    assert runner(record, tmp_path, limit=10.0 + 11.9, clock=clock).next() is None
+
+    running = runner(record, tmp_path, limit=10.0 + 16.1, clock=clock)
+    cold = running.next()
+    assert cold is not None
+    running.started(cold)
+    clock.now += 12.0
+    running.settle(cold, outcome="done", values=VALUES, cause=None)
+    assert running.next() is None  # such trials took 12 seconds until now
+
+
+def test_a_warm_worker_does_not_start_again(record: Record, clock: Clock, tmp_path: Path) -> None:
+    for phase, seconds in (("measure", 10.0), ("trust", 0.0)):
+        attempt = record.start_attempt(phase, devices=1)
+        clock.now += seconds
+        record.finish_attempt(attempt, outcome="done")
+    running = runner(record, tmp_path, limit=10.0 + 16.1, clock=clock)
+    first = running.next()
+    assert first is not None
+    running.started(first)
+    clock.now += 2.0  # it was quicker
+    running.settle(first, outcome="done", values=VALUES, cause=None)
+    assert running.next() is not None
+
+
 def test_predictions_follow_what_trials_really_took(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def test_kernels_compile_in_other_precisions_and_for_older_gpus(
 
 
 def test_attention_allocates_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/kernels.md has the formula; nothing of size B*H*W*heads*K*K is among it."""
+    """The formula of docs/measurements/operators.md; nothing of size B*H*W*heads*K*K is in it."""
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", lambda *_, **__: None)
     batch, side, channels, heads, taps = 2, 40, 32, 2, 49
     q, k, v, grad = (torch.randn(batch, side, side, channels) for _ in range(4))
