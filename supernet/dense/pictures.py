@@ -47,6 +47,7 @@ def draw_objects(pixels: Tensor, found: Detections, class_names: Sequence[str]) 
         # Words over hundreds of masks would hide them.
         labels=words if found.masks is None else None,
         colors=colours,
+        width=2,
     )
 
 
