@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from configs.files import check_output_folder
+from search.cli.options import Device, RayAddress, check_device, make_console
+
 if TYPE_CHECKING:
     from searchspace.architecture import Architecture
     from supernet.data.dense import DenseData
@@ -36,9 +39,10 @@ def transfer(
     out: Annotated[
         Path | None, typer.Option(help="Folder that a network of no run leaves.")
     ] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; for a run only.")] = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Train networks as backbones of a detector or segmenter, and judge each once."""
+    check_output_folder(out)
     from searchspace.dense import TASK_HEADS
     from supernet.data.dense import open_dense_data
     from supernet.recipes.dense_recipe import load_dense_recipe, with_length
@@ -53,7 +57,7 @@ def transfer(
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
     found = open_dense_data(data, task, unpack_to=unpack_to)
     for remark in found.remarks:
-        print(remark)
+        make_console().say(remark)
     if is_run:
         from search.transferring.queue import TransferPlan
 
@@ -95,17 +99,15 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
-    from rich.console import Console
-
     from search.report.outcome import write_report
     from search.run_folder.folder import open_run
     from search.transferring.queue import transfer_members
 
-    console = Console()
+    console = make_console()
     with open_run(run) as folder:
         stopped = transfer_members(folder, ids, plan, console=console, ray_address=ray_address)
         write_report(folder)
-        console.print(f"Report: {folder.report}", highlight=False)
+        console.say(f"Report: {folder.report}")
     if stopped:
         console.print(f"Stopped by {stopped}. The same command goes on.")
         raise typer.Exit(130)
@@ -155,50 +157,49 @@ def _transfer_one(
             print(f"{stopped} The same command goes on.")
             raise typer.Exit(130) from None
     if result is not None:
-        print(f"{result_text(result.values)} of {result.images} {result.split} images. {out}")
+        where = f"{result.images} {result.split} images. {out}"
+        make_console().say(f"{result_text(result.values)} of {where}")
 
 
 def predict(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished transfer.")],
     image: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Draw what a detector or segmenter finds in images."""
+    check_device(device)
+    check_output_folder(out)
     from search.transferring.predicting import predict_images
 
     for path in predict_images(folder, image, out or folder / "predictions", device=device):
-        print(path)
+        make_console().say(str(path))
 
 
 def show_dense(
     architecture: Architecture, name: str, *, task: str, head: str | None, as_json: bool
 ) -> None:
     """Print parameters and MACs of a whole detector or segmenter."""
-    from rich.console import Console
-
     from search.transferring.costs import dense_costs, dense_table
 
     found = dense_costs(architecture, name, task=task, head=head)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        Console().print(dense_table(found))
+        make_console().print(dense_table(found))
 
 
 def eval_dense(
     folder: Path, *, data: str | None, scales: str, flip: bool, device: str, as_json: bool
 ) -> None:
     """Judge a finished transfer again."""
-    from rich.console import Console
-
     from search.transferring.evaluate import evaluate_transfer, judgement_table
 
     judged = evaluate_transfer(folder, data=data, scales=_scales(scales), flip=flip, device=device)
     if as_json:
         print(json.dumps({**judged.values(), "images": judged.images}, indent=2))
     else:
-        Console().print(judgement_table(judged, folder))
+        make_console().print(judgement_table(judged, folder))
 
 
 def is_transfer(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A detector or segmenter that is copied out of one with a supernet inside gives its numbers."""
+"""A detector copied out of one with a supernet inside gives the same numbers; so do segmenters."""
 
 from __future__ import annotations
 
