@@ -1,4 +1,4 @@
-"""Images of coloured rectangles with boxes, masks and classes, and networks that learn them fast."""
+"""Images of coloured rectangles with boxes, masks and classes, and tiny networks and recipes."""
 
 from __future__ import annotations
 

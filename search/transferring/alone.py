@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessContext, spawn
 
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.result import RESULT_FILE, TransferResult, open_transferred
@@ -17,6 +17,7 @@ from searchspace.architecture import Architecture
 from supernet.data.dense import DenseData
 from supernet.dense.training import StepReport
 from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.training.training import TrainingStopped
 
 
 def transfer_alone(
@@ -45,17 +46,34 @@ def transfer_alone(
     options.out.mkdir(parents=True, exist_ok=True)
     meeting = options.out.with_name(f"{options.out.name}.meeting")
     meeting.unlink(missing_ok=True)
-    # What is called back stays in the processes: they say where they stand, and obey Ctrl-C.
-    plain = replace(options, on_report=None, should_stop=None, threads=1)
+    # What is called back stays here: the processes say where they stand themselves.
+    plain = replace(options, on_report=None, should_stop=None)
+    processes = spawn(  # type: ignore[no-untyped-call]
+        _process,
+        (architecture, data, recipe, plain, f"file://{meeting.resolve()}", devices),
+        nprocs=devices,
+        join=False,
+    )
     try:
-        spawn(  # type: ignore[no-untyped-call]
-            _process,
-            (architecture, data, recipe, plain, f"file://{meeting.resolve()}", devices),
-            nprocs=devices,
-        )
+        _wait(processes, options)
     finally:
         meeting.unlink(missing_ok=True)
     return open_transferred(options.out).result
+
+
+def _wait(processes: ProcessContext, options: TransferOptions) -> None:
+    """Wait for all processes; end them when the caller wants to stop or one has failed."""
+    try:
+        is_done = False
+        while not is_done:
+            is_done = processes.join(timeout=1.0)
+            # A terminal sends Ctrl-C to the processes as well, which then end without a word.
+            if options.should_stop is not None and options.should_stop():
+                raise TrainingStopped("Stopped; the last checkpoint is kept.")
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()
 
 
 def _process(
