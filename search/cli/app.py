@@ -329,6 +329,8 @@ def show(
     from search.terminal.tables import architecture_json, architecture_table
 
     architecture = load_target(target)
+    if head is not None and task is None:
+        raise ValueError(f"--head is one of a task: add --task, got --head {head!r} alone.")
     if task is not None:
         dense_commands.show_dense(architecture, target, task=task, head=head, as_json=json_)
         return
@@ -490,6 +492,11 @@ def eval_(
             Path(target), data=data, scales=scales, flip=flip, device=device, as_json=json_
         )
         return
+    if flip or scales != "1":
+        raise ValueError(
+            f"--scales and --flip are for folders of search transfer --task semantic, got {target}."
+            " Leave them out."
+        )
     from search.retraining.evaluate import evaluate_retrained, evaluation_table
 
     with tempfile.TemporaryDirectory() as folder:

@@ -23,18 +23,22 @@ def transfer(
     data: Annotated[str, typer.Option(help="A folder in COCO's or ADE20K's layout, or a tar.")],
     recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file; see search recipes.")],
     arch: Annotated[
-        list[int] | None, typer.Option(help="Of a run: id of a network; repeatable.")
+        list[int] | None, typer.Option(min=1, help="Of a run: id of a network; repeatable.")
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(help="Weights: a file, a folder, or fresh; default: the run's best."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's length.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's length.")] = None,
-    seed: Annotated[list[int], typer.Option(help="Of weights and order; repeatable.")] = [0],  # noqa: B006 - typer reads it once
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's length.")
+    ] = None,
+    seed: Annotated[
+        list[int], typer.Option(min=0, max=2**32 - 1, help="Of weights and order; repeatable.")
+    ] = [0],  # noqa: B006 - typer reads it once
     devices: Annotated[int, typer.Option(help="That train one network together.", min=1)] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that make batches; default: 8 for a GPU.")
+        int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder that a network of no run leaves.")
@@ -51,7 +55,7 @@ def transfer(
         raise ValueError(f"--task is one of {', '.join(TASK_HEADS)}, got {task!r}. Write one.")
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)
     is_run = (Path(target) / "record.db").exists() or (Path(target) / "record.conninfo").exists()
-    _check_target(target, arch, out, is_run=is_run)
+    _check_target(target, arch, out, ray_address, is_run=is_run)
     _check_task(chosen, task)
     folder = Path(target) if is_run else (out or Path("."))
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
@@ -77,16 +81,24 @@ def transfer(
         _transfer_one(target, found, chosen, own, start, number, devices, workers, data)
 
 
-def _check_target(target: str, arch: list[int] | None, out: Path | None, *, is_run: bool) -> None:
+def _check_target(
+    target: str,
+    arch: list[int] | None,
+    out: Path | None,
+    ray_address: str | None,
+    *,
+    is_run: bool,
+) -> None:
     if is_run and (not arch or out is not None):
         raise ValueError(
             "Networks of a run are named by --arch ID and leave their folders in it: "
             f"search transfer {target} --arch 17, without --out."
         )
-    if not is_run and (arch or out is None):
+    if not is_run and (arch or out is None or ray_address is not None):
         raise ValueError(
-            f"{target!r} is no folder of a run: a network of none leaves the folder that --out "
-            "names, and --arch is for runs. Write --out FOLDER."
+            f"{target!r} is no folder of a run: its network trains here, without --ray-address and "
+            f"--arch (got {arch or 'none'}), and leaves the folder that --out names. Write --out "
+            "FOLDER."
         )
 
 

@@ -7,6 +7,7 @@ No field has a default: what is not in the file is not done. The shipped files s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -329,10 +330,11 @@ def with_length(
     """
     if epochs is None and steps is None:
         return recipe
-    if (epochs is not None and steps is not None) or (epochs or steps or 0) <= 0:
+    given = [length for length in (epochs, steps) if length is not None]
+    if len(given) != 1 or not 0 < given[0] < math.inf:
         raise ValueError(
-            f"A training has one length above 0: --epochs or --steps, got {epochs} and {steps}. "
-            "Write one of them."
+            "A training has one length, finite and above 0: --epochs or --steps, got "
+            f"{' and '.join(map(str, given))}. Write one of them."
         )
     ratio = (epochs or steps or 1) / (recipe.epochs or recipe.steps or 1)
     milestones = tuple(at * ratio for at in recipe.schedule.milestones)
