@@ -98,14 +98,29 @@ def transfer(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     with _joined(options) as is_first:
+        network = _build(architecture, data, recipe, options)
         if is_first:
             _claim(options.out, architecture, recipe)
         if (options.out / RESULT_FILE).exists():
             stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
             return TransferResult.from_dict(stored)
-        network, seconds = _train(architecture, data, recipe, options)
+        history = train_dense(
+            network,
+            data.train,
+            recipe,
+            DenseTrainingOptions(
+                seed=recipe.seed,
+                device=options.device,
+                out=options.out,
+                on_report=options.on_report,
+                should_stop=options.should_stop,
+                loader_workers=options.loader_workers,
+                identity=f"{data.fingerprint} {options.start_name}",
+            ),
+        )
         if not is_first:
             return None
+        seconds = sum(report.seconds for report in history)
         return _finish(network, architecture, data, recipe, options, seconds)
 
 
@@ -125,10 +140,10 @@ def check_transfer(architecture: Architecture, recipe: DenseRecipe, task: str) -
         require_pycocotools()
 
 
-def _train(
+def _build(
     architecture: Architecture, data: DenseData, recipe: DenseRecipe, options: TransferOptions
-) -> tuple[DenseNetwork, float]:
-    """Train, and return the network and the seconds that it took."""
+) -> DenseNetwork:
+    """Build the network with the weights that it starts from."""
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         network = build_dense(
@@ -138,21 +153,7 @@ def _train(
         )
     if options.start is not None:
         load_start(network, options.start)
-    history = train_dense(
-        network,
-        data.train,
-        recipe,
-        DenseTrainingOptions(
-            seed=recipe.seed,
-            device=options.device,
-            out=options.out,
-            on_report=options.on_report,
-            should_stop=options.should_stop,
-            loader_workers=options.loader_workers,
-            identity=f"{data.fingerprint} {options.start_name}",
-        ),
-    )
-    return network, sum(report.seconds for report in history)
+    return network
 
 
 def _finish(
