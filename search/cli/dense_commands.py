@@ -112,17 +112,21 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
     from search.report.outcome import write_report
-    from search.run_folder.folder import open_run
-    from search.transferring.queue import transfer_members
+    from search.run_folder.folder import own_run
+    from search.transferring.queue import FAILED, transfer_members
 
     console = make_console()
-    with open_run(run) as folder:
+    if ray_address is not None:
+        from search.cluster.connection import check_devices
+
+        check_devices("cpu", ray_address)
+    with own_run(run) as folder:
         stopped = transfer_members(folder, ids, plan, console=console, ray_address=ray_address)
         write_report(folder)
         console.say(f"Report: {folder.report}")
     if stopped:
-        console.print(f"Stopped by {stopped}. The same command goes on.")
-        raise typer.Exit(130)
+        console.say(f"Stopped by {stopped}. The same command goes on.")
+        raise typer.Exit(1 if stopped == FAILED else 130)
 
 
 def _transfer_one(
