@@ -14,7 +14,8 @@ from PIL import Image
 
 from search.record.record import Trial
 from search.report.sections import columns
-from search.results.candidates import Candidate, is_transfer
+from search.results.candidates import Candidate
+from search.results.fidelity import is_transfer, transfer_label
 from search.terminal.tables import format_interval
 from search.trust.ranking import kendall_tau_interval
 from searchspace.published_dense import PUBLISHED_DENSE
@@ -47,7 +48,7 @@ def find_backbones(trials: Sequence[Trial], folder: Path) -> tuple[Backbone, ...
     for trial in trials:
         if trial.state != "done" or not is_transfer(trial.fidelity):
             continue
-        label = trial.fidelity.partition("-")[2]
+        label = transfer_label(trial.fidelity)
         own = folder / "transfer" / f"{trial.architecture_id}-{label}-s{trial.seed}" / "pictures"
         found.append(
             Backbone(

@@ -19,6 +19,7 @@ from torch import Tensor
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Trial
+from search.results.fidelity import transfer_label, transferred
 from search.retraining.finished import find_retrained
 from search.run_folder.folder import RunFolder
 from search.terminal.progress import StopSignals, clock_text
@@ -115,7 +116,7 @@ def transfer_members(
         for seed in plan.seeds:
             label = plan.label(starts[number][1])
             trial_id = run.record.add_trial(
-                number, fidelity=f"{PHASE}-{label}", seed=seed, origin=PHASE
+                number, fidelity=transferred(label), seed=seed, origin=PHASE
             )
             trial = run.record.trial(trial_id)
             if trial.state == "done":
@@ -199,7 +200,7 @@ class _Queue:
 
     def training(self, trial: Trial) -> _Training:
         """Say where a trial's training lies."""
-        label = trial.fidelity.removeprefix(f"{PHASE}-")
+        label = transfer_label(trial.fidelity)
         name = f"{trial.architecture_id}-{label}-s{trial.seed}"
         return _Training(trial, self.run.folder.resolve() / FOLDER / name)
 
