@@ -6,12 +6,14 @@ that a training needs to go on in its folder, results in the record at fidelitie
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,7 +33,7 @@ from supernet.data.dense import DenseData
 from supernet.dense.training import METRICS_FILE, read_csv
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network.supernet import extract
-from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.recipes.dense_recipe import DenseRecipe, dump_dense_recipe
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.training.training import WEIGHTS_FILE
 
@@ -72,9 +74,14 @@ class TransferPlan:
                 f"{self.devices} devices cannot share evenly. Choose --devices that divides them."
             )
 
-    def label(self, start: str) -> str:
-        """Name what is done, so that different transfers of a network are told apart."""
-        words = [self.recipe.name, self.recipe.length(), self.data.fingerprint[:6], start]
+    def label(self, start_name: str, start: Mapping[str, Tensor] | None) -> str:
+        """Name what is done; a part of the hash of all that decides it tells equal names apart."""
+        digest = hashlib.sha256(dump_dense_recipe(self.recipe).encode())
+        digest.update(self.data.fingerprint.encode())
+        for name, value in sorted((start or {}).items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        words = [self.recipe.name, self.recipe.length(), start_name, digest.hexdigest()[:8]]
         return "-".join(words)
 
 
@@ -114,7 +121,7 @@ def transfer_members(
     run.record.close_orphans()
     for number in ids:
         for seed in plan.seeds:
-            label = plan.label(starts[number][1])
+            label = plan.label(starts[number][1], starts[number][0])
             trial_id = run.record.add_trial(
                 number, fidelity=transferred(label), seed=seed, origin=PHASE
             )

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from search.record.record import Record
@@ -56,3 +57,21 @@ def test_members_of_a_run_are_transferred_recorded_and_shown(tmp_path: Path) -> 
     assert [len(pictures) for _, _, pictures in content["pictures"]] == [2, 2]
     # Both papers together have so many rows on ADE20K.
     assert len(content["published"]) == 24
+
+
+def test_what_decides_a_transfer_is_in_its_name(tmp_path: Path) -> None:
+    data = open_dense_data(
+        str(write_data(tmp_path / "cells", train=4, val=2)), "semantic", unpack_to=tmp_path
+    )
+
+    def label(start: dict[str, torch.Tensor] | None = None, **changes: float) -> str:
+        chosen = recipe("cells_semantic", steps=2, **changes)
+        plan = TransferPlan(recipe=chosen, data=data, data_source="cells")
+        return plan.label("from-x", start)
+
+    weights = {"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
+    others = {"a": torch.tensor([1.0, 2.5]), "n": torch.tensor(3)}
+    found = [label(), label(lr=0.5), label(weights), label(others)]
+    assert len(set(found)) == 4
+    assert label(dict(weights)) == label(weights)
+    assert all(one.startswith("tiny_cells_semantic-2s-from-x-") for one in found)
