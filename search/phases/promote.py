@@ -8,7 +8,7 @@ from search.phases.session import Session
 from search.plan import Plan
 from search.results.candidates import SUPERNET, ZERO_COST
 from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice, fidelity_of
+from search.scheduling.trials import Choice, rung_fidelities
 from search.trust.judge_choice import trains
 
 
@@ -18,7 +18,7 @@ def promote(session: Session, plan: Plan) -> None:
     if trains(judge):
         judge_by_training(session, plan, "promote", judge)
         return
-    epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+    epochs = rung_fidelities(plan)
     promotions = Promotions(
         session.record.trials(),
         base=SUPERNET if judge == SUPERNET else ZERO_COST,

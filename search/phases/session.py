@@ -137,6 +137,12 @@ class Session:
                 trial_epochs=first.trial_epochs,
                 trial_steps=first.trial_steps,
                 rungs=first.rungs,
+                rung_images=first.rung_images,
+                rung_devices=first.rung_devices,
+                trust_epochs=first.trust_epochs,
+                train_images=first.train_images,
+                supernet_batch=first.supernet_batch,
+                most_supernet_steps=first.most_supernet_steps,
             )
         self.record.set_meta("plan", plan.to_dict())
         return plan

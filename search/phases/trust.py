@@ -28,14 +28,14 @@ def choose_trust_set(session: Session, plan: Plan) -> list[Architecture]:
 
 
 def train_trust_set(session: Session, plan: Plan, networks: list[Architecture]) -> None:
-    """Train the networks alone on the highest rung."""
-    known = {t.key for t in session.record.trials(fidelity=fidelity_of(plan.trial_epochs))}
+    """Train the networks alone on the rung of the trust phase."""
+    known = {t.key for t in session.record.trials(fidelity=fidelity_of(plan.trust_rung))}
     remaining = [architecture for architecture in networks if architecture.key not in known]
 
     def choose() -> Choice | None:
         if not remaining:
             return None
-        return Choice(architecture=remaining.pop(0), epochs=plan.trial_epochs)
+        return Choice(architecture=remaining.pop(0), epochs=plan.trust_rung)
 
     train_alone(session, plan, "trust", choose)
 

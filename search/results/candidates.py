@@ -29,7 +29,7 @@ ZERO_COST = "zero-cost"
 # Where the record has the largest difference of logits of each network that was checked.
 EXTRACTION = "extraction"
 
-_TRAINED = re.compile(r"train-(\d+)e")
+_TRAINED = re.compile(r"train-(\d+)e(?:-of-\d+%)?")
 _RETRAIN = "retrain-"
 # Networks of the trust phase are trained alone to compare rankings; nothing promoted them.
 _TRUST = "trust"
@@ -247,7 +247,10 @@ def is_retraining(fidelity: str) -> bool:
 
 
 def is_trained_alone(fidelity: str) -> bool:
-    """Tell whether a fidelity is a short training of the network alone, ``train-<n>e``."""
+    """Tell whether a fidelity is a short training of the network alone, ``train-<n>e``.
+
+    Where it saw a share of the images, that follows: ``train-32e-of-25%``.
+    """
     return _TRAINED.fullmatch(fidelity) is not None
 
 

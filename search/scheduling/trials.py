@@ -52,6 +52,7 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    devices: int = 1
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
@@ -105,7 +106,7 @@ class TrialRunner:
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         self._num_placed = 0
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        rungs = rung_fidelities(plan)
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -134,7 +135,10 @@ class TrialRunner:
                 self._next.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
-                architecture_id, fidelity=fidelity_of(epochs), seed=self._seed, origin=self._phase
+                architecture_id,
+                fidelity=fidelity_of(epochs, self._plan.images_of(epochs)),
+                seed=self._seed,
+                origin=self._phase,
             )
             task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
@@ -161,11 +165,12 @@ class TrialRunner:
             # Imports and images may take longer than a whole training.
             is_late = running.placed is not None and now - running.placed > START_SECONDS
             return f"not ready within {START_SECONDS:.0f} s" if is_late else None
-        expected = self._costs.predict_training(running.macs, task.epochs)
+        # By the clock: several devices end a training sooner.
+        expected = self._costs.predict_training(running.macs, task.epochs) / task.devices
         limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
         if now - running.begun > limit:
             return f"no end within its limit of {limit:.0f} s"
-        silence = self._costs.longest_silence(running.macs, task.epochs)
+        silence = self._costs.longest_silence(running.macs, task.epochs) / task.devices
         limit = max(HANG_FACTOR * silence, LEAST_LIMIT_SECONDS)
         if now - running.heard > limit:
             return f"no epoch within its limit of {limit:.0f} s"
@@ -202,9 +207,10 @@ class TrialRunner:
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
             if running.begun is not None and running.heard > running.begun:
-                lasted = running.heard - running.begun
+                lasted = (running.heard - running.begun) * task.devices
                 self._costs.add_training(running.macs, task.epochs, lasted)
-                self._costs.add_silence(running.macs, task.epochs, running.longest_silence)
+                silence = running.longest_silence * task.devices
+                self._costs.add_silence(running.macs, task.epochs, silence)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
@@ -248,10 +254,12 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected = self._expected(trial.macs, epochs)
+        expected, devices = self._expected(trial.macs, epochs), self._plan.devices_of(epochs)
         with self._record.together():
-            attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
-            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+            attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
+            self._running[trial.id] = _Running(
+                attempt, self._clock(), expected, trial.macs, devices
+            )
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
         causes = self._record.causes(trial.id)
@@ -262,6 +270,8 @@ class TrialRunner:
             epochs=epochs,
             seed=trial.seed,
             micro_batches=2 if needs_less else 1,
+            images=self._plan.images_of(epochs),
+            devices=devices,
         )
 
     def _listened(self) -> float:
@@ -270,7 +280,7 @@ class TrialRunner:
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""
-        idle = max(self._held - len(self._running), 0)
+        idle = max(self._held - sum(one.devices for one in self._running.values()), 0)
         if idle == self._idle:
             return
         with self._record.together():
@@ -295,7 +305,7 @@ class TrialRunner:
     def _outstanding(self) -> float:
         now = self._clock()
         return sum(
-            max(running.expected_seconds - (now - running.started), 0.0)
+            max(running.expected_seconds - (now - running.started) * running.devices, 0.0)
             for running in self._running.values()
         )
 
@@ -315,7 +325,7 @@ class TrialCosts:
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        rungs = rung_fidelities(plan)
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
@@ -369,9 +379,15 @@ class TrialCosts:
 
     def planned(self, macs: int, epochs: int) -> float:
         """Return device-seconds by the measured steps alone."""
-        return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
+        steps = self._plan.trial_steps * epochs / self._plan.trial_epochs
+        return self._model(macs) * steps * self._plan.images_of(epochs)
 
 
-def fidelity_of(epochs: int) -> str:
-    """Name the fidelity of networks that are trained alone for so many epochs."""
-    return f"train-{epochs}e"
+def fidelity_of(epochs: int, images: float = 1.0) -> str:
+    """Name the fidelity of networks trained alone for so many epochs of a share of the images."""
+    return f"train-{epochs}e" if images == 1 else f"train-{epochs}e-of-{100 * images:.0f}%"
+
+
+def rung_fidelities(plan: Plan) -> dict[str, int]:
+    """Return the fidelities of a plan's rungs, ascending, and the epochs of each."""
+    return {fidelity_of(epochs, plan.images_of(epochs)): epochs for epochs in plan.rungs}

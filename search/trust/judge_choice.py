@@ -17,7 +17,7 @@ from search.record.record import Record, Trial
 from search.results.candidates import SUPERNET, ZERO_COST
 from search.results.dominance import crowding_distance, non_dominated_rank
 from search.results.objectives import MEASURED, known_losses, losses_of
-from search.scheduling.trials import fidelity_of
+from search.scheduling.trials import rung_fidelities
 from search.trust.predictor import Predictor
 from search.trust.ranking import (
     PREDICTOR,
@@ -66,7 +66,7 @@ def sampled_fidelity(record: Record, *, strategy: str) -> str:
     """Name the fidelity whose results the sampler is fed with."""
     plan = record.get_meta("plan")
     if strategy == "proxy" and plan is not None:
-        return fidelity_of(min(Plan.from_dict(plan).rungs))
+        return next(iter(rung_fidelities(Plan.from_dict(plan))))
     return ZERO_COST if strategy == ZERO_COST else SUPERNET
 
 

@@ -204,7 +204,7 @@ def train_alone(
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
-        train_split=data.split("train"),
+        train_split=data.split("train").first(task.images),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,
