@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from csv import DictWriter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from search.results.candidates import (
     losses_of,
     passed_over,
     searched_fidelities,
+    to_json,
 )
 from search.results.dominance import knee
 from search.run_folder.folder import RunFolder, open_run
+from search.terminal.console import shell_command
 from search.terminal.tables import front_table
 
 # How each column is sorted: its value, and whether the largest comes first.
@@ -127,6 +131,15 @@ def choose_rows(
     return tuple(sorted(rows, key=place))
 
 
+def write_csv(path: Path, rows: Sequence[Candidate]) -> None:
+    """Write rows as a CSV file, the architecture as JSON in one cell."""
+    cells = [{**row, "architecture": json.dumps(row["architecture"])} for row in map(to_json, rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = DictWriter(file, fieldnames=list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
+
+
 def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
     """Build the table and, below it, what it leaves out: a higher fidelity, networks near it."""
     found = judged_by(run, query)
@@ -171,7 +184,7 @@ def watch(
             if silent > SILENT_SECONDS:
                 return (
                     f"No process has worked on {folder} for {silent:.0f} seconds. "
-                    f"Go on with: search run --resume --out {folder}"
+                    f"Go on with: {shell_command('search', 'run', '--resume', '--out', folder)}"
                 )
             sleep(REFRESH_SECONDS)
 

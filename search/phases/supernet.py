@@ -73,14 +73,15 @@ class _Training:
 
     def _measure(self, workers: list[Any], may_wait: Callable[[], None]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
+        place = self.session.cluster.meeting_place
         if self.record.get_meta("times") is not None:
             tick = self._group_tick(len(workers), self.session.tick("measure", may_stop=True))
-            form_group(workers, while_waiting=tick)
+            form_group(workers, meeting_place=place, while_waiting=tick)
             return
         tick, started = self._group_tick(len(workers), may_wait), time.monotonic()
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
         keep_start(self.session, time.monotonic() - started, times)
-        form_group(workers, while_waiting=tick)
+        form_group(workers, meeting_place=place, while_waiting=tick)
         # Together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
+from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
-from supernet.training.intervals import NORMAL_975, wilson_interval
 
 SUPERNET = "supernet"
 # Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
 ZERO_COST = "zero-cost"
 # Where the record has the largest difference of logits of each network that was checked.
 EXTRACTION = "extraction"
+# The key of what a run judges by, see `search.trust.judge_choice`.
+JUDGE = "judge"
 
 _TRAINED = re.compile(r"train-(\d+)e(?:-of-\d+%)?")
 _RETRAIN = "retrain-"

@@ -21,6 +21,7 @@ from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Outcome, Record, Trial
+from search.results.intervals import wilson_interval
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
@@ -29,7 +30,6 @@ from search.scheduling.tasks import FullDiskError, is_disk_full
 from search.terminal.progress import StopSignals, clock_text
 from searchspace.architecture import describe
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import METRICS_FILE
 
 __all__ = ["FAILED", "FULL_DISK", "PHASE", "RetrainPlan", "resized", "retrain_members"]

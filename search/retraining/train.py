@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import typer
 
+from search.results.intervals import wilson_interval
 from search.retraining.network import RetrainOptions, RetrainResult, retrain
 from search.run_folder.targets import load_target
 from search.terminal.progress import StopSignals
@@ -25,7 +26,6 @@ from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe, with_epochs
 from supernet.training.batches import with_shards_for
 from supernet.training.epoch_report import EpochReport
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import TrainingStopped
 
 DATA_FOLDER = "data"

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs import config_names, config_path
 from search.budget import parse_budget
@@ -32,9 +33,10 @@ from search.scheduling.tasks import StorageError
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
-from supernet.data import ImageData, open_data, prepare_data
-from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights.strategies import check_strategy
+
+# To look at a run needs no torch: what reads images and recipes is imported where it is used.
+if TYPE_CHECKING:
+    from supernet.data import ImageData
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
@@ -45,7 +47,7 @@ ADDRESS = "record.conninfo"
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+    r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
     r"data\.lock|"
@@ -74,6 +76,8 @@ class RunFolder:
 
     def data(self) -> ImageData:
         """Open the prepared images."""
+        from supernet.data import open_data
+
         return open_data(self.folder / DATA)
 
     def share_data(self) -> None:
@@ -264,6 +268,8 @@ class _NewRun:
 
     def make(self, space: SearchSpace) -> Record:
         """Write everything; return the record, claimed."""
+        from supernet.data import prepare_data
+
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
         prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
@@ -310,6 +316,9 @@ class _NewRun:
 
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
+    from supernet.recipes.recipe import load_recipe
+    from supernet.shared_weights.strategies import check_strategy
+
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)

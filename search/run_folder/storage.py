@@ -313,7 +313,7 @@ class Storage:
         """Let one process of this node at a time change copies of this kind."""
         folder = self._copy("")
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name.partition('/')[0]}.lock").open("a") as file:
+        with (folder / f"{name.partition('/')[0]}.lock").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

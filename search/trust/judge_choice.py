@@ -14,7 +14,7 @@ import numpy as np
 
 from search.plan import Plan
 from search.record.record import Record, Trial
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.candidates import JUDGE, SUPERNET, ZERO_COST
 from search.results.dominance import crowding_distance, non_dominated_rank
 from search.results.objectives import MEASURED, known_losses, losses_of
 from search.scheduling.trials import rung_fidelities
@@ -31,7 +31,7 @@ from search.trust.ranking import (
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
-JUDGE, PROXY_SCORES = "judge", "proxies"
+PROXY_SCORES = "proxies"
 NUM_CANDIDATES = 500
 
 

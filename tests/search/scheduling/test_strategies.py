@@ -11,12 +11,12 @@ import pytest
 
 from search.plan import PHASES, SHARES, Plan
 from search.record.record import Record
-from search.results.candidates import ZERO_COST, front, searched_fidelities
+from search.results.candidates import JUDGE, ZERO_COST, front, searched_fidelities
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import BudgetSpent
 from search.scheduling.trials import fidelity_of
-from search.trust.judge_choice import JUDGE, PROXY_SCORES, sampled_fidelity
+from search.trust.judge_choice import PROXY_SCORES, sampled_fidelity
 from tests.local_run import LocalRun
 
 BUDGET = 300.0
