@@ -24,6 +24,8 @@ SHARES: Mapping[str, Mapping[str, float]] = {
 }
 # What the budget pays for; retraining has a ledger of its own.
 PHASES = ("measure", *SHARES["supernet"])
+# In the record: what the run was planned to do, and what it would be with more budget.
+MORE_PLAN = "more_plan"
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from search.budget import format_seconds
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew
-from search.phases.planning import plan_from_times
-from search.plan import END_SECONDS, END_SHARE, PHASES, Plan, revise_plan
+from search.phases.planning import DAY, MORE_DAYS, plan_from_times
+from search.phases.step_times import times_of
+from search.plan import END_SECONDS, END_SHARE, MORE_PLAN, PHASES, Plan, revise_plan
 from search.results.candidates import SUPERNET, ZERO_COST
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import BudgetSpent, StepTimes, Work
+from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
@@ -123,7 +125,8 @@ class Session:
     def show_plan(self, plan: Plan) -> None:
         """Print the plan, and what twice the budget would buy."""
         twice = self.plan_of_times(times_budget=2.0)
-        self.view.say(plan_table(plan, self.budget.device, twice=twice))
+        times = times_of(self.record.get_meta("times"))
+        self.view.say(plan_table(plan, self.budget.device, twice=twice, times=times))
 
     def make_plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
@@ -145,15 +148,23 @@ class Session:
                 most_supernet_steps=first.most_supernet_steps,
             )
         self.record.set_meta("plan", plan.to_dict())
+        self._plan_more()
         return plan
+
+    def _plan_more(self) -> None:
+        """Write down what more budget would buy, for those who only look."""
+        amount = self.budget.amount_seconds
+        seconds = MORE_DAYS * DAY if self.budget.device == "gpu" else amount
+        now, more = self.plan_of_times(), self.plan_of_times(times_budget=1 + seconds / amount)
+        text = format_seconds(seconds, self.budget.device)
+        plans = {"budget": text, "plan": now.to_dict(), "more": more.to_dict()}
+        self.record.set_meta(MORE_PLAN, plans)
 
     def plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
         """Plan a multiple of the budget with the measured times."""
-        stored = self.record.get_meta("times")
-        points = tuple((int(macs), float(seconds)) for macs, seconds in stored["trial_steps"])
         return plan_from_times(
             self.settings,
-            StepTimes(**{**stored, "trial_steps": points}),
+            times_of(self.record.get_meta("times")),
             self.run.data(),
             devices=max(self.cluster.devices, 1),
             measured_seconds=self._measured_seconds(),

@@ -70,6 +70,13 @@ class StepTimes:
         steps_per_epoch: Of a network that is trained alone.
         device_name: What it was measured on.
         measured_seconds: That measuring took, once the worker was ready.
+        batch_size: Images of a training step alone; 0 where that was not written down.
+        supernet_batch: Images of the step of the shared weights; 0 likewise.
+        judged_images: Images that a judgement reads; 0 likewise.
+        feed_rate: Images a second that the processes of one device make for a trial; 0 likewise.
+        amp: Precision of a training step alone.
+        versions: Of what was measured with, e.g. ``torch 2.11``.
+        source: Of times that were not measured: what they are estimated from.
     """
 
     supernet_step: float
@@ -78,6 +85,13 @@ class StepTimes:
     steps_per_epoch: int
     device_name: str = ""
     measured_seconds: float = 0.0
+    batch_size: int = 0
+    supernet_batch: int = 0
+    judged_images: int = 0
+    feed_rate: float = 0.0
+    amp: str = ""
+    versions: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
