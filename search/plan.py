@@ -1,6 +1,6 @@
 """What a budget buys: the shares of the phases, and the work that fits in each.
 
-Pure arithmetic on measured times (`StepTimes` of `search.workers.supernet_worker`), so that the
+Pure arithmetic on measured times (`StepTimes`), so that the
 same numbers are printed by ``search plan`` and followed by ``search run``.
 """
 
@@ -9,10 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from pydantic import TypeAdapter
 
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
 # first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
@@ -24,8 +22,6 @@ SHARES: Mapping[str, Mapping[str, float]] = {
 }
 # What the budget pays for; retraining has a ledger of its own.
 PHASES = ("measure", *SHARES["supernet"])
-# In the record: what the run was planned to do, and what it would be with more budget.
-MORE_PLAN = "more_plan"
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0
@@ -69,6 +65,42 @@ FEW_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
+            without a supernet.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture without training it; 0 where that is not done.
+        steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
+        measured_seconds: That measuring took, once the worker was ready.
+        batch_size: Images of a training step alone; 0 where that was not written down.
+        supernet_batch: Images of the step of the shared weights; 0 likewise.
+        judged_images: Images that a judgement reads; 0 likewise.
+        feed_rate: Images a second that the processes of one device make for a trial; 0 likewise.
+        amp: Precision of a training step alone.
+        versions: Of what was measured with, e.g. ``torch 2.11``.
+        source: Of times that were not measured: what they are estimated from.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+    device_name: str = ""
+    measured_seconds: float = 0.0
+    batch_size: int = 0
+    supernet_batch: int = 0
+    judged_images: int = 0
+    feed_rate: float = 0.0
+    amp: str = ""
+    versions: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The work that a budget is split into.
 
@@ -90,6 +122,7 @@ class Plan:
         train_images: Images of an epoch; 0 where that is not known.
         supernet_batch: Images of a step of the supernet, over all devices; 0 likewise.
         most_supernet_steps: What its schedule may grow to; 0: it has no such limit.
+        is_large: Whether the phases get what they need, instead of shares that suit minutes.
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
         strategy: One of `SHARES`.
@@ -117,6 +150,7 @@ class Plan:
     train_images: int = 0
     supernet_batch: int = 0
     most_supernet_steps: int = 0
+    is_large: bool = False
 
     @property
     def trust_rung(self) -> int:
@@ -163,14 +197,20 @@ class Plan:
         *_, before, end = self.until.values()
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Describe the plan with JSON values; `from_dict` inverts it."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_dict` wrote (after a detour over JSON)."""
-        return TypeAdapter(cls).validate_python(data)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MorePlan:
+    """What more budget would buy.
+
+    Attributes:
+        budget: How much more, for people.
+        plan: As the run was planned.
+        more: As it would be planned with so much more.
+    """
+
+    budget: str
+    plan: Plan
+    more: Plan
 
 
 def make_plan(
@@ -245,11 +285,20 @@ def make_plan(
         longest_epochs=longest_epochs or max_epochs,
         most_trial_devices=most_trial_devices,
     )
+    passes = (seconds.get("trust", 0.0) + seconds[climb]) / epoch_seconds
+    is_large = passes * train_images >= LARGE_IMAGES
+    if is_large and "trust" in shares:
+        ladder = _trust_on(
+            ladder,
+            trust_seconds=seconds["trust"],
+            epoch_seconds=epoch_seconds,
+            most=devices,
+        )
     trial_seconds = ladder.epochs[-1] * epoch_seconds
     trust_seconds = ladder.trust_epochs * epoch_seconds
     most_trust = max(MAX_TRUST, devices // ladder.devices_of(ladder.trust_epochs))
     num_trust = min(max(int(seconds.get("trust", 0.0) / trust_seconds), 0), most_trust)
-    if ladder.is_long and "trust" in shares:
+    if is_large and "trust" in shares:
         needs = {"trust": num_trust * trust_seconds}
         if next(iter(shares)) == "trust":
             needs["trust"] += measured_seconds
@@ -297,6 +346,7 @@ def make_plan(
         train_images=train_images,
         supernet_batch=supernet_batch if train_images else 0,
         most_supernet_steps=most_steps,
+        is_large=is_large,
     )
 
 
@@ -331,7 +381,6 @@ class _Ladder:
     trust_epochs: int
     images: tuple[float, ...] = ()
     devices: tuple[int, ...] = ()
-    is_long: bool = False
 
     def devices_of(self, epochs: int) -> int:
         return dict(zip(self.epochs, self.devices, strict=False)).get(epochs, 1)
@@ -373,8 +422,23 @@ def _ladder(
             _devices_for(e * share * epoch_seconds, limit, min(most_trial_devices, devices))
             for e, share in zip(rungs, images, strict=True)
         ),
-        is_long=True,
     )
+
+
+def _trust_on(ladder: _Ladder, *, trust_seconds: float, epoch_seconds: float, most: int) -> _Ladder:
+    """Let a large plan rank on the highest rung on which every device has a network.
+
+    Rungs that see a part of the images are none for it: those are to rank other networks by.
+    """
+    full = [e for e, share in zip(ladder.epochs, ladder.images or (), strict=False) if share == 1]
+    rungs = full or list(ladder.epochs)
+    fitting = [
+        epochs
+        for epochs in rungs
+        if epochs <= ladder.trust_epochs
+        and trust_seconds / (epochs * epoch_seconds) >= most // ladder.devices_of(epochs)
+    ]
+    return replace(ladder, trust_epochs=max(fitting, default=min(rungs)))
 
 
 def _devices_for(seconds: float, limit_seconds: float, most: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.files import check_output_folder
+from configs.files import check_output, check_output_folder
 from search.cli import front_commands
 from search.cli import latency_commands as latency_command
 from search.cli.config_file import apply_config
@@ -294,7 +294,8 @@ def plan(
         retrain_recipe=recipe or "",
         storage=storage or "",
     )
-    source = TimesFrom(ray_address=ray_address, times=times, profile=device)
+    check_output(save_times)
+    source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
     made = plan_here(settings, devices=devices, times_from=source, say=console.say)
     counted = settings.parsed_budget.device

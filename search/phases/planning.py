@@ -11,10 +11,9 @@ from pathlib import Path
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
-from search.plan import MAX_EPOCHS, Plan, make_plan, supernet_batch
+from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan, supernet_batch
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
-from search.scheduling.tasks import StepTimes
 from search.workers.job import make_job
 from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
@@ -36,11 +35,13 @@ class TimesFrom:
         ray_address: A cluster, one device of which is held for as long as it is measured.
         times: A run's folder, or a file of times.
         profile: Name or file of a device's profile: estimates.
+        storage: From which the cluster's nodes read images; None takes the current folder.
     """
 
     ray_address: str | None = None
     times: Path | None = None
     profile: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         given = {"--ray-address": self.ray_address, "--times": self.times, "--device": self.profile}
@@ -48,6 +49,11 @@ class TimesFrom:
         if len(names) > 1:
             raise ValueError(
                 f"{' and '.join(names)} each say where the times come from. Give one of them."
+            )
+        if self.storage is not None and self.ray_address is None:
+            raise ValueError(
+                f"--storage {self.storage!r} is where the nodes of a cluster read images. Add "
+                "--ray-address, or leave it out."
             )
 
 

@@ -6,9 +6,9 @@ from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
 from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice, rung_fidelities
+from search.scheduling.trials import Choice
 from search.trust.judge_choice import trains
 
 

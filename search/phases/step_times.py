@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from configs import config_path
 from configs.reading import read_json, read_yaml
 from search.budget import Device
-from search.plan import SUPERNET_SHARD
+from search.plan import SUPERNET_SHARD, StepTimes
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import StepTimes
 from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data import ImageData
@@ -88,13 +87,13 @@ def read_times(path: Path) -> StepTimes:
         from search.run_folder.folder import open_run
 
         with open_run(path) as run:
-            stored = run.record.get_meta("times")
+            stored = run.state.times
         if stored is None:
             raise ValueError(
                 f"{path} has not measured anything yet. Name a run that has begun its first phase, "
                 "or a file of `search plan --save-times`."
             )
-        return times_of(stored)
+        return stored
     if not path.is_file():
         raise ValueError(
             f"There is no run or file {str(path)!r}. --times takes a run's folder, or a file of "
@@ -106,17 +105,13 @@ def read_times(path: Path) -> StepTimes:
             f"{path} is no file of `search plan --save-times`: its kind is not {KIND!r}."
         )
     try:
-        return times_of({name: value for name, value in text.items() if name != "kind"})
+        values = {name: value for name, value in text.items() if name != "kind"}
+        return TypeAdapter(StepTimes).validate_python(values)
     except ValidationError as error:
         raise ValueError(
             f"{path} is damaged: {error.error_count()} values are missing or wrong, first "
             f"{error.errors()[0]['loc']}. Write it again with `search plan --save-times`."
         ) from error
-
-
-def times_of(stored: Any) -> StepTimes:
-    """Read what `dataclasses.asdict` made of `StepTimes`, after a detour over JSON."""
-    return TypeAdapter(StepTimes).validate_python(stored)
 
 
 def write_times(path: Path, times: StepTimes) -> None:

@@ -13,15 +13,10 @@ from pathlib import Path
 from search.plan import PHASES, Plan, StepModel
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
-from search.run_folder.storage import Files, SharedFolder
-from search.scheduling.tasks import (
-    START_SECONDS,
-    FullDiskError,
-    Outcome,
-    StorageError,
-    TrialTask,
-    checkpoint_name,
-)
+from search.results.fidelity import rung_fidelities, trained_alone
+from search.run_folder.disk import FullDiskError
+from search.run_folder.storage import Files, SharedFolder, StorageError
+from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
@@ -136,7 +131,7 @@ class TrialRunner:
             )
             trial_id = self._record.add_trial(
                 architecture_id,
-                fidelity=fidelity_of(epochs, self._plan.images_of(epochs)),
+                fidelity=trained_alone(epochs, self._plan.images_of(epochs)),
                 seed=self._seed,
                 origin=self._phase,
             )
@@ -381,13 +376,3 @@ class TrialCosts:
         """Return device-seconds by the measured steps alone."""
         steps = self._plan.trial_steps * epochs / self._plan.trial_epochs
         return self._model(macs) * steps * self._plan.images_of(epochs)
-
-
-def fidelity_of(epochs: int, images: float = 1.0) -> str:
-    """Name the fidelity of networks trained alone for so many epochs of a share of the images."""
-    return f"train-{epochs}e" if images == 1 else f"train-{epochs}e-of-{100 * images:.0f}%"
-
-
-def rung_fidelities(plan: Plan) -> dict[str, int]:
-    """Return the fidelities of a plan's rungs, ascending, and the epochs of each."""
-    return {fidelity_of(epochs, plan.images_of(epochs)): epochs for epochs in plan.rungs}
