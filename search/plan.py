@@ -410,13 +410,16 @@ def _ladder(
     if longest <= epochs:
         rungs = _rungs(epochs, climb_seconds / (epochs * epoch_seconds))
         return _Ladder(epochs=rungs, trust_epochs=epochs)
-    middle = max(longest // ETA, 2)
-    lowest = max(min(int(longest // ETA**2 / LOWEST_IMAGES), middle - 1), 1)
-    rungs, images = (lowest, middle, longest), (LOWEST_IMAGES, 1.0, 1.0)
+    rungs = _rungs(longest, climb_seconds / (longest * epoch_seconds))
+    images, trust_epochs = (1.0,) * len(rungs), longest
+    if longest >= ETA**MAX_RUNGS:  # else a part of the images is less than a few epochs of all
+        middle = longest // ETA
+        rungs = (min(int(longest // ETA**2 / LOWEST_IMAGES), middle - 1), middle, longest)
+        images, trust_epochs = (LOWEST_IMAGES, 1.0, 1.0), middle
     limit = climb_seconds / devices * TRIAL_WALL_SHARE
     return _Ladder(
         epochs=rungs,
-        trust_epochs=middle,
+        trust_epochs=trust_epochs,
         images=images,
         devices=tuple(
             _devices_for(e * share * epoch_seconds, limit, min(most_trial_devices, devices))

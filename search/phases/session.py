@@ -146,6 +146,22 @@ class Session:
         self._plan_more()
         return plan
 
+    def plan_slower(self, plan: Plan, pace: float) -> Plan:
+        """Make the plan anew for trainings that are so many times slower than measured."""
+        times = self.state.times
+        assert times is not None
+        slower = tuple((macs, seconds * pace) for macs, seconds in times.trial_steps)
+        self.state.times = replace(times, trial_steps=slower)
+        fresh = replace(self.plan_of_times(), supernet_steps=plan.supernet_steps)
+        self.state.plan = fresh
+        self.view.say(
+            f"Trainings are {pace:.1f} times slower than measured, so they are planned anew:"
+        )
+        self.show_plan(fresh)
+        phases = list(fresh.until)
+        before = phases[: phases.index("trust")]
+        return self.revise(fresh, after=before[-1]) if before else fresh
+
     def _plan_more(self) -> None:
         """Write down what more budget would buy, for those who only look."""
         amount = self.budget.amount_seconds

@@ -31,6 +31,8 @@ LEAST_LIMIT_SECONDS = 120.0
 # The latest say most: the machine may be busier than it was.
 LATEST = 100
 OUT_OF_MEMORY = "out of memory"
+# A large plan is made anew where first epochs take so many times longer than planned.
+OFF_PACE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +50,12 @@ class _Running:
     expected_seconds: float
     macs: int
     devices: int = 1
+    rung: int = 1  # its epochs in all
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
+    epochs: int = 0  # that this attempt has finished
 
 
 class TrialRunner:
@@ -101,6 +105,7 @@ class TrialRunner:
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         self._num_placed = 0
+        self._off_pace: float | None = None
         rungs = rung_fidelities(plan)
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
@@ -110,7 +115,7 @@ class TrialRunner:
 
     def next(self) -> TrialTask | None:
         """Start the next trial: one that was interrupted before, else a new choice."""
-        if self._interrupted():
+        if self._interrupted() or self.off_pace is not None:
             return None
         if self._waiting:
             trial, epochs = self._waiting[0]
@@ -151,6 +156,7 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
+            running.epochs += 1
         running.heard = now
 
     def overdue(self, task: TrialTask) -> str | None:
@@ -224,9 +230,32 @@ class TrialRunner:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
         return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
 
+    @property
+    def off_pace(self) -> float | None:
+        """How many times slower than planned the first trainings are; None where that is near.
+
+        A large plan is made anew then, for shorter trainings: with these one phase would take what
+        the others were to have. Where a training has ended, it is too late for that: networks are
+        compared at equal lengths.
+        """
+        if self._plan.is_large and self._off_pace is None and not self._costs.has_ended:
+            known = [one for one in self._running.values() if one.epochs and one.begun is not None]
+            if known and 2 * len(known) >= len(self._running):
+                pace = statistics.median(self._pace(one) for one in known)
+                self._off_pace = pace if pace > OFF_PACE else None
+        return self._off_pace
+
+    def _pace(self, running: _Running) -> float:
+        assert running.begun is not None
+        taken = (running.heard - running.begun) * running.devices
+        planned = self._costs.planned(running.macs, running.rung) / running.rung
+        return taken / (planned * running.epochs)
+
     def should_stop(self) -> bool:
-        """Tell whether running trials must end: the user says so, or the budget is gone."""
-        return self._interrupted() or self._record.spent(PHASES) >= self._plan.last_call_seconds
+        """Tell whether running trials must end: the user says so, the budget or plan is gone."""
+        if self._interrupted() or self.off_pace is not None:
+            return True
+        return self._record.spent(PHASES) >= self._plan.last_call_seconds
 
     def _judge_end(
         self, task: TrialTask, outcome: Outcome, cause: str | None
@@ -253,7 +282,7 @@ class TrialRunner:
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
             self._running[trial.id] = _Running(
-                attempt, self._clock(), expected, trial.macs, devices
+                attempt, self._clock(), expected, trial.macs, devices, epochs
             )
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
@@ -324,6 +353,11 @@ class TrialCosts:
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether any training has taught what it takes."""
+        return any(self._ratios.values())
 
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
