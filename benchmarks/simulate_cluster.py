@@ -364,7 +364,7 @@ def step_model() -> StepModel:
     return StepModel(step_points())
 
 
-def plan_for(devices: int, gpu_days: float, *, pace: float = 1.0) -> Plan:
+def plan_for(devices: int, gpu_days: float, *, pace: float = 1.0, trial_devices: int = 1) -> Plan:
     """Plan the job, for trainings that are so many times slower than measured."""
     batch = supernet_batch(devices)
     return make_plan(
@@ -380,6 +380,7 @@ def plan_for(devices: int, gpu_days: float, *, pace: float = 1.0) -> Plan:
         train_images=TRAIN_IMAGES,
         supernet_batch=batch,
         longest_epochs=300,
+        most_trial_devices=trial_devices,
     )
 
 
