@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.files import check_output_folder
+from configs.files import check_output, check_output_folder
 from search.cli import dense_commands, front_commands
 from search.cli import latency_commands as latency_command
 from search.cli.config_file import apply_config
@@ -260,11 +260,27 @@ def plan(
     strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Devices; default: this machine's.")
+        int | None, typer.Option(min=1, help="Devices; default: this machine's or the cluster's.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Measure one device of this Ray cluster instead.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="That its nodes read images from; default: this folder.")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option(help="Measure nothing: times of a run's folder, or a file.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure nothing: estimates for h100, a100, rtx4090 or cpu.")
+    ] = None,
+    save_times: Annotated[
+        Path | None, typer.Option(help="Write the times to this file, for --times elsewhere.")
     ] = None,
 ) -> None:
-    """Measure this machine for a few seconds and say what a budget would buy."""
-    from search.phases.planning import plan_here
+    """Measure a device for a few seconds and say what a budget would buy."""
+    from search.phases.planning import TimesFrom, plan_here
+    from search.phases.step_times import write_times
     from search.run_folder.settings import RunSettings
     from search.terminal.listings import plan_table
 
@@ -276,10 +292,16 @@ def plan(
         shares=_shares(share),
         img_size=img_size,
         retrain_recipe=recipe or "",
+        storage=storage or "",
     )
+    check_output(save_times)
+    source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
-    made, twice = plan_here(settings, devices=devices, say=console.say)
-    console.print(plan_table(made, settings.parsed_budget.device, twice=twice))
+    made = plan_here(settings, devices=devices, times_from=source, say=console.say)
+    counted = settings.parsed_budget.device
+    console.print(plan_table(made.plan, counted, twice=made.twice, times=made.times))
+    if save_times is not None:
+        write_times(save_times, made.times)
 
 
 @app.command(cls=Command)

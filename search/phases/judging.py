@@ -83,8 +83,8 @@ def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) ->
 
 
 def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
-    """Choose what to train alone next on the highest rung."""
-    fidelity, trials = trained_alone(plan.trial_epochs), session.record.trials()
+    """Choose what to train alone next, as long as the trust set."""
+    fidelity, trials = trained_alone(plan.trust_rung), session.record.trials()
     if judge == "predictor":
         chosen = next_predicted(
             session.space,
@@ -96,4 +96,4 @@ def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
     else:
         known = [trial for trial in trials if trial.fidelity == fidelity]
         chosen = make_proposer(session.space, session.settings, known).ask()
-    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trial_epochs)
+    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trust_rung)

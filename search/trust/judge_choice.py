@@ -13,7 +13,7 @@ import numpy as np
 
 from search.record.record import Record, Trial
 from search.results.dominance import crowding_distance, non_dominated_rank
-from search.results.fidelity import SUPERNET, ZERO_COST, trained_alone
+from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
 from search.results.objectives import MEASURED, known_losses, losses_of
 from search.run_folder.state import RunState
 from search.trust.predictor import Predictor
@@ -61,7 +61,7 @@ def sampled_fidelity(record: Record, *, strategy: str) -> str:
     """Name the fidelity whose results the sampler is fed with."""
     plan = RunState(record).plan
     if strategy == "proxy" and plan is not None:
-        return trained_alone(min(plan.rungs))
+        return next(iter(rung_fidelities(plan)))
     return ZERO_COST if strategy == ZERO_COST else SUPERNET
 
 

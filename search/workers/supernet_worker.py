@@ -7,6 +7,7 @@ weights and images travel as files: `search.run_folder.storage`.
 
 from __future__ import annotations
 
+import platform
 import random
 import socket
 import statistics
@@ -89,6 +90,12 @@ class SupernetWorker:
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
             device_name=device_name(job.device),
+            batch_size=job.trial_recipe.batch_size,
+            supernet_batch=job.supernet_recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            feed_rate=self._feed_rate(),
+            amp=job.trial_recipe.amp,
+            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
             measured_seconds=time.monotonic() - started,
         )
 
@@ -136,6 +143,14 @@ class SupernetWorker:
             sharing=self.job.sharing,
             device=self.job.device,
         )
+
+    def _feed_rate(self) -> float:
+        """Time the making of a trial's batch; return images a second of the device's processes."""
+        recipe = self.job.trial_recipe
+        started, images = time.monotonic(), self.data.split("train")
+        batches = train_batches(images, self.data, recipe, epoch=0, seed=self.job.seed)
+        made = len(next(batches)[1])
+        return made / (time.monotonic() - started)
 
     def _first_batch(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
         batches = train_batches(
@@ -205,7 +220,7 @@ def train_alone(
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
-        train_split=data.split("train"),
+        train_split=data.split("train").first(task.images),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,
