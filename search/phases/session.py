@@ -183,7 +183,7 @@ class Session:
         """Split what is left anew, with what trials and judgements have really cost."""
         done = self.record.trials(state="done")
         macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
-        judged = [t.values["seconds"] for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
+        judged = [t.measured.seconds for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
         plan = revise_plan(
             plan,
             after=after,

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from search.record.measured import Measured
 from search.record.open_attempts import OpenAttempt, OpenAttempts
 from search.record.schema import (
     BY_TRIAL,
@@ -79,6 +80,11 @@ class Trial:
     seconds: float
     num_attempts: int
     finished: float | None
+
+    @property
+    def measured(self) -> Measured:
+        """The values of a network that was judged on images, or by a score."""
+        return Measured.read(self.values)
 
 
 class SteadyClock:

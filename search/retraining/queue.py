@@ -20,6 +20,7 @@ from rich.console import Console
 from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
+from search.record.measured import Measured
 from search.record.record import Outcome, Record, Trial
 from search.results.fidelity import retrained
 from search.results.intervals import accuracy_text
@@ -275,7 +276,7 @@ class _Queue:
         values = None
         if ended is not None and ended.result is not None:
             accuracy = ended.result.accuracy
-            values = {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+            values = Measured.judged(accuracy.correct, accuracy.total).values()
         cause = None if ended is None else ended.cause
         self.run.record.finish_attempt(
             training.attempt, outcome=outcome, values=values, cause=cause
@@ -323,4 +324,4 @@ def _say(console: Console, trial: Trial, text: str) -> None:
 
 
 def _result_text(trial: Trial) -> str:
-    return accuracy_text(trial.values["correct"], trial.values["total"], "test images")
+    return accuracy_text(trial.measured.correct, trial.measured.total, "test images")

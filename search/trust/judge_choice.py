@@ -102,7 +102,7 @@ def next_predicted(
     if not candidates:
         return None
     predictor = Predictor(
-        [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
+        [trial.architecture for trial in known], [trial.measured.top1 for trial in known]
     )
     # What is measured of a network is not known of those that were never judged.
     measured = {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from search.record.measured import Measured
 from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
 from search.scheduling.tasks import last_line
@@ -58,18 +59,14 @@ class Judge:
         started = time.monotonic()
         assert self.supernet is not None
         values = self.measure(extract(self.supernet, architecture), architecture)
-        return values | {"seconds": time.monotonic() - started}
+        return values | Measured(seconds=time.monotonic() - started).values()
 
     def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
         accuracy = evaluate(network, self.batches, self.job.device)
-        return {
-            "top1": accuracy.top1,
-            "correct": accuracy.correct,
-            "total": accuracy.total,
-            **measure_costs(network, architecture, self.job.measured),
-        }
+        costs = measure_costs(network, architecture, self.job.measured)
+        return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
@@ -107,7 +104,7 @@ class Scorer:
         if self._job.measured:
             network = build_subnet(architecture).to(self._job.device)
             costs = measure_costs(network, architecture, self._job.measured)
-        return {"score": score, **costs, "seconds": time.monotonic() - started}
+        return Measured(score=score, seconds=time.monotonic() - started, **costs).values()
 
     def scores(
         self, architecture: Architecture, names: Sequence[str] = PROXIES

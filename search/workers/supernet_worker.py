@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
+from search.record.measured import Measured
 from search.run_folder.storage import SUPERNET
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from search.workers.job import Job, make_job
@@ -217,12 +218,8 @@ def train_alone(
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    return {
-        "top1": accuracy.top1,
-        "correct": accuracy.correct,
-        "total": accuracy.total,
-        **measure_costs(network, task.architecture, job.measured),
-    }
+    costs = measure_costs(network, task.architecture, job.measured)
+    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
 def compile_kernels() -> None:
