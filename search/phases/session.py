@@ -17,8 +17,8 @@ from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
-from search.trust.judge_choice import judge_of
-from search.trust.ranking import Judge
+from search.trust.judge_choice import estimator_of
+from search.trust.ranking import Estimator
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0
@@ -111,10 +111,10 @@ class Session:
             start_seconds=self.start_seconds,
         )
 
-    def judge(self) -> Judge:
+    def estimator(self) -> Estimator:
         """Return what the run judges networks by; the first call decides."""
         settings = self.settings
-        return judge_of(self.record, seed=settings.seed, strategy=settings.strategy)
+        return estimator_of(self.record, seed=settings.seed, strategy=settings.strategy)
 
     def show_plan(self, plan: Plan) -> None:
         """Print the plan, and what twice the budget would buy."""

@@ -39,7 +39,7 @@ class Measured:
     @classmethod
     def read(cls, values: Mapping[str, float]) -> Self:
         """Read the values of a record; names that are not of a classification are passed over."""
-        return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
+        return cls(**{name: value for name, value in values.items() if name in _NAMES})
 
     @classmethod
     def judged(cls, correct: float, total: float, costs: Mapping[str, float] | None = None) -> Self:
@@ -49,3 +49,7 @@ class Measured:
     def values(self) -> dict[str, float]:
         """Return what was measured, by name, as the record keeps it; `read` inverts it."""
         return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
+
+
+# Looked up for every trial that is read.
+_NAMES = frozenset(one.name for one in fields(Measured))

@@ -24,7 +24,7 @@ from search.record.measured import Measured
 from search.run_folder.storage import SUPERNET
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from search.workers.job import Job, make_job
-from search.workers.judge_worker import Judge, JudgeWorker, Scorer
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -168,7 +168,7 @@ class SupernetWorker:
                 _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
-        judge = Judge(self.job, supernet=None)
+        judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
         return _median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
