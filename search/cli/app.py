@@ -220,7 +220,7 @@ def _work(
 ) -> None:
     """Work on a run until it is done or stopped, and say how it ended."""
     from search.cli.config_file import keep_options
-    from search.report.outcome import print_outcome, write_report
+    from search.report.closing import print_closing, write_report
     from search.terminal.console import shell_command, visible
 
     console = make_console()
@@ -239,7 +239,7 @@ def _work(
             if stopped_by != NO_DATABASE:
                 if stopped_by != FULL_DISK:
                     write_report(folder)
-                has_front = print_outcome(folder, console)
+                has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)
         raise typer.Exit(130) from None
@@ -398,7 +398,7 @@ def retrain(
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
-    from search.report.outcome import write_report
+    from search.report.closing import write_report
     from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
     from search.run_folder.folder import own_run
 
@@ -461,21 +461,20 @@ def ladder(
 ) -> None:
     """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
     from search.results.intervals import wilson_interval
+    from search.retraining.ladder import STEPS, take_steps
     from search.run_folder.folder import open_run
-    from search.trust.ladder import STEPS, climb
+    from search.run_folder.targets import run_and_id
 
     check_device(device)
-    folder, colon, number = target.rpartition(":")
-    if not colon or not number.isdecimal():
+    if (named := run_and_id(target)) is None:
         raise ValueError(f"Name a network of a run as RUN:ID, e.g. runs/digits:12, got {target!r}.")
     console = make_console()
-    with open_run(Path(folder)) as run:
+    with open_run(named[0]) as run:
         steps = tuple(step or STEPS)
-        for rung in climb(run, int(number), steps=steps, epochs=epochs, seed=seed, device=device):
-            low, high = wilson_interval(rung.accuracy.correct, rung.accuracy.total)
+        for one in take_steps(run, named[1], steps=steps, epochs=epochs, seed=seed, device=device):
+            low, high = wilson_interval(one.accuracy.correct, one.accuracy.total)
             console.say(
-                f"{rung.step:13} {rung.accuracy.top1:6.2f} %  ({low:.1f} to {high:.1f})  "
-                f"{rung.about}"
+                f"{one.step:13} {one.accuracy.top1:6.2f} %  ({low:.1f} to {high:.1f})  {one.about}"
             )
 
 

@@ -14,14 +14,14 @@ from search.trust.judge_choice import trains
 
 def promote(session: Session, plan: Plan) -> None:
     """Train the best networks alone, up the rungs, while the budget lasts."""
-    judge = session.judge()
-    if trains(judge):
-        judge_by_training(session, plan, "promote", judge)
+    estimator = session.estimator()
+    if trains(estimator):
+        judge_by_training(session, plan, "promote", estimator)
         return
     epochs = rung_fidelities(plan)
     promotions = Promotions(
         session.record.trials(),
-        base=SUPERNET if judge == SUPERNET else ZERO_COST,
+        base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
         limits=session.settings.measured_limits,

@@ -18,8 +18,8 @@ from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
-from search.trust.judge_choice import judge_of
-from search.trust.ranking import Judge
+from search.trust.judge_choice import estimator_of
+from search.trust.ranking import Estimator
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0
@@ -112,10 +112,10 @@ class Session:
             start_seconds=self.start_seconds,
         )
 
-    def judge(self) -> Judge:
+    def estimator(self) -> Estimator:
         """Return what the run judges networks by; the first call decides."""
         settings = self.settings
-        return judge_of(self.record, seed=settings.seed, strategy=settings.strategy)
+        return estimator_of(self.record, seed=settings.seed, strategy=settings.strategy)
 
     def show_plan(self, plan: Plan) -> None:
         """Print the plan, and what twice the budget would buy."""
@@ -217,7 +217,7 @@ class Session:
         """Split what is left anew, with what trials and judgements have really cost."""
         done = self.record.trials(state="done")
         macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
-        judged = [t.values["seconds"] for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
+        judged = [t.measured.seconds for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
         plan = revise_plan(
             plan,
             after=after,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record.record import Outcome as AttemptOutcome
-from search.record.record import Record, Trial
+from search.record.record import AttemptOutcome, Record, Trial
 from search.results.fidelity import rung_fidelities, trained_alone
 from search.run_folder.disk import FullDiskError
 from search.run_folder.storage import Files, SharedFolder, StorageError

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
+from search.record.measured import Measured
 from search.run_folder.storage import SUPERNET
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from search.workers.job import Job, make_job
-from search.workers.judge_worker import Judge, JudgeWorker, Scorer
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -182,7 +183,7 @@ class SupernetWorker:
                 _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
-        judge = Judge(self.job, supernet=None)
+        judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
         return _median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
@@ -232,12 +233,8 @@ def train_alone(
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    return {
-        "top1": accuracy.top1,
-        "correct": accuracy.correct,
-        "total": accuracy.total,
-        **measure_costs(network, task.architecture, job.measured),
-    }
+    costs = measure_costs(network, task.architecture, job.measured)
+    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
 def compile_kernels() -> None:
