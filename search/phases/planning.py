@@ -11,7 +11,7 @@ from search.budget import count_cores
 from search.plan import Plan, make_plan
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import StepTimes
-from search.workers.job import make_job
+from search.workers.job import for_group, make_job
 from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
@@ -54,7 +54,7 @@ def plan_here(
                 say(line)
         compile_kernels()
         started = time.monotonic()
-        job = make_job(settings, Path(folder), data)
+        job, _ = for_group(make_job(settings, Path(folder), data), data, devices or found)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
         # In a run with a supernet, all devices are held meanwhile.
         held = (devices or found) if settings.strategy == "supernet" else 1

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +52,17 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    wanted: int  # epochs
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
+    epochs: int = 0  # that it has told of in this attempt
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Seconds of its epochs so far; None before the first has ended."""
+        return (self.heard - self.begun) / self.epochs if self.begun and self.epochs else None
 
 
 class TrialRunner:
@@ -152,7 +159,14 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
+            running.epochs += 1
         running.heard = now
+        if running.begun is not None and running.epoch_seconds is not None:
+            training = running.epoch_seconds * task.epochs
+            start = running.begun - (running.begun if running.placed is None else running.placed)
+            self._costs.foresee(
+                task.trial_id, running.macs, task.epochs, training=training, start=start
+            )
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang, by what trials have taken until now."""
@@ -189,6 +203,7 @@ class TrialRunner:
         if ends == "done":
             self.heard(task)
         running = self._running.pop(task.trial_id)
+        self._costs.forget(task.trial_id, task.epochs)
         if values and task.micro_batches > 1:
             values = {**values, "micro_batches": task.micro_batches}
         with self._record.together():
@@ -251,7 +266,7 @@ class TrialRunner:
         expected = self._expected(trial.macs, epochs)
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
-            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs, epochs)
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
         causes = self._record.causes(trial.id)
@@ -293,15 +308,24 @@ class TrialRunner:
         return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
-        now = self._clock()
-        return sum(
-            max(running.expected_seconds - (now - running.started), 0.0)
-            for running in self._running.values()
-        )
+        """Predict the device-seconds that running trials will still take, by their own epochs."""
+        now, total = self._clock(), 0.0
+        for running in self._running.values():
+            if running.epoch_seconds is None:
+                expected = self._costs.predict(running.macs, running.wanted)
+                left = max(running.expected_seconds, expected) - (now - running.started)
+            else:
+                left = running.epoch_seconds * (running.wanted - running.epochs)
+                left -= self._listened() - running.heard
+            total += max(left, 0.0)
+        return total
 
 
 class TrialCosts:
-    """Predicts the device-seconds of trials, corrected by what finished ones really took.
+    """Predicts the device-seconds of trials, corrected by what they really take.
+
+    One that is under way counts from its first epoch on: a plan that is far off is known to be when
+    an epoch has passed, and not when a trial has.
 
     Args:
         plan: For the measured step times and the rungs.
@@ -314,6 +338,9 @@ class TrialCosts:
         # Without what workers took to start, which the first trials of a phase wait for.
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        # Of trials under way, by their numbers.
+        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
+        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
         rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
         for trial in trials:
@@ -323,6 +350,26 @@ class TrialCosts:
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
         self._ratios[epochs].append(seconds / self.planned(macs, epochs))
+        self._medians.clear()
+
+    def foresee(
+        self, trial_id: int, macs: int, epochs: int, *, training: float, start: float
+    ) -> None:
+        """Learn from a trial under way, whose epochs so far foretell its whole training.
+
+        Args:
+            training: Seconds that all its epochs will take.
+            start: Seconds that its worker took to start.
+        """
+        planned = self.planned(macs, epochs)
+        self._coming[epochs][trial_id] = (start + training) / planned
+        self._coming_trainings[epochs][trial_id] = training / planned
+        self._medians.clear()
+
+    def forget(self, trial_id: int, epochs: int) -> None:
+        """Take back what a trial under way has taught: it has ended."""
+        for coming in (self._coming, self._coming_trainings):
+            coming[epochs].pop(trial_id, None)
         self._medians.clear()
 
     def add_training(self, macs: int, epochs: int, seconds: float) -> None:
@@ -336,14 +383,16 @@ class TrialCosts:
 
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
-        return self.planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
+        return self.planned(macs, epochs) * (
+            self._median(self._ratios, self._coming, epochs) or 1.0
+        )
 
     def predict_training(self, macs: int, epochs: int) -> float:
         """Return the seconds of a training once its worker is ready, for a time limit.
 
         Without any that was seen from its beginning it is what the device is charged for.
         """
-        ratio = self._median(self._trainings, epochs)
+        ratio = self._median(self._trainings, self._coming_trainings, epochs)
         return self.predict(macs, epochs) if ratio is None else self.planned(macs, epochs) * ratio
 
     def longest_silence(self, macs: int, epochs: int) -> float:
@@ -358,13 +407,18 @@ class TrialCosts:
         known = len(self._ratios[epochs]) >= MIN_KNOWN
         return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
 
-    def _median(self, ratios: dict[int, deque[float]], epochs: int) -> float | None:
+    def _median(
+        self,
+        ended: Mapping[int, Iterable[float]],
+        coming: Mapping[int, Mapping[int, float]],
+        epochs: int,
+    ) -> float | None:
         """Return the median ratio of a rung, or of all where it has none; None without any."""
-        key = (id(ratios), epochs)
+        key = (id(ended), epochs)
         if key not in self._medians:
-            known = [ratios[epochs]] if ratios[epochs] else ratios.values()
-            found = [ratio for latest in known for ratio in latest]
-            self._medians[key] = statistics.median(found) if found else None
+            found = {e: [*ended[e], *coming[e].values()] for e in ended}
+            known = found[epochs] or [ratio for ratios in found.values() for ratio in ratios]
+            self._medians[key] = statistics.median(known) if known else None
         return self._medians[key]
 
     def planned(self, macs: int, epochs: int) -> float:

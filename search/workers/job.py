@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from search.budget import count_cores
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA, Files, open_files
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data
 from supernet.mixers.weight_sharing import WeightSharing
 from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.shared_weights.group import most_devices, recipe_of_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,34 @@ class Job:
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
         return open_data(self.files.fetch(DATA))
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches for a worker, asked for where it runs.
+
+        A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches:
+        every other core has a worker too.
+        """
+        return max(count_cores() // count_gpus(), 1) if self.device == "cuda" else 0
+
+
+def for_group(job: Job, data: ImageData, devices: int) -> tuple[Job, int]:
+    """Fit a job to the devices that its supernet is begun on.
+
+    Returns:
+        The job with the recipe of `recipe_of_group`, and how many devices can train together.
+    """
+    num_images = data.sizes["train"]
+    recipe = recipe_of_group(job.supernet_recipe, num_images, devices, grows=job.device == "cuda")
+    return replace(job, supernet_recipe=recipe), most_devices(recipe, num_images)
+
+
+def count_gpus(listed: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Count this machine's GPUs, also those that this process may not use; at least 1.
+
+    Ray shows each worker its own GPU alone.
+    """
+    return max(len(list(listed.iterdir())) if listed.is_dir() else torch.cuda.device_count(), 1)
 
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from search.results.candidates import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
-from search.scheduling.tasks import last_line
+from search.scheduling.tasks import end_if_spoilt, ending_spoilt, last_line
 from search.workers.job import Job
 from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
@@ -158,10 +158,12 @@ class JudgeWorker:
         assert self._judge is not None, "this run has no supernet"
         return self._judge
 
+    @ending_spoilt()
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Measure `Judge.extraction_error` of several architectures."""
         return [self._inherited.extraction_error(architecture) for architecture in architectures]
 
+    @ending_spoilt()
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
         """Score architectures without training, by key (`supernet.measuring.proxies`)."""
         return {a.key: self._scorer.scores(a) for a in architectures}
@@ -172,11 +174,13 @@ def judge_safely(
 ) -> tuple[dict[str, float], str | None]:
     """Judge an architecture; return what was measured, or nothing and the cause.
 
-    An error of one network is its result, and must not cost those that share its batch.
+    An error of one network is its result, and must not cost those that share its batch. One that
+    spoils the device of this process ends it.
     """
     try:
         return judge(architecture), None
     except Exception as error:
+        end_if_spoilt(error)
         logger.error("A judgement failed:\n%s", traceback.format_exc())
         return {}, f"{type(error).__name__}: {last_line(str(error))}"
 

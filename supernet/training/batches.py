@@ -210,11 +210,15 @@ class TrainLoader:
             else _Mapped(self._maker, self._wanted)
         )
 
-    def epoch(self, epoch: int, seed: int) -> Iterator[list[Shard]]:
-        """Make the shards of an epoch; an epoch that is under way ends there."""
+    def epoch(self, epoch: int, seed: int, *, start: int = 0) -> Iterator[list[Shard]]:
+        """Make the shards of an epoch; an epoch that is under way ends there.
+
+        Args:
+            start: The first step to make; nothing is read for those before it.
+        """
         self._wanted[:] = [
             _Place(seed, epoch, step, number)
-            for step in range(self._steps)
+            for step in range(start, self._steps)
             for number in self._numbers
         ]
         shards = iter(self._shards)
