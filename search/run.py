@@ -20,9 +20,12 @@ from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
 from search.record.schema import DatabaseLostError
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import BudgetSpent, StorageError, Work, is_disk_full, last_line
+from search.run_folder.state import DONE
+from search.run_folder.storage import DATA, StorageError
+from search.scheduling.tasks import BudgetSpent, Work, is_disk_full, last_line
 from search.terminal.progress import ProgressView, StopSignals
 from search.workers.supernet_worker import WORK
+from supernet.data import mend_data
 
 FULL_DISK = "a full disk"
 NO_STORAGE = "a storage that does not answer"
@@ -45,7 +48,7 @@ def run_search(
         when it is done.
     """
     budget = run.settings.parsed_budget
-    for line in run.data().lines():
+    for line in mend_data(run.folder / DATA).lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
@@ -63,12 +66,12 @@ def run_search(
             run.share_data()
             prepare_nodes(session)
             search_with(session)
-            run.record.set_meta("phase", "done")
+            run.state.phase = DONE
         except Interrupted:
             pass
         except BudgetSpent as spent:
             view.say(str(spent))
-            run.record.set_meta("phase", "done")
+            run.state.phase = DONE
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)

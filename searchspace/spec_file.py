@@ -84,9 +84,9 @@ def check_space(space: SearchSpace) -> None:
     Raises:
         ValueError: If it has none.
     """
+    _check_not_empty(space)
     # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
     space.first()
-    _check_not_empty(space)
 
 
 def _check_known(name: str, known: Iterable[str], place: str, what: str) -> None:

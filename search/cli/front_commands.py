@@ -153,7 +153,7 @@ def select(
             objectives=query.objectives or folder.settings.objectives,
             top=top,
             budget_seconds=parse_budget(budget).amount_seconds if budget else math.inf,
-            cost_of=retrain_cost(folder.record.get_meta("plan")),
+            cost_of=retrain_cost(folder.state.plan),
         )
         device = folder.settings.parsed_budget.device
     words = [word for choice in choices for word in ("--arch", choice.candidate.id)]

@@ -40,7 +40,6 @@ COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "memory_mib": (lambda c: c.memory_mib, False),
     "sure": (lambda c: c.front_probability, True),
 }
-LATENCIES = "latency_ms"  # in the record: milliseconds by the id of the architecture
 REFRESH_SECONDS = 2.0
 # A run's process marks its work as alive every second.
 SILENT_SECONDS = 60.0
@@ -85,10 +84,10 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
 
 def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     """Return a run's trials, with the latencies that `measure_latencies` has kept."""
-    measured = run.record.get_meta(LATENCIES) or {}
+    measured = run.state.latencies_ms
 
     def complete(trial: Trial) -> Trial:
-        milliseconds = measured.get(str(trial.architecture_id))
+        milliseconds = measured.get(trial.architecture_id)
         # What the run measured itself is compared with its own limits and results.
         if milliseconds is None or "latency_ms" in trial.values:
             return trial
@@ -108,8 +107,10 @@ def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None
         judged_by(run, query), query, objectives=query.objectives or run.settings.objectives
     )
     compared = [Compared(name=str(row.id), architecture=row.architecture) for row in rows]
-    found = {one.name: one.latency["all"].median_ms for one in with_latencies(compared, device)}
-    run.record.set_meta(LATENCIES, {**(run.record.get_meta(LATENCIES) or {}), **found})
+    found = {
+        int(one.name): one.latency["all"].median_ms for one in with_latencies(compared, device)
+    }
+    run.state.add_latencies_ms(found)
 
 
 def choose_rows(
@@ -191,7 +192,7 @@ def watch(
 
 def _look(folder: Path, query: FrontQuery, now: float) -> tuple[RenderableType, str, float]:
     with open_run(folder) as run:
-        phase = run.record.get_meta("phase") or "not started"
+        phase = run.state.phase
         silent = run.record.silent_seconds(now)
         if not searched_fidelities(run.record.trials()):
             return Text("No network has been judged yet."), phase, silent

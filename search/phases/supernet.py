@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from search.cluster.connection import WorkerLostError, call, call_all, form_group
 from search.phases.measure import bounded, keep_start
 from search.phases.session import Session
-from search.plan import Plan
-from search.results.candidates import SUPERNET
+from search.plan import Plan, StepTimes
+from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as STORED
-from search.scheduling.tasks import START_SECONDS, StepTimes
+from search.scheduling.tasks import START_SECONDS
 from search.scheduling.trials import MAX_LOST
 from supernet.shared_weights.checkpoint import check_supernet
 
@@ -25,9 +25,6 @@ CALL_LIMIT_FACTOR = 30.0
 RESCHEDULE_SHARE = 0.05
 PACE_SHARE = 0.2
 LOOK_EVERY_SECONDS = 2.0
-# In the record: on how many devices the supernet was begun, and the device-seconds of a step, by
-# the last ones.
-FIRST_DEVICES, PACE = "supernet_devices", "supernet_pace"
 
 
 def measure_and_train_supernet(session: Session) -> Plan:
@@ -55,7 +52,7 @@ class _Training:
 
     def run(self) -> Plan:
         session = self.session
-        is_done = self.record.get_meta(SUPERNET) == "done"
+        is_done = session.state.supernet_is_trained
         _check_checkpoint(session, is_done=is_done)
         if is_done:
             return session.make_plan()
@@ -72,7 +69,7 @@ class _Training:
             plan = session.make_plan()
             session.show_plan(plan)
             self._train(workers, plan)
-        self.record.set_meta(SUPERNET, "done")
+        session.state.supernet_is_trained = True
         return session.revise(plan, after=SUPERNET)
 
     def _job_for(self, devices: int) -> tuple[Any, int]:
@@ -83,10 +80,9 @@ class _Training:
         session = self.session
         if session.work.for_group is None:
             return session.job, devices
-        first = self.record.get_meta(FIRST_DEVICES)
+        first = session.state.supernet_devices
         if first is None:
-            first = devices
-            self.record.set_meta(FIRST_DEVICES, first)
+            first = session.state.supernet_devices = devices
         job, most = session.work.for_group(session.job, session.run.data(), first)
         if devices > most:
             session.view.say(
@@ -98,7 +94,7 @@ class _Training:
     def _measure(self, workers: list[Any], may_wait: Callable[[], None]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
         place = self.session.cluster.meeting_place
-        if self.record.get_meta("times") is not None:
+        if self.session.state.times is not None:
             tick = self._group_tick(len(workers), self.session.tick("measure", may_stop=True))
             form_group(workers, meeting_place=place, while_waiting=tick)
             return
@@ -109,7 +105,7 @@ class _Training:
         # Together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
-        self.record.set_meta("times", asdict(times))
+        self.session.state.times = times
 
     def _train(self, workers: list[Any], plan: Plan) -> None:
         session = self.session
@@ -139,7 +135,7 @@ class _Training:
                 call_all(workers, "reschedule", total, while_waiting=tick)
             session.show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
             if session.stop.requested or self._is_save_due():
-                self.record.set_meta(PACE, pace * len(workers))
+                session.state.supernet_pace = pace * len(workers)
                 self._save(workers[0], step, tick)
             session.check_stop()
         self._say_length(total, plan.supernet_steps)
@@ -165,8 +161,10 @@ class _Training:
 
     def _pace(self) -> float:
         """Return the device-seconds of a step: as it was at the last checkpoint, else measured."""
-        known = self.record.get_meta(PACE)
-        return float(self.record.get_meta("times")["supernet_step"] if known is None else known)
+        state = self.session.state
+        assert state.times is not None
+        known = state.supernet_pace
+        return state.times.supernet_step if known is None else known
 
     def _fitting(self, plan: Plan, step: int, pace: float, workers: int) -> int:
         """Return at which step the schedule ends if what is left of the share goes on like this."""

@@ -11,15 +11,13 @@ from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.report import page as report
 from search.results.candidates import (
-    EXTRACTION,
-    SUPERNET,
-    ZERO_COST,
     Candidate,
     front,
     passed_over,
     retrained,
     searched_fidelities,
 )
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import losses_of
 from search.run_folder.folder import RunFolder
 from search.sampling.proposer import Mirror
@@ -62,7 +60,7 @@ def print_outcome(run: RunFolder, console: Console) -> bool:
 
 
 def _spending(run: RunFolder) -> str:
-    asked, spent = run.settings.parsed_budget.amount_seconds, run.record.spent(PHASES)
+    asked, spent = run.settings.parsed_budget.amount_seconds, run.state.spent
     return f"{spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%})"
 
 
@@ -124,7 +122,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         objectives=run.settings.objectives,
         strategy=run.settings.strategy,
         budget=run.settings.parsed_budget,
-        spent_seconds=run.record.spent(PHASES),
+        spent_seconds=run.state.spent,
         spent_by_phase=by_phase,
         trials=trials,
         charges=run.record.charges(PHASES),
@@ -147,9 +145,9 @@ def _commands(run: RunFolder) -> str:
 def _notes(run: RunFolder) -> Iterator[str]:
     if passed := passed_over(run.record.trials()):
         yield passed
-    checked = run.record.get_meta(EXTRACTION) or {}
+    checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
-    errors = [checked[str(member.id)] for member in members if str(member.id) in checked]
+    errors = [checked[member.id] for member in members if member.id in checked]
     if errors:
         worst = max(errors)
         is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
@@ -158,8 +156,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
             which = f"{len(errors)} of the {len(members)} networks of the front give"
         yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
-        times = run.record.get_meta("times") or {}
-        yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."
+        device = run.state.times.device_name if run.state.times else ""
+        yield f"Latency: one image, float32, on {device or 'an unknown device'}."
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

@@ -26,10 +26,11 @@ from search.budget import parse_budget
 from search.plan import SHARES
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
-from search.record.schema import Place, claimed_error
+from search.record.schema import Place, RefusedError, claimed_error
 from search.run_folder.settings import RECIPES, RunSettings
-from search.run_folder.storage import DATA, SUPERNET, Files, open_files
-from search.scheduling.tasks import StorageError
+from search.run_folder.state import RunState
+from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
+from search.scheduling.tasks import is_disk_full
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -63,6 +64,11 @@ class RunFolder:
     folder: Path
     record: Record
     settings: RunSettings
+
+    @property
+    def state(self) -> RunState:
+        """How far it has come, and what it has found out."""
+        return RunState(self.record)
 
     @property
     def report(self) -> Path:
@@ -186,6 +192,15 @@ def create_run(
         except StorageError as error:
             new.undo()
             raise ValueError(str(error)) from error
+        except RefusedError as error:
+            is_full = is_disk_full(error, folder)
+            new.undo()
+            if not is_full:
+                raise
+            raise ValueError(
+                f"The record of {folder} cannot be written ({error}). "
+                "Free some space there, and run the same command again."
+            ) from error
         except BaseException:
             new.undo()
             raise
@@ -195,7 +210,7 @@ def create_run(
                 try:
                     yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
                 finally:
-                    began = record.get_meta("plan") is not None
+                    began = RunState(record).has_plan
         except ValueError:
             # E.g. a budget that is too small, or a device that this machine does not have.
             if not began:
@@ -349,7 +364,7 @@ def _has_recorded_nothing(folder: Path) -> bool:
         return True
     try:
         with Record.open(place, read_only=True) as record:
-            return record.get_meta("plan") is None and not record.ledger()
+            return not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from search.run_folder.storage import StorageError
 from searchspace.architecture import Architecture
 
 # `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
@@ -55,10 +56,6 @@ class FullDiskError(Exception):
     """The run's disk is full: the run stops, and goes on when there is space."""
 
 
-class StorageError(Exception):
-    """The run's storage does not answer: the run stops, and goes on when it does."""
-
-
 class BudgetSpent(Exception):
     """What is under way, or would start, does not fit in the budget any more: the run ends."""
 
@@ -79,28 +76,6 @@ class TrialTask:
     epochs: int
     seed: int
     micro_batches: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepTimes:
-    """Measured seconds on the machine at hand, with the threads of one worker.
-
-    Attributes:
-        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
-            without a supernet.
-        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
-        judge: Seconds to judge one architecture without training it; 0 where that is not done.
-        steps_per_epoch: Of a network that is trained alone.
-        device_name: What it was measured on.
-        measured_seconds: That measuring took, once the worker was ready.
-    """
-
-    supernet_step: float
-    trial_steps: tuple[tuple[int, float], ...]
-    judge: float
-    steps_per_epoch: int
-    device_name: str = ""
-    measured_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

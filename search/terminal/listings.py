@@ -11,8 +11,8 @@ from rich.table import Table
 
 from configs import config_names, config_path
 from search.budget import Device, format_seconds
-from search.plan import ETA, PHASES, Plan, climbing_phase
-from search.results.candidates import JUDGE, front, searched_fidelities, shown_fidelity
+from search.plan import ETA, Plan, climbing_phase
+from search.results.candidates import front, searched_fidelities, shown_fidelity
 from search.run_folder.folder import RunFolder
 from search.terminal.console import shell_command
 from search.terminal.tables import format_count
@@ -54,13 +54,13 @@ def status_table(run: RunFolder) -> Table:
     """Show the phase of a run, what is spent and left, and the best network so far."""
     budget, device = run.settings.parsed_budget, run.settings.parsed_budget.device
     by_phase = run.record.spent_by_phase()
-    spent = run.record.spent(PHASES)
+    spent = run.state.spent
     trials = run.record.trials()
     table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
-    table.add_row("phase", run.record.get_meta("phase") or "not started")
+    table.add_row("phase", run.state.phase)
     table.add_row("at work", _at_work(run))
-    judge = run.record.get_meta(JUDGE)
-    judged_by = f", networks are judged by: {judge}" if judge else ""
+    estimator = run.state.estimator
+    judged_by = f", networks are judged by: {estimator}" if estimator else ""
     table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
     table.add_row("asked", format_seconds(budget.amount_seconds, device))
     table.add_row("spent", f"{format_seconds(spent, device)} ({spent:.1f} device-seconds)")
@@ -80,9 +80,9 @@ def status_table(run: RunFolder) -> Table:
             f"network {best.id}: {best.top1:.1f} % ({shown_fidelity(trials)}), "
             f"{format_count(best.macs)} MACs",
         )
-    plan = run.record.get_meta("plan")
-    if plan is not None and run.record.get_meta("phase") != "done":
-        left = max(budget.amount_seconds - spent, 0.0) / plan["devices"]
+    plan = run.state.plan
+    if plan is not None and not run.state.is_done:
+        left = max(budget.amount_seconds - spent, 0.0) / plan.devices
         table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
     return table
 
@@ -93,7 +93,7 @@ def _at_work(run: RunFolder) -> str:
     if last is None:
         return "a process works on it"
     since = f"nobody since {datetime.fromtimestamp(last):%Y-%m-%d %H:%M:%S}" if last else "nobody"
-    if run.record.get_meta("phase") == "done":
+    if run.state.is_done:
         return since
     return f"{since}; go on with: {shell_command('search', 'run', '--resume', '--out', run.folder)}"
 

@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from search.plan import StepTimes
 from search.run_folder.storage import SUPERNET
-from search.scheduling.tasks import StepTimes, TrialTask, Work, checkpoint_name, ending_spoilt
+from search.scheduling.tasks import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.job import Job, for_group, make_job
 from search.workers.judge_worker import Judge, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs

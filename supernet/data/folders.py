@@ -228,8 +228,9 @@ class _Walk:
                 continue
             below = []
             for entry in self._entries(place.name):
-                inner = place._replace(name=f"{place.name}/{_text(entry.name)}")
-                if reason := clutter_reason(_text(entry.name)):
+                name = _text(entry.name)
+                inner = Place(place.pool, place.label, f"{place.name}/{name}")
+                if reason := clutter_reason(name):
                     self.found.skipped.add(reason, inner.name)
                 elif _is_folder(entry):
                     below.append((inner, above | {identity}))

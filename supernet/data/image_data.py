@@ -256,6 +256,16 @@ def open_data(folder: Path) -> ImageData:
     return data
 
 
+def mend_data(folder: Path) -> ImageData:
+    """Open prepared data, after decoding arrays anew that are damaged or gone.
+
+    Raises:
+        ValueError: If the folder does not hold prepared data, or the source has changed.
+    """
+    data = _read_description(folder)
+    return _taken_up(folder, data.source, data.img_size, None)
+
+
 def _read_description(folder: Path) -> ImageData:
     try:
         data = read_json(folder / DATA_FILE)

@@ -15,7 +15,7 @@ import pytest
 
 import supernet.data.arrays as arrays
 from search.report.page import front_png
-from supernet.data import ImageData, open_data, prepare_data
+from supernet.data import ImageData, mend_data, open_data, prepare_data
 from supernet.data.image_data import DATA_FILE, DIGESTS_FILE
 from supernet.data.streaming import listed
 from tests.supernet.data.test_sources import SIZE, write_folder
@@ -232,15 +232,13 @@ def test_flipped_bytes_of_test_images_are_decoded_anew(data: ImageData) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
-def test_arrays_that_are_cut_or_gone_are_decoded_anew(
-    data: ImageData, source: Path, tmp_path: Path, damage: str
-) -> None:
+def test_arrays_that_are_cut_or_gone_are_decoded_anew(data: ImageData, damage: str) -> None:
     path = data.folder / "train_search_images.npy"
     if damage == "gone":
         path.unlink()
     else:
         os.truncate(path, 400 if damage == "cut" else 0)
-    assert prepare(source, tmp_path) == data
+    assert mend_data(data.folder) == data
     assert len(data.full_train()) == 18
 
 

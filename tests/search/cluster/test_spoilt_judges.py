@@ -9,7 +9,6 @@ import os
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from search.cluster import connection
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew, hold_judges
 from search.record.record import Record
+from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.workers.judge_worker import judge_safely
 from searchspace.architecture import Architecture
@@ -65,9 +65,19 @@ def test_a_spoilt_judge_is_replaced_and_its_network_fails_after_three(
     networks = list({a.key: a for a in (SPACE.sample(rng) for _ in range(6))}.values())
     poison = networks[2]
     (tmp_path / "pids").mkdir()
-    waiting = iter(networks)
     with Record.create(tmp_path / "record.db") as record:
-        judging = make_judging(record, lambda: next(waiting, None))
+        judging = Judging(
+            record=record,
+            space=SPACE,
+            settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
+            phase="search",
+            first=networks,
+            limit_seconds=1e9,
+            judge_seconds=0.01,
+            count_judges=lambda: 1,
+            interrupted=lambda: False,
+            proposes=False,
+        )
         crew = JudgeCrew(
             cluster,
             SpoiltJudge,
@@ -78,14 +88,12 @@ def test_a_spoilt_judge_is_replaced_and_its_network_fails_after_three(
             pace_seconds=0.01,
         )
         with hold_judges(crew):
-            crew.stream(judging, lambda: None)
+            # What was lost when all had been handed out comes up in another round.
+            for _ in range(5):
+                crew.stream(judging, lambda: None)
         states = {t.architecture.key: t.state for t in record.trials()}
         causes = [c for t in record.trials(state="failed") for c in record.causes(t.id)]
     assert states == {a.key: "failed" if a == poison else "done" for a in networks}
     assert any("lost 3 times" in cause for cause in causes)
     # Each of the three took its process with it.
     assert len(list((tmp_path / "pids").iterdir())) >= 3
-
-
-def make_judging(record: Record, ask: Any) -> Judging:
-    raise NotImplementedError

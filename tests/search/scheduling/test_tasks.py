@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.run_folder.storage import StorageError
 from search.scheduling.tasks import (
     SPOILT_STATUS,
     FullDiskError,
     Outcome,
-    StorageError,
     ending_spoilt,
     is_disk_full,
     outcome_of_error,
