@@ -19,8 +19,9 @@ from typing import Any, Literal, Protocol
 from search.run_folder.storage import StorageError
 from searchspace.architecture import Architecture
 
-# `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
-Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no storage"]
+# `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final. What
+# was `not begun` only waited at a worker that was lost with something else.
+Outcome = Literal["done", "failed", "lost", "not begun", "out of memory", "full disk", "no storage"]
 
 logger = logging.getLogger(__name__)
 

@@ -92,8 +92,11 @@ def test_a_spoilt_judge_is_replaced_and_its_network_fails_after_three(
             for _ in range(5):
                 crew.stream(judging, lambda: None)
         states = {t.architecture.key: t.state for t in record.trials()}
+        lost = {t.architecture.key: record.count_lost(t.id) for t in record.trials()}
         causes = [c for t in record.trials(state="failed") for c in record.causes(t.id)]
     assert states == {a.key: "failed" if a == poison else "done" for a in networks}
+    # Its neighbours pay once at most: when they were in one batch with it.
+    assert all(lost[a.key] <= 1 for a in networks if a != poison)
     assert any("lost 3 times" in cause for cause in causes)
     # Each of the three took its process with it.
     assert len(list((tmp_path / "pids").iterdir())) >= 3
