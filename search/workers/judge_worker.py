@@ -8,13 +8,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
 from search.scheduling.tasks import end_if_spoilt, ending_spoilt, last_line
-from search.workers.job import Job
+from search.workers.job import Job, set_up_process
 from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -63,7 +62,7 @@ class Judge:
     def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
-        accuracy = evaluate(network, self.batches, self.job.device)
+        accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
         return {
             "top1": accuracy.top1,
             "correct": accuracy.correct,
@@ -127,7 +126,7 @@ class JudgeWorker:
     """
 
     def __init__(self, job: Job, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(job, threads)
         self._scorer = Scorer(job)
         self._judge: Judge | None = None
         if job.strategy == SUPERNET:

@@ -23,7 +23,7 @@ from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-de
 from search.plan import StepTimes
 from search.run_folder.storage import SUPERNET
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name, ending_spoilt
-from search.workers.job import Job, for_group, make_job
+from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Judge, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
@@ -53,7 +53,7 @@ class SupernetWorker:
     """
 
     def __init__(self, job: Job, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(job, threads)
         self.job = job
         self.data = job.open_data()
         self.trainer: SupernetTrainer | None = None
@@ -244,7 +244,7 @@ def train_alone(
     Returns:
         top1 (percent), correct, total and the measured costs of the run's objectives.
     """
-    torch.set_num_threads(threads)
+    set_up_process(job, threads)
     data = job.open_data()
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)

@@ -254,7 +254,8 @@ class _Training:
                 interpolation=self.recipe.eval_interpolation,
                 workers=self.options.loader_workers,
             )
-            found = evaluate(network, batches, self.device)
+            amp = self.recipe.amp if self.device.type == "cuda" else "none"
+            found = evaluate(network, batches, self.device, amp=amp)
             counts += torch.tensor([found.correct, found.correct_top5, found.total])
         if self.world_size > 1:
             dist.broadcast(counts, 0)
