@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from search.budget import count_cores
@@ -54,7 +55,10 @@ def plan_here(
         compile_kernels()
         started = time.monotonic()
         job, _ = for_group(make_job(settings, Path(folder), data), data, devices or found)
-        times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
+        worker = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4)
+        times = worker.measure()
+        if settings.strategy == "supernet":
+            times = replace(times, supernet_step=worker.measure_supernet())
         # In a run with a supernet, all devices are held meanwhile.
         held = (devices or found) if settings.strategy == "supernet" else 1
         measured = (time.monotonic() - started) * held

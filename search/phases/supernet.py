@@ -102,7 +102,7 @@ class _Training:
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
         keep_start(self.session, time.monotonic() - started, times)
         form_group(workers, meeting_place=place, while_waiting=tick)
-        # Together they are slower than one alone is on its share.
+        # All at once: together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
         self.session.state.times = times

@@ -108,7 +108,7 @@ class SupernetWorker:
         split = self.data.split("train")
         trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
         return StepTimes(
-            supernet_step=self.measure_supernet() if job.strategy == "supernet" else 0.0,
+            supernet_step=0.0,  # which the workers of a group measure together
             trial_steps=trial_steps,
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),

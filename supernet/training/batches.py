@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -51,6 +51,11 @@ class Shard:
     share: float
     read_seconds: float
     augment_seconds: float
+
+    def pin_memory(self) -> Shard:
+        """Put the tensors where a GPU fetches them while it computes; `DataLoader` asks for it."""
+        images, targets = self.images.pin_memory(), self.targets.pin_memory()
+        return replace(self, images=images, targets=targets)
 
 
 def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
@@ -205,6 +210,7 @@ class TrainLoader:
                 sampler=self._wanted,
                 num_workers=workers,
                 persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
             )
             if workers
             else _Mapped(self._maker, self._wanted)

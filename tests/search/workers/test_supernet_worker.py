@@ -153,7 +153,8 @@ def test_what_a_strategy_does_not_do_is_not_timed(make: Callable[..., Job], cloc
     zero_cost = SupernetWorker(make("zero-cost"), threads=1).measure()
     assert zero_cost.supernet_step == 0.0
     assert zero_cost.judge > 0
-    assert SupernetWorker(make(), threads=1).measure().supernet_step > 0
+    # The shared weights are measured by all workers together.
+    assert SupernetWorker(make(), threads=1).measure().supernet_step == 0.0
 
 
 def test_the_dearest_score_of_the_largest_network_is_planned_with(
@@ -239,7 +240,8 @@ def test_steps_are_timed_with_their_images_and_their_optimiser(
     make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make()
-    plain = SupernetWorker(job, threads=1).measure()
+    worker = SupernetWorker(job, threads=1)
+    plain, shared = worker.measure(), worker.measure_supernet()
 
     def augment(self: Augmentation, *given: Any) -> Any:
         clock.now += 7.0
@@ -252,10 +254,10 @@ def test_steps_are_timed_with_their_images_and_their_optimiser(
     augmented, updated = Augmentation.__call__, torch.optim.AdamW.step
     monkeypatch.setattr(Augmentation, "__call__", augment)
     monkeypatch.setattr(torch.optim.AdamW, "step", update)
-    found = SupernetWorker(job, threads=1).measure()
+    found = worker.measure()
     for (_, before), (_, after) in zip(plain.trial_steps, found.trial_steps, strict=True):
         assert after == pytest.approx(before + 10.0)
-    assert found.supernet_step == pytest.approx(plain.supernet_step + 10.0)
+    assert worker.measure_supernet() == pytest.approx(shared + 10.0)
 
 
 def test_a_step_lasts_as_long_as_its_loaders_need(
@@ -475,15 +477,18 @@ def test_workers_and_retrainings_meet_over_what_their_devices_need(
 
     met: list[tuple[object, ...]] = []
 
-    def meet(backend: str, *, init_method: str, rank: int, world_size: int) -> None:
-        met.append((backend, init_method, rank, world_size))
+    def meet(backend: str, *, rank: int, world_size: int, **more: Any) -> None:
+        met.append((backend, more.get("init_method"), rank, world_size, more.get("device_id")))
         raise MetError
 
     monkeypatch.setattr(dist, "init_process_group", meet)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     job = make()
+    place = f"file://{tmp_path}/group"
     with pytest.raises(MetError):
-        SupernetWorker(replace(job, device=device), threads=1).join("tcp://a:1", 2, 3)
+        SupernetWorker(replace(job, device=device), threads=1).join(place, 2, 3)
     options = RetrainOptions(out=tmp_path / "out", device=device, group=("tcp://b:2", 5, 4))
     with pytest.raises(MetError):
         retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
-    assert met == [(backend, "tcp://a:1", 2, 3), (backend, "tcp://b:2", 4, 5)]
+    card = torch.device("cuda", 0) if device == "cuda" else None
+    assert met == [(backend, None, 2, 3, card), (backend, "tcp://b:2", 4, 5, None)]

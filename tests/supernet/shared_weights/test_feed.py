@@ -21,7 +21,7 @@ from supernet.shared_weights import trainer as trainer_module
 from supernet.shared_weights.group import MOST_BATCH, most_devices, recipe_of_group
 from supernet.shared_weights.trainer import PASS_IMAGES, SupernetTrainer, passes_of
 from supernet.training.augmentation import Augmentation
-from supernet.training.batches import Shard
+from supernet.training.batches import Shard, TrainLoader
 
 # No batch norm: its statistics see only a process's share of the batch.
 SPACE = SearchSpace(
@@ -187,6 +187,27 @@ def test_shards_go_through_the_network_together_up_to_a_bound() -> None:
     # One that is larger passes alone: it was made so for its device.
     large = list(passes_of([shard(4 * PASS_IMAGES, 0.5), shard(4 * PASS_IMAGES, 0.5)]))
     assert [len(images) for images, _, _ in large] == [4 * PASS_IMAGES] * 2
+
+
+def test_loaders_put_shards_where_a_gpu_fetches_them_if_there_is_one(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def loader(maker: Any, *, pin_memory: bool, **more: Any) -> list[Any]:
+        asked.append(pin_memory)
+        return []
+
+    monkeypatch.setattr("supernet.training.batches.DataLoader", loader)
+    for has_gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        TrainLoader(data.split("train"), data, recipe(8), workers=1)
+    assert asked == [True, False]
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)
+    pinned = shard(3, 0.5).pin_memory()
+    assert (pinned.images == 1.5).all()
+    assert (pinned.targets == 4).all()
+    assert pinned.share == 0.5
 
 
 IMAGES = 1_281_167
