@@ -453,12 +453,15 @@ def export(
         str, typer.Option("--format", help="safetensors, timm, onnx, torch; several with commas.")
     ] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="Folder; default: export/ beside it.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="USER/NAME on the Hugging Face hub: upload it there too.")
+    ] = None,
 ) -> None:
     """Write a retrained network for others to load, and check what was written."""
     check_output_folder(out)
     from search.retraining.export import export_retrained
 
-    for written in export_retrained(target, format_.split(","), out):
+    for written in export_retrained(target, format_.split(","), out, push=push):
         make_console().say(f"{written.path}: {written.checked}")
 
 

@@ -26,8 +26,8 @@ from search.results.intervals import accuracy_text
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
+from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import FullDiskError, is_disk_full
 from search.terminal.progress import StopSignals, clock_text
 from searchspace.architecture import describe
 from supernet.training.epoch_report import EpochReport, read_csv, starvation

@@ -27,10 +27,10 @@ from search.plan import SHARES
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
 from search.record.schema import Place, RefusedError, claimed_error
+from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
 from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
-from search.scheduling.tasks import is_disk_full
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace

@@ -6,16 +6,15 @@ Neither Ray nor torch is imported here, so the engine's rules (`search.schedulin
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from search.run_folder.disk import is_disk_full
 from search.run_folder.storage import StorageError
 from searchspace.architecture import Architecture
 
@@ -49,12 +48,6 @@ SPOILT = (
 SPOILT_STATUS = 70
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
-# With less, writing a checkpoint or the record is bound to fail.
-LEAST_FREE_BYTES = 4 * 2**20
-
-
-class FullDiskError(Exception):
-    """The run's disk is full: the run stops, and goes on when there is space."""
 
 
 class BudgetSpent(Exception):
@@ -195,19 +188,6 @@ def end_if_spoilt(error: BaseException) -> None:
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
-
-
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Tell whether an error comes from a full disk (or a used-up quota) under ``folder``."""
-    if isinstance(error, FullDiskError):
-        return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error).lower()
-    if "no space left on device" in text or "disk is full" in text or "quota exceeded" in text:
-        return True
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free < LEAST_FREE_BYTES
 
 
 def last_line(text: str) -> str:

@@ -14,14 +14,9 @@ from search.plan import PHASES, Plan, StepModel
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
 from search.results.fidelity import trained_alone
+from search.run_folder.disk import FullDiskError
 from search.run_folder.storage import Files, SharedFolder, StorageError
-from search.scheduling.tasks import (
-    START_SECONDS,
-    FullDiskError,
-    Outcome,
-    TrialTask,
-    checkpoint_name,
-)
+from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.storage import StorageError
 from search.scheduling.tasks import (
     SPOILT_STATUS,
-    FullDiskError,
     Outcome,
     ending_spoilt,
-    is_disk_full,
     outcome_of_error,
     spoils_process,
 )

@@ -13,10 +13,11 @@ import pytest
 from search.plan import Plan, make_plan
 from search.record.record import Record
 from search.results.fidelity import trained_alone
+from search.run_folder.disk import FullDiskError
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import StorageError
 from search.scheduling.judging import Judging
-from search.scheduling.tasks import START_SECONDS, FullDiskError, Judgement, Outcome
+from search.scheduling.tasks import START_SECONDS, Judgement, Outcome
 from search.scheduling.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner
 from searchspace.architecture import Architecture
 from searchspace.cost import count
