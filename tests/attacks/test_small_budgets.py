@@ -23,7 +23,7 @@ from search.phases import measure as measure_phase
 from search.phases import supernet as supernet_phase
 from search.phases.measure import bounded
 from search.phases.session import Session
-from search.plan import StepTimes
+from search.plan import Plan, StepTimes
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import RunState
@@ -90,7 +90,7 @@ def test_measuring_that_does_not_end_is_ended_and_refused(
 @contextmanager
 def session_of(record: Record, budget: str = "100cpu-seconds", **given: Any) -> Iterator[Session]:
     session = Session.__new__(Session)
-    session.record = record
+    session.record, session.state = record, RunState(record)
     session.settings = RunSettings(space="digits", data="digits", budget=budget, **given)
     session.budget = session.settings.parsed_budget
     session.cluster = SimpleNamespace(devices=2)  # type: ignore[assignment]
@@ -233,12 +233,21 @@ def test_the_finish_starts_no_judge_that_does_not_fit(
 def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
-    plan: Any = SimpleNamespace(
-        step_seconds=((1_000_000, 0.1), (3_000_000, 0.1)),
-        rungs=(2,),
-        trial_steps=20,
+    plan = Plan(
+        budget_seconds=1e9,
+        devices=1,
+        until={"promote": 1e9},
+        supernet_steps=0,
+        judge_seconds=1.0,
         trial_epochs=2,
-        last_call_seconds=1e9,
+        trial_steps=20,
+        rungs=(2,),
+        num_trust=0,
+        num_promoted=1,
+        num_judged=0,
+        step_seconds=((1_000_000, 0.1), (3_000_000, 0.1)),
+        retrain_seconds=(1.0, 1.0),
+        strategy="zero-cost",
     )
 
     def runner(limit: float) -> TrialRunner:
@@ -261,6 +270,7 @@ def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     running = runner(12.0)
     task = running.next()
     assert task is not None
+    running.started(task)
     clock.now += 2.0
     values = {"top1": 50.0, "correct": 5.0, "total": 10.0}
     running.settle(task, outcome="done", values=values, cause=None)
@@ -284,11 +294,16 @@ def test_nodes_prepare_before_anything_is_charged(
             done.append((function, record.ledger()))
 
     monkeypatch.setattr(main_path, "Cluster", Cluster)
+    monkeypatch.setattr(main_path, "mend_data", lambda folder: SimpleNamespace(lines=list))
     monkeypatch.setattr(main_path, "search_with", lambda session: done.append("search"))
     with session_of(record) as session:
         monkeypatch.setattr(main_path, "Session", lambda *_: session)
         folder: Any = SimpleNamespace(
-            share_data=lambda: None, record=record, folder=tmp_path, settings=session.settings
+            share_data=lambda: None,
+            record=record,
+            state=session.state,
+            folder=tmp_path,
+            settings=session.settings,
         )
         session.work, session.run, session.cluster = WORK, folder, Cluster()  # type: ignore[assignment]
         main_path.run_search(session.run, Console(quiet=True))
