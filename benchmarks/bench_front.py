@@ -26,9 +26,7 @@ def main() -> None:
     print(f"{'points':>18} {'objectives':>10} {'front':>7} {'ranks':>7} {'members':>8}")
     for num_objectives in (2, 3, 4):
         for shape in ("random", "all on the front"):
-            # In four dimensions a front of 50,000 compares every pair, which takes minutes.
-            if (num_objectives, shape) != (4, "all on the front"):
-                _print_row(shape, num_objectives)
+            _print_row(shape, num_objectives)
     losses = _points("random", 2)
     top1, images, costs = 100 - 5 * losses[:, 0], np.full(NUM_POINTS, 2_000.0), losses[:, 1:]
     seconds = _median(lambda: front_probabilities(top1, images=images, costs=costs))
@@ -40,11 +38,9 @@ def main() -> None:
 def _print_row(shape: str, num_objectives: int) -> None:
     losses = _points(shape, num_objectives)
     front = _median(lambda: non_dominated(losses))
-    # In four dimensions ranks are peeled front by front: for the promotion of hundreds.
-    is_cheap = num_objectives <= 3
-    ranks = f"{_median(lambda: non_dominated_rank(losses)):7.2f}" if is_cheap else f"{'-':>7}"
+    ranks = _median(lambda: non_dominated_rank(losses))
     members = int(non_dominated(losses).sum())
-    print(f"{shape:>18} {num_objectives:>10} {front:7.2f} {ranks} {members:>8,}")
+    print(f"{shape:>18} {num_objectives:>10} {front:7.2f} {ranks:7.2f} {members:>8,}")
 
 
 def _points(shape: str, num_objectives: int) -> NDArray[np.float64]:

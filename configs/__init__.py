@@ -1,13 +1,12 @@
-"""The shipped YAML files, by folder and name (``spaces``, ``recipes``), and how YAML is read."""
+"""The shipped YAML files, by folder and name (``spaces``, ``recipes``, ``searches``)."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 
-import yaml
-
 _ROOT = Path(__file__).parent
+_ONE_OF = {"spaces": "space", "recipes": "recipe", "searches": "search"}
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -24,7 +23,7 @@ def config_path(folder: str, name: str) -> Path:
     """
     if name in config_names(folder):
         return _ROOT / folder / f"{name}.yaml"
-    path, what = Path(name), folder.removesuffix("s")
+    path, what = Path(name), _ONE_OF[folder]
     if path.suffix in _SUFFIXES:
         if path.is_file():
             return path
@@ -36,33 +35,3 @@ def config_path(folder: str, name: str) -> Path:
         f"Unknown {what} {name!r}. {guess}Known: {', '.join(known)}; "
         "or give the path of a .yaml file."
     )
-
-
-def parse_yaml(text: str) -> object:
-    """Read YAML text into plain values; a key that occurs twice is an error.
-
-    Raises:
-        ValueError: If the text is not YAML; it names the line.
-    """
-    try:
-        # A safe loader: it builds plain values only.
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(
-            f"{place}the file is not YAML: {error.problem}. Mend this line."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"the file is not YAML: {error}. Save it as plain text.") from error
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A loader that refuses a key that occurs twice, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            problem = f"the key {repeated[0]!r} occurs twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return dict(super().construct_mapping(node, deep))

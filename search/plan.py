@@ -1,13 +1,13 @@
 """What a budget buys: the shares of the phases, and the work that fits in each.
 
-Pure arithmetic on measured times (`StepTimes` of `search.workers.supernet_worker`), so that the
+Pure arithmetic on measured times (`StepTimes`), so that the
 same numbers are printed by ``search plan`` and followed by ``search run``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
@@ -43,6 +43,28 @@ MAX_RUNGS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
+            without a supernet.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture without training it; 0 where that is not done.
+        steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
+        measured_seconds: That measuring took, once the worker was ready.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+    device_name: str = ""
+    measured_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The work that a budget is split into.
 
@@ -61,6 +83,7 @@ class Plan:
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
         strategy: One of `SHARES`.
+        shares: `planned`, where ``until`` has been revised.
     """
 
     budget_seconds: float
@@ -77,6 +100,18 @@ class Plan:
     step_seconds: tuple[tuple[int, float], ...]
     retrain_seconds: tuple[float, float]
     strategy: str = "supernet"
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> Mapping[str, float]:
+        """The device-seconds that each phase was planned to have in all."""
+        if self.shares:
+            return self.shares
+        limits = self.until.values()
+        return {
+            name: limit - before
+            for name, limit, before in zip(self.until, limits, [0.0, *limits], strict=False)
+        }
 
     @property
     def last_call_seconds(self) -> float:
@@ -86,25 +121,6 @@ class Plan:
             return self.budget_seconds - reserve
         *_, before, end = self.until.values()
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Describe the plan with JSON values; `from_dict` inverts it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_dict` wrote (after a detour over JSON)."""
-        points = tuple((int(macs), float(seconds)) for macs, seconds in data["step_seconds"])
-        smallest, largest = data["retrain_seconds"]
-        rungs = tuple(data.get("rungs", [data["trial_epochs"]]))
-        return cls(
-            **{
-                **data,
-                "step_seconds": points,
-                "retrain_seconds": (smallest, largest),
-                "rungs": rungs,
-            }
-        )
 
 
 def make_plan(
@@ -171,9 +187,10 @@ def make_plan(
         least[next(iter(shares))] = least.get(next(iter(shares)), 0.0) + measured_seconds
         needed = max(unit / max(shares[phase], 1e-9) for phase, unit in least.items())
         raise ValueError(
-            f"A budget of {budget_seconds:.0f} device-seconds is too small: an epoch of a network "
-            f"alone takes {epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, "
-            "a smaller space or a smaller --img-size."
+            f"A budget of {budget_seconds:.0f} device-seconds is too small: measuring takes "
+            f"{measured_seconds:.2g} of them, and an epoch of a network alone takes "
+            f"{epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, a smaller "
+            "space or a smaller --img-size."
         )
     spent, until = 0.0, {}
     for phase, share in shares.items():
@@ -266,24 +283,14 @@ def revise_plan(
     """
     names = list(plan.until)
     coming = names[names.index(after) + 1 :]
-    limits = [plan.until[name] for name in names]
-    wanted = {
-        name: max(limit - before - spent.get(name, 0.0), 0.0)
-        for name, limit, before in zip(names, limits, [0.0, *limits], strict=False)
-    }
+    # Of what was planned at first: a plan that was revised has what a phase used before in it.
+    wanted = {name: max(plan.planned[name] - spent.get(name, 0.0), 0.0) for name in coming}
     if "finish" in wanted:
         wanted["finish"] = max(wanted["finish"], START_RESERVE * start_seconds)
     total = sum(spent.get(name, 0.0) for name in PHASES)
     left = max(plan.budget_seconds - total, 0.0)
     # The finish needs its seconds, however little is left for the others.
-    fixed = {*fixed, "finish"}
-    kept = sum(wanted[name] for name in coming if name in fixed)
-    free = sum(wanted[name] for name in coming if name not in fixed)
-    if free and left > kept:
-        factors = {name: 1.0 if name in fixed else (left - kept) / free for name in coming}
-    else:
-        factors = dict.fromkeys(coming, left / (kept + free) if kept + free else 0.0)
-    amounts = {name: wanted[name] * factors[name] for name in coming}
+    amounts = _hand_out(left, wanted, kept={*fixed, "finish"})
     until = dict.fromkeys(names[: names.index(after) + 1], total)
     for name in coming:
         total += amounts[name]
@@ -295,7 +302,27 @@ def revise_plan(
     if judge_seconds and "search" in coming and climb != "search":
         numbers["judge_seconds"] = judge_seconds
         numbers["num_judged"] = int(amounts["search"] / judge_seconds)
-    return replace(plan, until=until, **numbers)
+    return replace(plan, until=until, shares=plan.planned, **numbers)
+
+
+def _hand_out(
+    left: float, wanted: Mapping[str, float], *, kept: Collection[str]
+) -> dict[str, float]:
+    """Split what is left over phases, all of it: those to keep get what they want, where it does.
+
+    The others share the rest in proportion; the last of them has it where none wants any.
+    """
+    others = [name for name in wanted if name not in kept] or list(wanted)
+    needed = sum(seconds for name, seconds in wanted.items() if name not in others)
+    if needed >= left:  # nothing would be left for the others
+        others, needed = list(wanted), 0.0
+    free = sum(wanted[name] for name in others)
+    return {
+        name: seconds
+        if name not in others
+        else (left - needed) * (seconds / free if free else name == others[-1])
+        for name, seconds in wanted.items()
+    }
 
 
 def _rungs(epochs: int, num_trials: float) -> tuple[int, ...]:

@@ -18,13 +18,19 @@ from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
+from search.record.schema import DatabaseLostError
+from search.run_folder.disk import is_disk_full
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import StorageError, Work, is_disk_full, last_line
+from search.run_folder.state import DONE
+from search.run_folder.storage import DATA, StorageError
+from search.scheduling.tasks import BudgetSpent, Work, last_line
 from search.terminal.progress import ProgressView, StopSignals
 from search.workers.supernet_worker import WORK
+from supernet.data import mend_data
 
 FULL_DISK = "a full disk"
 NO_STORAGE = "a storage that does not answer"
+NO_DATABASE = "a database that does not answer"
 
 
 def run_search(
@@ -39,9 +45,12 @@ def run_search(
         work: What the devices do.
 
     Returns:
-        What stopped it, the name of a signal, `FULL_DISK` or `NO_STORAGE`, or None when it is done.
+        What stopped it (the name of a signal, `FULL_DISK`, `NO_STORAGE` or `NO_DATABASE`), or None
+        when it is done.
     """
     budget = run.settings.parsed_budget
+    for line in mend_data(run.folder / DATA).lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
         Heartbeat(run.record),
@@ -56,20 +65,33 @@ def run_search(
         session = Session(run, cluster, stop, view, work)
         try:
             run.share_data()
+            prepare_nodes(session)
             search_with(session)
-            run.record.set_meta("phase", "done")
+            run.state.phase = DONE
         except Interrupted:
             pass
+        except BudgetSpent as spent:
+            view.say(str(spent))
+            run.state.phase = DONE
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)
             return NO_STORAGE
+        except DatabaseLostError as error:
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+            return NO_DATABASE
         except Exception as error:
             if not is_disk_full(error, run.folder):
                 raise
             console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
             return FULL_DISK
         return stop.requested
+
+
+def prepare_nodes(session: Session) -> None:
+    """Let every node compile what it needs: nothing is charged before."""
+    if session.work.prepare is not None and session.spent() < session.budget.amount_seconds:
+        session.cluster.on_each_node(session.work.prepare, while_waiting=session.check_stop)
 
 
 def search_with(session: Session) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 
 from configs import config_path
+from configs.reading import MAX_YAML_BYTES, read_text
 from searchspace.architecture import Stage
 from searchspace.cost import Cost, count
 from searchspace.families import FAMILIES
@@ -37,10 +38,9 @@ def load_space(name_or_path: str) -> SearchSpace:
         ValueError: If there is no such file, or the file is not a sound description of a space.
     """
     path = config_path("spaces", name_or_path)
+    text = read_text(path, limit=MAX_YAML_BYTES)
     try:
-        return parse_space(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: the file is not UTF-8 text. Save it as UTF-8.") from error
+        return parse_space(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -74,10 +74,19 @@ def parse_space(text: str) -> SearchSpace:
         source=text,
     )
     _check_rules(space, rules)
+    check_space(space)
+    return space
+
+
+def check_space(space: SearchSpace) -> None:
+    """Look whether a space, e.g. one at another image size or with more limits, has networks.
+
+    Raises:
+        ValueError: If it has none.
+    """
     _check_not_empty(space)
     # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
     space.first()
-    return space
 
 
 def _check_known(name: str, known: Iterable[str], place: str, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from configs import parse_yaml
+from configs.reading import parse_yaml
 
 # No sensible network is near the upper end; it keeps a typing mistake from filling the memory.
 _Count = Annotated[int, Field(ge=1, le=100_000)]

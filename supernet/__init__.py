@@ -1,5 +1,5 @@
-"""Torch: mixers, blocks, the supernet, training. Importing it makes timm know our networks."""
+"""Torch: mixers, blocks, the supernet, training. After importing it timm knows our networks."""
 
-from supernet.exchange.timm_models import register
+from supernet.registration import register_with_timm
 
-register()
+register_with_timm()

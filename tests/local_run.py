@@ -51,6 +51,7 @@ class LocalCluster:
     """One device; its actors are objects of this process."""
 
     devices, free, threads = 1, 1, 1
+    meeting_place = None
 
     @contextmanager
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:
@@ -103,10 +104,14 @@ class LocalRun:
         folder: To make.
         settings: Of the run.
         patch: Takes Ray out of the phases.
+
+    Attributes:
+        work: What the device does; the small work of the fault suite unless a test replaces it.
     """
 
     def __init__(self, folder: Path, settings: RunSettings, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.settings, self.clock = folder, settings, Clock()
+        self.work = small_work.SMALL_WORK
         folder.mkdir()
         space = settings.load_space()
         prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
@@ -140,14 +145,13 @@ class LocalRun:
         with self.record() as record:
             record.close_orphans()
             stop = _StopAt(self.clock, start + stop_after)
-            work = small_work.SMALL_WORK
             run = RunFolder(self.folder, record, self.settings)
             view = ProgressView(
                 Console(quiet=True), budget_seconds=1.0, devices=1, device="cpu", clock=self.clock
             )
             cluster: Any = LocalCluster()
             try:
-                search_with(Session(run, cluster, stop, view, work))
+                search_with(Session(run, cluster, stop, view, self.work))
             except Killed:
                 return "killed"
             except Interrupted:

@@ -88,6 +88,32 @@ def test_the_command_line_loads_no_heavy_library() -> None:
     assert set(done.stdout.split()).isdisjoint(HEAVY)
 
 
+def test_images_are_opened_without_torch() -> None:
+    script = "import sys, supernet.data; print(*{name.partition('.')[0] for name in sys.modules})"
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()).isdisjoint((*HEAVY, "torchvision"))
+
+
+@pytest.mark.parametrize("first", ["timm", "supernet", "supernet.network.supernet"])
+def test_timm_knows_our_networks_whoever_is_imported_first(first: str) -> None:
+    script = (
+        f"import {first}, timm, supernet\n"
+        "assert timm.is_model('mixer_search') and timm.is_model('elsa_swin_t')\n"
+        "print(type(timm.create_model('elsa_swin_t', num_classes=3)).__name__)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.strip() == "TimmNetwork", done.stderr
+
+
 @pytest.mark.parametrize("package", ["searchspace", "supernet"])
 def test_a_package_works_where_what_it_may_not_import_is_missing(package: str) -> None:
     modules = [

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from supernet.data import ImageData
+from supernet.data.arrays import checksum
 from supernet.recipes.recipe import Recipe, load_recipe
 
 PLAIN = {"hflip": 0.0, "random_crop_padding": 0, "label_smoothing": 0.0}
@@ -31,6 +33,7 @@ def tiny_data(
     ):
         np.save(folder / f"{stem}_images.npy", images[rows])
         np.save(folder / f"{stem}_labels.npy", labels[rows])
+        (folder / f"{stem}_checksum.txt").write_text(checksum(images[rows], labels[rows]))
     num_classes = int(labels.max()) + 1
     return ImageData(
         name="tiny",
@@ -63,3 +66,15 @@ def changed(recipe: Recipe | str, **changes: object) -> Recipe:
     """Return a recipe, or a shipped one, with some fields changed, checked as a whole."""
     known = load_recipe(recipe) if isinstance(recipe, str) else recipe
     return Recipe.model_validate({**known.model_dump(), **changes})
+
+
+def write_images(
+    root: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], *, num_test: int
+) -> str:
+    """Write images (N, S, S, 3) as an ImageFolder, the last ones as its test split; name it."""
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        pool = "test" if number >= len(labels) - num_test else "train"
+        folder = root / pool / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:05}.png")
+    return str(root)

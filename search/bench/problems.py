@@ -7,13 +7,12 @@ measured, always with the reference point 1.01 in every objective.
 from __future__ import annotations
 
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from configs.files import read_object, reading
 from search.results.dominance import hypervolume, non_dominated
 from search.sampling.candidates import breed
 from search.sampling.design_space import Choose, DesignSpace, Draw, draw_random
@@ -81,14 +81,12 @@ def table_problem(path: Path) -> Problem:
     Raises:
         ValueError: If the file is missing or not that table.
     """
-    try:
-        table = json.loads(path.read_text())
+    table = read_object(path, "the table", remedy=TABLE_SOURCE)
+    with reading(path, "the table", remedy=TABLE_SOURCE, errors=(KeyError, TypeError)):
         losses = {
             key: np.array([100.0 - entry["mean_acc"], float(entry["flops"])])
-            for key, entry in table.items()
+            for key, entry in cast(dict[str, Any], table).items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"Cannot read the table {path} ({error!r}). {TABLE_SOURCE}") from error
     if len(losses) != 3**8 or any(len(key) != 8 for key in losses):
         raise ValueError(f"{path} holds {len(losses)} networks, not 6,561. {TABLE_SOURCE}")
     points = np.array(list(losses.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
 from search.record.record import Record
-from search.scheduling.tasks import START_SECONDS, Judgement, last_line
+from search.scheduling.tasks import START_SECONDS, BudgetSpent, Judgement, last_line
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.
@@ -33,6 +34,8 @@ LOOK_EVERY_SECONDS = 0.25
 NODE_LEFT = "its node left the cluster"
 SHOW_EVERY_SECONDS = 0.5
 MAX_STILLBORN = 4
+# More than any cluster has devices.
+MOST_JUDGES = 2**20
 PACE_SHARE = 0.2
 
 
@@ -81,6 +84,9 @@ class JudgeCrew:
         phase: What the time is charged to.
         most: Use at most so many devices; None takes all.
         pace_seconds: Expected seconds of one judgement.
+        left: Device-seconds that may still be spent: no judge starts that does not fit, and at 0
+            all end at once.
+        start_seconds: Expected of a judge, until one was seen to start.
 
     Attributes:
         start_seconds: The longest that a judge took from its start until it was ready.
@@ -96,7 +102,10 @@ class JudgeCrew:
         phase: str,
         most: int | None,
         pace_seconds: float,
+        left: Callable[[], float] = lambda: math.inf,
+        start_seconds: float = 0.0,
     ) -> None:
+        self._left, self._expected_start = left, start_seconds
         self._cluster, self._worker, self._job = cluster, worker, job
         self._record, self._phase, self._most = record, phase, most
         self._pace = pace_seconds
@@ -119,6 +128,11 @@ class JudgeCrew:
         while True:
             self._recruit()
             if not self._judges:
+                if not self._affordable():
+                    raise BudgetSpent(
+                        "What is left of the budget is less than a judge takes to start; the run "
+                        "ends here."
+                    )
                 time.sleep(1.0)
                 while_waiting()
                 continue
@@ -127,6 +141,9 @@ class JudgeCrew:
                 result = call(judge.actor, method, *arguments, while_waiting=look)
             except WorkerLostError as error:
                 self._dismiss(judge, "lost", str(error))
+            except BudgetSpent:
+                self._dismiss(judge, "interrupted", "the budget was spent")
+                raise
             else:
                 self._greet(judge)
                 return result
@@ -139,13 +156,17 @@ class JudgeCrew:
         asking, stop_at = True, float("inf")
         while asking or any(judge.queue for judge in self._judges):
             self._recruit()
+            if not self._judges and not self._affordable():
+                return
             asking = asking and self._hand_out(source)
             self._collect(source)
             self._dismiss_hung(source)
             self._dismiss_dead(source)
             if source.should_stop():
                 stop_at = min(stop_at, time.monotonic() + STOP_SECONDS)
-            if time.monotonic() > stop_at:
+            is_spent = self._left() <= 0
+            if time.monotonic() > stop_at or is_spent:
+                asking = asking and not is_spent
                 held = [self._dismiss(judge, "interrupted", "stopped") for judge in [*self._judges]]
                 source.tell([judgement for judgements in held for judgement in judgements])
             if time.monotonic() - self._shown > SHOW_EVERY_SECONDS:
@@ -167,6 +188,7 @@ class JudgeCrew:
         self._recruited = now
         devices = self._cluster.devices
         wanted = devices if self._most is None else min(devices, self._most)
+        wanted = min(wanted, len(self._judges) + self._affordable())
         if wanted <= len(self._judges):
             return
         # A judge without a device would be charged for nothing. Those that start may have one that
@@ -179,6 +201,14 @@ class JudgeCrew:
             actor = self._cluster.start_actor(self._worker, self._job)
             greeting = actor.__ray_call__.remote(_node_of)
             self._judges.append(_Judge(actor, attempt, self._now(), greeting))
+
+    def _affordable(self) -> int:
+        """Count the judges that may start now: what is left is enough until they are ready."""
+        left, start = self._left(), max(self._expected_start, self.start_seconds)
+        starting = sum(not judge.ready for judge in self._judges)
+        if left <= 0:
+            return 0
+        return MOST_JUDGES if start * MOST_JUDGES < left else int(left / start) - starting
 
     def _hand_out(self, source: JudgementSource) -> bool:
         """Fill the judges' queues, the emptiest first; return whether there may be more."""

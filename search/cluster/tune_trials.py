@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def run_trials(
         cluster: Where; devices that join it later are used as well.
         work: Whose ``train_alone`` trains.
         job: Passed to it.
-        folder: Of the run, for the files of Tune; only this process needs to see it.
+        folder: Of the run, to tell whether its disk is full.
         source: Of the trials.
         name: Of the phase.
     """
@@ -76,8 +76,6 @@ def run_trials(
 def _run_round(
     cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
 ) -> None:
-    scratch = (folder / "ray" / name).resolve()
-    shutil.rmtree(scratch, ignore_errors=True)
     session = _SESSIONS[name] = _Session(source, cluster)
     # Else Tune starts a few at a time, and each takes seconds.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
@@ -87,12 +85,14 @@ def _run_round(
         ),
         {cluster.resource.lower(): 1},
     )
+    # Nothing of it is ever read back; in the run's folder a kill would leave it to be removed.
+    scratch = tempfile.TemporaryDirectory(prefix="mixer-search-", ignore_cleanup_errors=True)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(search_alg=_Feed(name), num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(scratch.parent),
+            storage_path=scratch.name,
             stop=_Stop(name),
             callbacks=[_Watch(name)],
             verbose=0,
@@ -105,7 +105,7 @@ def _run_round(
         for task in session.tasks.values():
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
         session.release()
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.cleanup()
     if session.problem is not None:
         raise session.problem
 

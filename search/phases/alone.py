@@ -41,6 +41,7 @@ def train_alone(
         interrupted=lambda: session.stop.requested is not None,
         on_event=session.view.say,
         on_end=on_end,
+        start_seconds=session.start_seconds,
     )
     session.tick(phase)
     session.wait_for_devices()

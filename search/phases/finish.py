@@ -7,7 +7,7 @@ from search.phases.extraction import check_extraction, unchecked
 from search.phases.judging import judge_warm
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET
 
 WORTH_A_JUDGE_SECONDS = 20.0
 
@@ -17,8 +17,10 @@ def finish(session: Session, plan: Plan) -> None:
     left = plan.budget_seconds - session.spent()
     if left <= 0:
         return  # a finished run, resumed; or one that had nothing left to check with
-    if left < (session.record.get_meta("judge_start") or 0.0) and not unchecked(session):
-        return  # a judge would start, and no more
+    if left < session.start_seconds:  # a judge would start, and no more
+        if members := unchecked(session):
+            session.view.say(f"Nothing is left to check the extraction of {len(members)} networks.")
+        return
     devices = session.wait_for_devices()
     # A judge takes seconds to start: one alone, unless there is work for all.
     number = None if left > devices * WORTH_A_JUDGE_SECONDS else 1

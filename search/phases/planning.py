@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from search.budget import count_cores
-from search.plan import Plan, make_plan
+from search.plan import Plan, StepTimes, make_plan
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import StepTimes
 from search.workers.job import make_job
-from search.workers.supernet_worker import SupernetWorker
+from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
 
@@ -19,10 +19,17 @@ from supernet.recipes.recipe import load_recipe
 MAX_TRIAL_SHARE = 0.125
 
 
-def plan_here(settings: RunSettings, *, devices: int | None) -> tuple[Plan, Plan]:
+def plan_here(
+    settings: RunSettings, *, devices: int | None, say: Callable[[str], None] | None = None
+) -> tuple[Plan, Plan]:
     """Measure in this process; return the plan and that of twice the budget.
 
     Nothing is left behind.
+
+    Args:
+        settings: What was asked for.
+        devices: How many; None takes this machine's.
+        say: Told what images there are, line by line, before anything is measured.
     """
     import torch
 
@@ -35,7 +42,16 @@ def plan_here(settings: RunSettings, *, devices: int | None) -> tuple[Plan, Plan
         )
     space = settings.load_space()
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare_data(settings.data, img_size=space.img_size, folder=Path(folder) / "data")
+        data = prepare_data(
+            settings.data,
+            img_size=space.img_size,
+            folder=Path(folder) / "data",
+            reads_content=False,
+        )
+        if say is not None:
+            for line in data.lines():
+                say(line)
+        compile_kernels()
         started = time.monotonic()
         job = make_job(settings, Path(folder), data)
         times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()

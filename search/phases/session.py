@@ -10,10 +10,10 @@ from dataclasses import replace
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew
 from search.phases.planning import plan_from_times
-from search.plan import PHASES, Plan, revise_plan
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.plan import END_SECONDS, END_SHARE, Plan, revise_plan
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import StepTimes, Work
+from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
@@ -48,6 +48,7 @@ class Session:
         work: Work,
     ) -> None:
         self.run, self.record, self.settings = run, run.record, run.settings
+        self.state = run.state
         self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
         self.budget = self.settings.parsed_budget
         self.space = run.space()
@@ -76,14 +77,28 @@ class Session:
 
     def spent(self) -> float:
         """Return the device-seconds that the budget has paid for."""
-        return self.record.spent(PHASES)
+        return self.state.spent
+
+    @property
+    def end_seconds(self) -> float:
+        """Device-seconds after which what is under way is ended, so that the budget is kept."""
+        amount = self.budget.amount_seconds
+        return amount - min(END_SECONDS * max(self.cluster.devices, 1), END_SHARE * amount)
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that a worker takes to start, by what those before took."""
+        return max(self.state.judge_start_seconds, self.state.worker_start_seconds)
 
     def has_ended(self, plan: Plan, phase: str) -> bool:
         """Tell whether a phase's share is used up; a phase that the plan lacks has ended."""
         return phase not in plan.until or self.spent() >= plan.until[phase]
 
     def crew(self, plan: Plan, phase: str, *, most: int | None = None) -> JudgeCrew:
-        """Make the warm judges of a phase, on at most so many devices."""
+        """Make the warm judges of a phase, on at most so many devices; none that does not fit."""
+        limit = self.end_seconds
+        if phase != "finish":
+            limit = min(limit, plan.last_call_seconds)
         return JudgeCrew(
             self.cluster,
             self.work.judge_worker,
@@ -92,6 +107,8 @@ class Session:
             phase=phase,
             most=most,
             pace_seconds=plan.judge_seconds,
+            left=lambda: limit - self.spent(),
+            start_seconds=self.start_seconds,
         )
 
     def judge(self) -> Judge:
@@ -107,9 +124,8 @@ class Session:
     def make_plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
         plan = self.plan_of_times()
-        first = self.record.get_meta("plan")
+        first = self.state.plan
         if first is not None:
-            first = Plan.from_dict(first)
             plan = replace(
                 plan,
                 supernet_steps=first.supernet_steps,
@@ -117,21 +133,51 @@ class Session:
                 trial_steps=first.trial_steps,
                 rungs=first.rungs,
             )
-        self.record.set_meta("plan", plan.to_dict())
+        self.state.plan = plan
         return plan
 
     def plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
         """Plan a multiple of the budget with the measured times."""
-        stored = self.record.get_meta("times")
-        points = tuple((int(macs), float(seconds)) for macs, seconds in stored["trial_steps"])
+        times = self.state.times
+        assert times is not None
         return plan_from_times(
             self.settings,
-            StepTimes(**{**stored, "trial_steps": points}),
+            times,
             self.run.data(),
             devices=max(self.cluster.devices, 1),
-            measured_seconds=self.record.spent_by_phase().get("measure", 0.0),
+            measured_seconds=self._measured_seconds(),
             times_budget=times_budget,
         )
+
+    def _measured_seconds(self) -> float:
+        """Return what measuring took until it was done; what later starts take is no part of it."""
+        measured = self.state.measured_seconds
+        if measured is None:
+            measured = self.record.spent_by_phase().get("measure", 0.0)
+            self.state.measured_seconds = measured
+        return measured
+
+    def check_start(self, devices: int) -> None:
+        """See that the budget pays for another start of the workers on so many devices.
+
+        Raises:
+            BudgetSpent: If it does not, going by what the quickest start so far has taken.
+        """
+        held = [row for row in self.record.ledger() if row[1] == "measure" and row[4]]
+        seconds = {
+            state: [row[-1] / row[4] for row in held if (row[8] == "done") == state]
+            for state in (True, False)
+        }
+        # One that was killed on the way would have taken longer.
+        needed = min(seconds[True], default=max(seconds[False], default=0.0)) * devices
+        spent, asked = self.spent(), self.budget.amount_seconds
+        if held and spent + needed > asked:
+            started = sum(row[-1] for row in held)
+            raise BudgetSpent(
+                f"Of {asked:.0f} device-seconds {spent:.0f} are spent, {started:.0f} of them on "
+                f"starting workers {len(held)} times, and another start takes {needed:.0f}: "
+                "nothing is begun that does not fit."
+            )
 
     def revise(self, plan: Plan, *, after: str) -> Plan:
         """Split what is left anew, with what trials and judgements have really cost."""
@@ -145,9 +191,9 @@ class Session:
             fixed=self.settings.shares,
             trial_seconds=TrialCosts(plan, done).predict(int(macs), plan.trial_epochs),
             judge_seconds=sum(judged) / len(judged) if judged else None,
-            start_seconds=self.record.get_meta("judge_start") or 0.0,
+            start_seconds=self.state.judge_start_seconds,
         )
-        self.record.set_meta("plan", plan.to_dict())
+        self.state.plan = plan
         return plan
 
     @contextmanager
@@ -161,12 +207,22 @@ class Session:
             raise
         self.record.finish_attempt(attempt, outcome="done")
 
-    def tick(self, phase: str, *, may_stop: bool = False) -> Callable[[], None]:
-        """Return what to do while waiting in a phase: show it, and stop where nothing is lost."""
-        self.record.set_meta("phase", phase)
+    def tick(
+        self, phase: str, *, may_stop: bool = False, limit_seconds: float | None = None
+    ) -> Callable[[], None]:
+        """Return what to do while waiting in a phase: show it, and stop where nothing is lost.
+
+        Args:
+            limit_seconds: Where the budget spent passes this, waiting ends with `BudgetSpent`;
+                None takes `end_seconds`.
+        """
+        self.state.phase = phase
 
         def tick() -> None:
             self.show(phase)
+            limit = self.end_seconds if limit_seconds is None else limit_seconds
+            if self.spent() > limit:
+                raise BudgetSpent(f"The budget was spent in the phase {phase}; it ends here.")
             if may_stop:
                 self.check_stop()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from search.cluster.connection import WorkerLostError, call, call_all, form_group
+from search.phases.measure import bounded, keep_start
 from search.phases.session import Session
-from search.plan import Plan
-from search.results.candidates import SUPERNET
-from search.scheduling.tasks import StepTimes
+from search.plan import Plan, StepTimes
+from search.results.fidelity import SUPERNET
+from search.run_folder.storage import SUPERNET as STORED
 from search.scheduling.trials import MAX_LOST
+from supernet.shared_weights.checkpoint import check_supernet
 
 SAVE_EVERY_SECONDS = 30.0
 TRAIN_CALL_SECONDS = 2.0
@@ -48,43 +50,50 @@ class _Training:
 
     def run(self) -> Plan:
         session = self.session
-        if self.record.get_meta(SUPERNET) == "done":
+        is_done = session.state.supernet_is_trained
+        _check_checkpoint(session, is_done=is_done)
+        if is_done:
             return session.make_plan()
         devices = session.wait_for_devices()
+        session.check_start(devices)
         # What the workers take to start and to end is charged as well.
         with (
             ExitStack() as charges,
             session.cluster.actors(session.work.supernet_worker, session.job, devices) as workers,
         ):
-            with session.charged("measure", devices):
-                self._measure(workers)
+            with bounded(session) as may_wait, session.charged("measure", devices):
+                self._measure(workers, may_wait)
             charges.enter_context(session.charged(SUPERNET, devices))
             plan = session.make_plan()
             session.show_plan(plan)
             self._train(workers, plan)
-        self.record.set_meta(SUPERNET, "done")
+        session.state.supernet_is_trained = True
         return session.revise(plan, after=SUPERNET)
 
-    def _measure(self, workers: list[Any]) -> None:
+    def _measure(self, workers: list[Any], may_wait: Callable[[], None]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
-        tick = self._group_tick("measure", len(workers), may_stop=True)
-        if self.record.get_meta("times") is not None:
-            form_group(workers, while_waiting=tick)
+        place = self.session.cluster.meeting_place
+        if self.session.state.times is not None:
+            tick = self._group_tick(len(workers), self.session.tick("measure", may_stop=True))
+            form_group(workers, meeting_place=place, while_waiting=tick)
             return
+        tick, started = self._group_tick(len(workers), may_wait), time.monotonic()
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
-        form_group(workers, while_waiting=tick)
+        keep_start(self.session, time.monotonic() - started, times)
+        form_group(workers, meeting_place=place, while_waiting=tick)
         # Together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
-        self.record.set_meta("times", asdict(times))
+        self.session.state.times = times
 
     def _train(self, workers: list[Any], plan: Plan) -> None:
         session = self.session
-        tick = self._group_tick(SUPERNET, len(workers), may_stop=False)
+        tick = self._group_tick(len(workers), session.tick(SUPERNET))
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
         self.saved_step = step
-        pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step
+        assert session.state.times is not None
+        pace = session.state.times.supernet_step / len(workers)  # seconds a step
         saved = time.monotonic()
         while step < total:
             started = time.monotonic()
@@ -112,9 +121,9 @@ class _Training:
             )
         call(workers[0], "save", while_waiting=tick)
 
-    def _group_tick(self, phase: str, workers: int, *, may_stop: bool) -> Callable[[], None]:
-        """Like `Session.tick`; and a group that has lost a device is given up at once."""
-        tick, looked = self.session.tick(phase, may_stop=may_stop), 0.0
+    def _group_tick(self, workers: int, tick: Callable[[], None]) -> Callable[[], None]:
+        """Like ``tick``; and a group that has lost a device is given up at once."""
+        looked = 0.0
 
         def group_tick() -> None:
             nonlocal looked
@@ -125,3 +134,21 @@ class _Training:
                     raise WorkerLostError("a node left the cluster")
 
         return group_tick
+
+
+def _check_checkpoint(session: Session, *, is_done: bool) -> None:
+    """Compare the checkpoint with its checksums before any device is held for it.
+
+    Raises:
+        ValueError: If it is damaged, or gone although it was finished.
+    """
+    if not session.run.files.has(STORED):
+        exists = False
+    else:
+        folder = session.run.supernet_folder()
+        exists = check_supernet(folder) or not any(folder.glob("*.safetensors"))
+    if is_done and not exists:
+        raise ValueError(
+            f"The trained supernet of {session.run.folder} is gone. Restore it from a copy, or "
+            "start a new run."
+        )

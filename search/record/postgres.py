@@ -1,28 +1,38 @@
 """A record in a schema of a PostgreSQL database, over connections that may break.
 
-A transaction is kept as its statements, with what each returned. When the connection breaks they
-are repeated over a new one. When it breaks at the commit, the mark that every transaction of the
-process that claimed the record leaves tells whether that one went through.
+Where a connection is found to be broken before a transaction (or a single statement), a new one is
+waited for. Inside a transaction nobody can tell what became of it: this process ends, the record
+tells the next one.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 
-from search.record.schema import BUSY_SECONDS, RefusedError, Rows, Values, claimed_error
+from configs.installation import install_command
+from search.record.addresses import has_secret, redacted
+from search.record.schema import (
+    BUSY_SECONDS,
+    DatabaseLostError,
+    RefusedError,
+    Rows,
+    Values,
+    claimed_error,
+)
 
 try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 except ImportError as error:
     raise ValueError(
-        "A record on PostgreSQL needs psycopg. Install it: pip install 'mixer-search[postgres]'"
+        f"A record on PostgreSQL needs psycopg. Install it: {install_command('postgres')}"
     ) from error
 
 logger = logging.getLogger(__name__)
@@ -54,15 +64,22 @@ BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock(CAST({_SCHEMA_ID} AS integer), 1)"
 IS_CLAIMED = f"""
 SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = {_SCHEMA_ID} AND objid = 0
 AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-MARK = (
-    "INSERT INTO meta VALUES ('last_write', ?) ON CONFLICT (key) DO UPDATE SET value = "
-    "excluded.value; COMMIT"
-)
-LAST_MARK = "SELECT value FROM meta WHERE key = 'last_write'"
 END_OTHERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()"
 )
+
+
+# What libpq takes and nobody else should see.
+SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+# What says to which server a password goes: libpq's names, its variables, its defaults.
+SERVER = (
+    ("host", "PGHOST", ""),
+    ("hostaddr", "PGHOSTADDR", ""),
+    ("port", "PGPORT", "5432"),
+    ("service", "PGSERVICE", ""),
+)
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 class _BrokenError(Exception):
@@ -70,20 +87,26 @@ class _BrokenError(Exception):
 
 
 class PostgresDatabase:
-    """A record's schema; its statements wait while the server is away.
+    """A record's schema; what begins while the server is away waits for it.
 
     Args:
         place: How libpq connects, with the schema as the search path; see `new_schema`.
+        read_only: Let the server refuse to write.
 
     Raises:
         ValueError: If that cannot be read, or the server cannot be reached.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, read_only: bool = False) -> None:
         self._parts = _parse(place) | {"application_name": f"mixer-search {uuid.uuid4().hex}"}
         self.schema = str(self._parts.get("options")).rpartition("=")[2]
-        self._statements: list[tuple[str, Values, Rows]] | None = None
-        self._mark = ""
+        if not _SCHEMA_NAME.fullmatch(self.schema):
+            raise ValueError(
+                f"The address of a record ends with options='-c search_path=SCHEMA', got "
+                f"{self.schema!r} there. Copy it from the run's own record.conninfo."
+            )
+        self._read_only = read_only
+        self.in_transaction = False
         self._ended: ValueError | None = None
         self.claimed = False
         self.waited_seconds = 0.0
@@ -92,63 +115,61 @@ class PostgresDatabase:
         except _BrokenError as error:
             raise ValueError(
                 f"Cannot connect to {self}: {error}. Start the server, or correct the address; "
-                "libpq looks for passwords in PGPASSWORD and ~/.pgpass."
+                "libpq looks for passwords in ~/.pgpass and PGPASSWORD, which goes only to the "
+                "server that was typed, or that PGHOST and PGPORT name."
             ) from error
 
     def __str__(self) -> str:
         return f"PostgreSQL schema {self.schema}"
 
-    @property
-    def in_transaction(self) -> bool:
-        return self._statements is not None
-
     def execute(self, statement: str, values: Values = ()) -> Rows:
         while True:
             try:
-                rows = self._run(statement, values)
-                break
+                return self._run(statement, values)
             except _BrokenError as error:
-                self._restore(error)
-        if self._statements is not None:
-            self._statements.append((statement, values, rows))
-        return rows
+                if self.in_transaction:
+                    self._ended = DatabaseLostError(
+                        f"{self} broke off while it was written to ({error}). What this process "
+                        "wrote last is there or is not; the run can go on (--resume)."
+                    )
+                    raise self._ended from error
+                self._wait(error)
 
     def begin(self) -> None:
-        self._statements = []
         self.execute(BEGIN)
+        self.in_transaction = True
 
     def commit(self) -> None:
-        # Others repeat what they write at no harm, and must not hide the mark of the claimed one.
-        self._mark = uuid.uuid4().hex
-        statement, values = (MARK, (self._mark,)) if self.claimed else ("COMMIT", ())
-        done = False
-        while not done:
-            try:
-                self._run(statement, values)
-                done = True
-            except _BrokenError as error:
-                done = self._restore(error, in_commit=True)
-        self._statements = None
+        self.execute("COMMIT")
+        self.in_transaction = False
 
     def rollback(self) -> None:
-        if self._statements is not None:
-            self._statements = None
+        if self.in_transaction:
+            self.in_transaction = False
             with suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK")
 
     def claim(self) -> None:
-        if not self.claimed:
-            self._take_claim(self.execute)
-            self.claimed = True
+        while not self.claimed:
+            try:
+                self._take_claim()
+                self.claimed = True
+            except _BrokenError as error:
+                self._wait(error)
 
-    def silent_seconds(self, now: float) -> float:
-        if self.execute(IS_CLAIMED):
-            return 0.0
-        last = "SELECT coalesce(max(coalesce(ended, last_seen)), 0) FROM attempts"
-        return now - float(self.execute(last)[0][0])
+    def is_claimed(self) -> bool:
+        return bool(self.execute(IS_CLAIMED))
 
     def close(self) -> None:
         self._connection.close()
+        if self.claimed and isinstance(self._ended, DatabaseLostError):
+            # The server may believe for half a minute that the connection that broke still lives,
+            # and has the claim.
+            self._ended = None
+            with suppress(_BrokenError, RefusedError):
+                self._connect()
+                self._run(END_OTHERS)
+                self._connection.close()
         self.claimed = False
 
     def _run(self, statement: str, values: Values = ()) -> Rows:
@@ -174,12 +195,11 @@ class PostgresDatabase:
         except psycopg.OperationalError as error:
             raise _BrokenError(_line(error)) from error
         self._run(SETTINGS)
+        if self._read_only:
+            self._run("SET default_transaction_read_only = on")
 
-    def _restore(self, problem: Exception, *, in_commit: bool = False) -> bool:
-        """Connect anew, and repeat the transaction so far.
-
-        Returns:
-            Whether the transaction was committed already, so that nothing was repeated.
+    def _wait(self, problem: Exception) -> None:
+        """Wait for the server, and connect anew.
 
         Raises:
             ValueError: If the server stays away, or another process has claimed the record.
@@ -188,11 +208,11 @@ class PostgresDatabase:
         began = time.monotonic()
         while True:
             try:
-                done = self._reconnect(in_commit=in_commit)
+                self._reconnect()
                 break
             except _BrokenError as error:
                 if time.monotonic() - began > PATIENCE_SECONDS:
-                    self._ended = ValueError(
+                    self._ended = DatabaseLostError(
                         f"{self} has not answered for {PATIENCE_SECONDS:.0f} seconds ({error}). "
                         "Start the server, and go on with the run (--resume)."
                     )
@@ -205,25 +225,18 @@ class PostgresDatabase:
         away = time.monotonic() - began
         self.waited_seconds += away
         logger.warning("%s is back after %.0f seconds.", self, away)
-        return done
 
-    def _reconnect(self, *, in_commit: bool) -> bool:
+    def _reconnect(self) -> None:
         self._connection.close()
         self._connect()
         # The server may believe that the connection that broke still lives.
         self._run(END_OTHERS)
         if self.claimed:
-            self._take_claim(self._run)
-        if in_commit and self._run(LAST_MARK) == [(self._mark,)]:
-            return True
-        for statement, values, rows in self._statements or ():
-            if self._run(statement, values) != rows:
-                raise claimed_error(self)
-        return False
+            self._take_claim()
 
-    def _take_claim(self, run: Callable[[str], Rows]) -> None:
+    def _take_claim(self) -> None:
         deadline = time.monotonic() + CLAIM_SECONDS
-        while run(CLAIM) != [(True,)]:
+        while self._run(CLAIM) != [(True,)]:
             if time.monotonic() > deadline:
                 raise claimed_error(self)
             time.sleep(0.1)
@@ -243,13 +256,11 @@ def new_schema(address: str, name: str) -> str:
         ValueError: If the address is none, has a password, or the server refuses.
     """
     if not re.match(r"postgres(ql)?://", address):
-        raise ValueError(f"An address is like postgresql://user@host/db, got {address!r}.")
-    parts = _parse(address)
-    if "password" in parts:
         raise ValueError(
-            "The address of a database must not have a password: others would see it in the list "
-            "of processes. Put it into ~/.pgpass or PGPASSWORD, where libpq looks for it."
+            f"An address is like postgresql://user@host/db, got {redacted(address)!r}."
         )
+    parts = _parse(address)
+    _refuse_secrets(parts)
     readable = re.sub(r"[^a-z0-9]+", "_", name.lower())[:40]
     schema = f"run_{readable}_{uuid.uuid4().hex[:8]}"
     parts["options"] = f"{parts.get('options') or ''} -c search_path={schema}".strip()
@@ -265,18 +276,20 @@ def new_schema(address: str, name: str) -> str:
     return place
 
 
-def create_schema(place: str) -> PostgresDatabase:
-    """Make the schema of an empty record.
+def guarded(address: str) -> str:
+    """Return an address that was read from a file, so that it gets no password by itself.
+
+    Anybody may have written the file. PGPASSWORD is for the server that the user's PGHOST and
+    PGPORT name; another one is asked without it, and with what ~/.pgpass has for it.
 
     Raises:
-        ValueError: If it exists.
+        ValueError: If it cannot be read, or has a password.
     """
-    database = PostgresDatabase(place)
-    try:
-        database.execute(f"CREATE SCHEMA {database.schema}")
-    except RefusedError as error:
-        raise ValueError(f"Cannot make a record: {error}.") from error
-    return database
+    parts = _parse(address)
+    _refuse_secrets(parts)
+    if _is_named(parts, os.environ):
+        return address
+    return make_conninfo("", **(parts | {"password": ""}))
 
 
 def drop_schema(place: str) -> None:
@@ -290,7 +303,25 @@ def _parse(address: str) -> dict[str, str | int | None]:
     try:
         return dict(conninfo_to_dict(address))
     except psycopg.ProgrammingError as error:
-        raise ValueError(f"Cannot read the address of the database: {_line(error)}.") from error
+        # What libpq says repeats a part of the address, which may be a password.
+        reason = "" if has_secret(address) else f": {_line(error)}"
+        raise ValueError(f"Cannot read the address of the database{reason}.") from None
+
+
+def _refuse_secrets(parts: Mapping[str, object]) -> None:
+    if found := SECRETS & parts.keys():
+        raise ValueError(
+            f"The address of a database must not have a {min(found)}: others would see it in the "
+            "list of processes. Put a password into ~/.pgpass or PGPASSWORD, where libpq looks "
+            "for it."
+        )
+
+
+def _is_named(parts: Mapping[str, object], environment: Mapping[str, str]) -> bool:
+    return all(
+        name not in parts or str(parts[name]) == environment.get(variable, default)
+        for name, variable, default in SERVER
+    )
 
 
 @functools.cache

@@ -4,7 +4,8 @@ A trial is an architecture judged at one fidelity with one seed. An attempt is o
 or a phase's own work (training the supernet), and holds devices while it is open. The budget spent
 is the sum over attempts of ``(ended - started) * devices``; an attempt that its process did not
 live to end is charged until it was last seen. Every method is one transaction, and
-`Record.together` makes several one.
+`Record.together` makes several one. Times are those of one clock that never jumps while a process
+lives (`SteadyClock`), so that a wall clock that is set changes no charge.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from search.record.schema import (
     open_database,
 )
 from searchspace.architecture import Architecture
+
+# In the meta table: when a process last took the record up.
+ENTERED = "entered"
 
 State = Literal["waiting", "running", "done", "failed"]
 Outcome = Literal["done", "failed", "interrupted", "lost"]
@@ -77,6 +81,16 @@ class Trial:
     finished: float | None
 
 
+class SteadyClock:
+    """Seconds since 1970 by the wall clock's time when it was made, and evenly from then on."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._offset + time.monotonic()
+
+
 class Record:
     """A run's trials, attempts and settings; many may read it, one process writes attempts.
 
@@ -95,22 +109,35 @@ class Record:
         self._ended: dict[str, float] | None = None
 
     @classmethod
-    def create(cls, place: Place, *, clock: Callable[[], float] = time.time) -> Record:
+    def create(cls, place: Place, *, clock: Callable[[], float] | None = None) -> Record:
         """Start a record in a new file or schema.
+
+        Args:
+            clock: Seconds since 1970; None for a `SteadyClock`.
 
         Raises:
             ValueError: If it exists, or cannot be made.
         """
-        return cls(create_database(place), clock)
+        return cls(create_database(place), clock or SteadyClock())
 
     @classmethod
-    def open(cls, place: Place, *, clock: Callable[[], float] = time.time) -> Record:
+    def open(
+        cls,
+        place: Place,
+        *,
+        clock: Callable[[], float] | None = None,
+        read_only: bool = False,
+    ) -> Record:
         """Open a record, to read it or to go on with it; `close_orphans` comes before new attempts.
+
+        Args:
+            clock: See `create`.
+            read_only: Only look: nothing is written, not even beside the record.
 
         Raises:
             ValueError: If it is missing, no record, or one of another schema version.
         """
-        return cls(open_database(place), clock)
+        return cls(open_database(place, read_only=read_only), clock or SteadyClock())
 
     def __enter__(self) -> Self:
         return self
@@ -129,10 +156,30 @@ class Record:
         """For how long calls have waited in all for a database that was away."""
         return self._database.waited_seconds
 
-    def silent_seconds(self, now: float) -> float:
-        """Tell for how long no process had worked on the run when it was opened, at ``now``."""
+    def claim(self) -> None:
+        """Make this process the one that works on the run, until it ends or closes the record.
+
+        Raises:
+            ValueError: If another process is that one.
+        """
         with self._lock:
-            return self._database.silent_seconds(now)
+            if not self._database.claimed:
+                self._database.claim()
+                self.set_meta(ENTERED, self._clock())
+
+    def last_seen(self) -> float | None:
+        """Tell when a process last worked on the run; None while one does."""
+        with self._lock:
+            if self._database.is_claimed():
+                return None
+            query = "SELECT max(coalesce(ended, last_seen)) FROM attempts"
+            ((last,),) = self._database.execute(query)
+            return max(float(last or 0.0), self.get_meta(ENTERED) or 0.0)
+
+    def silent_seconds(self, now: float) -> float:
+        """Tell for how long no process has worked on the run at ``now``, of the wall clock."""
+        last = self.last_seen()
+        return 0.0 if last is None else max(now - last, 0.0)
 
     def get_meta(self, key: str) -> Any:
         """Return the JSON value that was set last, or None."""
@@ -181,6 +228,12 @@ class Record:
             query = "SELECT id FROM trials WHERE (architecture_id, fidelity, seed) = (?, ?, ?)"
             return int(self._execute(query, (architecture_id, fidelity, seed))[0][0])
 
+    def retry(self, trial_id: int) -> None:
+        """Let a trial that has failed wait again; any other stays as it is."""
+        with self.together():
+            statement = "UPDATE trials SET state = 'waiting' WHERE id = ? AND state = 'failed'"
+            self._execute(statement, (trial_id,))
+
     def start_attempt(self, phase: str, *, devices: float, trial_id: int | None = None) -> int:
         """Begin to charge for ``devices`` devices; a trial that waits is running from now on.
 
@@ -190,7 +243,7 @@ class Record:
         if not 0 <= devices < math.inf:
             raise ValueError(f"An attempt holds a finite number >= 0 of devices, got {devices}.")
         with self._lock:
-            self._database.claim()
+            self.claim()
             with self.together():
                 if trial_id is not None:
                     self._begin_trial(trial_id)
@@ -280,7 +333,7 @@ class Record:
             ValueError: If that process still runs.
         """
         with self._lock:
-            self._database.claim()
+            self.claim()
             orphans = f"ended IS NULL AND id NOT IN {self._live_ids()}"
             with self.together():
                 rows = self._execute(

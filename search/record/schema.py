@@ -6,12 +6,16 @@ A record lies in a SQLite file of its own, or in a schema of its own of a Postgr
 
 from __future__ import annotations
 
-import fcntl
 import json
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
+
+from search.record.claim import Claim, is_claimed, take_claim
+from searchspace import durable
 
 # A file for SQLite, or how libpq connects to a schema of PostgreSQL.
 Place = Path | str
@@ -87,6 +91,10 @@ class RefusedError(Exception):
     """The database refused a statement: it is busy, its disk is full."""
 
 
+class DatabaseLostError(ValueError):
+    """The database broke off while it was written to: this process is done, the run can go on."""
+
+
 class Database(Protocol):
     """A connection to a record's tables, for one thread at a time."""
 
@@ -125,37 +133,65 @@ class Database(Protocol):
             ValueError: If another process is that one.
         """
 
-    def silent_seconds(self, now: float) -> float:
-        """Tell for how long no process had worked on the record when it was opened."""
+    def is_claimed(self) -> bool:
+        """Tell whether some process writes attempts; nothing is written."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
 def create_database(place: Place) -> Database:
-    """Make the tables of an empty record.
+    """Make the tables of an empty record, all or nothing.
 
     Raises:
         ValueError: If the file or schema exists, or the server cannot be reached.
     """
-    database = _make(place)
-    database.execute("BEGIN")
-    for statement in SCHEMA.split(";"):
-        database.execute(statement)
-    version = json.dumps(SCHEMA_VERSION)
-    database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
-    database.execute("COMMIT")
-    return database
+    if isinstance(place, str):
+        from search.record.postgres import PostgresDatabase
+
+        database = PostgresDatabase(place)
+        _fill(database, f"CREATE SCHEMA {database.schema};{SCHEMA}")
+        return database
+    if place.exists():
+        raise ValueError(
+            f"{place} exists, and a record is never overwritten. "
+            "Go on with that run (--resume) or name another folder."
+        )
+    partial = place.with_name(f"{place.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    begun = SqliteDatabase(partial)
+    _fill(begun, SCHEMA)
+    begun.execute("PRAGMA journal_mode = WAL")
+    begun.close()
+    durable.replace(partial, place)
+    return SqliteDatabase(place)
 
 
-def open_database(place: Place) -> Database:
+def _fill(database: Database, schema: str) -> None:
+    try:
+        database.execute("BEGIN")
+        for statement in schema.split(";"):
+            database.execute(statement)
+        version = json.dumps(SCHEMA_VERSION)
+        database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
+        database.execute("COMMIT")
+    except RefusedError as error:
+        database.close()
+        raise ValueError(f"Cannot make a record: {error}.") from error
+
+
+def open_database(place: Place, *, read_only: bool = False) -> Database:
     """Connect to the tables of a record.
+
+    Args:
+        read_only: Only look: nothing is written, not even beside the record.
 
     Raises:
         ValueError: If there is no record, it is of another schema version, or cannot be reached.
     """
     try:
-        database = _connect(place)
+        database = _connect(place, read_only)
         rows = database.execute("SELECT value FROM meta WHERE key = 'schema_version'")
     except RefusedError as error:
         raise ValueError(
@@ -181,29 +217,44 @@ class SqliteDatabase:
 
     waited_seconds = 0.0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        self._claim_file: TextIO | None = None
-        # Opening it touches files.
-        files = path.parent.glob(f"{path.name}*")
-        self._last_write = max(file.stat().st_mtime for file in files)
-        self._connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        # A committed transaction survives a power cut.
-        self.execute("PRAGMA synchronous = FULL")
-        self.execute("PRAGMA foreign_keys = ON")
+        self._claim: Claim | None = None
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            if read_only:
+                self._open_to_read()
+                return
+            self._connection = _sqlite(path, "mode=rw")
+            # A committed transaction survives a power cut.
+            self.execute("PRAGMA synchronous = FULL")
+            self.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error as error:
+            raise RefusedError(str(error)) from error
+
+    def _open_to_read(self) -> None:
+        """Connect without writing; SQLite writes beside its file to read what is not in it yet."""
+        wal, index = (self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))
+        if not wal.is_file() or (wal.stat().st_size == 0 and not index.is_file()):
+            # No process has it open, and none that was killed has left anything.
+            self._connection = _sqlite(self._path, "immutable=1")
+            return
+        try:
+            self._connection = _sqlite(self._path, "mode=ro")
+            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        except sqlite3.OperationalError:
+            # It would make the missing index here, where it must not or cannot.
+            self._copy = tempfile.TemporaryDirectory()
+            for file in (self._path, wal):
+                shutil.copyfile(file, Path(self._copy.name) / file.name)
+            self._connection = _sqlite(Path(self._copy.name) / self._path.name, "mode=rw")
 
     def __str__(self) -> str:
         return str(self._path)
 
     @property
     def claimed(self) -> bool:
-        return self._claim_file is not None
+        return self._claim is not None
 
     @property
     def in_transaction(self) -> bool:
@@ -227,25 +278,21 @@ class SqliteDatabase:
             self.execute("ROLLBACK")
 
     def claim(self) -> None:
-        if self._claim_file is not None:
-            return
-        # A POSIX lock ends with its process, and children do not inherit it.
-        file = self._path.with_name(f"{self._path.name}.lock").open("w")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise claimed_error(self) from error
-        self._claim_file = file
+        if self._claim is None:
+            self._claim = take_claim(_lock_file(self._path))
+        if self._claim is None:
+            raise claimed_error(self)
 
-    def silent_seconds(self, now: float) -> float:
-        return now - self._last_write
+    def is_claimed(self) -> bool:
+        return self._claim is not None or is_claimed(_lock_file(self._path))
 
     def close(self) -> None:
         self._connection.close()
-        if self._claim_file:
-            self._claim_file.close()
-            self._claim_file = None
+        if self._copy:
+            self._copy.cleanup()
+        if self._claim:
+            self._claim.release()
+            self._claim = None
 
 
 def claimed_error(database: object) -> ValueError:
@@ -255,28 +302,25 @@ def claimed_error(database: object) -> ValueError:
     )
 
 
-def _make(place: Place) -> Database:
-    if isinstance(place, str):
-        from search.record.postgres import create_schema
-
-        return create_schema(place)
-    try:
-        place.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise ValueError(
-            f"{place} exists, and a record is never overwritten. "
-            "Go on with that run (--resume) or name another folder."
-        ) from error
-    database = SqliteDatabase(place)
-    database.execute("PRAGMA journal_mode = WAL")
-    return database
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
-def _connect(place: Place) -> Database:
+def _sqlite(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _connect(place: Place, read_only: bool) -> Database:
     if isinstance(place, str):
         from search.record.postgres import PostgresDatabase
 
-        return PostgresDatabase(place)
+        return PostgresDatabase(place, read_only=read_only)
     if not place.is_file():
         raise ValueError(f"{place} does not exist. Name the folder of a run.")
-    return SqliteDatabase(place)
+    return SqliteDatabase(place, read_only=read_only)

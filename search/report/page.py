@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from plotly.offline import get_plotlyjs
@@ -18,15 +19,15 @@ from plotly.offline import get_plotlyjs
 from search.budget import Budget, format_seconds
 from search.record.record import Trial
 from search.report.findings import (
-    choices_section,
-    published_section,
-    retrained_section,
-    spending_section,
-    trust_section,
+    choices_content,
+    published_content,
+    retrained_content,
+    trust_content,
 )
 from search.report.networks import networks_payload, published_payload
 from search.report.payload import (
     Charge,
+    best_payload,
     chart_unit,
     hypervolume_payload,
     importance_payload,
@@ -37,18 +38,13 @@ from search.report.payload import (
     trust_payload,
     view_payload,
 )
-from search.report.sections import (
-    AXES,
-    choose_section,
-    describe_fidelity,
-    front_section,
-    header_section,
-    members_section,
-)
-from search.results.candidates import Candidate, by_macs, losses_of, retrained
-from search.results.dominance import knee
+from search.report.sections import AXES, enumerate_words, front_content
+from search.results.candidates import Candidate, retrained
+from search.results.fidelity import describe_fidelity
 from search.results.importance import front_traits
+from search.terminal.tables import describe_stages, format_chance, format_count, format_interval
 from search.trust.ranking import TrustReport
+from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"
 SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
@@ -102,16 +98,22 @@ def write_report(path: Path, report: ReportData) -> None:
     """
     judged = judged_candidates(report.trials, report.objectives)
     payload = _payload(report, judged)
-    page = Template((PAGE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"Pareto front of {report.name}"),
-        css=(PAGE / "page.css").read_text(encoding="utf-8"),
-        body="\n".join(_sections(report, judged, payload)),
-        # A "<" in the data would let it end the script element.
-        payload=json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(),
-        script="\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    # A "<" in the data would let it end the script element.
+    data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
+    content = _content(report, judged, payload)
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            **content,
+            # All else is escaped.
+            css=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
+            payload_json=Markup(data),
+            plotly=Markup(get_plotlyjs()),
+            script=Markup("\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)),
+        )
     )
-    path.write_text(page, encoding="utf-8")
+    durable.write_text(path, page)
 
 
 def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -> None:
@@ -157,7 +159,9 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
-    figure.savefig(path, dpi=160)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160)
+    durable.write_bytes(path, picture.getvalue())
 
 
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
@@ -181,6 +185,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "unit": unit,
         "networks": networks_payload(everything),
         "views": [view_payload(fidelity, found, rows) for fidelity, found in judged.items()],
+        "best": best_payload(top),
         "published": published_payload(architectures),
         "retrained": retrained_payload(report.trials, top),
         "hypervolume": curves,
@@ -191,45 +196,55 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
     }
 
 
-def _sections(
+def _environment() -> Environment:
+    """Return what fills the templates: it escapes everything, and refuses names without a value."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "chance": format_chance,
+        "count": format_count,
+        "described": describe_fidelity,
+        "interval": format_interval,
+        "measured": _measured_cell,
+        "stages": lambda c, with_dims: describe_stages(c.architecture, with_dims=with_dims),
+    }
+    return environment
+
+
+def _content(
     report: ReportData, judged: Mapping[str, Sequence[Candidate]], payload: Mapping[str, Any]
-) -> list[str]:
-    fidelity, top = next(iter(judged.items()))
-    members = sorted((c for c in top if c.on_front), key=by_macs)
-    on_front = {member.id for member in members}
+) -> dict[str, Any]:
+    """Gather what the templates show."""
+    top = next(iter(judged.values()))
+    members = {c.id: c.architecture for c in top if c.on_front}
     everything = {c.id: c.architecture for found in judged.values() for c in found}
-    rest = [one for number, one in everything.items() if number not in on_front]
-    sections = [
-        header_section(f"Pareto front of {report.name}", _facts(report, judged), report.notes),
-        choose_section(fidelity, top),
-        front_section(judged, objectives=report.objectives, published=payload["published"]),
-        members_section(
-            members,
-            fidelity=fidelity,
-            balanced=members[knee(losses_of(members, report.objectives))].id,
-            run=payload["run"],
+    rest = [one for number, one in everything.items() if number not in members]
+    return {
+        "title": f"Pareto front of {report.name}",
+        "run": payload["run"],
+        "facts": _facts(report, judged),
+        "notes": report.notes,
+        "front": front_content(judged, objectives=report.objectives),
+        "choices": choices_content(
+            payload["importance"], front_traits(list(members.values()), rest)
         ),
-    ]
-    sections.append(
-        choices_section(
-            payload["importance"],
-            front_traits([member.architecture for member in members], rest),
-        )
-    )
-    if payload["retrained"]:
-        sections.append(retrained_section(retrained(report.trials), top))
-    sections.append(
-        spending_section(
-            budget=format_seconds(report.budget.amount_seconds, report.budget.device),
-            spent=format_seconds(report.spent_seconds, report.budget.device),
-            objectives=report.objectives,
-            has_curve=bool(payload["hypervolume"]),
-        )
-    )
-    if report.trust is not None:
-        sections.append(trust_section(report.trust))
-    sections.append(published_section(payload["published"]))
-    return sections
+        "retrained": retrained_content(retrained(report.trials), top),
+        "spending": {
+            "has_curve": bool(payload["hypervolume"]),
+            "costs": enumerate_words([AXES[n] for n in report.objectives if n != "top1"]),
+        },
+        "trust": trust_content(report.trust),
+        "published": published_content(payload["published"]),
+    }
+
+
+def _measured_cell(candidate: Candidate, name: str) -> str:
+    cost: float | None = getattr(candidate, name)
+    return "" if cost is None else f"{cost:.3g}"
 
 
 def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -17,13 +16,15 @@ from search.results.candidates import (
     Candidate,
     add_probabilities,
     candidates,
-    highest_fidelity,
     retrained,
     searched_fidelities,
+    shown_fidelity,
 )
+from search.results.certainty import best_within_limits
 from search.results.dominance import hypervolume, non_dominated
+from search.results.fidelity import retraining_label
 from search.results.importance import study_importance
-from search.results.objectives import MEASURED
+from search.results.objectives import MEASURED, OBJECTIVES, losses_of
 from search.trust.ranking import TrustReport
 from searchspace.architecture import Architecture
 
@@ -41,7 +42,7 @@ def judged_candidates(
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    highest_fidelity(trials)
+    shown_fidelity(trials)
     found = {
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
         for fidelity in searched_fidelities(trials)
@@ -76,6 +77,35 @@ def view_payload(
     }
 
 
+def best_payload(found: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]:
+    """For each cost, answer "which network up to it?" for every limit, in columns.
+
+    ``best`` and the first of each of ``rivals`` are indices of the candidates.
+    """
+    top1 = np.array([c.top1 for c in found])
+    images = np.array([c.images for c in found])
+    answers = {
+        name: best_within_limits(
+            top1, images=images, cost=np.array([getattr(c, name) for c in found], dtype=float)
+        )
+        for name in OBJECTIVES
+        if name != "top1"
+    }
+    return {
+        name: {
+            "limit": [one.limit for one in found_best],
+            "best": [one.best for one in found_best],
+            "chance": [round(one.chance, 3) for one in found_best],
+            "regret": [round(one.regret, 2) for one in found_best],
+            "rivals": [
+                [[rival, round(chance, 3)] for rival, chance in one.rivals] for one in found_best
+            ],
+        }
+        for name, found_best in answers.items()
+        if found_best
+    }
+
+
 def retrained_payload(
     trials: Sequence[Trial], searched: Sequence[Candidate]
 ) -> list[dict[str, Any]]:
@@ -84,7 +114,7 @@ def retrained_payload(
     return [
         {
             "id": final.id,
-            "recipe": final.fidelity.removeprefix("retrain-"),
+            "recipe": retraining_label(final.fidelity),
             "searched": _accuracy(before.get(final.id)),
             "final": _accuracy(final),
         }
@@ -106,7 +136,7 @@ def hypervolume_payload(
     """
     done = [t for t in trials if t.fidelity == fidelity and t.state == "done"]
     ended = sorted((t.finished, t.id, t) for t in done if t.finished is not None)
-    losses = np.array([_losses(trial, objectives) for _, _, trial in ended])
+    losses = np.array([losses_of(trial, objectives) for _, _, trial in ended], dtype=float)
     largest = np.nanmax(losses, axis=0)
     scale = [100.0 if n == "top1" else 1.1 * m for n, m in zip(objectives, largest, strict=True)]
     losses /= np.array(scale)
@@ -198,16 +228,6 @@ def _accuracy(candidate: Candidate | None) -> dict[str, float] | None:
     if candidate is None:
         return None
     return {"top1": candidate.top1, "low": candidate.low, "high": candidate.high}
-
-
-def _losses(trial: Trial, objectives: Sequence[str]) -> list[float]:
-    values = {
-        "top1": 100.0 - trial.values["top1"],
-        "macs": float(trial.macs),
-        "params": float(trial.params),
-        **{name: trial.values.get(name, math.nan) for name in MEASURED},
-    }
-    return [values[name] for name in objectives]
 
 
 def _mixer_shares(

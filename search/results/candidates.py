@@ -7,7 +7,6 @@ candidate that only noise keeps off the front is marked.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +18,15 @@ from numpy.typing import NDArray
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
-from search.results.objectives import MEASURED, OBJECTIVES
+from search.results.fidelity import ZERO_COST, fidelity_height, is_retraining, order_fidelities
+from search.results.intervals import NORMAL_975, wilson_interval
+from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
-from supernet.training.intervals import NORMAL_975, wilson_interval
 
-SUPERNET = "supernet"
-# Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
-ZERO_COST = "zero-cost"
-# Where the record has the largest difference of logits of each network that was checked.
-EXTRACTION = "extraction"
-
-_TRAINED = re.compile(r"train-(\d+)e")
-_RETRAIN = "retrain-"
-# Student's t at 97.5 % for 1 to 10 degrees of freedom.
-_T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+# Networks of the trust phase are trained alone to compare rankings; nothing promoted them.
+_TRUST = "trust"
+# So many promoted networks and no fewer make a front worth showing.
+MIN_ARRIVED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,10 +96,12 @@ def candidates(
     return _mark_front([_pool(group, seed_half) for group in groups], objectives)
 
 
-def highest_fidelity(trials: Sequence[Trial]) -> str:
-    """Return the highest fidelity that has results, below retraining.
+def shown_fidelity(trials: Sequence[Trial]) -> str:
+    """Return the fidelity, below retraining, whose front is the best answer that a run has.
 
-    That is the longest training alone, else ``supernet``.
+    That is the highest at which what was promoted has arrived: `MIN_ARRIVED` networks and no fewer
+    than are still on their way, or all that any lower fidelity has judged. A long training of one
+    or two networks says nothing about hundreds that were judged below.
 
     Raises:
         ValueError: If nothing has been judged yet.
@@ -113,7 +109,26 @@ def highest_fidelity(trials: Sequence[Trial]) -> str:
     ordered = searched_fidelities(trials)
     if not ordered:
         raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
-    return ordered[0]
+    arrived = (fidelity for fidelity in ordered[:-1] if _has_arrived(trials, fidelity))
+    return next(arrived, ordered[-1])
+
+
+def passed_over(trials: Sequence[Trial]) -> str | None:
+    """Say which higher fidelity is not the one whose front is shown, and why; None without any."""
+    ordered, shown = searched_fidelities(trials), shown_fidelity(trials)
+    if shown == ordered[0]:
+        return None
+    promoted = [t for t in trials if t.fidelity == ordered[0] and t.origin != _TRUST]
+    done = sum(trial.state == "done" for trial in promoted)
+    begun = (
+        f"of {len(promoted)} promoted to it {done or 'none'} arrived"
+        if promoted
+        else "none was promoted to it"
+    )
+    return (
+        f"The front is that of the networks judged at {shown}: too few were trained longer for a "
+        f"front at {ordered[0]}, {begun}. A larger budget trains more."
+    )
 
 
 def judged_at(
@@ -127,7 +142,7 @@ def judged_at(
 
     Args:
         trials: Of any state and fidelity.
-        fidelity: The one to look at; None takes `highest_fidelity`.
+        fidelity: The one to look at; None takes `shown_fidelity`.
         objectives: See `candidates`.
         limits: Upper limits of costs by name; the front is that of the networks within them.
 
@@ -135,7 +150,7 @@ def judged_at(
         ValueError: If nothing has been judged at the fidelity or nothing is within the limits, or
             an objective is unknown.
     """
-    fidelity = fidelity or highest_fidelity(trials)
+    fidelity = fidelity or shown_fidelity(trials)
     found = candidates(trials, fidelity=fidelity, objectives=objectives)
     if not found:
         judged = {trial.fidelity for trial in trials if has_accuracy(trial)}
@@ -218,21 +233,6 @@ def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
     return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
 
 
-def is_retraining(fidelity: str) -> bool:
-    """Tell whether a fidelity is a retraining, which alone is judged on the test split."""
-    return fidelity.startswith(_RETRAIN)
-
-
-def is_trained_alone(fidelity: str) -> bool:
-    """Tell whether a fidelity is a short training of the network alone, ``train-<n>e``."""
-    return _TRAINED.fullmatch(fidelity) is not None
-
-
-def order_fidelities(fidelities: Iterable[str]) -> tuple[str, ...]:
-    """Sort fidelities from the highest to the lowest; each once."""
-    return tuple(sorted(set(fidelities), key=_height, reverse=True))
-
-
 def to_json(candidate: Candidate) -> dict[str, Any]:
     """Describe a candidate with JSON values; the keys are stable."""
     return {
@@ -258,20 +258,18 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
-    """Return the losses of candidates, of shape (candidates, objectives).
-
-    ``top1`` becomes the error in percent; what was not measured is NaN.
-    """
-    columns: dict[str, list[float]] = {
-        "top1": [100.0 - c.top1 for c in candidates],
-        "macs": [c.macs for c in candidates],
-        "params": [c.params for c in candidates],
-        **{
-            name: [math.nan if (cost := getattr(c, name)) is None else cost for c in candidates]
-            for name in MEASURED
-        },
-    }
-    return np.array([columns[name] for name in objectives], dtype=float).T
+    """Return the losses of candidates, of shape (candidates, objectives); see `loss_row`."""
+    rows = [
+        loss_row(
+            100.0 - c.top1,
+            c.macs,
+            c.params,
+            {name: getattr(c, name) for name in MEASURED},
+            objectives,
+        )
+        for c in candidates
+    ]
+    return np.array(rows, dtype=float).reshape(len(candidates), len(objectives))
 
 
 def _cost(candidate: Candidate, name: str) -> float:
@@ -289,11 +287,16 @@ def _check_objectives(objectives: Sequence[str]) -> None:
         )
 
 
-def _height(fidelity: str) -> tuple[int, int, str]:
-    if is_retraining(fidelity):
-        return 2, 0, fidelity
-    match = _TRAINED.fullmatch(fidelity)
-    return (1, int(match[1]), fidelity) if match else (0, fidelity == SUPERNET, fidelity)
+def _has_arrived(trials: Sequence[Trial], fidelity: str) -> bool:
+    """Tell whether a front at a fidelity says more than one of a lower fidelity."""
+    there = [trial for trial in trials if trial.fidelity == fidelity]
+    done = {trial.key for trial in there if trial.state == "done"}
+    height = fidelity_height(fidelity)
+    below = {t.key for t in trials if has_accuracy(t) and fidelity_height(t.fidelity) < height}
+    promoted = [trial.state for trial in there if trial.origin != _TRUST]
+    arrived = promoted.count("done")
+    on_their_way = promoted.count("waiting") + promoted.count("running")
+    return below <= done or arrived >= max(MIN_ARRIVED, on_their_way)
 
 
 def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
@@ -348,14 +351,12 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
         mean = statistics.fmean(top1s)
         squares += math.fsum((top1 - mean) ** 2 for top1 in top1s)
         freedom += len(top1s) - 1
-    return _t_quantile(freedom) * math.sqrt(squares / freedom) if freedom else 0.0
+    if not freedom:
+        return 0.0
+    from scipy.special import stdtrit
 
-
-def _t_quantile(freedom: int) -> float:
-    """Return Student's t at 97.5 %; beyond the table to two terms of Cornish and Fisher's."""
-    if freedom <= len(_T_975):
-        return _T_975[freedom - 1]
-    return NORMAL_975 + (NORMAL_975**3 + NORMAL_975) / (4 * freedom)
+    # Student's t at 97.5 %.
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom)
 
 
 def _mark_front(found: Sequence[Candidate], objectives: Sequence[str]) -> tuple[Candidate, ...]:

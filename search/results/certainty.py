@@ -13,9 +13,11 @@ images, so a difference is really known a little better than this says.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from search.results.dominance import non_dominated
 
@@ -24,6 +26,28 @@ BEATEN_DEVIATIONS = 5.0
 NUM_CELLS = 512
 # Networks handled together, so that memory stays below about 200 MB.
 BLOCK = 1024
+# Of the limits on a cost at which the answer is computed, and of the rivals that are named there.
+MAX_LIMITS, MAX_RIVALS = 200, 4
+LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestWithin:
+    """The most accurate network within a limit on one cost, and how sure that is.
+
+    Attributes:
+        limit: The least cost from which on this is the answer.
+        best: The network.
+        chance: That it is truly the most accurate of those within the limit.
+        regret: Points of accuracy that it is expected to be below the true best.
+        rivals: Others with their chance to be the most accurate, the likeliest first.
+    """
+
+    limit: float
+    best: int
+    chance: float
+    regret: float
+    rivals: tuple[tuple[int, float], ...]
 
 
 def front_probabilities(
@@ -40,6 +64,8 @@ def front_probabilities(
         Probabilities of shape (n,); zero where a cost is missing. Networks that cost the same share
         the chance of their place.
     """
+    from scipy.special import betainc  # a fifth of a second that only tables of a front need
+
     probabilities = np.zeros(len(top1))
     share = top1 / 100
     alpha, beta = images * share + 0.5, images * (1 - share) + 0.5
@@ -56,6 +82,74 @@ def front_probabilities(
     mass = np.diff(below, axis=1)
     probabilities[contenders] = (mass * (wins[:, :-1] + wins[:, 1:]) / 2).sum(axis=1)
     return np.clip(probabilities, 0.0, 1.0)
+
+
+def best_within_limits(
+    top1: NDArray[np.float64], *, images: NDArray[np.float64], cost: NDArray[np.float64]
+) -> tuple[BestWithin, ...]:
+    """Answer "which network up to this cost?" for every limit.
+
+    Args:
+        top1: Accuracies in percent, of shape (n,).
+        images: Of shape (n,): how many images each accuracy is worth.
+        cost: Of shape (n,); NaN: it was not measured.
+
+    Returns:
+        By rising limit. With many networks `MAX_LIMITS` of them: all at which another one is best,
+        and others spread evenly in between.
+    """
+    from scipy.special import betainc
+
+    share = top1 / 100
+    alpha, beta = images * share + 0.5, images * (1 - share) + 0.5
+    order = _contenders(alpha, beta, cost[:, None])
+    order = order[np.argsort(cost[order], kind="stable")]
+    if len(order) == 0:
+        return ()
+    alpha, beta, top1, cost = alpha[order], beta[order], top1[order], cost[order]
+    edges = _edges(alpha, beta)
+    below = betainc(alpha[:, None], beta[:, None], edges[None, :])  # (contenders, edges)
+    log_below = np.log(np.maximum(below, 1e-300))
+    answers, start, all_below = [], 0, np.zeros(len(edges))
+    for end in _ends(cost, top1):
+        all_below += log_below[start:end].sum(axis=0)
+        start = end
+        # Of equals the cheapest, which comes first.
+        best = int(np.argmax(top1[:end]))
+        likely = np.argsort(-top1[:end], kind="stable")[: 2 * MAX_RIVALS]
+        wins = np.exp(all_below - log_below[likely])
+        mass = np.diff(below[likely], axis=1)
+        chances = np.clip((mass * (wins[:, :-1] + wins[:, 1:]) / 2).sum(axis=1), 0.0, 1.0)
+        found = dict(sorted(zip(likely.tolist(), chances.tolist(), strict=True), key=_by_chance))
+        # The mean of the largest is the integral of the chance that not all are below.
+        largest = np.trapezoid(1.0 - np.exp(all_below), edges)
+        mean = alpha[best] / (alpha[best] + beta[best])
+        chance = found.pop(best)
+        rivals = [(int(order[i]), share) for i, share in found.items() if share >= LEAST_SHARE]
+        answers.append(
+            BestWithin(
+                limit=float(cost[end - 1]),
+                best=int(order[best]),
+                chance=chance,
+                regret=max(float(100 * (largest - mean)), 0.0),
+                rivals=tuple(rivals[:MAX_RIVALS]),
+            )
+        )
+    return tuple(answers)
+
+
+def _by_chance(found: tuple[int, float]) -> float:
+    return -found[1]
+
+
+def _ends(cost: NDArray[np.float64], top1: NDArray[np.float64]) -> Iterator[int]:
+    """Choose how many of the cheapest to look at together; of equal costs all or none."""
+    lasts = np.flatnonzero(np.append(cost[1:] > cost[:-1], True))
+    best = np.maximum.accumulate(top1)[lasts]
+    changes = np.flatnonzero(np.append(True, best[1:] > best[:-1]))
+    spread = np.linspace(0, len(lasts) - 1, min(len(lasts), MAX_LIMITS)).astype(int)
+    for index in sorted({*changes.tolist(), *spread.tolist()}):
+        yield int(lasts[index]) + 1
 
 
 def _contenders(

@@ -7,8 +7,6 @@ NaN (a missing value) is on no front; +inf is an ordinary, very bad value.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,10 +23,11 @@ def non_dominated(losses: NDArray[np.float64]) -> NDArray[np.bool_]:
     Raises:
         ValueError: If losses is not a matrix with at least one column.
     """
-    points, place = _sort_distinct(losses)
-    on_front = _first_front(points)
+    import moocore  # a sixth of a second that lists without a front need not take
+
+    valid = _is_known(losses)
     mask = np.zeros(len(losses), dtype=bool)
-    mask[place >= 0] = on_front[place[place >= 0]]
+    mask[valid] = moocore.is_nondominated(_places(losses[valid]), keep_weakly=True)
     return mask
 
 
@@ -44,10 +43,13 @@ def non_dominated_rank(losses: NDArray[np.float64]) -> NDArray[np.intp]:
     Raises:
         ValueError: If losses is not a matrix with at least one column.
     """
-    points, place = _sort_distinct(losses)
-    ranks = _rank_by_staircases(points) if points.shape[1] <= 3 else _rank_by_peeling(points)
-    # The entry that is added at the end is the one that -1, a row with a NaN, refers to.
-    return np.append(ranks, ranks.max(initial=-1) + 1)[place]
+    import moocore
+
+    valid = _is_known(losses)
+    known = moocore.pareto_rank(_places(losses[valid]))
+    ranks = np.full(len(losses), known.max(initial=-1) + 1, dtype=np.intp)
+    ranks[valid] = known
+    return ranks
 
 
 def crowding_distance(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -74,10 +76,6 @@ def crowding_distance(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def hypervolume(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
     """Measure the volume between the points and the reference, exactly.
 
-    It sweeps over the last objective and measures a slice of one dimension less at each point; the
-    plane is one vectorised sweep. That is quick for a few thousand points on the front in 3
-    dimensions and for a hundred in 4.
-
     Args:
         losses: Of shape (n, m). Points that are not better than the reference everywhere, and
             those with a NaN, count for nothing.
@@ -86,6 +84,8 @@ def hypervolume(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     Raises:
         ValueError: If the shapes do not fit, the reference is not finite or a loss is -inf.
     """
+    import moocore
+
     if losses.ndim != 2 or reference.shape != losses.shape[1:]:
         raise ValueError(
             "Losses of shape (n, m) need a reference of shape (m,), "
@@ -94,7 +94,7 @@ def hypervolume(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     if not np.isfinite(reference).all() or np.isneginf(losses).any():
         raise ValueError("A hypervolume needs a finite reference and no loss of -inf.")
     inside = losses[(losses < reference).all(axis=1)]
-    return _volume(inside[non_dominated(inside)], reference)
+    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
 
 
 def knee(losses: NDArray[np.float64]) -> int:
@@ -117,122 +117,20 @@ def knee(losses: NDArray[np.float64]) -> int:
     return int(front[np.argmin(scaled.sum(axis=1))])
 
 
-class _Staircase:
-    """The lower left boundary of points in the plane; both coordinates are monotone along it."""
-
-    __slots__ = ("_ys", "_zs")
-
-    def __init__(self) -> None:
-        self._ys: list[float] = []
-        self._zs: list[float] = []
-
-    def covers(self, y: float, z: float) -> bool:
-        """Tell whether some point is no larger in both coordinates."""
-        index = bisect_right(self._ys, y)
-        return index > 0 and self._zs[index - 1] <= z
-
-    def add(self, y: float, z: float) -> None:
-        """Add a point that is not covered; it replaces those that it covers."""
-        start = end = bisect_left(self._ys, y)
-        while end < len(self._zs) and self._zs[end] >= z:
-            end += 1
-        self._ys[start:end] = [y]
-        self._zs[start:end] = [z]
-
-
-def _sort_distinct(
-    losses: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return the distinct rows without NaN, sorted, and for each row its place there or -1.
-
-    After sorting, a point is dominated by earlier ones only.
-    """
+def _is_known(losses: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mark the rows without a NaN, which to moocore would be neither better nor worse."""
     if losses.ndim != 2 or losses.shape[1] == 0:
         raise ValueError(
             "Losses must have the shape (points, objectives) with at least one objective, "
             f"got {losses.shape}."
         )
-    place = np.full(len(losses), -1, dtype=np.intp)
-    valid = np.flatnonzero(~np.isnan(losses).any(axis=1))
-    order = valid[np.lexsort(losses[valid].T[::-1])]
-    rows = losses[order]
-    is_new = np.ones(len(rows), dtype=bool)
-    is_new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    place[order] = np.cumsum(is_new) - 1
-    return rows[is_new], place
+    return np.asarray(~np.isnan(losses).any(axis=1))
 
 
-def _first_front(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    on_front = np.zeros(len(points), dtype=bool)
-    if points.shape[1] <= 3:
-        boundary = _Staircase()
-        for index, (y, z) in enumerate(_last_two(points)):
-            if not boundary.covers(y, z):
-                boundary.add(y, z)
-                on_front[index] = True
-        return on_front
-    remaining = np.arange(len(points))
-    while len(remaining):
-        # The first that remains is dominated by nothing; it takes away what it dominates.
-        on_front[first := remaining[0]] = True
-        better_somewhere = (points[remaining, 1:] < points[first, 1:]).any(axis=1)
-        remaining = remaining[better_somewhere]
-    return on_front
+def _places(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Replace each value by its place in its column, which is all that domination depends on.
 
-
-def _rank_by_staircases(points: NDArray[np.float64]) -> NDArray[np.intp]:
-    fronts: list[_Staircase] = []
-    ranks = np.empty(len(points), dtype=np.intp)
-    for index, (y, z) in enumerate(_last_two(points)):
-        rank = _first_without(fronts, y, z)
-        if rank == len(fronts):
-            fronts.append(_Staircase())
-        fronts[rank].add(y, z)
-        ranks[index] = rank
-    return ranks
-
-
-def _first_without(fronts: list[_Staircase], y: float, z: float) -> int:
-    """Find the first front that does not cover the point; those behind it do not either."""
-    low, high = 0, len(fronts)
-    while low < high:
-        middle = (low + high) // 2
-        if fronts[middle].covers(y, z):
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def _rank_by_peeling(points: NDArray[np.float64]) -> NDArray[np.intp]:
-    ranks = np.empty(len(points), dtype=np.intp)
-    remaining, rank = np.arange(len(points)), 0
-    while len(remaining):
-        on_front = _first_front(points[remaining])
-        ranks[remaining[on_front]] = rank
-        remaining, rank = remaining[~on_front], rank + 1
-    return ranks
-
-
-def _last_two(points: NDArray[np.float64]) -> list[list[float]]:
-    """Return the columns after the first of at most three, filled up with zeros to two."""
-    rest = points[:, 1:]
-    rows: list[list[float]] = np.pad(rest, ((0, 0), (0, 2 - rest.shape[1]))).tolist()
-    return rows
-
-
-def _volume(points: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    if len(points) == 0:
-        return 0.0
-    points = points[np.argsort(points[:, -1], kind="stable")]
-    heights = np.diff(points[:, -1], append=reference[-1])
-    if len(reference) == 1:
-        return float(reference[0] - points[0, 0])
-    if len(reference) == 2:
-        widths = reference[0] - np.minimum.accumulate(points[:, 0])
-        return float(heights @ widths)
-    return sum(
-        float(height) * _volume(points[: index + 1, :-1], reference[:-1])
-        for index, height in enumerate(heights)
-        if height > 0
-    )
+    moocore keeps infinities for itself: in three dimensions it crashes on those of others.
+    """
+    columns = [np.unique(column, return_inverse=True)[1] for column in losses.T]
+    return np.array(columns, dtype=float).T.copy()

@@ -27,27 +27,39 @@ def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
-    """Return a trial's losses, lower is better; None if it is not done.
+    """Return a trial's losses in the units of `loss_row`; None if it is not done.
 
-    The error is in percent, counts are in millions, latency is in milliseconds and memory in MiB.
-    Where a zero-cost
-    score was computed instead of an accuracy, its negative stands for the error: fidelities are
-    never compared.
+    Where a zero-cost score was computed instead of an accuracy, its negative stands for the error:
+    fidelities are never compared.
     """
     if trial.state != "done":
         return None
     values = trial.values
-    measured = {
-        "top1": 100.0 - values["top1"] if "top1" in values else -values["score"],
-        "macs": trial.macs / 1e6,
-        "params": trial.params / 1e6,
-        **{name: values[name] for name in MEASURED if name in values},
-    }
-    return tuple(measured[objective] for objective in objectives)
+    error = 100.0 - values["top1"] if "top1" in values else -values["score"]
+    return loss_row(error, trial.macs, trial.params, values, objectives)
+
+
+def loss_row(
+    error: float,
+    macs: float,
+    params: float,
+    measured: Mapping[str, float | None],
+    objectives: Sequence[str],
+) -> tuple[float, ...]:
+    """Return losses, lower is better.
+
+    The error is in percent, counts are in millions, latency is in milliseconds and memory in MiB;
+    what was not measured is NaN.
+    """
+    losses = {"top1": error, "macs": macs / 1e6, "params": params / 1e6}
+    for name in MEASURED:
+        cost = measured.get(name)
+        losses[name] = math.nan if cost is None else cost
+    return tuple(losses[objective] for objective in objectives)
 
 
 def known_losses(architecture: Architecture, objectives: Sequence[str]) -> tuple[float | None, ...]:
-    """Return the losses that need no evaluation, in the units of `losses_of`; None for others."""
+    """Return the losses that need no evaluation, in the units of `loss_row`; None for others."""
     cost = count(architecture)
     closed_form = {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
     return tuple(closed_form.get(objective) for objective in objectives)

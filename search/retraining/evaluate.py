@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from rich.table import Table
 from timm.data import RealLabelsImagenet
 
+from configs.files import reading
+from search.results.intervals import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
 from supernet.data import ImageData, open_data, prepare_data
 from supernet.data.image_data import DATA_FILE
@@ -18,7 +20,6 @@ from supernet.data.streaming import StreamedImages
 from supernet.measuring.latency import latency_of, time_runs
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import Accuracy, evaluate
-from supernet.training.intervals import wilson_interval
 
 BATCH_SIZE = 128
 
@@ -78,7 +79,7 @@ def evaluate_retrained(
         split,
         images,
         BATCH_SIZE,
-        recipe.crop_pct,
+        found.result.crop_pct,
         crop_mode=recipe.crop_mode,
         interpolation=recipe.eval_interpolation,
     )
@@ -119,7 +120,11 @@ def evaluation_table(found: Evaluation) -> Table:
 
 
 def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
-    """Open the images that the network was retrained with, or prepare others."""
+    """Open the images that the network was retrained with, or prepare others.
+
+    They are seen as the network saw its own, whatever they are: with the mean and deviation of its
+    training images.
+    """
     size = found.architecture.img_size
     if data is not None:
         images = prepare_data(data, img_size=size, folder=folder)
@@ -139,7 +144,9 @@ def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
             f"The network tells {len(found.result.class_names)} classes apart, and the classes of "
             f"{images.name} are others. Give images with the same class folders."
         )
-    return images
+    if found.recipe.token_labels:
+        images = images.streamed()
+    return replace(images, mean=found.result.mean, std=found.result.std)
 
 
 def _real_labels(images: object, path: Path) -> Any:
@@ -148,9 +155,7 @@ def _real_labels(images: object, path: Path) -> Any:
             "ImageNet-real's labels belong to the file names of ImageNet's validation images, "
             "which only streamed data has. Give ImageNet with --data."
         )
-    try:
+    errors = (AttributeError, IndexError, KeyError, TypeError)
+    remedy = "Download it from its authors."
+    with reading(path, "ImageNet-real's real.json", remedy=remedy, errors=errors):
         return RealLabelsImagenet(images.names(), real_json=str(path))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not ImageNet-real's real.json ({error}). Download it from its authors."
-        ) from error

@@ -21,6 +21,7 @@ from supernet.exchange.export import (
     write_onnx,
     write_torch,
 )
+from supernet.exchange.hub import check_repository, push_to_hub
 from supernet.exchange.timm_layout import timm_model, timm_state
 
 FORMATS = ("safetensors", "timm", "onnx", "torch")
@@ -36,13 +37,17 @@ class Exported:
     checked: str
 
 
-def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> list[Exported]:
+def export_retrained(
+    target: str, formats: Sequence[str], out: Path | None, *, push: str | None = None
+) -> list[Exported]:
     """Write a retrained network in some formats.
 
     Args:
         target: ``RUN:ID`` or the folder of a retraining.
         formats: Of `FORMATS`.
         out: Where to; None takes ``export/`` in the folder of the retraining.
+        push: ``USER/NAME`` on a model hub, where the network goes as well: as timm's own class
+            where that is among the formats.
 
     Raises:
         ValueError: If there is no such retraining or format, or a check fails.
@@ -51,6 +56,12 @@ def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> l
         raise ValueError(
             f"Unknown format {unknown[0]!r}. Formats: {', '.join(FORMATS)}; several with commas."
         )
+    if push is not None:
+        check_repository(push)
+        if not {"safetensors", "timm"} & set(formats):
+            raise ValueError(
+                f"A hub takes --format safetensors or timm, got {', '.join(formats)}. Add one."
+            )
     found = find_retrained(target)
     if "onnx" in formats:
         check_onnx_installed()
@@ -65,6 +76,9 @@ def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> l
         written.append(_timms(found, folder / TIMM_FOLDER))
     if "onnx" in formats or "torch" in formats:
         written += _traced(found, folder, formats)
+    if push is not None:
+        pushed = folder / TIMM_FOLDER if "timm" in formats else folder
+        written.append(Exported(pushed, f"pushed to {push_to_hub(pushed, push)}"))
     return written
 
 
@@ -119,7 +133,7 @@ def pretrained_cfg(found: Retrained) -> dict[str, Any]:
         "num_classes": found.architecture.num_classes,
         "mean": list(result.mean),
         "std": list(result.std),
-        "crop_pct": recipe.crop_pct or 1.0,
+        "crop_pct": result.crop_pct,
         "crop_mode": recipe.crop_mode,
         "interpolation": recipe.eval_interpolation,
         "label_names": list(result.class_names),
@@ -132,7 +146,7 @@ def _traced(found: Retrained, folder: Path, formats: Sequence[str]) -> list[Expo
     written = []
     if "torch" in formats:
         path = folder / "model.pt2"
-        write_torch(program, path)
+        write_torch(program, path, pretrained_cfg(found))
         loaded = torch.export.load(path).module()
         with torch.no_grad():
             error = max(
@@ -143,7 +157,7 @@ def _traced(found: Retrained, folder: Path, formats: Sequence[str]) -> list[Expo
         written.append(Exported(path, f"loaded again, largest difference of logits {error:.1e}"))
     if "onnx" in formats:
         path = folder / "model.onnx"
-        write_onnx(program, path)
+        write_onnx(program, path, pretrained_cfg(found))
         error = onnx_error(path, network, images)
         _check(error, path, "onnxruntime")
         written.append(Exported(path, f"onnxruntime against torch: {error:.1e} of the logits"))

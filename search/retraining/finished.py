@@ -6,12 +6,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from search.retraining.model_card import RetrainResult
+from search.terminal.console import shell_command
 from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet, build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.training.checkpoint import changed_file
 from supernet.training.training import EMA_FILE, WEIGHTS_FILE
 
 RESULT_FILE = "result.json"
@@ -34,10 +37,30 @@ class Retrained:
         return self.folder / (WEIGHTS_FILE if self.result.ema is None else EMA_FILE)
 
     def network(self) -> Supernet:
-        """Build the network with the weights that count, in eval mode."""
+        """Build the network with the weights that count, in eval mode.
+
+        Raises:
+            ValueError: If the weights are not those that the training left.
+        """
+        self.check_weights()
         network = build_subnet(self.architecture).eval()
-        load_model(network, str(self.weights))
+        try:
+            load_model(network, str(self.weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise _damaged(self.folder, f"{self.weights.name}: {error}") from error
         return network
+
+    def check_weights(self) -> None:
+        """Compare the weights that count with the checksum that the training left.
+
+        Raises:
+            ValueError: If they are others.
+        """
+        name = self.weights.name
+        if name not in self.result.sha256:
+            raise _damaged(self.folder, f"{RESULT_FILE} has no checksum of {name}")
+        if cause := changed_file(self.folder, {name: self.result.sha256[name]}):
+            raise _damaged(self.folder, cause)
 
 
 def find_retrained(target: str) -> Retrained:
@@ -63,7 +86,7 @@ def find_retrained(target: str) -> Retrained:
     if not found:
         raise ValueError(
             f"Network {number} of {run} has no finished retraining. "
-            f"Run: search retrain {run} --arch {number}"
+            f"Run: {shell_command('search', 'retrain', run, '--arch', number)}"
         )
     if len(found) > 1:
         raise ValueError(
@@ -73,14 +96,38 @@ def find_retrained(target: str) -> Retrained:
     return _open(found[0])
 
 
+def read_result(folder: Path) -> RetrainResult:
+    """Read what a finished retraining measured.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        stored = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        return RetrainResult.from_dict(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder, f"{RESULT_FILE}: {type(error).__name__}: {error}") from error
+
+
 def _open(folder: Path) -> Retrained:
     if not (folder / RESULT_FILE).is_file():
         raise ValueError(f"The retraining in {folder} is not finished. Run its command again.")
-    stored = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))
-    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    try:
+        stored = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))
+        architecture = Architecture.from_dict(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cause = f"{ARCHITECTURE_FILE}: {type(error).__name__}: {error}"
+        raise _damaged(folder, cause) from error
     return Retrained(
         folder=folder,
-        architecture=Architecture.from_dict(stored),
+        architecture=architecture,
         recipe=load_recipe(str(folder / RECIPE_FILE)),
-        result=RetrainResult.from_dict(result),
+        result=read_result(folder),
+    )
+
+
+def _damaged(folder: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"The retraining in {folder} is damaged: {cause}. Restore the folder from a copy, or "
+        "remove it and train again."
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from search.results.intervals import wilson_interval
+from search.terminal.console import visible
 from searchspace.architecture import Architecture, describe
 from supernet.recipes.recipe import Recipe
 from supernet.training.evaluation import Accuracy
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import EMA_FILE, WEIGHTS_FILE
 
 
@@ -22,10 +25,13 @@ class RetrainResult:
         data: Name of the images; ``data_fingerprint`` is a hash of them.
         mean: Of each channel in 0..1; what the network expects its images normalised by.
         std: Likewise.
+        crop_pct: Share of the side of an image's central square that it expects to see.
         start: ``fresh`` or ``inherited`` weights.
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
+        identity: Hash of all that decided the training, but for its seed.
+        sha256: Of the files of weights, by their names.
     """
 
     key: str
@@ -40,11 +46,14 @@ class RetrainResult:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float
     num_train_images: int
     device: str
     seconds: float
     raw: Accuracy
     ema: Accuracy | None
+    identity: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def accuracy(self) -> Accuracy:
@@ -81,8 +90,8 @@ An image classifier that was searched and trained by mixer-search; architecture 
 |---|---|---|---|
 {accuracies}
 
-On the {result.raw.total:,} test images of `{result.data}`, which were read once, after training;
-95 % intervals by Wilson's score. One training with seed {result.seed}: other seeds differ.
+On the {result.raw.total:,} test images of {_code(result.data)}, which were read once, after
+training; 95 % intervals by Wilson's score. One training with seed {result.seed}: others differ.
 
 | | |
 |---|---|
@@ -90,9 +99,9 @@ On the {result.raw.total:,} test images of `{result.data}`, which were read once
 | multiply-accumulates of an image | {result.macs:,} |
 | image | {architecture.img_size} x {architecture.img_size}, {architecture.in_chans} channels |
 | classes | {_classes(result.class_names)} |
-| trained on | {result.num_train_images:,} images, {result.start} weights |
-| recipe | `{result.recipe}` ({recipe.about}), in full in `recipe.yaml` |
-| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {result.device} |
+| trained on | {result.num_train_images:,} images, {_text(result.start)} weights |
+| recipe | {_code(result.recipe)} ({_text(recipe.about)}), in full in `recipe.yaml` |
+| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {_text(result.device)} |
 
 To load it, with mixer-search installed and this folder as the working directory:
 
@@ -118,8 +127,10 @@ network = timm.create_model(
 )
 ```
 
-It takes RGB images scaled to 0..1, less the mean {_numbers(result.mean)}, divided by the
-deviation {_numbers(result.std)}, of shape (batch, channels, height, width).
+It takes RGB images, turned as their EXIF orientation says, scaled ({recipe.eval_interpolation})
+so that {result.crop_pct:.4g} of the side of the central square is seen. Their values are those of
+0..1, less the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}; their
+shape is (batch, channels, height, width).
 """
 
 
@@ -130,7 +141,21 @@ def _percent(correct: int, total: int) -> str:
 
 def _classes(names: tuple[str, ...], limit: int = 20) -> str:
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)}: {', '.join(names[:limit])}{more}"
+    return f"{len(names)}: {', '.join(map(_text, names[:limit]))}{more}"
+
+
+def _text(words: str) -> str:
+    """Write what a user named so that Markdown and HTML show it as it is, also in a table."""
+    shown = html.escape(" ".join(visible(words).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", shown)
+
+
+def _code(words: str) -> str:
+    """Write what a user named as code, in more backticks than it has."""
+    shown = " ".join(visible(words).split()).replace("|", "\\|")
+    longest = max((len(ticks) for ticks in re.findall("`+", shown)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_model
-from torch import Tensor
+from torch import Tensor, nn
 
-from search.retraining.finished import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
+from search.retraining.finished import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE, read_result
+from search.retraining.identity import identity_of, label_maps
 from search.retraining.model_card import RetrainResult, model_card
 from search.retraining.tensorboard import TensorBoard
+from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from supernet.data import ImageData, StreamedImages
+from supernet.data import ImageData
 from supernet.network.interpolation import interpolated_start
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, dump_recipe
-from supernet.training.checkpoint import remove_checkpoints, write_text
+from supernet.training.batches import seen_share
+from supernet.training.checkpoint import checksums, remove_checkpoints, write_text
 from supernet.training.token_labels import LabelMaps
 from supernet.training.training import (
     EMA_FILE,
@@ -34,6 +37,7 @@ from supernet.training.training import (
     EpochReport,
     TrainingOptions,
     TrainingResult,
+    check_token_labels,
     train,
 )
 from supernet.training.training_step import process_place
@@ -58,6 +62,8 @@ class RetrainOptions:
             starts fresh.
         start_name: What they are, for the model card.
         token_labels: Folder of label maps, for a recipe with token labels.
+        identity: Of all that decides the training (`identity.identity_of`), where that is known
+            already; None computes it.
         loader_workers: Processes that make batches; 0 for the one that trains.
         group: Where the processes that train together meet, their number, and which this one is;
             None for one process, or for the default group where there is one (torchrun).
@@ -72,6 +78,7 @@ class RetrainOptions:
     start: Mapping[str, Tensor] | None = None
     start_name: str = "inherited"
     token_labels: Path | None = None
+    identity: str | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
 
@@ -93,16 +100,21 @@ def retrain(
     recipe = recipe.model_copy(
         update={"seed": recipe.seed if options.seed is None else options.seed}
     )
-    _check_fit(architecture, data)
+    check_fit(architecture, data)
+    check_token_labels(recipe, given=options.token_labels is not None)
+    maps = label_maps(data, options.token_labels)
+    if options.identity is None:
+        labels = None if maps is None else maps.fingerprint()
+        found = identity_of(architecture, data, recipe, start=options.start, labels=labels)
+        options = replace(options, identity=found)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     with _joined(options) as is_first:
         if is_first:
             _claim(options.out, architecture, recipe)
         if (options.out / RESULT_FILE).exists():
-            stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
-            return RetrainResult.from_dict(stored)
-        return _train(architecture, data, recipe, options, is_first=is_first)
+            return _same_training(read_result(options.out), options)
+        return _train(architecture, data, recipe, options, maps, is_first=is_first)
 
 
 def _train(
@@ -110,6 +122,7 @@ def _train(
     data: ImageData,
     recipe: Recipe,
     options: RetrainOptions,
+    maps: LabelMaps | None,
     *,
     is_first: bool,
 ) -> RetrainResult:
@@ -134,14 +147,14 @@ def _train(
                 on_epoch=board.after(options.on_epoch),
                 should_stop=options.should_stop,
                 loader_workers=options.loader_workers,
-                maps=_label_maps(data, options.token_labels),
+                maps=maps,
+                identity=options.identity or "",
             ),
         )
     result = _result(architecture, data, recipe, options, training)
     if is_first:
-        save_model(network, str(options.out / WEIGHTS_FILE))
-        if training.ema_network is not None:
-            save_model(training.ema_network, str(options.out / EMA_FILE))
+        networks = {WEIGHTS_FILE: network, EMA_FILE: training.ema_network}
+        result = replace(result, sha256=_save_weights(options.out, networks))
         write_text(options.out / CARD_FILE, model_card(architecture, recipe, result))
         write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
         remove_checkpoints(options.out)
@@ -163,19 +176,30 @@ def _joined(options: RetrainOptions) -> Iterator[bool]:
         dist.destroy_process_group()
 
 
-def _label_maps(data: ImageData, folder: Path | None) -> LabelMaps | None:
-    if folder is None:
-        return None
-    images = data.full_train().images
-    if not isinstance(images, StreamedImages):
+def _save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:
+    """Write the weights of networks, each file as a whole; return their checksums."""
+    files = []
+    for name, network in networks.items():
+        if network is not None:
+            partial = out / f"{name}.partial"
+            save_model(network, str(partial))
+            durable.replace(partial, out / name)
+            files.append(name)
+    return checksums(out, files)
+
+
+def _same_training(found: RetrainResult, options: RetrainOptions) -> RetrainResult:
+    """Return the result of a finished training, if that was this one."""
+    if found.identity != options.identity:
         raise ValueError(
-            "Label maps are for a recipe with token_labels, and this one has none. Choose e.g. "
-            "volo_310e, or leave --token-labels out."
+            f"{options.out} holds a retraining from other weights, images or label maps, and "
+            "results are never overwritten. Choose another folder, or remove this one."
         )
-    return LabelMaps(folder, images.names())
+    return found
 
 
-def _check_fit(architecture: Architecture, data: ImageData) -> None:
+def check_fit(architecture: Architecture, data: ImageData) -> None:
+    """Refuse images of another size, or other classes, than the architecture's."""
     wanted = (architecture.img_size, architecture.num_classes)
     if wanted != (data.img_size, data.num_classes):
         raise ValueError(
@@ -196,7 +220,7 @@ def _claim(out: Path, architecture: Architecture, recipe: Recipe) -> None:
     }
     if (out / RECIPE_FILE).exists():
         for name, text in contents.items():
-            if (out / name).read_text(encoding="utf-8") != text:
+            if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
                 raise ValueError(
                     f"{out} holds a retraining with another {name}, and results are never "
                     "overwritten. Choose another folder, or remove this one."
@@ -233,9 +257,11 @@ def _result(
         class_names=data.class_names,
         mean=data.mean,
         std=data.std,
+        crop_pct=seen_share(data, recipe.crop_pct),
         num_train_images=len(data.full_train()),
         device=options.device,
         seconds=training.seconds,
         raw=training.raw,
         ema=training.ema,
+        identity=options.identity or "",
     )

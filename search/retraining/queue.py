@@ -2,96 +2,61 @@
 
 Each network trains on one device or several (CPU: its share of the cores), several networks at a
 time, as Ray tasks; the tasks of one network form a group of torch.distributed. Everything that a
-training needs to go on lies in its folder, so stopping is dropping the tasks.
+training needs to go on lies in its folder, so stopping is dropping the tasks, and an attempt that
+the machine lost is followed by another, which goes on from the last epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import load_file
-from torch import Tensor
 
+from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
-from search.record.record import Trial
-from search.retraining.finished import find_retrained
-from search.retraining.network import RetrainOptions, RetrainResult, retrain
+from search.record.record import Outcome, Record, Trial
+from search.results.fidelity import retrained
+from search.results.intervals import accuracy_text
+from search.retraining.attempt import Ended, attempt
+from search.retraining.network import RetrainOptions
+from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
+from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.folder import RunFolder
 from search.terminal.progress import StopSignals, clock_text
-from searchspace.architecture import Architecture, describe
-from searchspace.mixers import Mixer
-from supernet.data import ImageData, prepare_data
-from supernet.network.supernet import extract
-from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
-from supernet.shared_weights.checkpoint import load_supernet
-from supernet.training.batches import count_shards
-from supernet.training.epoch_report import read_csv, starvation
-from supernet.training.intervals import wilson_interval
+from searchspace.architecture import describe
+from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.training import METRICS_FILE
 
+__all__ = ["FAILED", "FULL_DISK", "PHASE", "RetrainPlan", "resized", "retrain_members"]
+
 PHASE = "retrain"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrainPlan:
-    """What `search retrain` was asked to do with each network.
-
-    Attributes:
-        recipe: Name or file; None takes the run's.
-        epochs: Instead of the recipe's.
-        seeds: Of weights and data order; every network is trained with each of them.
-        inherit: Start from the weights that the run's supernet has for the network.
-        start: Start from this folder of a retraining, or file of weights, of the same network.
-        img_size: Another side of the images.
-        taps: Turn windows and kernels of the first size into the second.
-        token_labels: Folder of label maps.
-        devices: That train one network together.
-        workers: Processes that make batches for a device; None for 0 on CPU, 8 on a GPU.
-    """
-
-    recipe: str | None = None
-    epochs: int | None = None
-    seeds: Sequence[int] = (0,)
-    inherit: bool = False
-    start: Path | None = None
-    img_size: int | None = None
-    taps: tuple[int, int] | None = None
-    token_labels: Path | None = None
-    devices: int = 1
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.inherit and self.start is not None:
-            raise ValueError("A training has one start: give --inherit or --start, not both.")
-
-    def load_recipe(self) -> Recipe:
-        """Read the recipe at its length; `recipe` is a name by now."""
-        recipe = load_recipe(self.recipe or "")
-        return recipe if self.epochs is None else with_epochs(recipe, self.epochs)
-
-    def label(self, recipe: Recipe) -> str:
-        """Name what is done, so that different trainings of a network are told apart."""
-        words = [recipe.name, f"{recipe.total_epochs}e"]
-        words += ["inherited"] * self.inherit
-        words += [] if self.start is None else [f"from-{self.start.name}"]
-        words += [] if self.img_size is None else [f"{self.img_size}px"]
-        words += [] if self.taps is None else ["{}to{}".format(*self.taps)]
-        return "-".join(words)
+# What keeps a command from its end, besides signals.
+FAILED = "a failed training"
+FULL_DISK = "a full disk"
+# A training that is lost is handed out again so often without an epoch between.
+MAX_AGAIN = 3
+LOOK_SECONDS = 1.0
+# The record's key for what each name of a training stands for, see `identity`.
+IDENTITIES = "retrainings"
 
 
 @dataclass(slots=True)
 class _Training:
     trial: Trial
-    attempt: int
+    network: Wanted
     out: Path
-    epochs: int
-    pending: list[Any]
+    lost: int = 0  # times in a row without an epoch between
     epochs_shown: int = 0
+    # Of the attempt that runs.
+    attempt: int = 0
+    begun_at: int = 0  # epochs that were done then
+    pending: list[Any] = field(default_factory=list)
 
 
 def retrain_members(
@@ -110,31 +75,17 @@ def retrain_members(
         ray_address: A Ray cluster to join; None uses this machine.
 
     Returns:
-        The name of the signal that stopped it, or None.
+        What kept it from its end: the name of a signal, `FULL_DISK` or `FAILED`; or None.
 
     Raises:
-        ValueError: If an id or the recipe is unknown, or there are too few devices.
+        ValueError: If what was asked for cannot be done; no trial has been made then.
     """
-    plan = replace(plan, recipe=plan.recipe or run.settings.retrain_recipe)
-    recipe = plan.load_recipe()
-    for number in ids:
-        resized(run.architecture(number), plan)
-        _start(run, number, plan)
-    data = _data(run, plan)
-    count_shards(len(data.full_train()), recipe, plan.devices)
+    prepared = prepare(run, ids, plan)
     run.record.close_orphans()
-    queue = []
-    for number in ids:
-        for seed in plan.seeds:
-            trial_id = run.record.add_trial(
-                number, fidelity=f"{PHASE}-{plan.label(recipe)}", seed=seed, origin=PHASE
-            )
-            trial = run.record.trial(trial_id)
-            if trial.state in ("done", "failed"):
-                console.print(f"Network {number}, seed {seed}: {_result_text(trial)}")
-            else:
-                queue.append(trial)
-    if not queue:
+    seeds = tuple(dict.fromkeys(plan.seeds))
+    wanted = [(network, seed) for network in prepared.networks for seed in seeds]
+    left = [one for one in wanted if not _say_if_done(run.record, prepared, *one, console)]
+    if not left:
         return None
     device = run.settings.parsed_budget.device
     with (
@@ -147,60 +98,41 @@ def retrain_members(
                 f"A network can be trained on the devices that there are, {cluster.devices}, got "
                 f"--devices {plan.devices}. Ask for fewer."
             )
-        _Queue(run, cluster, plan, data, console).work_off(queue, stop)
-        return stop.requested
-
-
-def resized(architecture: Architecture, plan: RetrainPlan) -> Architecture:
-    """Return the network at the plan's image size, with its windows and kernels.
-
-    Raises:
-        ValueError: If no mixer has the size that is to change, or the sizes do not fit.
-    """
-    if plan.img_size is not None:
-        architecture = architecture.replace(img_size=plan.img_size)
-    if plan.taps is None:
-        return architecture
-    old, new = plan.taps
-    changed = [
-        replace(stage, mixers=tuple(_with_taps(mixer, old, new) for mixer in stage.mixers))
-        for stage in architecture.stages
-    ]
-    if changed == list(architecture.stages):
-        raise ValueError(f"No mixer of this network has the size {old}. Leave --taps out.")
-    return architecture.replace(stages=tuple(changed))
-
-
-def _with_taps(mixer: Mixer, old: int, new: int) -> Mixer:
-    for name in ("window_size", "kernel_size"):
-        if getattr(mixer, name, None) == old:
-            return replace(mixer, **{name: new})  # type: ignore[arg-type]
-    return mixer
-
-
-def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
-    data = run.data()
-    if plan.img_size is None or plan.img_size == data.img_size:
-        return data
-    folder = run.folder / f"data-{plan.img_size}"
-    return prepare_data(data.source, img_size=plan.img_size, folder=folder)
-
-
-def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
-    """Load the weights that a network starts from."""
-    if plan.inherit:
+        # By all that was asked for: a command that goes on has the threads, so the bits, of before.
+        queue = _Queue(run, cluster, prepared, console, tasks=len(wanted))
         try:
-            supernet = load_supernet(run.supernet_folder(), run.space())
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{run.folder} has no trained supernet. Leave --inherit out."
-            ) from error
-        return dict(extract(supernet, run.architecture(number)).state_dict())
-    if plan.start is None:
-        return None
-    if plan.start.is_file():
-        return load_file(plan.start)
-    return load_file(find_retrained(str(plan.start)).weights)
+            queue.work_off([queue.training(*one) for one in left], stop)
+        except Exception as error:
+            if not is_disk_full(error, run.folder):
+                raise
+            console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
+            return FULL_DISK
+        return stop.requested or (FAILED if queue.num_failed else None)
+
+
+def _say_if_done(
+    record: Record, prepared: Prepared, network: Wanted, seed: int, console: Console
+) -> bool:
+    """Tell whether a training was finished before, and say its result then."""
+    fidelity = _fidelity(record, prepared, network)
+    for trial in record.trials(fidelity=fidelity, state="done"):
+        if (trial.architecture_id, trial.seed) == (network.number, seed):
+            _say(console, trial, _result_text(trial))
+            return True
+    return False
+
+
+def _fidelity(record: Record, prepared: Prepared, network: Wanted) -> str:
+    """Name a training: by what was asked for, and where others had that name, by its hash too."""
+    fidelity = retrained(prepared.plan.label(prepared.recipe))
+    known = record.get_meta(IDENTITIES) or {}
+    owner = known.get(f"{network.number} {fidelity}")
+    if owner is None:
+        older = record.trials(fidelity=fidelity)
+        is_ours = all(trial.architecture_id != network.number for trial in older)
+    else:
+        is_ours = owner == network.identity
+    return fidelity if is_ours else f"{fidelity}-{network.identity[:8]}"
 
 
 class _Queue:
@@ -210,102 +142,175 @@ class _Queue:
         self,
         run: RunFolder,
         cluster: Cluster,
-        plan: RetrainPlan,
-        data: ImageData,
+        prepared: Prepared,
         console: Console,
+        *,
+        tasks: int,
     ) -> None:
-        self.run, self.cluster, self.plan = run, cluster, plan
-        self.data, self.console, self.recipe = data, console, plan.load_recipe()
+        self.run, self.cluster, self.console = run, cluster, console
+        self.prepared, self.plan, self.recipe = prepared, prepared.plan, prepared.recipe
         self.is_gpu = run.settings.parsed_budget.device == "gpu"
+        self.threads = 4 if self.is_gpu else self._threads(tasks)
+        self.held = self.plan.devices * (1 if self.is_gpu else self.threads)
+        self.waiting: deque[_Training] = deque()
         self.running: list[_Training] = []
+        self.num_failed = 0
 
-    def work_off(self, queue: list[Trial], stop: StopSignals) -> None:
-        """Train them all, in order."""
-        tasks = len(queue) * self.plan.devices
-        threads = 4 if self.is_gpu else max(self.cluster.devices // tasks, 1)
-        slots = self.cluster.devices // ((1 if self.is_gpu else threads) * self.plan.devices)
-        while (queue or self.running) and not stop.requested:
-            while queue and len(self.running) < slots:
-                self._hand_out(queue.pop(0), threads)
-            pending = [reference for training in self.running for reference in training.pending]
-            for reference, result, cause in take_finished(pending):
-                self._settle(reference, result, cause)
+    def training(self, network: Wanted, seed: int) -> _Training:
+        """Find or make the trial of a network and a seed; one that failed may try again."""
+        record = self.run.record
+        with record.together():
+            fidelity = _fidelity(record, self.prepared, network)
+            known = record.get_meta(IDENTITIES) or {}
+            names = {f"{network.number} {fidelity}": network.identity}
+            record.set_meta(IDENTITIES, known | names)
+            trial_id = record.add_trial(network.number, fidelity=fidelity, seed=seed, origin=PHASE)
+            record.retry(trial_id)
+        name = f"{network.number}-{fidelity.removeprefix(f'{PHASE}-')}-s{seed}"
+        out = self.run.folder.resolve() / PHASE / name
+        return _Training(record.trial(trial_id), network, out)
+
+    def work_off(self, trainings: Iterable[_Training], stop: StopSignals) -> None:
+        """Train them all, in order.
+
+        Raises:
+            FullDiskError: If one ended because of a full disk: the others would as well.
+        """
+        self.waiting.extend(trainings)
+        try:
+            while (self.waiting or self.running) and not stop.requested:
+                # Nodes come and go.
+                places = self.cluster.devices // self.held
+                while self.waiting and len(self.running) < places:
+                    self._hand_out(self.waiting.popleft())
+                if not self.running:
+                    time.sleep(LOOK_SECONDS)
+                    continue
+                pending = [reference for one in self.running for reference in one.pending]
+                for reference, result, cause in take_finished(pending):
+                    self._take(reference, result, cause)
+                for training in self.running:
+                    self._show_epochs(training)
+        finally:
             for training in self.running:
-                _show_epochs(self.console, training)
-        for training in self.running:
-            self.run.record.finish_attempt(training.attempt, outcome="interrupted")
+                self._drop(training)
+                self._finish(training, "interrupted")
 
-    def _hand_out(self, trial: Trial, threads: int) -> None:
-        plan, recipe, run = self.plan, self.recipe, self.run
-        out = run.folder / PHASE / f"{trial.architecture_id}-{plan.label(recipe)}-s{trial.seed}"
-        start = _start(run, trial.architecture_id, plan)
+    def _threads(self, tasks: int) -> int:
+        threads = max(self.cluster.devices // (tasks * self.plan.devices), 1)
+        # A task runs on one node.
+        return threads if threads <= count_cores() else min(threads, self.cluster.node_devices)
+
+    def _hand_out(self, training: _Training) -> None:
+        plan, network, trial = self.plan, training.network, training.trial
         options = RetrainOptions(
-            out=out.resolve(),
+            out=training.out,
             seed=trial.seed,
             device="cuda" if self.is_gpu else "cpu",
-            threads=threads,
-            start=start,
+            threads=self.threads,
+            start=network.start,
             start_name="inherited" if plan.inherit else f"those of {plan.start}",
             token_labels=plan.token_labels,
+            identity=network.identity,
             loader_workers=(8 if self.is_gpu else 0) if plan.workers is None else plan.workers,
         )
-        held = plan.devices * (1 if self.is_gpu else threads)
-        attempt = run.record.start_attempt(PHASE, devices=held, trial_id=trial.id)
+        training.begun_at = len(_epochs(training.out))
+        training.attempt = self.run.record.start_attempt(
+            PHASE, devices=self.held, trial_id=trial.id
+        )
         # A file that is new for every attempt: the processes of a group meet in it.
-        meeting = run.folder.resolve() / PHASE / f"meeting-{attempt}"
+        meeting = training.out.parent / f"meeting-{training.attempt}"
         meeting.parent.mkdir(exist_ok=True)
         groups = [(f"file://{meeting}", plan.devices, rank) for rank in range(plan.devices)]
-        architecture = resized(trial.architecture, plan)
-        pending = [
+        self.running.append(training)
+        training.pending = [
             self.cluster.submit(
-                retrain,
-                architecture,
-                self.data,
-                recipe,
+                attempt,
+                network.architecture,
+                self.prepared.data,
+                self.recipe,
                 options if plan.devices == 1 else replace(options, group=group),
-                threads=threads,
+                threads=self.threads,
             )
             for group in groups
         ]
-        self.running.append(_Training(trial, attempt, out, recipe.total_epochs, pending))
-        text = f"{describe(architecture)}, {recipe.total_epochs} epochs of {recipe.name}"
-        _say(self.console, trial, text)
+        what = f"{self.recipe.total_epochs} epochs of {self.recipe.name}"
+        _say(self.console, trial, f"{describe(network.architecture)}, {what}")
 
-    def _settle(self, reference: Any, result: RetrainResult | None, cause: str | None) -> None:
+    def _take(self, reference: Any, result: Ended | None, cause: str | None) -> None:
         """Take what one process of a training gave; the first failure or the last result counts."""
-        (training,) = (t for t in self.running if reference in t.pending)
+        found = [one for one in self.running if reference in one.pending]
+        if not found:
+            return  # of a group that has ended meanwhile
+        (training,) = found
+        ended = result or Ended(end="lost", cause=cause)
         training.pending.remove(reference)
-        if result is not None and training.pending:
+        if ended.end == "done" and training.pending:
             return
+        self._drop(training)
         self.running.remove(training)
-        record = self.run.record
-        if result is None:
-            record.finish_attempt(training.attempt, outcome="failed", cause=cause)
+        self._settle(training, ended)
+
+    def _settle(self, training: _Training, ended: Ended) -> None:
+        """Write how an attempt ended; what was lost is handed out again, a few times."""
+        if ended.end == "done":
+            self._finish(training, "done", ended)
+            trial = self.run.record.trial(training.trial.id)
+            _say(self.console, trial, _result_text(trial))
+            return
+        has_failed = ended.end == "failed"
+        self._finish(training, "failed" if has_failed else "lost", ended)
+        _say(self.console, training.trial, f"{ended.end}: {ended.cause}")
+        if ended.end == "full disk":
+            raise FullDiskError(f"{training.out}: {ended.cause}")
+        moved = len(_epochs(training.out)) > training.begun_at
+        training.lost = 1 if moved else training.lost + 1
+        if has_failed or training.lost > MAX_AGAIN:
+            self.num_failed += 1
+            _say(self.console, training.trial, "given up; the same command goes on with it")
         else:
-            accuracy = result.accuracy
+            self.waiting.appendleft(training)
+
+    def _finish(self, training: _Training, outcome: Outcome, ended: Ended | None = None) -> None:
+        values = None
+        if ended is not None and ended.result is not None:
+            accuracy = ended.result.accuracy
             values = {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
-            record.finish_attempt(training.attempt, outcome="done", values=values)
-        _say(self.console, training.trial, _result_text(record.trial(training.trial.id)))
+        cause = None if ended is None else ended.cause
+        self.run.record.finish_attempt(
+            training.attempt, outcome=outcome, values=values, cause=cause
+        )
+
+    def _drop(self, training: _Training) -> None:
+        """End what is left of a group: its processes would wait for the one that has ended."""
+        if training.pending:
+            self.cluster.cancel(training.pending)
+            training.pending = []
+
+    def _show_epochs(self, training: _Training) -> None:
+        """Say where a training stands, when its metrics have grown."""
+        epochs = _epochs(training.out)
+        if not epochs or len(epochs) == training.epochs_shown:
+            return
+        training.epochs_shown = len(epochs)
+        last = epochs[-1]
+        seconds = sum(epoch.seconds for epoch in epochs) / len(epochs)
+        text = (
+            f"epoch {len(epochs)} of {last.epochs}, loss {last.loss:.3f}, "
+            f"{last.images_per_second:,.0f} images/s, "
+            f"{clock_text(seconds * (last.epochs - len(epochs)))} left"
+        )
+        _say(self.console, training.trial, text)
+        if (held_up := starvation(last)) and len(epochs) == 1:
+            _say(self.console, training.trial, held_up)
 
 
-def _show_epochs(console: Console, training: _Training) -> None:
-    """Say where a training stands, when its metrics have grown."""
-    metrics = training.out / METRICS_FILE
-    if not metrics.is_file():
-        return
-    epochs = read_csv(metrics.read_text())
-    if len(epochs) == training.epochs_shown:
-        return
-    training.epochs_shown = len(epochs)
-    last = epochs[-1]
-    left = clock_text(sum(e.seconds for e in epochs) / len(epochs) * (last.epochs - len(epochs)))
-    text = (
-        f"epoch {len(epochs)} of {training.epochs}, loss {last.loss:.3f}, "
-        f"{last.images_per_second:,.0f} images/s, {left} left"
-    )
-    _say(console, training.trial, text)
-    if (held_up := starvation(last)) and len(epochs) == 1:
-        _say(console, training.trial, held_up)
+def _epochs(out: Path) -> list[EpochReport]:
+    """Read the epochs that a training has finished; none where the table is damaged."""
+    try:
+        return read_csv((out / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _say(console: Console, trial: Trial, text: str) -> None:
@@ -313,15 +318,9 @@ def _say(console: Console, trial: Trial, text: str) -> None:
         f"Network {trial.architecture_id}, seed {trial.seed}: {text}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
 def _result_text(trial: Trial) -> str:
-    if trial.state != "done":
-        return f"{trial.state}: {trial.cause}"
-    values = trial.values
-    low, high = wilson_interval(int(values["correct"]), int(values["total"]))
-    return (
-        f"{values['top1']:.2f} % of {values['total']:,.0f} test images "
-        f"(95 % interval {low:.1f} to {high:.1f})"
-    )
+    return accuracy_text(trial.values["correct"], trial.values["total"], "test images")

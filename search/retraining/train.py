@@ -18,13 +18,14 @@ import torch
 import torch.distributed as dist
 import typer
 
-from search.retraining.network import RetrainOptions, RetrainResult, retrain
+from search.results.intervals import accuracy_text
+from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.targets import load_target
 from search.terminal.progress import StopSignals
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.training.batches import with_shards_for
 from supernet.training.epoch_report import EpochReport
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import TrainingStopped
 
 DATA_FOLDER = "data"
@@ -49,6 +50,8 @@ def main(
     is_first = _join(device)
     try:
         images = _prepare(data, architecture.img_size, out, is_first=is_first)
+        devices = dist.get_world_size() if dist.is_initialized() else 1
+        chosen = with_shards_for(chosen, len(images.full_train()), devices)
         with StopSignals() as stop:
             result = retrain(
                 architecture.replace(num_classes=images.num_classes),
@@ -68,11 +71,15 @@ def main(
     except TrainingStopped as stopped:
         print(f"{stopped} The same command goes on.")
         raise typer.Exit(130) from None
+    except FloatingPointError as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if is_first:
-        print(f"{_text(result)}. {out / 'network'}")
+        text = accuracy_text(result.accuracy.correct, result.accuracy.total, "test images")
+        print(f"{text}. {out / 'network'}")
 
 
 def _join(device: str) -> bool:
@@ -103,17 +110,9 @@ def _say(report: EpochReport) -> None:
     )
 
 
-def _text(result: RetrainResult) -> str:
-    accuracy = result.accuracy
-    low, high = wilson_interval(accuracy.correct, accuracy.total)
-    return (
-        f"{accuracy.top1:.2f} % of {accuracy.total:,} test images "
-        f"(95 % interval {low:.1f} to {high:.1f})"
-    )
-
-
 if __name__ == "__main__":
     try:
         typer.run(main)
     except ValueError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,36 +1,60 @@
 """The folder of a run: everything that is needed to resume, inspect and retrain.
 
-``record.db`` (the truth; or ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``,
-``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished
-trainings), ``study.db`` (Optuna's copy of the results), ``report.html``, ``front.png``,
-``retrain/``. With a storage (`search.run_folder.storage`) the checkpoints lie there, and a copy of
-the data.
+``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
+``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
+recipe of the user's own), ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/``
+(checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
+``report.html``, ``front.png``, ``retrain/``. With a storage (`search.run_folder.storage`) the
+checkpoints lie there, and a copy of the data.
+
+The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
+the last that a new run writes. Who does not have the lock changes nothing.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from configs import config_names, config_path
 from search.budget import parse_budget
 from search.plan import SHARES
+from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
-from search.record.schema import Place
-from search.run_folder.settings import RunSettings
-from search.run_folder.storage import DATA, SUPERNET, Files, open_files
-from search.scheduling.tasks import StorageError
+from search.record.schema import Place, RefusedError, claimed_error
+from search.run_folder.disk import is_disk_full
+from search.run_folder.settings import RECIPES, RunSettings
+from search.run_folder.state import RunState
+from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
+from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
-from supernet.data import ImageData, open_data, prepare_data
-from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights.strategies import check_strategy
 
+# To look at a run needs no torch: what reads images and recipes is imported where it is used.
+if TYPE_CHECKING:
+    from supernet.data import ImageData
+
+LOCK = "run.lock"
+SPACE = "space.yaml"
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
 ADDRESS = "record.conninfo"
+
+# What the making of a run writes, and so what it may find half-made, or remove again.
+_MADE = re.compile(
+    r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
+    r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+)
+_MADE_DATA = re.compile(
+    r"data\.lock|"
+    r"((data|summary|skipped)\.json|(positions|labels|digests)\.npy|"
+    r"(train_search|test)_(images\.npy|labels\.npy|checksum\.txt))(\.partial)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +64,11 @@ class RunFolder:
     folder: Path
     record: Record
     settings: RunSettings
+
+    @property
+    def state(self) -> RunState:
+        """How far it has come, and what it has found out."""
+        return RunState(self.record)
 
     @property
     def report(self) -> Path:
@@ -53,6 +82,8 @@ class RunFolder:
 
     def data(self) -> ImageData:
         """Open the prepared images."""
+        from supernet.data import open_data
+
         return open_data(self.folder / DATA)
 
     def share_data(self) -> None:
@@ -73,7 +104,7 @@ class RunFolder:
 
     def space(self) -> SearchSpace:
         """Read the run's space, with the classes of its data."""
-        space = self.settings.load_space(self.folder / "space.yaml")
+        space = self.settings.load_space(self.folder / SPACE)
         return space.replace(num_classes=self.data().num_classes)
 
     def architecture(self, architecture_id: int) -> Architecture:
@@ -86,31 +117,51 @@ class RunFolder:
 
 
 def record_place(folder: Path) -> Place:
-    """Tell where the record of a run lies."""
+    """Tell where the record of a run lies.
+
+    Raises:
+        ValueError: If what says so has a password, or cannot be read.
+    """
     address = folder / ADDRESS
-    return address.read_text().strip() if address.is_file() else folder / RECORD
+    if not address.is_file():
+        return folder / RECORD
+    from search.record.postgres import guarded
+
+    return guarded(address.read_text(encoding="utf-8").strip())
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[RunFolder]:
-    """Open a run that exists.
+def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
+    """Open a run that exists, to look at it: nothing is written.
+
+    Args:
+        write: Let the record be written to, beside the process that works on the run.
 
     Raises:
         ValueError: If the folder is not one of a run.
     """
-    place = record_place(folder)
-    if isinstance(place, Path) and not place.is_file():
-        raise ValueError(
-            f"{folder} is not the folder of a run (it has no {RECORD}). "
-            "Name the folder that `search run` printed."
-        )
-    with Record.open(place) as record:
+    place = _place_of_run(folder)
+    if write:
+        refuse_links(folder)
+    with Record.open(place, read_only=not write) as record:
         stored = record.get_meta("settings")
         if stored is None:
-            raise ValueError(
-                f"{folder} was left before its run began. Remove it and start the run again."
-            )
-        yield RunFolder(folder, record, RunSettings.from_dict(stored))
+            raise _no_run(folder, is_ours=write)
+        settings = _with_kept_recipes(folder, RunSettings.from_dict(stored))
+        yield RunFolder(folder, record, settings)
+
+
+@contextmanager
+def own_run(folder: Path) -> Iterator[RunFolder]:
+    """Open a run to work on it; of several processes that want to, one may.
+
+    Raises:
+        ValueError: If it is no run, another process works on it, or a part of it is a link.
+    """
+    _place_of_run(folder)
+    with _claimed(folder), open_run(folder, write=True) as run:
+        run.record.claim()
+        yield run
 
 
 @contextmanager
@@ -118,6 +169,8 @@ def create_run(
     folder: Path, settings: RunSettings, *, database: str | None = None
 ) -> Iterator[RunFolder]:
     """Make the folder of a new run: check everything, read the data, then write the record.
+
+    What a process that was killed had begun to make is taken up.
 
     Args:
         folder: To make.
@@ -127,79 +180,272 @@ def create_run(
     Raises:
         ValueError: If the folder is in use or any input is wrong; nothing is left behind.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    _check_free(folder)
+    space = _check(settings)
+    place = folder / RECORD if database is None else _new_schema(database, folder.name)
+    with _made_folder(folder), _claimed(folder) as claim:
+        _check_free(folder)  # by now nobody else changes it
+        refuse_links(folder)
+        new = _NewRun(folder, settings, place, claim)
+        try:
+            record = new.make(space)
+        except StorageError as error:
+            new.undo()
+            raise ValueError(str(error)) from error
+        except RefusedError as error:
+            is_full = is_disk_full(error, folder)
+            new.undo()
+            if not is_full:
+                raise
+            raise ValueError(
+                f"The record of {folder} cannot be written ({error}). "
+                "Free some space there, and run the same command again."
+            ) from error
+        except BaseException:
+            new.undo()
+            raise
+        began = True
+        try:
+            with record:
+                try:
+                    yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
+                finally:
+                    began = RunState(record).has_plan
+        except ValueError:
+            # E.g. a budget that is too small, or a device that this machine does not have.
+            if not began:
+                new.undo()
+            raise
+
+
+@contextmanager
+def resume_run(
+    folder: Path, budget: str | None, *, sampler: str | None = None
+) -> Iterator[RunFolder]:
+    """Open a run to go on with it.
+
+    Args:
+        folder: Of the run.
+        budget: A larger budget, or None.
+        sampler: Another sampler, or None.
+
+    Raises:
+        ValueError: If it is no run, another process works on it, or the budget is smaller or of
+            another unit. Then, and if nothing can be done with it, the settings stay as they are.
+    """
+    with own_run(folder) as run:
+        before = run.record.get_meta("settings")
+        old = run.settings.parsed_budget
+        new = old if budget is None else parse_budget(budget)
+        if new.device != old.device or new.amount_seconds < old.amount_seconds:
+            raise ValueError(
+                f"A resumed run keeps its budget or gets a larger one of the same unit: it has "
+                f"{old}, got {new}. Leave --budget out to keep it."
+            )
+        changes = {} if budget is None else {"budget": budget}
+        changes |= {} if sampler is None else {"sampler": sampler}
+        run = replace(run, settings=_changed(run.settings, changes))
+        run.files.check(is_new=False)
+        run.record.close_orphans()
+        spent = run.record.spent()
+        run.record.set_meta("settings", {**before, **changes})
+        try:
+            yield run
+        except ValueError:
+            with suppress(ValueError):
+                if run.record.spent() == spent:
+                    run.record.set_meta("settings", before)
+            raise
+
+
+def refuse_links(folder: Path) -> None:
+    """Look through a run's folder before it is written to.
+
+    Raises:
+        ValueError: If a part of it is a link: what it points to would be written, or removed.
+    """
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if (part := Path(path) / name).is_symlink():
+                raise ValueError(
+                    f"{part} is a link to {os.readlink(part)!r}, and a run writes only inside its "
+                    "own folder. Put what it points to in its place, or remove the link."
+                )
+
+
+class _NewRun:
+    """A run that is being made by the process that has the folder's lock."""
+
+    def __init__(self, folder: Path, settings: RunSettings, place: Place, claim: Claim) -> None:
+        self._folder, self._settings, self._place, self._claim = folder, settings, place, claim
+        self._files = open_files(settings.storage, folder)
+        self._has_storage = self._has_schema = False
+
+    def make(self, space: SearchSpace) -> Record:
+        """Write everything; return the record, claimed."""
+        from supernet.data import prepare_data
+
+        folder, settings = self._folder, self._settings
+        self._files.check(is_new=True, token=self._claim.token)
+        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        self._files.claim(self._claim.token)
+        self._has_storage = True
+        for field in RECIPES:
+            _keep_recipe(folder, field, getattr(settings, field))
+        # `_check_free` has seen that nothing was ever recorded there.
+        for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
+            (folder / name).unlink(missing_ok=True)
+        record = Record.create(self._place)
+        try:
+            record.claim()
+            if isinstance(self._place, str):
+                self._has_schema = True
+                durable.write_text(folder / ADDRESS, f"{self._place}\n")
+            record.set_meta("settings", settings.to_dict())
+            # From here on it is a run.
+            durable.write_text(folder / SPACE, space.source)
+        except BaseException:
+            record.close()
+            raise
+        return record
+
+    def undo(self) -> None:
+        """Remove what `make` wrote, and nothing else."""
+        if self._has_storage:
+            with suppress(StorageError):
+                self._files.remove(DATA)
+                self._files.disown()
+        if self._has_schema and isinstance(self._place, str):
+            from search.record.postgres import drop_schema
+
+            drop_schema(self._place)
+        data = self._folder / DATA
+        for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if pattern.fullmatch(path.name) and path != self._claim.path:
+                    path.unlink()
+        with suppress(OSError):
+            data.rmdir()
+        self._claim.remove()
+
+
+def _check(settings: RunSettings) -> SearchSpace:
+    """Look up everything that the settings name; return the space."""
+    from supernet.recipes.recipe import load_recipe
+    from supernet.shared_weights.strategies import check_strategy
+
+    space = settings.load_space()
+    if "supernet" in SHARES[settings.strategy]:
+        check_strategy(settings.supernet_strategy, space)
+    for field in RECIPES:
+        load_recipe(getattr(settings, field))
+    return space
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that is in use; it may be missing, empty, or that of a run half-made."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    is_half_made = (
+        has_token(folder / LOCK)
+        and SPACE not in names
+        and all(name == DATA or _MADE.fullmatch(name) for name in names)
+        and _has_recorded_nothing(folder)
+    )
+    if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
         raise ValueError(
             f"{folder} is in use, and a run is never overwritten. "
             "Continue it with --resume, or name another folder with --out."
         )
-    space = settings.load_space()
-    if "supernet" in SHARES[settings.strategy]:
-        check_strategy(settings.supernet_strategy, space)
-    for recipe in (settings.supernet_recipe, settings.trial_recipe, settings.retrain_recipe):
-        load_recipe(recipe)
-    place = folder / RECORD if database is None else _new_schema(database, folder.name)
-    files = open_files(settings.storage, folder)
-    files.check(is_new=True)
-    existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _has_recorded_nothing(folder: Path) -> bool:
+    place = record_place(folder)
+    if isinstance(place, Path) and not place.is_file():
+        return True
     try:
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
-        (folder / "space.yaml").write_text(space.source)
-        if isinstance(place, str):
-            (folder / ADDRESS).write_text(f"{place}\n")
-        with Record.create(place) as record:
-            record.set_meta("settings", settings.to_dict())
-    except BaseException:
-        _remove(folder, place, keep=existed)
-        raise
-    began = True
-    try:
-        with open_run(folder) as run:
-            try:
-                yield run
-            finally:
-                began = run.record.get_meta("plan") is not None
+        with Record.open(place, read_only=True) as record:
+            return not RunState(record).has_plan and not record.ledger()
     except ValueError:
-        # E.g. a budget that is too small, or a device that this machine does not have.
-        if not began:
-            files.remove(DATA)
-            _remove(folder, place, keep=existed)
-        raise
+        return False  # whatever it is, it was not made a moment ago
+
+
+def _place_of_run(folder: Path) -> Place:
+    place = record_place(folder)
+    if isinstance(place, Path) and not place.is_file():
+        raise _no_run(folder)
+    return place
+
+
+def _no_run(folder: Path, *, is_ours: bool = False) -> ValueError:
+    if not is_ours and is_claimed(folder / LOCK):
+        return claimed_error(folder)
+    if has_token(folder / LOCK):
+        return ValueError(
+            f"{folder} was left before its run began. Give the command that was to begin it again, "
+            "without --resume: it takes up what is there."
+        )
+    return ValueError(
+        f"{folder} is not the folder of a run (it has no {RECORD}). "
+        "Name the folder that `search run` printed."
+    )
 
 
 @contextmanager
-def resume_run(folder: Path, budget: str | None) -> Iterator[RunFolder]:
-    """Open a run to go on with it, with a larger budget where one is given.
+def _claimed(folder: Path) -> Iterator[Claim]:
+    try:
+        claim = take_claim(folder / LOCK)
+    except FileNotFoundError:  # another process has made the folder, failed, and removed it
+        claim = None
+    if claim is None:
+        raise claimed_error(folder)
+    try:
+        yield claim
+    finally:
+        claim.release()
 
-    Raises:
-        ValueError: If it is no run, or the budget is smaller or of another unit.
-    """
-    with open_run(folder) as run:
-        if budget is not None:
-            old, new = run.settings.parsed_budget, parse_budget(budget)
-            if new.device != old.device or new.amount_seconds < old.amount_seconds:
-                raise ValueError(
-                    f"A resumed run keeps its budget or gets a larger one of the same unit: it has "
-                    f"{old}, got {new}. Leave --budget out to keep it."
-                )
-            run = replace(run, settings=replace(run.settings, budget=budget))
-            run.record.set_meta("settings", run.settings.to_dict())
-        run.files.check(is_new=False)
-        run.record.close_orphans()
-        yield run
+
+@contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; on an error remove those that were made, where empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _keep_recipe(folder: Path, field: str, name: str) -> None:
+    """Keep the text of a recipe of the user's own: the file may change, or be gone."""
+    plain = _file_of(name)
+    if plain not in config_names("recipes"):
+        text = config_path("recipes", plain).read_text(encoding="utf-8")
+        durable.write_text(folder / f"{field}.yaml", text)
+
+
+def _with_kept_recipes(folder: Path, settings: RunSettings) -> RunSettings:
+    """Let the settings name the recipes that the run has kept."""
+    kept = {}
+    for field in RECIPES:
+        if (file := folder / f"{field}.yaml").is_file():
+            name = getattr(settings, field)
+            kept[field] = f"{file.absolute()}{name.removeprefix(_file_of(name))}"
+    return _changed(settings, kept)
+
+
+def _changed(settings: RunSettings, changes: Mapping[str, str]) -> RunSettings:
+    return RunSettings.from_dict(settings.to_dict() | dict(changes))
+
+
+def _file_of(recipe: str) -> str:
+    """Return a recipe's name or path without its size."""
+    return recipe.rpartition(":")[0] or recipe
 
 
 def _new_schema(address: str, name: str) -> str:
     from search.record.postgres import new_schema
 
     return new_schema(address, name)
-
-
-def _remove(folder: Path, place: Place, *, keep: bool) -> None:
-    shutil.rmtree(folder)
-    if keep:
-        folder.mkdir()
-    if isinstance(place, str):
-        from search.record.postgres import drop_schema
-
-        drop_schema(place)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
 from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
 from searchspace.space import SearchSpace
-from searchspace.spec_file import load_space
-from supernet.mixers.weight_sharing import WeightSharing
+from searchspace.spec_file import check_space, load_space
 
-# How a supernet is trained; `supernet.shared_weights.strategies` has them, which needs torch.
+if TYPE_CHECKING:
+    from supernet.mixers.weight_sharing import WeightSharing
+
+# The names that a run may look up, so that settings are checked without Optuna and torch, in whose
+# rooms they mean something; a test compares them with those of `search.sampling.asking`,
+# `supernet.shared_weights.strategies` and `supernet.mixers.weight_sharing`.
+SAMPLERS = ("guided", "nsga2", "nsga3", "tpe", "gp", "random")
 SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
+PROJECTIONS = ("unshared", "shared")
+KERNELS = ("centred", "transformed")
+# The settings that name recipes.
+RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
+# What every library takes for a seed.
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +40,7 @@ class RunSettings:
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
             text as ``space.yaml``.
-        sampler: Of the search, one of `search.sampling.proposer.SAMPLERS`.
+        sampler: Of the search, one of `SAMPLERS`.
         strategy: What networks are judged by, see `search.plan.SHARES`: ``supernet`` (its shared
             weights), ``proxy`` (short trainings) or ``zero-cost`` (scores without training).
         supernet_strategy: How the supernet is trained.
@@ -80,20 +92,35 @@ class RunSettings:
             )
         if self.strategy not in SHARES:
             raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
-        if self.supernet_strategy not in SUPERNET_STRATEGIES:
-            raise ValueError(
-                f"Unknown supernet strategy {self.supernet_strategy!r}. "
-                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
-            )
+        for name, known in (
+            ("sampler", SAMPLERS),
+            ("supernet_strategy", SUPERNET_STRATEGIES),
+            ("projections", PROJECTIONS),
+            ("kernels", KERNELS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Unknown {name.replace('_', ' ')} {getattr(self, name)!r}. "
+                    f"Known: {', '.join(known)}."
+                )
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"A seed is from 0 to {MOST_SEED}, got {self.seed}.")
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
-        _ = self.sharing  # checked when it is made
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
-        if unknown or "top1" not in self.objectives or len(self.objectives) < 2:
+        is_repeated = len(set(self.objectives)) < len(self.objectives)
+        if unknown or is_repeated or "top1" not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
                 f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
             )
+        if self.img_size is not None and self.img_size < 1:
+            raise ValueError(f"The side of images is at least one pixel, got {self.img_size}.")
+        for name, most in self.limits.items():
+            if not 0 < most < math.inf:
+                raise ValueError(
+                    f"A limit of {name} is a positive number, got {most:g}. Leave it out for none."
+                )
         for name in set(self.measured_limits) - set(self.objectives):
             raise ValueError(
                 f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
@@ -108,6 +135,8 @@ class RunSettings:
     @property
     def sharing(self) -> WeightSharing:
         """What the choices of a supernet's block share."""
+        from supernet.mixers.weight_sharing import WeightSharing
+
         return WeightSharing(projections=self.projections, kernels=self.kernels)
 
     @property
@@ -124,9 +153,13 @@ class RunSettings:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
         space = load_space(str(file or self.space))
         limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
-        return space.replace(
-            img_size=self.img_size or space.img_size, limits={**space.limits, **limits}
+        changed = space.replace(
+            img_size=space.img_size if self.img_size is None else self.img_size,
+            limits={**space.limits, **limits},
         )
+        if changed != space:
+            check_space(changed)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the settings with JSON values; `from_dict` inverts it."""
@@ -135,8 +168,6 @@ class RunSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """Read what `to_dict` wrote."""
-        if "supernet_strategy" not in data:  # before there were others than the supernet
-            data = {**data, "strategy": "supernet", "supernet_strategy": data["strategy"]}
         return cls(**data)
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from search.scheduling.tasks import StorageError
-from supernet.training.checkpoint import write_text
+from search.record.addresses import has_secret
+from searchspace import durable
 
 DATA = "data"
 SUPERNET = "supernet"
 CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
+# In a storage: whose it is, and who asks for it.
+OWNER, ASKING = "owner.json", "asking"
+ASK_SECONDS = 30.0
 
 _VERSION = re.compile(r"\d{8}-[0-9a-f]{8}(\.json)?")
 # A version that is replaced while it is read is followed by a newer one, which is read instead.
@@ -40,15 +44,33 @@ _MAX_READS = 5
 _Contents = dict[str, list[int]]
 
 
+class StorageError(Exception):
+    """The run's storage does not answer: the run stops, and goes on when it does."""
+
+
 class Files(Protocol):
     """The folders of a run as the node that asks sees them; small and picklable."""
 
-    def check(self, *, is_new: bool) -> None:
+    def check(self, *, is_new: bool, token: str = "") -> None:
         """Write, read and remove a small file.
+
+        Args:
+            is_new: Whether a new run asks, which needs a storage that is empty or its own.
+            token: Of that run.
 
         Raises:
             ValueError: If that fails, or if a new run would find the files of another one.
         """
+
+    def claim(self, token: str) -> None:
+        """Make this the storage of one run for ever; of several that ask at once, one gets it.
+
+        Raises:
+            ValueError: If it is another run's.
+        """
+
+    def disown(self) -> None:
+        """Give up what `claim` got, for a run that never began."""
 
     def has(self, name: str) -> bool:
         """Tell whether something was published under a name."""
@@ -76,7 +98,17 @@ def open_files(url: str, folder: Path) -> Files:
 
 
 def storage_url(text: str) -> str:
-    """Return a storage as it was typed as a URL that means the same on all nodes."""
+    """Return a storage as it was typed as a URL that means the same on all nodes.
+
+    Raises:
+        ValueError: If there is a password or key in it.
+    """
+    if has_secret(text):
+        raise ValueError(
+            "The address of a storage must not have a password or key: the record holds it, and "
+            "others would see it in the list of processes. Put it into the environment, where the "
+            "storage's library looks for it."
+        )
     if not text or "://" in text or "::" in text:
         return text
     return f"file://{Path(text).expanduser().resolve()}"
@@ -88,8 +120,14 @@ class SharedFolder:
 
     folder: Path
 
-    def check(self, *, is_new: bool) -> None:
+    def check(self, *, is_new: bool, token: str = "") -> None:
         """Nothing to do: a folder that cannot be written is found out when the run is made."""
+
+    def claim(self, token: str) -> None:
+        """Nothing to do: who has the run's folder has this."""
+
+    def disown(self) -> None:
+        """Nothing to do."""
 
     def has(self, name: str) -> bool:
         """See `Files`."""
@@ -107,7 +145,12 @@ class SharedFolder:
 
     def remove(self, name: str) -> None:
         """See `Files`."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        place = self.folder
+        for part in PurePosixPath(name).parts:
+            place /= part
+            if place.is_symlink():  # what it points to is not the run's
+                return
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +167,55 @@ class Storage:
 
     url: str
 
-    def check(self, *, is_new: bool) -> None:
+    def check(self, *, is_new: bool, token: str = "") -> None:
         """See `Files`."""
         name, content = f"probe-{uuid.uuid4().hex}", b"mixer-search was here"
         try:
             fs, root = self._connect()
-            fs.pipe_file(f"{root}/{name}", content)
-            if fs.cat_file(f"{root}/{name}") != content:
-                raise OSError("it does not give back what was written")
-            fs.rm_file(f"{root}/{name}")
-            found = [entry for entry in _names(fs, root) if entry != name]
+            found = [entry for entry in _names(fs, root) if entry != ASKING]
+            is_free = not is_new or not found or token in _owners(fs, root)
+            if is_free:
+                fs.pipe_file(f"{root}/{name}", content)
+                if fs.cat_file(f"{root}/{name}") != content:
+                    raise OSError("it does not give back what was written")
+                fs.rm_file(f"{root}/{name}")
         except Exception as error:
             raise ValueError(
                 f"The storage {self.url} cannot be used. {type(error).__name__}: {error}. Name a "
                 "folder or a URL of fsspec where this user may write, read and remove files."
             ) from error
-        if is_new and found:
-            raise ValueError(
-                f"The storage {self.url} is in use (it has {found[0]}), and belongs to one run. "
-                "Continue that run with --resume, or name another with --storage."
-            )
+        if not is_free:
+            raise self._in_use(min(found))
+
+    def claim(self, token: str) -> None:
+        """See `Files`.
+
+        Object stores have no locks, and listings show what was written before. Each writes that it
+        asks and looks who else does: the last by name waits for none, the first until the others
+        have withdrawn or one of them has it.
+        """
+        with self._asking():
+            fs, root = self._connect()
+            mine = f"{token}-{uuid.uuid4().hex[:8]}"
+            fs.pipe_file(f"{root}/{ASKING}/{mine}", b"{}")
+            try:
+                found = _take(fs, root, mine, token)
+            finally:
+                _remove(fs, f"{root}/{ASKING}/{mine}")
+        if found:
+            raise self._in_use(found)
+
+    def _in_use(self, found: str) -> ValueError:
+        return ValueError(
+            f"The storage {self.url} is in use (it has {found}), and belongs to one run. "
+            "Continue that run with --resume, or name another with --storage."
+        )
+
+    def disown(self) -> None:
+        """See `Files`."""
+        with self._asking():
+            fs, root = self._connect()
+            _remove(fs, f"{root}/{OWNER}")
 
     def has(self, name: str) -> bool:
         """See `Files`."""
@@ -244,7 +316,7 @@ class Storage:
         """Let one process of this node at a time change copies of this kind."""
         folder = self._copy("")
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name.partition('/')[0]}.lock").open("a") as file:
+        with (folder / f"{name.partition('/')[0]}.lock").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -287,21 +359,65 @@ def _newest(fs: Any, place: str) -> tuple[str, dict[str, int]] | None:
     return None
 
 
+def _take(fs: Any, root: str, mine: str, token: str) -> str | None:
+    """Write whose the storage is from now on, or say what stands against it."""
+    deadline = time.monotonic() + ASK_SECONDS
+    while True:
+        # In this order: whoever has withdrawn after this has written before the next line.
+        asking = _names(fs, f"{root}/{ASKING}")
+        if owners := _owners(fs, root):
+            return None if token in owners else OWNER
+        if asking == [mine]:
+            fs.pipe_file(f"{root}/{OWNER}", json.dumps({"run": token}).encode())
+            return None
+        first = min(asking, default=mine)
+        if first != mine or time.monotonic() > deadline:
+            return f"{ASKING}/{first}"
+        time.sleep(0.1)
+
+
+def _owners(fs: Any, root: str) -> list[str]:
+    """Return the token of the run that owns a storage, if one does."""
+    fs.invalidate_cache()
+    try:
+        return [str(json.loads(fs.cat_file(f"{root}/{OWNER}"))["run"])]
+    except FileNotFoundError:
+        return []
+
+
 def _upload(fs: Any, folder: Path, target: str, contents: _Contents) -> None:
     """Write the files of a version, then its index."""
+    from fsspec.implementations.local import LocalFileSystem
+
     fs.put([str(folder / file) for file in contents], [f"{target}/{file}" for file in contents])
     sizes = {file: size for file, (size, _) in contents.items()}
+    is_local = isinstance(fs, LocalFileSystem)  # an object store keeps what it has confirmed
+    if is_local and contents:
+        durable.sync(Path(target))
     fs.pipe_file(f"{target}.json", json.dumps(sizes, indent=1).encode())
+    if is_local:
+        durable.sync(Path(f"{target}.json"))
+        durable.sync_folder(Path(target).parent)
 
 
 def _download(fs: Any, source: str, folder: Path, sizes: dict[str, int]) -> None:
     """Copy the files of a version into a new folder, and look whether they are whole."""
+    for file in sizes:
+        if not _is_inside(file):
+            raise OSError(f"{source}.json names {file!r}, which would lie outside of its folder")
     for parent in {(folder / file).parent for file in sizes}:
         parent.mkdir(parents=True, exist_ok=True)
     fs.get([f"{source}/{file}" for file in sizes], [str(folder / file) for file in sizes])
     for file, size in sizes.items():
         if (found := (folder / file).stat().st_size) != size:
             raise OSError(f"{source}/{file} has {found} bytes, {size} were written")
+
+
+def _is_inside(file: str) -> bool:
+    """Tell whether a name in an index stays in its folder, on every system."""
+    path = PurePosixPath(file)
+    is_plain = file == path.as_posix() and not path.is_absolute() and path.parts != ()
+    return is_plain and ".." not in path.parts and not set("\\:\0") & set(file)
 
 
 def _remove(fs: Any, path: str) -> None:
@@ -315,7 +431,8 @@ def _contents(folder: Path) -> _Contents:
     stats = {
         path.relative_to(folder).as_posix(): path.stat()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        # What a link points to is not ours to share.
+        if path.is_file() and not path.is_symlink()
     }
     return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
@@ -326,7 +443,7 @@ def _note(copy: Path) -> Path:
 
 
 def _write_note(copy: Path, version: str, contents: _Contents) -> None:
-    write_text(_note(copy), json.dumps({"version": version, "contents": contents}))
+    durable.write_text(_note(copy), json.dumps({"version": version, "contents": contents}))
 
 
 def _holds(copy: Path, version: str) -> bool:
@@ -340,4 +457,6 @@ def _holds(copy: Path, version: str) -> bool:
 
 def _remove_copy(copy: Path) -> None:
     _note(copy).unlink(missing_ok=True)
+    if copy.is_symlink():
+        copy.unlink()
     shutil.rmtree(copy, ignore_errors=True)

@@ -29,7 +29,7 @@ _SAMPLERS: dict[str, Callable[[int, DesignSpace[Any]], BaseSampler]] = {
     "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed, n_startup_trials=16),
     "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
 }
-SAMPLERS = tuple(_SAMPLERS)
+SAMPLERS = tuple(_SAMPLERS)  # `search.run_folder.settings` has their names, without optuna
 
 
 class Asking(Generic[T]):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from search.plan import PHASES
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import known_losses, losses_of
 from search.run_folder.settings import RunSettings
 from search.sampling.proposer import Proposer
@@ -144,7 +144,7 @@ class Judging:
         trial_id, attempt = self._running[judgement.architecture.key]
         outcome, cause = judgement.outcome, judgement.cause
         ends: AttemptOutcome = outcome if outcome in ("done", "failed") else "lost"
-        if ends == "lost" and self._interrupted():
+        if ends == "lost" and (self._interrupted() or self._record.spent(PHASES) >= self._limit):
             ends = "interrupted"
         elif ends == "lost" and self._record.count_lost(trial_id) + 1 >= MAX_LOST:
             ends, cause = "failed", f"lost {MAX_LOST} times; last: {cause}"

@@ -13,15 +13,10 @@ from pathlib import Path
 from search.plan import PHASES, Plan, StepModel
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
-from search.run_folder.storage import Files, SharedFolder
-from search.scheduling.tasks import (
-    START_SECONDS,
-    FullDiskError,
-    Outcome,
-    StorageError,
-    TrialTask,
-    checkpoint_name,
-)
+from search.results.fidelity import trained_alone
+from search.run_folder.disk import FullDiskError
+from search.run_folder.storage import Files, SharedFolder, StorageError
+from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
@@ -74,6 +69,7 @@ class TrialRunner:
         on_event: Called with a line of text about each finished trial.
         on_end: Called with every trial that has ended, e.g. to promote by it.
         clock: Seconds; for how long trials have been running.
+        start_seconds: That a worker takes to start, for as long as none is warm.
     """
 
     def __init__(
@@ -91,7 +87,9 @@ class TrialRunner:
         on_event: Callable[[str], None],
         on_end: Callable[[Trial], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        start_seconds: float = 0.0,
     ) -> None:
+        self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
         self._files = files or SharedFolder(folder)
         self._phase, self._seed, self._choose = phase, seed, choose
@@ -101,7 +99,8 @@ class TrialRunner:
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        self._num_placed = 0
+        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -130,7 +129,7 @@ class TrialRunner:
                 self._next.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
-                architecture_id, fidelity=fidelity_of(epochs), seed=self._seed, origin=self._phase
+                architecture_id, fidelity=trained_alone(epochs), seed=self._seed, origin=self._phase
             )
             task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
@@ -139,6 +138,7 @@ class TrialRunner:
     def started(self, task: TrialTask) -> None:
         """Take note that a trial has a device, on which its worker starts."""
         self._running[task.trial_id].placed = self._listened()
+        self._num_placed += 1
 
     def heard(self, task: TrialTask) -> None:
         """Take note of a sign of life: a trial's training begins, or has finished an epoch."""
@@ -243,7 +243,7 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected = self._costs.predict(trial.macs, epochs)
+        expected = self._expected(trial.macs, epochs)
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
             self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
@@ -276,8 +276,16 @@ class TrialRunner:
         self._idle = idle
 
     def _fits(self, macs: int, epochs: int) -> bool:
-        expected = self._costs.predict(macs, epochs)
+        expected = self._expected(macs, epochs)
         return self._record.spent(PHASES) + self._outstanding() + expected <= self._limit
+
+    def _expected(self, macs: int, epochs: int) -> float:
+        """Predict the device-seconds of a trial, with its worker's start where none is warm yet."""
+        expected = self._costs.predict(macs, epochs)
+        if self._num_placed >= max(self._held, 1):
+            return expected
+        # What earlier trials took has a part of their workers' starts in it.
+        return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
         now = self._clock()
@@ -302,28 +310,28 @@ class TrialCosts:
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
 
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
-        self._ratios[epochs].append(seconds / self._planned(macs, epochs))
+        self._ratios[epochs].append(seconds / self.planned(macs, epochs))
         self._medians.clear()
 
     def add_training(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial whose training itself took ``seconds``."""
-        self._trainings[epochs].append(seconds / self._planned(macs, epochs))
+        self._trainings[epochs].append(seconds / self.planned(macs, epochs))
         self._medians.clear()
 
     def add_silence(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that was silent for ``seconds`` at most."""
-        self._silences[epochs].append(seconds / self._planned(macs, epochs))
+        self._silences[epochs].append(seconds / self.planned(macs, epochs))
 
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
-        return self._planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
+        return self.planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
 
     def predict_training(self, macs: int, epochs: int) -> float:
         """Return the seconds of a training once its worker is ready, for a time limit.
@@ -331,14 +339,14 @@ class TrialCosts:
         Without any that was seen from its beginning it is what the device is charged for.
         """
         ratio = self._median(self._trainings, epochs)
-        return self.predict(macs, epochs) if ratio is None else self._planned(macs, epochs) * ratio
+        return self.predict(macs, epochs) if ratio is None else self.planned(macs, epochs) * ratio
 
     def longest_silence(self, macs: int, epochs: int) -> float:
         """Return the longest seconds between two epochs to expect, as seen so far."""
         known = self._silences[epochs]
         if len(known) < MIN_KNOWN:
             return math.inf
-        return self._planned(macs, epochs) * max(known)
+        return self.planned(macs, epochs) * max(known)
 
     def hang_factor(self, epochs: int) -> float:
         """Return how many times longer than predicted a trial of a rung may take."""
@@ -354,10 +362,6 @@ class TrialCosts:
             self._medians[key] = statistics.median(found) if found else None
         return self._medians[key]
 
-    def _planned(self, macs: int, epochs: int) -> float:
+    def planned(self, macs: int, epochs: int) -> float:
+        """Return device-seconds by the measured steps alone."""
         return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
-
-
-def fidelity_of(epochs: int) -> str:
-    """Name the fidelity of networks that are trained alone for so many epochs."""
-    return f"train-{epochs}e"

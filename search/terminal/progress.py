@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from rich.console import Console, RenderableType
@@ -88,15 +90,20 @@ class ProgressView:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request that the run honours; a second SIGINT interrupts."""
+    """Turns SIGINT, SIGTERM and SIGHUP (a terminal that was closed) into a request that the run
+    honours; a second SIGINT interrupts.
+
+    Where nohup has it ignore SIGHUP, it goes on doing so.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,9 +111,27 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminals()
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+        self.requested = self.requested or signal.Signals(number).name
+
+
+def leave_closed_terminals() -> None:
+    """Send what is written from now on nowhere, where nobody can read it any more.
+
+    Writing to a terminal that was closed, or into a pipe whose reader has gone with it, is an
+    error, and the report is still to be written.
+    """
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        with suppress(OSError):
+            if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def clock_text(seconds: float) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from searchspace import durable
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
 from supernet.data.streaming import StreamedImages
@@ -25,6 +29,8 @@ OnProgress: TypeAlias = Callable[[int, int], None]
 LOCK_FILE = "data.lock"
 GIB = 2**30
 CHUNK_IMAGES = 256
+CHUNK_BYTES = 2**24
+_PARTS = IMAGES, LABELS, CHECKSUM = ("images.npy", "labels.npy", "checksum.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ def write_split(
     folder: Path,
     stem: str,
     stored_size: int,
+    digests: IntArray | None = None,
     exact: bool = False,
     on_progress: OnProgress | None,
 ) -> bool:
@@ -59,50 +66,120 @@ def write_split(
     Args:
         stem: What the names of the array files begin with; they appear when they are complete.
         stored_size: The side that every image is scaled to.
+        digests: Of the images, see `Source.read`.
         exact: Stop at the first image that is not of that size already.
 
     Returns:
         False if it stopped.
 
     Raises:
-        ValueError: If an image is damaged or missing.
+        ValueError: If an image is damaged, missing or has changed, or the disk is full.
     """
     rows = {position: row for row, position in enumerate(positions.tolist())}
-    partial = folder / f"{stem}_images.npy.partial"
-    shape = (len(positions), stored_size, stored_size, 3)
-    images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    # In the order of the listing, which is kind to disks and readers.
-    done = 0
-    for position, image in source.read(np.sort(positions)):
-        if exact and image.size != (stored_size, stored_size):
-            return False
-        images[rows[position]] = square(image, stored_size)
-        done += 1
-        if on_progress is not None and (done % CHUNK_IMAGES == 0 or done == len(positions)):
-            on_progress(done, len(positions))
-    if done != len(positions):
-        raise ValueError(
-            f"The data {source.name!r} listed {len(positions)} images, but {done} could be read. "
-            "It must not change while it is read: try again."
-        )
-    images.flush()
-    labels = folder / f"{stem}_labels.npy.partial"
-    with labels.open("wb") as file:
-        np.save(file, source.labels[positions])
-    for path in (labels, partial):
-        os.replace(path, path.with_suffix(""))
+    parts = [folder / f"{stem}_{part}.partial" for part in _PARTS]
+    with _disk_errors(len(positions), stored_size, folder):
+        images = _reserved(parts[0], (len(positions), stored_size, stored_size, 3))
+        # In the order of the listing, which is kind to disks and readers.
+        order = np.argsort(positions)
+        done = 0
+        for position, image in source.read(
+            positions[order], None if digests is None else digests[order]
+        ):
+            if exact and image.size != (stored_size, stored_size):
+                return False
+            images[rows[position]] = np.asarray(square(image, stored_size))
+            done += 1
+            if on_progress is not None and (done % CHUNK_IMAGES == 0 or done == len(positions)):
+                on_progress(done, len(positions))
+        if done != len(positions):
+            raise ValueError(
+                f"The data {source.name!r} listed {len(positions)} images, but {done} could be "
+                "read. It must not change while it is read: try again."
+            )
+        images.flush()
+        labels = source.labels[positions]
+        with parts[1].open("wb") as file:
+            np.save(file, labels)
+        parts[2].write_text(checksum(images, labels) + "\n", encoding="utf-8")
+        # The checksum comes last: where it is, the others are.
+        for part in (parts[1], parts[0], parts[2]):
+            durable.replace(part, part.with_suffix(""))
     return True
 
 
+def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    """Make an array file whose every byte has its place on the disk, and map it.
+
+    A mapped file with holes kills the process without a word where the disk fills up.
+    """
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        size = file.tell() + int(np.prod(shape))
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            # A file system that cannot reserve is written to instead.
+            for start in range(file.tell(), size, CHUNK_BYTES):
+                file.write(bytes(min(CHUNK_BYTES, size - start)))
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
 def load_arrays(folder: Path, stem: str) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    """Map the images and labels that `write_split` left into memory."""
-    images = np.load(folder / f"{stem}_images.npy", mmap_mode="r")
-    return images, np.load(folder / f"{stem}_labels.npy")
+    """Map the images and labels that `write_split` left into memory.
+
+    The first call of a process reads them once and compares their checksum with the stored one:
+    bytes that a disk or a copy has changed would be learned from without a word. It is a CRC, since
+    every process pays for it: it finds accidents, at four times the speed of SHA-256.
+
+    Raises:
+        ValueError: If they are not what was written.
+    """
+    try:
+        images = np.load(folder / f"{stem}_{IMAGES}", mmap_mode="r")
+        labels = np.load(folder / f"{stem}_{LABELS}")
+        stored = (folder / f"{stem}_{CHECKSUM}").read_bytes()
+        stamps = [(folder / f"{stem}_{part}").stat() for part in _PARTS]
+        stamp = tuple((found.st_mtime_ns, found.st_ino, found.st_size) for found in stamps)
+        is_sound = _read_checksum(folder, stem, stamp).encode() == stored.strip()
+    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+        raise ValueError(_damaged(folder, stem, str(error))) from error
+    if not is_sound:
+        raise ValueError(_damaged(folder, stem, "their checksum is another one"))
+    return images, labels
+
+
+def is_sound(folder: Path, stem: str) -> bool:
+    """Tell whether `write_split` has finished, and its arrays are still what it wrote."""
+    if not is_stored(folder, stem):
+        return False
+    try:
+        load_arrays(folder, stem)
+    except ValueError:
+        return False
+    return True
+
+
+# One of these for a process and a file; what is there after a change is read again.
+@lru_cache(maxsize=16)
+def _read_checksum(folder: Path, stem: str, stamp: tuple[tuple[int, int, int], ...]) -> str:
+    images = np.load(folder / f"{stem}_{IMAGES}", mmap_mode="r")
+    return checksum(images, np.load(folder / f"{stem}_{LABELS}"))
+
+
+def _damaged(folder: Path, stem: str, reason: str) -> str:
+    return (
+        f"The decoded images {folder}/{stem}_{IMAGES} are damaged ({reason}). Run the same command "
+        "again, with --resume where it is a search: they are decoded anew from the data."
+    )
 
 
 def is_stored(folder: Path, stem: str) -> bool:
     """Tell whether `write_split` has finished."""
-    return all((folder / f"{stem}_{part}.npy").exists() for part in ("images", "labels"))
+    return all((folder / f"{stem}_{part}").is_file() for part in _PARTS)
 
 
 def array_bytes(num_images: int, stored_size: int) -> int:
@@ -111,17 +188,32 @@ def array_bytes(num_images: int, stored_size: int) -> int:
 
 
 def check_disk(num_images: int, stored_size: int, folder: Path) -> None:
-    """Raise ValueError if arrays of that many images do not fit on the disk.
+    """Raise ValueError if arrays of that many images do not fit on the disk."""
+    if array_bytes(num_images, stored_size) > shutil.disk_usage(folder).free:
+        raise _full(num_images, stored_size, folder)
 
-    A full disk under a mapped file kills the process without a word.
-    """
-    needed = array_bytes(num_images, stored_size)
-    if needed > (free := shutil.disk_usage(folder).free):
+
+@contextlib.contextmanager
+def _disk_errors(num_images: int, stored_size: int, folder: Path) -> Iterator[None]:
+    """Say it when the disk is full, or the user's share of it, or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _full(num_images, stored_size, folder) from error
         raise ValueError(
-            f"{num_images:,} decoded images of {stored_size} x {stored_size} take "
-            f"{needed / GIB:.3g} GiB, but the disk of {folder} has only {free / GIB:.3g} GiB free. "
-            "Make room, or choose a smaller img_size."
-        )
+            f"The decoded images cannot be written to {folder} ({error.strerror}). "
+            "Choose a folder that can be written."
+        ) from error
+
+
+def _full(num_images: int, stored_size: int, folder: Path) -> ValueError:
+    needed, free = array_bytes(num_images, stored_size), shutil.disk_usage(folder).free
+    return ValueError(
+        f"{num_images:,} decoded images of {stored_size} x {stored_size} take "
+        f"{needed / GIB:.3g} GiB, but the disk of {folder} has only {free / GIB:.3g} GiB free. "
+        "Make room, or choose a smaller img_size."
+    )
 
 
 def channel_statistics(
@@ -150,17 +242,25 @@ def fingerprint(images: npt.NDArray[np.uint8], labels: IntArray) -> str:
     return digest.hexdigest()
 
 
+def checksum(images: npt.NDArray[np.uint8], labels: IntArray) -> str:
+    """Return a CRC of images and labels."""
+    found = zlib.crc32(str(images.shape).encode() + labels.tobytes())
+    for start in range(0, len(labels), CHUNK_IMAGES):
+        found = zlib.crc32(images[start : start + CHUNK_IMAGES].data, found)
+    return f"{found:08x}"
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time write into the folder; a killed one gives its turn up."""
-    with (folder / LOCK_FILE).open("a") as file:
+    with (folder / LOCK_FILE).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def remove_arrays(folder: Path, stem: str) -> None:
     """Remove the arrays of a split, finished or not."""
-    for path in folder.glob(f"{stem}_*.npy*"):
+    for path in folder.glob(f"{stem}_*"):
         path.unlink()
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from supernet.data.folders import open_folder, open_tar
-from supernet.data.source import Source
+from supernet.data.decoding import shown
+from supernet.data.folders import open_folder
+from supernet.data.source import Fetched, Source
 from supernet.data.splits import IntArray
+from supernet.data.tars import open_tar
 from supernet.data.webdataset import open_shards
 
 DIGITS = "digits"
@@ -31,12 +33,20 @@ def resolve_source(text: str) -> str:
     if text == DIGITS:
         return text
     path = Path(text).expanduser()
-    if text and path.exists():
+    if text and _exists(path):
         return str(path.resolve())
     if text.startswith(TIMM_PREFIXES):
         name, colon, root = text.partition(":")
         return f"{name}:{Path(root).expanduser().resolve()}" if colon else text
     raise ValueError(f"There is no data {text!r}: no such path and no known name. {ACCEPTED}.")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    # A name that no file can have: too long, or with a zero byte.
+    except (OSError, ValueError):
+        return False
 
 
 def open_source(source: str, *, img_size: int) -> Source:
@@ -63,9 +73,15 @@ def open_source(source: str, *, img_size: int) -> Source:
 
         return open_timm(name, root=root or None)
     path = Path(source)
-    if not path.exists():
-        raise ValueError(f"The data {source} is not there any more. Put it back at this path.")
-    return open_folder(path) if path.is_dir() else open_tar(path)
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file():
+        return open_tar(path)
+    if not _exists(path):
+        raise ValueError(
+            f"The data {shown(source)} is not there any more. Put it back at this path."
+        )
+    raise ValueError(f"{shown(source)} is neither a folder nor a regular file. {ACCEPTED}.")
 
 
 def _open_digits(img_size: int) -> Source:
@@ -75,11 +91,11 @@ def _open_digits(img_size: int) -> Source:
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
 
-    def read(positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
+    def fetch(positions: IntArray) -> Iterator[Fetched]:
         for position in positions.tolist():
             image = Image.fromarray(pixels[position])
             image = image.resize((img_size, img_size), Image.Resampling.BICUBIC)
-            yield position, image.convert("RGB")
+            yield Fetched(position, image.convert("RGB"), f"{DIGITS}/{position}")
 
     return Source(
         name=DIGITS,
@@ -88,5 +104,5 @@ def _open_digits(img_size: int) -> Source:
         names=[f"{DIGITS}/{index}" for index in range(len(pixels))],
         labels=data.target.astype(np.int64),
         pools={"all": np.arange(len(pixels))},
-        read=read,
+        fetch=fetch,
     )

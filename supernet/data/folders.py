@@ -1,24 +1,33 @@
-"""An ImageFolder or a tar of one.
+"""An ImageFolder: ``train/<class>/.../<image>``, and likewise ``val/`` or ``test/`` or both.
 
-Both hold ``train/<class>/.../<image>`` and likewise ``val/`` or ``test/`` or both. A tar is read in
-passes from front to back and never unpacked.
+Every real file is taken once, under one class of one split. Links are followed, since subsets of
+large sets are often folders of links; one that leads back to where it came from is refused.
 """
 
 from __future__ import annotations
 
-import io
-import lzma
 import os
-import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from supernet.data.source import Source, decode_image
+from supernet.data.decoding import IMAGE_SUFFIXES, looks_like_image, shown
+from supernet.data.files import read_head, read_regular
+from supernet.data.skipped import (
+    AGAIN,
+    NO_FILE,
+    OUTSIDE,
+    Skipped,
+    clutter_reason,
+    copy_reason,
+    has_image_suffix,
+    other_reason,
+)
+from supernet.data.source import Fetched, Source
 from supernet.data.splits import IntArray
 
 POOL_OF_FOLDER = {
@@ -29,202 +38,315 @@ POOL_OF_FOLDER = {
     "validation": "val",
     "test": "test",
 }
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-TAR_ERRORS = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
+# Which folder it really is, whatever it is called: its device and its number there.
+_Identity: TypeAlias = tuple[int, int]
+
+
+class Place(NamedTuple):
+    """Where an image or a folder of images lies."""
+
+    pool: str
+    label: str
+    name: str
+
+
+@dataclass(slots=True)
+class Found:
+    """Images by pool and class, as they are found.
+
+    Attributes:
+        is_same: Looks closer at two names that seem to be one file.
+        classes: Pool -> class -> names of images; classes without images are there too.
+        skipped: What was left out.
+    """
+
+    is_same: Callable[[str, str], bool] = lambda one, other: True
+    classes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=Skipped)
+    _taken: dict[object, Place] = field(default_factory=dict)
+
+    def take(self, place: Place, real: object) -> None:
+        """Take an image, unless the same file was taken before.
+
+        Args:
+            real: Equal for the same file under two names; None where that is not known.
+
+        Raises:
+            ValueError: If the same file is in another class or pool.
+        """
+        first = place if real is None else self._taken.setdefault(real, place)
+        if first is not place and self.is_same(first.name, place.name):
+            check_same(first, place)
+            self.skipped.add(AGAIN, place.name)
+            return
+        self.classes[place.pool][place.label].append(place.name)
+
+
+def check_same(first: Place, second: Place) -> None:
+    """Refuse a file that has two classes, or is to be learned from and tested on."""
+    if first[:2] != second[:2]:
+        raise ValueError(
+            "Each image belongs to one class of one split, but "
+            f"{shown(first.name)} and {shown(second.name)} are the same. Remove one."
+        )
 
 
 def open_folder(root: Path) -> Source:
-    """List the images of a folder; links are followed, hidden and other files are left out.
+    """List the images of a folder.
 
     Raises:
-        ValueError: If splits or classes are missing, empty or different.
+        ValueError: If splits or classes are missing, empty or different; if a link leads nowhere
+            or in a circle; if one file is in two classes or splits.
     """
-    files: list[str] = []
-    folders: list[str] = []
-    entries = sorted(entry.name for entry in root.iterdir())
-    for pool_folder in (name for name in entries if name in POOL_OF_FOLDER):
-        # Subsets of large sets are often folders of links.
-        for parent, subfolders, names in os.walk(root / pool_folder, followlinks=True):
-            relative = Path(parent).relative_to(root).as_posix()
-            folders.extend(f"{relative}/{name}" for name in subfolders)
-            files.extend(f"{relative}/{name}" for name in names)
+    base = os.fsencode(root)
+    found = Found(lambda *names: os.path.samefile(*(_path(base, name) for name in names)))
+    entries = sorted(_text(entry.name) for entry in _scan(base))
+    walk = _Walk(base, found)
+    for pool, folder in pools_of(entries, _printable(base)).items():
+        walk.list_pool(pool, folder)
 
-    def read(names: Sequence[str], positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
+    def fetch(names: Sequence[str], positions: IntArray) -> Iterator[Fetched]:
         for position in positions.tolist():
-            path = root / names[position]
-            yield position, decode_image(path, name=str(path))
+            path = _path(base, names[position])
+            yield Fetched(position, read_regular(path), _text(path))
 
-    return _arrange(files, folders=folders, entries=entries, path=root, read=read)
+    return arrange(found, root, fetch)
 
 
-def open_tar(path: Path) -> Source:
-    """List the images of a tar, whose contents may lie in one top folder.
+def pools_of(entries: Sequence[str], where: str) -> dict[str, str]:
+    """Map the pools to their folders among the names in a top folder.
 
     Raises:
-        ValueError: If it is no tar or truncated; if splits or classes are missing, empty or
-            different.
+        ValueError: If one is missing or there twice.
     """
-    offsets: dict[str, int] = {}  # where a file's header is; the last one of a name counts
-    folders: list[str] = []
-    can_seek = _is_plain(path)
-    for member in _members(path):
-        name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-        if member.isdir():
-            folders.append(name)
-        elif member.isreg() or member.islnk() or member.issym():
-            offsets[name] = member.offset
-            can_seek = can_seek and member.isreg()  # a link is found by reading them all
-    top = _top_folder((*offsets, *folders))
-    offsets = {name.removeprefix(top): offset for name, offset in offsets.items()}
-    folders = [name.removeprefix(top) for name in folders]
-
-    def read(names: Sequence[str], positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
-        wanted = {offsets[names[position]]: position for position in positions.tolist()}
-        with _open_members(path) as tar:
-            for member in _members_at(tar, sorted(wanted)) if can_seek else tar:
-                if member.offset in wanted:
-                    yield wanted[member.offset], _decode_member(tar, member)
-
-    entries = sorted({name.split("/")[0] for name in (*offsets, *folders) if name})
-    source = _arrange(list(offsets), folders=folders, entries=entries, path=path, read=read)
-    return replace(source, is_random_access=can_seek)
-
-
-def _arrange(
-    files: Sequence[str],
-    *,
-    folders: Sequence[str],
-    entries: Sequence[str],
-    path: Path,
-    read: Callable[[Sequence[str], IntArray], Iterator[tuple[int, Image.Image]]],
-) -> Source:
-    """Sort paths of the form ``train/<class>/.../<image>`` into pools and classes."""
-    pools = [POOL_OF_FOLDER[name] for name in entries if name in POOL_OF_FOLDER]
-    if "train" not in pools or not {"val", "test"} & set(pools) or len(pools) > len(set(pools)):
+    known = [name for name in entries if name in POOL_OF_FOLDER]
+    pools = {POOL_OF_FOLDER[name]: name for name in known}
+    if "train" not in pools or not {"val", "test"} & set(pools) or len(known) > len(pools):
+        names = ", ".join(map(shown, entries[:10])) or "nothing"
         raise ValueError(
             "Data must have one train/ and one val/ or test/ or both, each with one folder of "
-            f"images per class; {path} has: {', '.join(entries[:10]) or 'nothing'}. Give the "
-            "folder that holds train/."
+            f"images per class; {where} has: {names}. Give the folder that holds train/."
         )
-    found = {pool: _by_class(pool, files, folders) for pool in pools}
-    _check_classes(found, path)
-    class_names = tuple(sorted(found["train"]))
-    listing = sorted(
-        (pool, file, label)
-        for pool, classes in found.items()
-        for label, class_name in enumerate(class_names)
-        for file in classes[class_name]
-    )
-    names = [file for _, file, _ in listing]
-    pool_of = np.array([pool for pool, _, _ in listing])
+    return pools
+
+
+def arrange(
+    found: Found, path: Path, fetch: Callable[[Sequence[str], IntArray], Iterator[Fetched]]
+) -> Source:
+    """Make a source of what was found; classes are numbered in the order of their names.
+
+    Raises:
+        ValueError: If classes are empty, different between the pools, or not UTF-8.
+    """
+    for folder in (f"{pool}/{name}" for pool, names in found.classes.items() for name in names):
+        if shown(folder) != folder:
+            raise ValueError(
+                "The names of class folders must be UTF-8 without control characters, "
+                f"{shown(folder)} in {shown(str(path))} is not. Rename it."
+            )
+    _check_classes(found.classes, shown(str(path)))
+    class_names = tuple(sorted(found.classes["train"]))
+    names: list[str] = []
+    labels: list[int] = []
+    pools: dict[str, IntArray] = {}
+    for pool, classes in sorted(found.classes.items()):
+        listing = sorted(
+            (name, label) for label, key in enumerate(class_names) for name in classes[key]
+        )
+        pools[pool] = np.arange(len(names), len(names) + len(listing))
+        names += [name for name, _ in listing]
+        labels += [label for _, label in listing]
     return Source(
-        name=path.name.split(".")[0] or str(path),
+        name=shown(path.name.split(".")[0]) or shown(str(path)),
         class_names=class_names,
         allows_flip=True,
         names=names,
-        labels=np.array([label for _, _, label in listing], dtype=np.int64),
-        pools={pool: np.flatnonzero(pool_of == pool) for pool in sorted(found)},
-        read=lambda positions: read(names, positions),
+        labels=np.array(labels, dtype=np.int64),
+        pools=pools,
+        fetch=lambda positions: fetch(names, positions),
+        skipped=found.skipped.found,
     )
 
 
-def _by_class(pool: str, files: Sequence[str], folders: Sequence[str]) -> dict[str, list[str]]:
-    """Map the class folders of a pool to their images; those without any are there too."""
-    found: dict[str, list[str]] = {}
-    for folder in folders:
-        parts = folder.split("/")
-        if POOL_OF_FOLDER.get(parts[0]) == pool and len(parts) == 2 and not _is_hidden(folder):
-            found[parts[1]] = []
-    for file in files:
-        parts = file.split("/")
-        is_image = file.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(file)
-        if POOL_OF_FOLDER.get(parts[0]) == pool and len(parts) > 2 and is_image:
-            found.setdefault(parts[1], []).append(file)
-    return found
+def class_of(name: str, skipped: Skipped) -> str | None:
+    """Return the class folder of a path below a pool's folder, if it can hold an image of one."""
+    parts = name.split("/")
+    reasons = (clutter_reason(part) for part in parts[1:])
+    if reason := next((reason for reason in reasons if reason is not None), None):
+        skipped.add(reason, name)
+        return None
+    if len(parts) < 3:
+        skipped.add(OUTSIDE, name)
+        return None
+    return parts[1]
 
 
-def _check_classes(found: Mapping[str, Mapping[str, Sequence[str]]], path: Path) -> None:
-    for pool, classes in found.items():
-        empty = sorted(name for name, files in classes.items() if not files)
-        if empty or not classes:
-            where = ", ".join(f"{pool}/{name}" for name in empty[:5]) or f"{pool}/"
+def takes_file(name: str, head: Callable[[], bytes], skipped: Skipped) -> bool:
+    """Tell whether a file is an image: by its suffix, or where that says nothing by its content.
+
+    Args:
+        head: Reads the first bytes; called only where the suffix says nothing.
+    """
+    if has_image_suffix(name):
+        return True
+    reason = copy_reason(name)
+    if reason is None and looks_like_image(head()):
+        return True
+    skipped.add(reason or other_reason(name), name)
+    return False
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Goes through the folders of the pools; each real folder is entered once."""
+
+    base: bytes
+    found: Found
+    entered: dict[_Identity, Place] = field(default_factory=dict)
+
+    def list_pool(self, pool: str, folder: str) -> None:
+        """Take the images of a pool."""
+        classes = self.found.classes[pool] = {}
+        above = frozenset(map(_identity, _with_parents(self.base)))
+        identity = self._enter(Place(pool, "", folder), above)
+        for entry in self._entries(folder):
+            name = f"{folder}/{_text(entry.name)}"
+            if reason := clutter_reason(_text(entry.name)):
+                self.found.skipped.add(reason, name)
+            elif _is_folder(entry):
+                label = _text(entry.name)
+                classes[label] = []
+                self._list_class(Place(pool, label, name), above | {identity})
+            else:
+                self.found.skipped.add(OUTSIDE, name)
+
+    def _list_class(self, top: Place, above: frozenset[_Identity | None]) -> None:
+        waiting = [(top, above)]
+        while waiting:
+            place, above = waiting.pop()
+            if (identity := self._enter(place, above)) is None:
+                continue
+            below = []
+            for entry in self._entries(place.name):
+                name = _text(entry.name)
+                inner = Place(place.pool, place.label, f"{place.name}/{name}")
+                if reason := clutter_reason(name):
+                    self.found.skipped.add(reason, inner.name)
+                elif _is_folder(entry):
+                    below.append((inner, above | {identity}))
+                elif not _is_file(entry):
+                    self.found.skipped.add(NO_FILE, inner.name)
+                elif takes_file(inner.name, partial(read_head, entry.path), self.found.skipped):
+                    self.found.take(inner, _real_file(entry, identity))
+            waiting += reversed(below)
+
+    def _enter(self, place: Place, above: frozenset[_Identity | None]) -> _Identity | None:
+        """Return which folder it is; None if its images were taken under another name."""
+        identity = _identity(_path(self.base, place.name))
+        if identity in above:
             raise ValueError(
-                f"Every class folder must hold images ({' '.join(IMAGE_SUFFIXES)}); there are none "
-                f"in {where} of {path}. Add images or remove the folder."
+                f"The link {shown(place.name)} in {_printable(self.base)} leads back to a folder "
+                "that it lies in, so the same images would be taken again. Remove the link."
             )
-        if different := sorted(set(classes) ^ set(found["train"])):
-            raise ValueError(
-                f"All splits must have the same class folders; {pool}/ and train/ of {path} "
-                f"differ in: {', '.join(different[:5])}. Make them equal."
-            )
+        first = self.entered.setdefault(identity, place)
+        if first is place:
+            return identity
+        check_same(first, place)
+        self.found.skipped.add(AGAIN, place.name)
+        return None
+
+    def _entries(self, folder: str) -> list[os.DirEntry[bytes]]:
+        # Real files before links, so that a file is taken under its own name.
+        entries = _scan(_path(self.base, folder))
+        return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
 
 
-def _open_members(path: Path) -> tarfile.TarFile:
+def _scan(folder: bytes) -> list[os.DirEntry[bytes]]:
     try:
-        return tarfile.open(path, "r:*")
-    except TAR_ERRORS as error:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
         raise ValueError(
-            f"Data that is a file must be a tar, plain or compressed; {path} is none. Give a tar "
-            "of an ImageFolder or the folder itself."
+            f"The folder {_printable(folder)} cannot be listed ({error.strerror}). Make it "
+            "readable or remove it."
         ) from error
 
 
-def _is_plain(path: Path) -> bool:
-    """Tell whether a tar is not compressed, so that its members can be sought."""
+def _identity(folder: bytes) -> _Identity:
     try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.ReadError:
+        found = os.stat(folder)
+    except OSError as error:
+        raise ValueError(
+            f"The folder {_printable(folder)} cannot be read ({error.strerror}). Remove it."
+        ) from error
+    return found.st_dev, found.st_ino
+
+
+def _with_parents(folder: bytes) -> list[bytes]:
+    """Return a folder and all above it, by their real names."""
+    path = Path(os.fsdecode(os.path.realpath(folder)))
+    return [os.fsencode(one) for one in (path, *path.parents)]
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    # A link that leads to itself.
+    except OSError:
         return False
 
 
-def _members_at(tar: tarfile.TarFile, offsets: Iterable[int]) -> Iterator[tarfile.TarInfo]:
-    """Read the members whose headers are at these offsets, and nothing between them."""
-    assert tar.fileobj is not None
-    for offset in offsets:
-        tar.fileobj.seek(offset)
-        yield tarfile.TarInfo.fromtarfile(tar)
-
-
-def _members(path: Path) -> list[tarfile.TarInfo]:
-    damaged = f"The tar {path} is truncated or damaged. Copy or download it again."
-    with _open_members(path) as tar:
-        try:
-            members = tar.getmembers()
-            check_end(tar, path)
-        except TAR_ERRORS as error:
-            raise ValueError(damaged) from error
-    return members
-
-
-def check_end(tar: tarfile.TarFile, path: Path) -> None:
-    """Check that a tar was read to its end: tarfile takes a damaged header for it.
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    """Tell whether it is a regular file, or a link to one.
 
     Raises:
-        tarfile.TarError: If the blocks of zeros that end a whole archive are not there.
+        ValueError: If it is a link that leads nowhere: perhaps a disk is missing, and with it half
+            of the images.
     """
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"The tar {path} is truncated or damaged")
-
-
-def _top_folder(names: Iterable[str]) -> str:
-    """Return the folder, with its slash, that everything in a tar may lie in; else nothing."""
-    tops = {name.split("/")[0] for name in names if "/" in name and not _is_hidden(name)}
-    return f"{tops.pop()}/" if len(tops) == 1 and not tops & set(POOL_OF_FOLDER) else ""
-
-
-def _decode_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Image.Image:
-    name = f"{member.name} in {tar.name!s}"
     try:
-        file = tar.extractfile(member)
-    except KeyError as error:
-        raise ValueError(f"The link {name} leads nowhere. Remove it.") from error
-    if file is None:
-        raise ValueError(f"The link {name} does not lead to a file. Remove it.")
-    return decode_image(io.BytesIO(file.read()), name=name)
+        if entry.is_file():
+            return True
+        entry.stat()
+    except OSError as error:
+        raise ValueError(
+            f"The link {_printable(entry.path)} leads nowhere. Put back what it leads to, or "
+            "remove it."
+        ) from error
+    return False
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+def _real_file(entry: os.DirEntry[bytes], folder: _Identity) -> _Identity | None:
+    """Tell which file it is, for a real one without asking the file system once more."""
+    if not entry.is_symlink():
+        return (folder[0], entry.inode()) if entry.inode() else None
+    found = entry.stat()
+    return found.st_dev, found.st_ino
+
+
+def _path(base: bytes, name: str) -> bytes:
+    return os.path.join(base, name.encode("utf-8", "surrogateescape"))
+
+
+def _text(raw: bytes) -> str:
+    """Return a name as text that is the same whatever the locale, and leads back to its bytes."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _printable(path: bytes) -> str:
+    return shown(_text(path))
+
+
+def _check_classes(found: Mapping[str, Mapping[str, Sequence[str]]], where: str) -> None:
+    for pool, classes in found.items():
+        empty = sorted(name for name, files in classes.items() if not files)
+        if empty or not classes:
+            places = ", ".join(f"{pool}/{name}" for name in empty[:5]) or f"{pool}/"
+            raise ValueError(
+                f"Every class folder must hold images ({' '.join(IMAGE_SUFFIXES)}); there are none "
+                f"in {places} of {where}. Add images or remove the folder."
+            )
+        if different := sorted(set(classes) ^ set(found["train"])):
+            raise ValueError(
+                f"All splits must have the same class folders; {pool}/ and train/ of {where} "
+                f"differ in: {', '.join(different[:5])}. Make them equal."
+            )

@@ -9,14 +9,16 @@ on it. A source whose arrays would be too large is streamed instead: decoded whe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from configs.reading import read_json
+from searchspace import durable
 from supernet.data.arrays import (
     GIB,
     LOCK_FILE,
@@ -26,6 +28,7 @@ from supernet.data.arrays import (
     channel_statistics,
     check_disk,
     fingerprint,
+    is_sound,
     is_stored,
     load_arrays,
     locked,
@@ -34,10 +37,16 @@ from supernet.data.arrays import (
 )
 from supernet.data.catalog import open_source, resolve_source
 from supernet.data.source import Source
-from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN
+from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN, IntArray
 from supernet.data.streaming import StreamedImages, listed
+from supernet.data.summary import Summary, read_summary, summarize, write_summary
 
 DATA_FILE = "data.json"
+# Of all images in the order train, search, test: where the source has them, of what class they are
+# (both only where they are streamed), and hashes of their content, 0 where it was not read.
+POSITIONS_FILE, LABELS_FILE, DIGESTS_FILE = "positions.npy", "labels.npy", "digests.npy"
+# So many streamed training images are read to notice later that they are others.
+SAMPLED_IMAGES = 2_000
 # One file for both, train first, so that together they need no copy.
 TRAIN_SEARCH = "train_search"
 MEMORY_LIMIT_BYTES = 4 * GIB
@@ -64,6 +73,8 @@ class ImageData:
         sizes: The number of images of train, search and test.
         fingerprint: Hash of the decoded train and search splits; the listing's for streamed ones.
         listing: Hash of the names and classes of all images of the source.
+        content: Hash of the digests of the test images' files, and where images are streamed of
+            the search images' and a sample of the training images'; empty if they were not read.
         is_streamed: Nothing is stored, and images have their own sizes until they are cropped.
     """
 
@@ -79,6 +90,7 @@ class ImageData:
     sizes: Mapping[str, int]
     fingerprint: str
     listing: str
+    content: str = ""
     is_streamed: bool = False
 
     @property
@@ -114,14 +126,52 @@ class ImageData:
             fingerprint=source.fingerprint(),
         )
 
+    def lines(self) -> list[str]:
+        """Say how many images of which classes there are, and what was left out."""
+        summary = self.summary()
+        if summary is not None:
+            return summary.lines()
+        return [f"{split}: {count:,} images" for split, count in self.sizes.items()]
+
+    def summary(self) -> Summary | None:
+        """Return how many images of which classes there are, and what was left out."""
+        return read_summary(self.folder)
+
     def _stream(self, *splits: str) -> Split:
         source = listed(self.source, self.img_size)
         if source.fingerprint() != self.listing:
             raise _changed(self)
-        positions = source.splits()
-        chosen = np.concatenate([positions[split] for split in splits])
-        images = StreamedImages(self.source, self.img_size, chosen)
-        return Split(images, source.labels[chosen])
+        positions, labels = self._stored_order(source)
+        starts = dict(zip(SPLITS, np.cumsum([0, *self.sizes.values()]), strict=False))
+        rows = slice(starts[splits[0]], starts[splits[-1]] + self.sizes[splits[-1]])
+        images = StreamedImages(self.source, self.img_size, positions[rows], self._digests()[rows])
+        return Split(images, labels[rows])
+
+    def _stored_order(self, source: Source) -> tuple[IntArray, IntArray]:
+        """Return positions and labels of train, search and test; found once, as it takes long."""
+        if (self.folder / POSITIONS_FILE).is_file():
+            positions = _load_rows(self, POSITIONS_FILE)
+            return positions, _load_rows(self, LABELS_FILE)
+        found = source.splits()
+        positions = np.concatenate([found[split] for split in SPLITS])
+        return positions, source.labels[positions]
+
+    def test_digests(self) -> IntArray:
+        """Return the digests of the test images, 0 where there are none."""
+        return self._digests()[-self.sizes[TEST] :]
+
+    def _digests(self) -> IntArray:
+        """Return the digests of train, search and test, 0 where there are none.
+
+        Raises:
+            ValueError: If they are not those that were written.
+        """
+        if not self.content:
+            return np.zeros(sum(self.sizes.values()), dtype=np.int64)
+        digests = _load_rows(self, DIGESTS_FILE)
+        if hashlib.sha256(digests.tobytes()).hexdigest() != self.content:
+            raise _not_prepared(self.folder, f"{DIGESTS_FILE} is damaged")
+        return digests
 
     def test_split(self, on_progress: OnProgress | None = None) -> Split:
         """Open the test split, decoding it from the source when it is asked for the first time.
@@ -131,10 +181,10 @@ class ImageData:
         """
         if self.is_streamed:
             return self._stream(TEST)
-        if not is_stored(self.folder, TEST):
+        if not is_sound(self.folder, TEST):
             with locked(self.folder):
                 # Another process may have been at it while this one waited.
-                if not is_stored(self.folder, TEST):
+                if not is_sound(self.folder, TEST):
                     _prepare_test(self, on_progress)
         return Split(*load_arrays(self.folder, TEST))
 
@@ -146,8 +196,12 @@ def prepare_data(
     folder: Path,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     on_progress: OnProgress | None = None,
+    reads_content: bool = True,
 ) -> ImageData:
     """Decode the train and search splits of a source into a folder, unless that is done already.
+
+    What was begun is done anew. Arrays that are damaged or gone are decoded again, and must become
+    what they were.
 
     Images of exactly ``img_size`` x ``img_size`` are kept as they are. If any differs, the central
     square of each is scaled to a side of ``img_size / 0.875``, to leave training room for crops.
@@ -160,6 +214,8 @@ def prepare_data(
         memory_limit_bytes: The most that the arrays of all three splits may take; a larger source
             is streamed.
         on_progress: Called with the number of images done and their total, every few hundred.
+        reads_content: Read the files that are not decoded now, so that it is noticed later if they
+            are others.
 
     Raises:
         ValueError: If the source cannot be used as it is; nothing is left behind.
@@ -168,7 +224,7 @@ def prepare_data(
         raise ValueError(f"img_size must be at least {MIN_IMG_SIZE} pixels, got {img_size}.")
     recorded = resolve_source(source)
     if (folder / DATA_FILE).exists():
-        return _same_data(open_data(folder), recorded, img_size)
+        return _taken_up(folder, recorded, img_size, on_progress)
     opened = open_source(recorded, img_size=img_size)
     with _made(folder), locked(folder):
         # Another process may have been at it while this one waited.
@@ -177,7 +233,11 @@ def prepare_data(
         remove_arrays(folder, TRAIN_SEARCH)
         remove_arrays(folder, TEST)
         try:
-            return _prepare(opened, recorded, img_size, folder, memory_limit_bytes, on_progress)
+            positions = opened.splits()
+            data = _prepare(
+                opened, positions, recorded, img_size, folder, memory_limit_bytes, on_progress
+            )
+            return _described(data, opened, positions, reads_content=reads_content)
         except BaseException:
             remove_arrays(folder, TRAIN_SEARCH)
             (folder / LOCK_FILE).unlink()
@@ -190,34 +250,122 @@ def open_data(folder: Path) -> ImageData:
     Raises:
         ValueError: If the folder does not hold prepared data.
     """
+    data = _read_description(folder)
+    if not data.is_streamed and not is_stored(folder, TRAIN_SEARCH):
+        raise _not_prepared(folder, "its arrays are missing")
+    return data
+
+
+def mend_data(folder: Path) -> ImageData:
+    """Open prepared data, after decoding arrays anew that are damaged or gone.
+
+    Raises:
+        ValueError: If the folder does not hold prepared data, or the source has changed.
+    """
+    data = _read_description(folder)
+    return _taken_up(folder, data.source, data.img_size, None)
+
+
+def _read_description(folder: Path) -> ImageData:
     try:
-        data = dict(json.loads((folder / DATA_FILE).read_text(encoding="utf-8")))
-        if not data.get("is_streamed") and not is_stored(folder, TRAIN_SEARCH):
-            raise ValueError("its arrays are missing")
+        data = read_json(folder / DATA_FILE)
+        if not isinstance(data, dict) or data.pop("checksum", "") != _checksum(data):
+            raise ValueError(f"{DATA_FILE} is damaged")
         for name in ("class_names", "mean", "std"):
             data[name] = tuple(data[name])
         return ImageData(**data, folder=folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} does not hold prepared data ({error}). Delete it and prepare it again."
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_prepared(folder, str(error)) from error
+
+
+def _not_prepared(folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{folder} does not hold prepared data ({reason}). Delete it and prepare it again."
+    )
+
+
+def _taken_up(
+    folder: Path, source: str, img_size: int, on_progress: OnProgress | None
+) -> ImageData:
+    """Open prepared data; decode arrays anew that are damaged or gone."""
+    data = _same_data(_read_description(folder), source, img_size)
+    if data.is_streamed or is_sound(folder, TRAIN_SEARCH):
+        return data
+    opened = open_source(source, img_size=img_size)
+    with locked(folder):
+        if is_sound(folder, TRAIN_SEARCH):
+            return data
+        if opened.fingerprint() != data.listing:
+            raise _changed(data)
+        positions = opened.splits()
+        write_split(
+            opened,
+            np.concatenate([positions[TRAIN], positions[SEARCH]]),
+            folder=folder,
+            stem=TRAIN_SEARCH,
+            stored_size=data.stored_size,
+            on_progress=on_progress,
+        )
+        if fingerprint(*load_arrays(folder, TRAIN_SEARCH)) != data.fingerprint:
+            remove_arrays(folder, TRAIN_SEARCH)
+            raise _changed(data)
+    return data
+
+
+def _load_rows(data: ImageData, name: str) -> IntArray:
+    """Map an array with a row for each image."""
+    try:
+        rows: IntArray = np.load(data.folder / name, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _not_prepared(data.folder, str(error)) from error
+    if rows.shape != (sum(data.sizes.values()),) or rows.dtype != np.int64:
+        raise _not_prepared(data.folder, f"{name} is damaged")
+    return rows
+
+
+def _described(
+    data: ImageData, source: Source, positions: Mapping[str, IntArray], *, reads_content: bool
+) -> ImageData:
+    """Write what else is known of the source, and then that the data are complete."""
+    order = np.concatenate([positions[split] for split in SPLITS])
+    write_summary(data.folder, summarize(source, positions))
+    if data.is_streamed:
+        _save_rows(data.folder / POSITIONS_FILE, order)
+        _save_rows(data.folder / LABELS_FILE, source.labels[order])
+    if reads_content:
+        is_read = np.arange(len(order)) >= data.sizes[TRAIN] + data.sizes[SEARCH]
+        if data.is_streamed:
+            is_read[data.sizes[TRAIN] :] = is_read[:SAMPLED_IMAGES] = True
+        digests = np.zeros(len(order), dtype=np.int64)
+        digests[is_read] = source.digests(order[is_read])
+        _save_rows(data.folder / DIGESTS_FILE, digests)
+        data = replace(data, content=hashlib.sha256(digests.tobytes()).hexdigest())
+    write_description(data)
+    return data
+
+
+def _save_rows(path: Path, rows: IntArray) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.save(file, rows)
+    durable.replace(partial, path)
 
 
 def _prepare(
     source: Source,
+    positions: Mapping[str, IntArray],
     recorded: str,
     img_size: int,
     folder: Path,
     memory_limit_bytes: int,
     on_progress: OnProgress | None,
 ) -> ImageData:
-    positions = source.splits()
     sizes = {split: len(positions[split]) for split in SPLITS}
     both = np.concatenate([positions[TRAIN], positions[SEARCH]])
     for stored_size in (img_size, round(img_size / CROP_FRACTION)):
         if array_bytes(sum(sizes.values()), stored_size) > memory_limit_bytes:
             listed(recorded, img_size)  # says so if it cannot be streamed
-            return _describe(source, recorded, img_size, folder, sizes)
+            return _streamed(source, recorded, img_size, folder, sizes)
         check_disk(sum(sizes.values()), stored_size, folder)
         is_complete = write_split(
             source,
@@ -232,7 +380,7 @@ def _prepare(
             break
     images, labels = load_arrays(folder, TRAIN_SEARCH)
     mean, std = channel_statistics(images[: sizes[TRAIN]])
-    data = ImageData(
+    return ImageData(
         name=source.name,
         source=recorded,
         folder=folder,
@@ -246,16 +394,14 @@ def _prepare(
         fingerprint=fingerprint(images, labels),
         listing=source.fingerprint(),
     )
-    _write(data)
-    return data
 
 
-def _describe(
+def _streamed(
     source: Source, recorded: str, img_size: int, folder: Path, sizes: Mapping[str, int]
 ) -> ImageData:
-    """Write down a source that is too large to be stored."""
+    """Describe a source that is too large to be stored."""
     remove_arrays(folder, TRAIN_SEARCH)
-    data = ImageData(
+    return ImageData(
         name=source.name,
         source=recorded,
         folder=folder,
@@ -270,15 +416,17 @@ def _describe(
         listing=source.fingerprint(),
         is_streamed=True,
     )
-    _write(data)
-    return data
 
 
-def _write(data: ImageData) -> None:
+def write_description(data: ImageData) -> None:
+    """Write what `open_data` reads; with it the folder is complete."""
     fields = {name: value for name, value in asdict(data).items() if name != "folder"}
-    partial = data.folder / f"{DATA_FILE}.partial"
-    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, data.folder / DATA_FILE)
+    fields["checksum"] = _checksum(fields)
+    durable.write_text(data.folder / DATA_FILE, json.dumps(fields, indent=1) + "\n")
+
+
+def _checksum(fields: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changed(data: ImageData) -> ValueError:
@@ -299,6 +447,7 @@ def _prepare_test(data: ImageData, on_progress: OnProgress | None) -> None:
             folder=data.folder,
             stem=TEST,
             stored_size=data.stored_size,
+            digests=data.test_digests(),
             on_progress=on_progress,
         )
     except BaseException:

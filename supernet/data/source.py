@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from PIL import Image
 
+from supernet.data.decoding import decode_image, digest_of, shown
 from supernet.data.splits import IntArray, split_pools
 
-# Positions to decode -> (position, RGB image) in any order.
-Read: TypeAlias = Callable[[IntArray], Iterator[tuple[int, Image.Image]]]
 
-DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
-WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+class Fetched(NamedTuple):
+    """One image as the source has it.
+
+    Attributes:
+        position: In the source.
+        content: A file's bytes, or an image that came decoded.
+        name: For messages.
+    """
+
+    position: int
+    content: bytes | Image.Image
+    name: str
+
+
+# Positions to read -> what stands there, in any order.
+Fetch: TypeAlias = Callable[[IntArray], Iterator[Fetched]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +41,9 @@ class Source:
         labels: The class of each image, shape (num_images,).
         pools: The parts that the source came in: positions of ``train``, ``val``, ``test``, or
             of ``all``.
-        read: Decodes the images at the given positions.
+        fetch: Reads the images at the given positions.
         is_random_access: Whether reading a few images takes the time of a few.
+        skipped: What was left out: reason -> how many files, and the first of them.
     """
 
     name: str
@@ -43,8 +52,9 @@ class Source:
     names: Sequence[str]
     labels: IntArray
     pools: Mapping[str, IntArray]
-    read: Read
+    fetch: Fetch
     is_random_access: bool = True
+    skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -54,6 +64,38 @@ class Source:
                 "class into a folder of its own below train/."
             )
 
+    def read(
+        self, positions: IntArray, digests: IntArray | None = None
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """Decode the images at the given positions, in any order.
+
+        Args:
+            digests: What `digests` gave for these positions, 0 where it was not asked; an image
+                that has another one now is refused.
+
+        Yields:
+            Position and RGB image.
+
+        Raises:
+            ValueError: If an image is damaged, missing or has changed.
+        """
+        known = np.zeros_like(positions) if digests is None else digests
+        wanted = dict(zip(positions.tolist(), known.tolist(), strict=True))
+        for position, content, name in self.fetch(positions):
+            if (digest := wanted[position]) and digest != digest_of(content):
+                raise ValueError(
+                    f"The data must not change during a run, but the image {shown(name)} is not "
+                    "what it was. Restore it."
+                )
+            if not isinstance(content, Image.Image):
+                content = decode_image(content, name=name)
+            yield position, content
+
+    def digests(self, positions: IntArray) -> IntArray:
+        """Return a hash of the content of each image, in the order of the positions."""
+        found = {position: digest_of(content) for position, content, _ in self.fetch(positions)}
+        return np.array([found[position] for position in positions.tolist()], dtype=np.int64)
+
     def splits(self) -> dict[str, IntArray]:
         """Return the positions of the images of train, search and test."""
         return split_pools(
@@ -62,29 +104,34 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a hash of the listing: names and classes of the images, not their pixels."""
-        digest = hashlib.sha256("\0".join((*self.class_names, "", *self.names)).encode())
+        names = "\0".join((*self.class_names, "", *self.names))
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
         digest.update(self.labels.tobytes())
         for pool, positions in self.pools.items():
             digest.update(pool.encode() + positions.tobytes())
         return digest.hexdigest()
 
 
-def decode_image(file: BinaryIO | Path, *, name: str) -> Image.Image:
-    """Decode an image file to RGB; an alpha channel is dropped.
+def check_labels(labels: IntArray, pools: Mapping[str, IntArray], source: str) -> int:
+    """Check classes that are given as numbers, and return how many there are.
 
     Raises:
-        ValueError: If the file is damaged, no image, or has more than 8 bits a channel.
+        ValueError: If a class has no training image: then a number is wrong, or a network would
+            be tested on what it cannot have learned.
     """
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            rgb = image.convert("RGB")
-    except DECODE_ERRORS as error:
+    known = np.unique(labels[pools["train"]])
+    gap = np.flatnonzero(known != np.arange(len(known)))
+    if len(gap):
         raise ValueError(
-            f"Cannot decode the image {name} ({error}). Replace the file or remove it."
-        ) from error
-    if mode in WIDE_MODES:
-        raise ValueError(
-            f"Images must have 8 bits a channel, {name} has mode {mode!r}. Convert it first."
+            "Classes are numbered from 0 without gaps, and each has training images; in "
+            f"{source} the class {gap[0]} has none, and there is a class {known[-1]}. "
+            "Correct the numbers."
         )
-    return rgb
+    for pool, positions in pools.items():
+        foreign = np.setdiff1d(labels[positions], known)
+        if len(foreign):
+            raise ValueError(
+                f"Every class needs training images; in {source} the class {foreign[0]} is only in "
+                f"{pool}. Correct the numbers or add images."
+            )
+    return len(known)

@@ -60,10 +60,18 @@ def split_pools(
 
 
 def _rank(positions: IntArray, names: Sequence[str]) -> IntArray:
-    def digest(position: int) -> bytes:
-        return hashlib.sha256(f"{SPLIT_SEED}/{names[position]}".encode()).digest()
-
-    return np.array(sorted(positions.tolist(), key=digest), dtype=np.int64)
+    """Order positions by the SHA-256 of their names, whatever bytes a name has."""
+    # Joined and split at zero bytes, which no name has: a few calls instead of millions.
+    texts = f"\0{SPLIT_SEED}/".join(["", *map(names.__getitem__, positions.tolist())])
+    encoded = texts.encode("utf-8", "surrogateescape").split(b"\0")[1:]
+    digests = b"".join([hashlib.sha256(text).digest() for text in encoded])
+    # As four numbers each, which sort much faster than bytes do; the first nearly always decides.
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 4).astype(np.uint64)
+    order = np.argsort(words[:, 0])
+    first = words[order, 0]
+    if (first[1:] == first[:-1]).any():
+        order = np.lexsort(words.T[::-1])
+    return positions[order]
 
 
 def _carve(
@@ -79,9 +87,12 @@ def _carve(
             "val/ and a test/ folder."
         )
     shares = _apportion(counts, fraction)
+    # The first ones of each class: sorted by class, an image's row less that of its class's first.
+    by_class = np.argsort(labels[positions], kind="stable")
+    sorted_labels = labels[positions][by_class]
+    row_in_class = np.arange(len(positions)) - (np.cumsum(counts) - counts)[sorted_labels]
     carved = np.zeros(len(positions), dtype=bool)
-    for label, share in enumerate(shares):
-        carved[np.flatnonzero(labels[positions] == label)[:share]] = True
+    carved[by_class] = row_in_class < shares[sorted_labels]
     return positions[~carved], positions[carved]
 
 

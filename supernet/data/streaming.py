@@ -21,26 +21,30 @@ class StreamedImages:
         source: Where they come from, as it is recorded.
         img_size: The side that networks see; digits are scaled to it.
         positions: Of the images in the source.
+        digests: Of their content, 0 where it is not known; an image with another one is refused.
     """
 
     source: str
     img_size: int
     positions: IntArray
+    digests: IntArray
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, rows: slice) -> StreamedImages:
-        return StreamedImages(self.source, self.img_size, self.positions[rows])
+        return StreamedImages(self.source, self.img_size, self.positions[rows], self.digests[rows])
 
     def read(self, rows: IntArray) -> list[Image.Image]:
         """Decode the images of some rows, RGB, each of its own size.
 
         Raises:
-            ValueError: If an image is damaged or missing.
+            ValueError: If an image is damaged, missing or has changed.
         """
         wanted = self.positions[rows]
-        found = dict(listed(self.source, self.img_size).read(np.unique(wanted)))
+        positions, first = np.unique(wanted, return_index=True)
+        source = listed(self.source, self.img_size)
+        found = dict(source.read(positions, self.digests[rows][first]))
         return [found[position] for position in wanted.tolist()]
 
     def names(self) -> list[str]:

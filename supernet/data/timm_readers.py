@@ -15,7 +15,8 @@ from PIL import Image
 from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 
-from supernet.data.source import DECODE_ERRORS, Source, decode_image
+from supernet.data.decoding import MAX_FILE_BYTES, only_listed_formats, shown, upright
+from supernet.data.source import Fetched, Source, check_labels
 from supernet.data.splits import IntArray
 
 VAL_NAMES = ("validation", "valid", "val")
@@ -87,9 +88,15 @@ def _labels(dataset: Any, name: str) -> IntArray:
             f"{name} should hold {len(dataset)} images, but {len(values)} could be read. "
             "Some are damaged, or its description is wrong: download it again."
         )
-    labels = np.asarray([-1 if value is None else value for value in values], dtype=np.int64)
+    values = values.numpy() if hasattr(values, "numpy") else values
+    labels = np.asarray([-1 if value is None else value for value in values])
+    if labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"The classes of {name} must be whole numbers, they are {labels.dtype}, e.g. "
+            f"{labels[0]!r}. Choose another data set."
+        )
     # QMNIST has eight columns, the first is the class.
-    return labels[:, 0] if labels.ndim > 1 else labels
+    return (labels[:, 0] if labels.ndim > 1 else labels).astype(np.int64)
 
 
 def _class_names(dataset: Any, num_classes: int) -> tuple[str, ...]:
@@ -109,50 +116,65 @@ def _source(name: str, datasets: dict[str, Any], labels: dict[str, IntArray]) ->
     readers = {pool: _reader(dataset, f"{name} {pool}") for pool, dataset in datasets.items()}
     pools = {pool: starts[pool] + np.arange(len(labels[pool])) for pool in datasets}
 
-    def read(positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
+    def fetch(positions: IntArray) -> Iterator[Fetched]:
         for pool, members in pools.items():
             wanted = np.intersect1d(positions, members) - starts[pool]
             if len(wanted):
-                for index, image in readers[pool](wanted):
-                    yield starts[pool] + index, image
+                for index, content, place in readers[pool](wanted):
+                    yield Fetched(starts[pool] + index, content, place)
 
     return Source(
         name=Path(name).name,
-        class_names=_class_names(datasets["train"], int(all_labels.max()) + 1),
+        class_names=_class_names(datasets["train"], check_labels(all_labels, pools, name)),
         allows_flip=Path(name).name not in UNFLIPPABLE,
         names=[f"{pool}/{index}" for pool in datasets for index in range(len(labels[pool]))],
         labels=all_labels,
         pools=pools,
-        read=read,
+        fetch=fetch,
         is_random_access=not any(isinstance(d, IterableImageDataset) for d in datasets.values()),
     )
 
 
-def _reader(dataset: Any, name: str) -> Callable[[IntArray], Iterator[tuple[int, Image.Image]]]:
+def _reader(dataset: Any, name: str) -> Callable[[IntArray], Iterator[Fetched]]:
     if isinstance(dataset, ImageDataset):
 
-        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+        def read(indices: IntArray) -> Iterator[Fetched]:
             for index in indices.tolist():
-                yield index, decode_image(dataset.reader[index][0], name=f"{name}[{index}]")
+                file = dataset.reader[index][0]
+                content = file if isinstance(file, bytes) else _read(file)
+                yield Fetched(index, content, f"{name}[{index}]")
 
     elif isinstance(dataset, IterableImageDataset):
 
-        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+        def read(indices: IntArray) -> Iterator[Fetched]:
             wanted = set(indices.tolist())
             for index, (image, _) in enumerate(dataset):
                 if index in wanted:
-                    yield index, image.convert("RGB")
+                    yield Fetched(index, _rgb(image), f"{name}[{index}]")
 
     else:
 
-        def read(indices: IntArray) -> Iterator[tuple[int, Image.Image]]:
+        def read(indices: IntArray) -> Iterator[Fetched]:
             for index in indices.tolist():
                 try:
-                    image = dataset[index][0].convert("RGB")
-                except DECODE_ERRORS as error:
+                    with only_listed_formats():
+                        image = _rgb(dataset[index][0])
+                # The data set's own code and Pillow's raise nearly everything on damaged files.
+                except Exception as error:
                     raise ValueError(
-                        f"Cannot decode the image {name}[{index}] ({error}). Replace or remove it."
+                        f"Cannot decode the image {shown(name)}[{index}] ({error}). "
+                        "Replace or remove it."
                     ) from error
-                yield index, image
+                yield Fetched(index, image, f"{name}[{index}]")
 
     return read
+
+
+def _read(file: Any) -> bytes:
+    with file:
+        content: bytes = file.read(MAX_FILE_BYTES)
+    return content
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return upright(image, image.convert("RGB"))

@@ -1,15 +1,15 @@
-"""WebDataset shards: uncompressed tars whose files of one name, up to its first dot, are a sample.
+"""WebDataset shards: uncompressed tars in which files of one name are a sample.
 
 The format is that of https://github.com/webdataset/webdataset and of timm's ``wds/`` sets (e.g.
 ``timm/imagenet-1k-wds``): ``KEY.jpg`` beside ``KEY.cls`` with the number of the class, or
-``KEY.json`` with ``{"label": number}``. Shards are listed once and their images are then read at
-their places, in any order, by any number of processes.
+``KEY.json`` with ``{"label": number}``. WebDataset ends a key at its first dot; here a key may have
+dots (``photo.2021.jpg`` beside ``photo.2021.cls``), and where such an image has no label of its own
+it belongs to the sample that ends at the first dot. Shards are listed once and their images are
+then read at their places, in any order, by any number of processes.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
 import tarfile
@@ -19,22 +19,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from supernet.data.folders import IMAGE_SUFFIXES, POOL_OF_FOLDER, TAR_ERRORS, check_end
-from supernet.data.source import Source, decode_image
+from configs.reading import parse_json, read_json
+from supernet.data.decoding import MAX_FILE_BYTES, shown
+from supernet.data.folders import POOL_OF_FOLDER
+from supernet.data.skipped import (
+    FURTHER,
+    NO_FILE,
+    Skipped,
+    clutter_reason,
+    copy_reason,
+    has_image_suffix,
+    other_reason,
+)
+from supernet.data.source import Fetched, Source, check_labels
 from supernet.data.splits import IntArray
+from supernet.data.tars import TAR_ERRORS, check_size, members_of, open_checked
 
 INFO_FILES = ("_info.json", "info.json", "dataset_info.json")
+MAX_INFO_BYTES = 2**26
+MAX_LABEL_BYTES = 2**24
+# More classes than any set has; it keeps a wrong number from becoming the size of a network.
+MAX_CLASS = 10**7
+UNLABELLED = -1
 
 
 @dataclass(slots=True)
-class _Sample:
-    """What was found of a sample: where its image lies in which shard, and its class."""
+class _Shard:
+    """The files of a shard by their keys, which end at the last dot."""
 
-    shard: int
-    place: tuple[int, int] | None = None
-    label: int | None = None
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -45,6 +60,7 @@ class _Listing:
     labels: list[int] = field(default_factory=list)
     shards: list[int] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
 
 
 def open_shards(name: str, root: Path) -> Source:
@@ -59,50 +75,69 @@ def open_shards(name: str, root: Path) -> Source:
         root: The folder.
 
     Raises:
-        ValueError: If there are no shards of a pool, or one is compressed, damaged or incomplete.
+        ValueError: If there are no shards of a pool, or one is compressed, damaged or incomplete;
+            if classes are no numbers from 0 without gaps.
     """
-    shards = sorted(path for path in root.rglob("*.tar*") if path.is_file())
-    pool_of = {path: _pool_of(path.relative_to(root)) for path in shards}
+    shards = _shards(root)
     listing = _Listing()
     pools: dict[str, IntArray] = {}
-    for pool in sorted({found for found in pool_of.values() if found}):
+    by_pool = sorted((pool, number) for number, (_, pool) in enumerate(shards))
+    for pool, number in by_pool:
         first = len(listing.names)
-        for number, path in enumerate(shards):
-            if pool_of[path] == pool:
-                _list_shard(path, number, path.relative_to(root).as_posix(), listing)
-        pools[pool] = np.arange(first, len(listing.names))
+        _list_shard(shards[number][0], number, root, listing)
+        members = np.arange(first, len(listing.names))
+        pools[pool] = np.concatenate([pools.get(pool, members[:0]), members])
     labels = np.array(listing.labels, dtype=np.int64)
     pools = {pool: members for pool, members in pools.items() if (labels[members] >= 0).any()}
     if "train" not in pools or not {"val", "test"} & set(pools):
         raise ValueError(
             "WebDataset shards must be labelled (.cls) and have train, and val or test, in their "
-            f"names; {root} has such only of: {', '.join(pools) or 'nothing'}. Rename the shards "
-            "or give another folder."
+            f"names; {shown(str(root))} has such only of: {', '.join(pools) or 'nothing'}. Rename "
+            "the shards or give another folder."
         )
-    _check_complete(root, pools, labels)
+    info = _info(root)
+    _check_complete(root, info, pools, labels)
     places = np.array(listing.places, dtype=np.int64)
     shard_of = np.array(listing.shards)
 
-    def read(positions: IntArray) -> Iterator[tuple[int, Image.Image]]:
+    def fetch(positions: IntArray) -> Iterator[Fetched]:
         # In the order in which they lie on disk; a file of its own for each reader, so that
         # processes that were forked from one another do not move each other's position.
         order = positions[np.lexsort((places[positions, 0], shard_of[positions]))]
         for shard in np.unique(shard_of[order]).tolist():
-            with shards[shard].open("rb", buffering=0) as file:
+            with shards[shard][0].open("rb", buffering=0) as file:
                 for position in order[shard_of[order] == shard].tolist():
                     offset, size = places[position].tolist()
-                    content = io.BytesIO(os.pread(file.fileno(), size, offset))
-                    yield position, decode_image(content, name=listing.names[position])
+                    content = os.pread(file.fileno(), size, offset)
+                    yield Fetched(position, content, listing.names[position])
 
     return Source(
-        name=name,
-        class_names=_class_names(root, int(labels.max()) + 1),
+        name=shown(name),
+        class_names=_class_names(info, check_labels(labels, pools, shown(str(root)))),
         allows_flip=True,
         names=listing.names,
         labels=labels,
         pools=pools,
-        read=read,
+        fetch=fetch,
+        skipped=listing.skipped.found,
     )
+
+
+def _shards(root: Path) -> list[tuple[Path, str]]:
+    """Return the shards that belong to a pool, each once, with their pools, in order."""
+    found: dict[Path, tuple[Path, str]] = {}
+    for path in sorted(root.rglob("*.tar*")):
+        inner = path.relative_to(root)
+        pool = _pool_of(inner)
+        hidden = any(clutter_reason(part) or copy_reason(part) for part in inner.parts)
+        if pool is not None and not hidden and path.is_file():
+            first = found.setdefault(path.resolve(), (path, pool))
+            if first[1] != pool:
+                raise ValueError(
+                    f"Each shard belongs to one split, but {shown(str(first[0]))} and "
+                    f"{shown(str(path))} are the same. Remove one."
+                )
+    return list(found.values())
 
 
 def _pool_of(path: Path) -> str | None:
@@ -111,64 +146,124 @@ def _pool_of(path: Path) -> str | None:
     return next((POOL_OF_FOLDER[word] for word in reversed(words) if word in POOL_OF_FOLDER), None)
 
 
-def _list_shard(path: Path, number: int, name: str, listing: _Listing) -> None:
-    samples: dict[str, _Sample] = {}
+def _list_shard(path: Path, number: int, root: Path, listing: _Listing) -> None:
+    shard = _Shard()
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    _take_file(tar, member, samples, number)
-            check_end(tar, path)
+        with open_checked(path, "r:") as tar:
+            for member in members_of(tar, path):
+                _take_file(tar, member, shard, listing.skipped)
+    except _WrongLabelError:
+        raise
     except TAR_ERRORS as error:
         raise ValueError(
-            f"Shards must be whole, uncompressed tars, {path} is not ({error}). Decompress it, or "
-            "copy or download it again."
+            f"Shards must be whole, uncompressed tars, {shown(str(path))} is not ({error}). "
+            "Decompress it, or copy or download it again."
         ) from error
-    for key, sample in samples.items():
-        if sample.place is not None:
-            listing.names.append(f"{name}/{key}")
-            listing.labels.append(-1 if sample.label is None else sample.label)
-            listing.shards.append(sample.shard)
-            listing.places.append(sample.place)
+    name = path.relative_to(root).as_posix()
+    for key, (sample, place) in _samples(shard, listing.skipped).items():
+        listing.names.append(f"{name}/{key}")
+        listing.labels.append(shard.labels.get(sample, UNLABELLED))
+        listing.shards.append(number)
+        listing.places.append(place)
+
+
+def _samples(shard: _Shard, skipped: Skipped) -> dict[str, tuple[str, tuple[int, int]]]:
+    """Map the key of each image to that of its label, and to its place."""
+    samples: dict[str, tuple[str, tuple[int, int]]] = {}
+    taken = {key for key in shard.images if key in shard.labels}
+    for key, place in shard.images.items():
+        folder, slash, file = key.rpartition("/")
+        first = f"{folder}{slash}{file.partition('.')[0]}"
+        if key == first or key in shard.labels:
+            samples[key] = (key, place)
+        elif first in shard.images or first in taken:
+            skipped.add(FURTHER, key)
+        else:
+            samples[key] = (first, place)
+            taken.add(first)
+    return samples
 
 
 def _take_file(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], number: int
+    tar: tarfile.TarFile, member: tarfile.TarInfo, shard: _Shard, skipped: Skipped
 ) -> None:
     """Note the place of an image, or read a label."""
-    folder, _, file = member.name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    sample = samples.setdefault(f"{folder}/{key}".removeprefix("/"), _Sample(number))
-    if f".{suffix.lower()}" in IMAGE_SUFFIXES:
-        sample.place = (member.offset_data, member.size)
-    elif suffix == "cls" or (suffix == "json" and sample.label is None):
+    if member.isdir():
+        return
+    name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.rpartition(".")
+    key, suffix = f"{folder}{slash}{stem}", suffix.lower()
+    hidden = (clutter_reason(part) for part in name.split("/"))
+    if reason := next((reason for reason in hidden if reason), None):
+        skipped.add(reason, name)
+    elif not member.isreg():
+        skipped.add(NO_FILE, name)
+    elif has_image_suffix(file):
+        check_size(member, MAX_FILE_BYTES)
+        if key in shard.images:
+            raise tarfile.ReadError(f"{shown(key)} has two images")
+        shard.images[key] = (member.offset_data, member.size)
+    elif suffix == "cls" or (suffix == "json" and key not in shard.labels):
+        check_size(member, MAX_LABEL_BYTES)
         content = tar.extractfile(member)
         assert content is not None
-        sample.label = _label(content.read(), suffix, f"{member.name} in {tar.name!s}", sample)
+        label = _label(content.read(), suffix, f"{shown(member.name)} in {shown(str(tar.name))}")
+        if label is not None:
+            shard.labels[key] = label
+    elif suffix != "json":
+        skipped.add(other_reason(name), name)
 
 
-def _label(content: bytes, suffix: str, name: str, sample: _Sample) -> int | None:
-    try:
-        if suffix == "cls":
-            return int(content)
-        value = json.loads(content).get("label", sample.label)
-        return None if value is None else int(value)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"A class must be a whole number, {name} holds {content[:20]!r}. Mend the shard."
-        ) from error
+class _WrongLabelError(ValueError):
+    """A label that is no class."""
+
+
+def _label(content: bytes, suffix: str, name: str) -> int | None:
+    """Read the number of a class; None where a description has none."""
+    value: object = content.strip().decode("ascii", "replace")
+    if suffix == "json":
+        try:
+            found = parse_json(content)
+        except ValueError as error:
+            raise _WrongLabelError(f"{name}: {error} Mend the shard.") from error
+        if not isinstance(found, dict):
+            raise _WrongLabelError(
+                f'A description is a mapping like {{"label": 3}}, {name} holds {content[:20]!r}. '
+                "Mend the shard."
+            )
+        value = found.get("label")
+    if value is None or value in (UNLABELLED, str(UNLABELLED)):
+        return None
+    # A bool is an int to Python, and int() rounds and takes 1_0 for 10.
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
+        number = int(value)
+    if not 0 <= number <= MAX_CLASS:
+        raise _WrongLabelError(
+            f"A class must be a whole number from 0 to {MAX_CLASS:,}, {name} holds "
+            f"{content[:20]!r}. Mend the shard."
+        )
+    return number
 
 
 def _info(root: Path) -> dict[str, Any]:
+    """Read the description of a set; it is the set's own, and none is needed."""
     path = next((root / name for name in INFO_FILES if (root / name).is_file()), None)
-    return {} if path is None else dict(json.loads(path.read_text()))
+    info = {} if path is None else read_json(path, limit=MAX_INFO_BYTES)
+    if not isinstance(info, dict):
+        raise ValueError(f"A description of shards is a mapping, {path} is none. Mend it.")
+    return info
 
 
-def _check_complete(root: Path, pools: dict[str, IntArray], labels: IntArray) -> None:
-    for split, about in _info(root).get("splits", {}).items():
+def _check_complete(
+    root: Path, info: dict[str, Any], pools: dict[str, IntArray], labels: IntArray
+) -> None:
+    splits = info.get("splits")
+    for split, about in splits.items() if isinstance(splits, dict) else ():
         pool = POOL_OF_FOLDER.get(split)
         wanted = about.get("num_samples") if isinstance(about, dict) else None
-        if pool in pools and wanted is not None and len(pools[pool]) != wanted:
+        if pool in pools and isinstance(wanted, int) and len(pools[pool]) != wanted:
             raise ValueError(
                 f"The shards of {root} should hold {wanted:,} images of {split}, as their "
                 f"description says, and hold {len(pools[pool]):,}. Download what is missing."
@@ -180,8 +275,8 @@ def _check_complete(root: Path, pools: dict[str, IntArray], labels: IntArray) ->
             )
 
 
-def _class_names(root: Path, num_classes: int) -> tuple[str, ...]:
-    named = _info(root).get("class_names") or ()
-    if len(named) == num_classes:
-        return tuple(map(str, named))
+def _class_names(info: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    named = info.get("class_names")
+    if isinstance(named, list) and len(named) == num_classes:
+        return tuple(shown(str(name)) for name in named)
     return tuple(map(str, range(num_classes)))

@@ -19,10 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from configs.installation import install_command
 from supernet.kernels.select import VARIABLE
 
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
+# Beside the program in a file of torch.export.
+CFG_FILE = "pretrained_cfg.json"
 
 
 def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
@@ -42,13 +45,21 @@ def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes={"images": {0: Dim.DYNAMIC}})
 
 
-def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Write a traced network as a file for ``torch.export.load(path).module()``."""
-    torch.export.save(program, path)
+def write_torch(program: ExportedProgram, path: Path, expects: Mapping[str, Any]) -> None:
+    """Write a traced network as a file for ``torch.export.load(path).module()``.
+
+    Args:
+        expects: What the network expects of its images, kept as the extra file
+            ``pretrained_cfg.json``.
+    """
+    torch.export.save(program, path, extra_files={CFG_FILE: json.dumps(dict(expects))})
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> None:
+def write_onnx(program: ExportedProgram, path: Path, expects: Mapping[str, Any]) -> None:
     """Write a traced network as ONNX: input ``images``, output ``logits``.
+
+    Args:
+        expects: What the network expects of its images, kept as metadata, JSON by key.
 
     Raises:
         ValueError: If the packages for it are not installed.
@@ -63,6 +74,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         verbose=False,
     )
     assert converted is not None
+    converted.model.metadata_props.update({key: json.dumps(v) for key, v in expects.items()})
     converted.save(str(path))
 
 
@@ -89,8 +101,8 @@ def check_onnx_installed() -> None:
     """Raise ValueError if the packages for ONNX are missing."""
     if missing := [name for name in ONNX_MODULES if find_spec(name) is None]:
         raise ValueError(
-            f"ONNX needs the packages {', '.join(missing)}. Install them: pip install "
-            "'mixer-search[export]'."
+            f"ONNX needs the packages {', '.join(missing)}. Install them: "
+            f"{install_command('export')}"
         )
 
 

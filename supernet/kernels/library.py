@@ -1,14 +1,18 @@
 """The operators' C files for float32 and float64 on a CPU, compiled on demand.
 
 The library of a dtype is built once from the C files of the operators' folders by the user's
-compiler and kept in the user's cache folder under a name that hashes what it was made of: sources,
-commands and processor. It uses the OpenMP runtime that torch has loaded, so that there is one pool
+compiler and kept in the user's cache folder. Its name hashes what it was made of (sources, commands
+and processor) and what is in it: a library that is not what its name says is built anew, since a
+truncated one would kill the process with SIGBUS. Code is only loaded from a folder that nobody else
+can write; where the user's cache is none, each process builds in a temporary folder of its own. The
+library uses the OpenMP runtime that torch has loaded, so that there is one pool
 of threads. Without a working compiler `load` says so once in the log and returns None; then the
 operators' formulations in torch serve.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -17,9 +21,12 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +70,11 @@ def load(dtype: torch.dtype) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(build(dtype)))
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None)
-        _say_once(f"{error}{': ' + output.strip()[-500:] if output else ''}")
+        reason = f"{error}{': ' + output.strip()[-500:] if output else ''}"
+        _say_once(
+            f"The C kernels are not available, slower torch code runs instead: {reason}. "
+            "Install gcc, or name a compiler in CC."
+        )
         return None
     for name, arguments in _FUNCTIONS.items():
         getattr(library, name).argtypes = arguments
@@ -75,32 +86,79 @@ def build(dtype: torch.dtype) -> Path:
     """Compile the library for a dtype unless the cache has it, and return its path.
 
     Raises:
-        OSError: If there is no compiler, or the cache folder cannot be written.
+        OSError: If there is no compiler, or no folder that can be written.
         subprocess.SubprocessError: If the compiler fails.
     """
+    recipe = _recipe(dtype)
+    try:
+        folder = _cache_folder()
+        return _find(folder, recipe.name) or _compile(folder, recipe)
+    except OSError as error:
+        _say_once(
+            f"The C kernels are built anew by each process: {error}. Set XDG_CACHE_HOME to a folder"
+            " that you own."
+        )
+    folder = _private_folder()
+    return _find(folder, recipe.name) or _compile(folder, recipe)
+
+
+class _Recipe(NamedTuple):
+    """How a library is made; its name hashes all of it."""
+
+    name: str
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+    runtime: tuple[str, ...]
+
+
+def _recipe(dtype: torch.dtype) -> _Recipe:
     compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (neither $CC nor cc nor gcc)")
     real, index = DTYPES[dtype]
-    compile_flags = (*FLAGS, "-fopenmp", f"-DREAL={real}", f"-DINDEX={index}")
     openmp = _torch_openmp()
-    link_flags = ("-shared", "-fopenmp") if openmp is None else ("-shared",)
-    recipe = "\n".join((*compiler, *compile_flags, *link_flags, str(openmp), _processor()))
+    compile_ = (*compiler, *FLAGS, "-fopenmp", f"-DREAL={real}", f"-DINDEX={index}")
+    link = (*compiler, "-shared", *(("-fopenmp",) if openmp is None else ()))
+    # Nodes of a cluster share the cache, and not always their C library.
+    words = "\n".join((*compile_, *link, str(openmp), *platform.libc_ver(), _processor()))
     texts = [file.read_bytes() for file in (*SOURCES, *HEADERS)]
-    digest = hashlib.sha256(b"".join((*texts, recipe.encode()))).hexdigest()[:20]
-    target = _cache_folder() / f"neighborhood-{real}-{digest}.so"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        library = Path(folder, target.name)
-        objects = [str(Path(folder, source.stem + ".o")) for source in SOURCES]
+    digest = hashlib.sha256(b"".join((*texts, words.encode()))).hexdigest()[:20]
+    runtime = () if openmp is None else (str(openmp),)
+    return _Recipe(f"neighborhood-{real}-{digest}", compile_, link, runtime)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Return a whole library of this name."""
+    paths = sorted(folder.glob(f"{name}-*.so"))
+    return next((path for path in paths if _is_whole(path, name)), None)
+
+
+def _is_whole(path: Path, name: str) -> bool:
+    """Tell whether a file is the user's own and has the content that the rest of its name says."""
+    try:
+        entry = path.lstat()
+        if not stat.S_ISREG(entry.st_mode) or entry.st_uid != os.geteuid():
+            return False  # a link, a pipe, or somebody else's
+        return path.name == f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()}.so"
+    except OSError:
+        return False
+
+
+def _compile(folder: Path, recipe: _Recipe) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        library = Path(work, "library.so")
+        objects = [str(Path(work, source.stem + ".o")) for source in SOURCES]
         for source, object_file in zip(SOURCES, objects, strict=True):
-            _run([*compiler, *compile_flags, "-c", str(source), "-o", object_file])
-        runtime = () if openmp is None else (str(openmp),)
-        _run([*compiler, *link_flags, *objects, *runtime, "-o", str(library)])
-        # Another process may have built the same file: the last one replaces it as a whole.
+            _run([*recipe.compile, "-c", str(source), "-o", object_file])
+        _run([*recipe.link, *objects, *recipe.runtime, "-o", str(library)])
+        content = hashlib.sha256(library.read_bytes()).hexdigest()
+        target = folder / f"{recipe.name}-{content}.so"
+        # Another process may have built the same library: the last one replaces it as a whole.
         os.replace(library, target)
+    for broken in folder.glob(f"{recipe.name}-*.so"):
+        if not _is_whole(broken, recipe.name):
+            with suppress(OSError):
+                broken.unlink()
     return target
 
 
@@ -142,8 +200,38 @@ def _torch_openmp() -> Path | None:
 
 
 def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mixer-search"
+    """Make the user's cache folder, which nobody else may write.
+
+    Raises:
+        OSError: If there is none.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():  # such a value is to be ignored, says the standard
+        try:
+            root = Path.home() / ".cache"
+        except RuntimeError as error:  # no HOME, and a user that the system does not know
+            raise OSError(f"there is no cache folder ({error})") from error
+    folder = root / "mixer-search"
+    if not folder.is_absolute():
+        raise OSError(f"the cache folder {folder} is no absolute path")
+    root.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    entry = folder.lstat()
+    is_own = stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid()
+    if not is_own or entry.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{folder} is a link, or others can write it")
+    if stat.S_IMODE(entry.st_mode) != 0o700:
+        folder.chmod(0o700)
+    return folder
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """Make a folder for this process, which is removed when it ends."""
+    folder = tempfile.mkdtemp(prefix="mixer-search-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _processor() -> str:
@@ -157,9 +245,5 @@ def _processor() -> str:
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
-    logger.warning(
-        "The C kernels are not available, slower torch code runs instead: %s. "
-        "Install gcc, or name a compiler in CC.",
-        reason,
-    )
+def _say_once(message: str) -> None:
+    logger.warning("%s", message)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import comb
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet
 
 TIMED_RUNS = 30
-# Order statistics (from 0) of 30 values between which their median lies with 95 % probability.
-MEDIAN_BOUNDS = (9, 20)
 WARM_UP_RUNS = 3
 
 
@@ -30,16 +29,19 @@ class Latency:
 
 
 def latency_of(seconds: Sequence[float]) -> Latency:
-    """Summarise `TIMED_RUNS` runs.
+    """Summarise runs."""
+    low, high = median_interval(seconds)
+    return Latency(1000 * statistics.median(seconds), 1000 * low, 1000 * high)
 
-    Raises:
-        ValueError: If there are not that many.
-    """
-    if len(seconds) != TIMED_RUNS:
-        raise ValueError(f"The interval is that of {TIMED_RUNS} runs, got {len(seconds)}.")
-    ordered = sorted(seconds)
-    low, high = (1000 * ordered[index] for index in MEDIAN_BOUNDS)
-    return Latency(1000 * statistics.median(seconds), low, high)
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return order statistics that hold the median with 95 % probability, or the extremes."""
+    ordered, count = sorted(values), len(values)
+    below, outside = 0, 1 / 2**count
+    while below < (count - 1) // 2 and outside + comb(count, below + 1) / 2**count <= 0.025:
+        below += 1
+        outside += comb(count, below) / 2**count
+    return ordered[below], ordered[-1 - below]
 
 
 def time_runs(

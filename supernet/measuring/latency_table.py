@@ -12,7 +12,6 @@ import dataclasses
 import json
 import platform
 import random
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from itertools import cycle, pairwise, product
-from math import comb
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -32,7 +30,7 @@ from searchspace.cost import count
 from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import Mixer, mixer_from_dict, mixer_to_dict
 from searchspace.space import SearchSpace
-from supernet.measuring.latency import Latency
+from supernet.measuring.latency import Latency, latency_of
 from supernet.network.supernet import Supernet, build_subnet
 
 PASSES = 3
@@ -276,24 +274,14 @@ def measure_table(
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         measured_on=date.today().isoformat(),
-        parts={part: _median(parts[part]) for part in sorted(parts, key=str)},
+        parts={part: latency_of(parts[part]) for part in sorted(parts, key=str)},
     )
     checked = [
-        Checked(network, table.predict(network), _median(wholes[number]))
+        Checked(network, table.predict(network), latency_of(wholes[number]))
         for network, number in jobs
         if number >= 0
     ]
     return table, checked
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return order statistics that hold the median with 95 % probability, or the extremes."""
-    ordered, count = sorted(values), len(values)
-    below, outside = 0, 1 / 2**count
-    while below < (count - 1) // 2 and outside + comb(count, below + 1) / 2**count <= 0.025:
-        below += 1
-        outside += comb(count, below) / 2**count
-    return ordered[below], ordered[-1 - below]
 
 
 def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -382,11 +370,6 @@ def _modules_of(network: Supernet) -> Iterator[nn.Module]:
             yield block
             if network.space.family == "twins" and number == 0:
                 yield network.encodings[index]
-
-
-def _median(seconds: Sequence[float]) -> Latency:
-    low, high = median_interval(seconds)
-    return Latency(1000 * statistics.median(seconds), 1000 * low, 1000 * high)
 
 
 def _name_of(device: torch.device) -> str:

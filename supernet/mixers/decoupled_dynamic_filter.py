@@ -41,7 +41,7 @@ class DecoupledDynamicFilterMixer(nn.Module):
     def __init__(self, options: Sequence[DecoupledDynamicFilter], *, place: Place) -> None:
         super().__init__()
         dim = self.dim = place.dim
-        hidden = max(int(dim * option.se_ratio) for option in options)
+        hidden = self.hidden = max(int(dim * option.se_ratio) for option in options)
         heads = max(option.num_heads for option in options)
         taps = max(option.kernel_size for option in options) ** 2
         self.value = new_linear(dim, dim, bias=place.qkv_bias)
@@ -95,14 +95,16 @@ class DecoupledDynamicFilterMixer(nn.Module):
         self, values: Tensor, slices: dict[str, Tensor], mixer: DecoupledDynamicFilter
     ) -> Tensor:
         """Generate a filter for each channel of each image: (B, K*K, C)."""
-        hidden = int(self.dim * mixer.se_ratio)
-        reduced = F.linear(
-            values.mean((1, 2)), self.reduce.weight[:hidden], self.reduce.bias[:hidden]
-        )
+        reduced = self._reduce(values.mean((1, 2)), int(self.dim * mixer.se_ratio))
         weight = slices["channel_weight"].flatten(0, 1)
         filters = F.linear(F.relu(reduced), weight, slices["channel_bias"].flatten())
         filters = filters.unflatten(-1, (-1, self.dim))
         return standardise(filters, dim=1) * slices["deviation"]
+
+    def _reduce(self, means: Tensor, hidden: int) -> Tensor:
+        if hidden == self.hidden:
+            return self.reduce(means)
+        return F.linear(means, self.reduce.weight[:hidden], self.reduce.bias[:hidden])
 
     def _slices(self, mixer: DecoupledDynamicFilter) -> dict[str, Tensor]:
         heads, hidden = mixer.num_heads, int(self.dim * mixer.se_ratio)

@@ -8,6 +8,7 @@ either way, as Han's parameter counts say (23.9M and 26.2M for the tiny network)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,25 @@ from supernet.kernels import aggregate, depthwise_conv
 from supernet.mixers.kernel_transforms import KernelTransforms
 from supernet.mixers.pointwise import Pointwise
 from supernet.mixers.sharing import Place, centre_taps, check_map_size, head_rows, state_of
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """`nn.Conv2d` with one filter a channel and zeros around the map, computed by our operators.
+
+    An even filter reaches one pixel further up and left than down and right.
+
+    Args:
+        dim: Channels.
+        kernel_size: Side of the filters.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, H, W), best channels-last in memory; the shape stays."""
+        maps = x.permute(0, 2, 3, 1).contiguous()
+        return depthwise_conv(maps, self.weight[:, 0].contiguous(), self.bias).permute(0, 3, 1, 2)
 
 
 class DepthwiseConvMixer(nn.Module):
@@ -65,7 +85,7 @@ class DepthwiseConvMixer(nn.Module):
         Raises:
             ValueError: If positions have their own filters and the map has another size.
         """
-        return self.pointwise.leave(self.convolve(self.pointwise.enter(x), mixer))
+        return self.pointwise(x, partial(self.convolve, mixer=mixer))
 
     def convolve(self, x: Tensor, mixer: DepthwiseConv) -> Tensor:
         """Apply the spatial filter alone to (B, H, W, C)."""

@@ -8,6 +8,7 @@ bias after the filter, and the filters are neither normalised nor squashed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class DynamicDepthwiseConvMixer(nn.Module):
         Raises:
             ValueError: If the batch has one image and the generator's batch norm is in train mode.
         """
-        return self.pointwise.leave(self.convolve(self.pointwise.enter(x), mixer))
+        return self.pointwise(x, partial(self.convolve, mixer=mixer))
 
     def convolve(self, x: Tensor, mixer: DynamicDepthwiseConv) -> Tensor:
         """Apply the spatial filter alone to (B, H, W, C)."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
 from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
-from supernet.mixers.projections import InProjection
+from supernet.mixers.projections import blocks_of_rows, rows_of
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table
 
 
@@ -50,7 +50,9 @@ class ElsaMixer(nn.Module):
         # One grouping of the logits is stored as such; several are parts of ungrouped weights.
         groupings = {(o.logit_groups, o.num_heads, o.kernel_size, o.qk_dim) for o in options}
         self.logit_width = self.qk_dim // (options[0].logit_groups if len(groupings) == 1 else 1)
-        self.in_proj = InProjection(dim, [self.qk_dim] * 2, self.v_dim, bias=place.qkv_bias)
+        rows = (self.qk_dim, self.qk_dim, self.v_dim)
+        self.in_proj = nn.Linear(dim, sum(rows), bias=place.qkv_bias)
+        self.channel_blocks = blocks_of_rows("in_proj", *rows)
         self.proj = new_linear(self.v_dim, dim)
         # Tables over taps come first on axis 0, so that one function slices them all.
         conv_inputs = self.group_width * taps
@@ -65,11 +67,11 @@ class ElsaMixer(nn.Module):
 
     def select(self, mixer: Elsa) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
-        weight, bias = self._in_proj(mixer)
+        weight, bias = self._in_rows(mixer)
         return {
             "in_proj.weight": weight,
             **({} if bias is None else {"in_proj.bias": bias}),
-            "proj.weight": self._proj_weight(mixer),
+            "proj.weight": self._out_weight(mixer),
             "proj.bias": self.proj.bias,
             **self._slices(mixer),
         }
@@ -77,7 +79,7 @@ class ElsaMixer(nn.Module):
     def forward(self, x: Tensor, mixer: Elsa) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
         qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
-        q, k, v = F.linear(x, *self._in_proj(mixer)).split((qk_dim, qk_dim, v_dim), -1)
+        q, k, v = self._project_in(x, mixer).split((qk_dim, qk_dim, v_dim), -1)
         slices = self._slices(mixer)
         attention = self._logits(q, k, slices, mixer).softmax(-1)
         mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam)
@@ -86,7 +88,9 @@ class ElsaMixer(nn.Module):
             square = (mixer.kernel_size, mixer.kernel_size)
             kernel = (mixer.gamma * slices["add"]).t().unflatten(1, square)
             y = y + depthwise_conv(v.contiguous(), kernel.contiguous(), dilation=mixer.dilation)
-        return F.linear(y, self._proj_weight(mixer), self.proj.bias)
+        if v_dim == self.v_dim:
+            return self.proj(y)
+        return F.linear(y, self._out_weight(mixer), self.proj.bias)
 
     def _logits(self, q: Tensor, k: Tensor, slices: dict[str, Tensor], mixer: Elsa) -> Tensor:
         """Generate the logits (B, H, W, heads, K*K) from queries and keys (B, H, W, qk_dim)."""
@@ -101,12 +105,18 @@ class ElsaMixer(nn.Module):
     def _qk_dim(self, mixer: Elsa) -> int:
         return mixer.qk_dim or elsa_qk_dim(self.dim, mixer.group_width)
 
-    def _in_proj(self, mixer: Elsa) -> tuple[Tensor, Tensor | None]:
+    def _project_in(self, x: Tensor, mixer: Elsa) -> Tensor:
+        if (self._qk_dim(mixer), mixer.v_dim or self.dim) == (self.qk_dim, self.v_dim):
+            return self.in_proj(x)
+        return F.linear(x, *self._in_rows(mixer))
+
+    def _in_rows(self, mixer: Elsa) -> tuple[Tensor, Tensor | None]:
         """Pick the rows of q, k and v: the first of each."""
         qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
-        return self.in_proj.rows((0, qk_dim), (self.qk_dim, qk_dim), (2 * self.qk_dim, v_dim))
+        spans = ((0, qk_dim), (self.qk_dim, qk_dim), (2 * self.qk_dim, v_dim))
+        return rows_of(self.in_proj, *spans)
 
-    def _proj_weight(self, mixer: Elsa) -> Tensor:
+    def _out_weight(self, mixer: Elsa) -> Tensor:
         return self.proj.weight[:, : mixer.v_dim or self.dim]
 
     def _slices(self, mixer: Elsa) -> dict[str, Tensor]:

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import GlobalAttention
-from supernet.mixers.projections import InProjection
-from supernet.mixers.sharing import Place, new_linear, start_linear, state_of
+from supernet.mixers.projections import Rows, blocks_of_rows, named_rows, rows_of
+from supernet.mixers.sharing import Place, new_linear, state_of
 
 
 class GlobalAttentionMixer(nn.Module):
     """Global attention of every setting in ``options``, weights shared.
 
-    Heads share all weights. Every ratio has a reduction of its own.
+    Heads share all weights. Every ratio has a reduction of its own. Queries have a layer of their
+    own where all settings make keys and values of a reduced map.
 
     Args:
         options: The settings that the block offers.
@@ -32,25 +33,30 @@ class GlobalAttentionMixer(nn.Module):
 
     def __init__(self, options: Sequence[GlobalAttention], *, place: Place) -> None:
         super().__init__()
-        self.in_proj = start_linear(
-            InProjection(place.dim, [place.dim] * 2, place.dim, bias=place.qkv_bias)
-        )
-        self.proj = new_linear(place.dim, place.dim)
         ratios = sorted({option.sr_ratio for option in options} - {1})
+        dim = self.dim = place.dim
+        self.query = None
+        rows: tuple[int, ...] = (dim,) * 3
+        if all(option.sr_ratio > 1 for option in options):
+            self.query, rows = new_linear(dim, dim, bias=place.qkv_bias), (dim,) * 2
+        self.in_proj = new_linear(dim, sum(rows), bias=place.qkv_bias)
+        self.channel_blocks = blocks_of_rows("in_proj", *rows)
+        self.proj = new_linear(dim, dim)
         self.reductions = nn.ModuleDict({str(r): Reduction(place.dim, r) for r in ratios})
 
     def select(self, mixer: GlobalAttention) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
-        weight, bias = self.in_proj.rows((0, self.in_proj.out_features))
-        state = {
-            "in_proj.weight": weight,
-            **({} if bias is None else {"in_proj.bias": bias}),
-            **state_of(self.proj, "proj"),
-        }
+        state = state_of(self.proj, "proj")
         if mixer.sr_ratio == 1:
-            return state
+            return state | named_rows("in_proj", *rows_of(self.in_proj, (0, 3 * self.dim)))
+        query, key_value = self._split_rows()
         name = str(mixer.sr_ratio)
-        return state | state_of(self.reductions[name], f"reductions.{name}")
+        return {
+            **state,
+            **named_rows("query", *query),
+            **named_rows("in_proj", *key_value),
+            **state_of(self.reductions[name], f"reductions.{name}"),
+        }
 
     def forward(self, x: Tensor, mixer: GlobalAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays.
@@ -75,13 +81,20 @@ class GlobalAttentionMixer(nn.Module):
                 f"got sr_ratio={ratio} and a map of {x.shape[1]} x {x.shape[2]}. "
                 "Use a smaller sr_ratio or a larger image."
             )
-        sizes = (dim, 2 * dim)
-        weight, bias = self.in_proj.rows((0, 3 * dim))
-        weights = weight.split(sizes)
-        biases = (None, None) if bias is None else bias.split(sizes)
         reduced = self.reductions[str(ratio)](x)
-        q = F.linear(x, weights[0], biases[0])
-        return q, *F.linear(reduced, weights[1], biases[1]).split(dim, -1)
+        if self.query is not None:
+            return self.query(x), *self.in_proj(reduced).split(dim, -1)
+        query, key_value = self._split_rows()
+        return F.linear(x, *query), *F.linear(reduced, *key_value).split(dim, -1)
+
+    def _split_rows(self) -> tuple[Rows, Rows]:
+        """Slice what makes queries, and what makes keys and values."""
+        if self.query is not None:
+            own = (self.query.weight, self.query.bias)
+            return own, rows_of(self.in_proj, (0, 2 * self.dim))
+        spans = ((0, self.dim), (self.dim, 2 * self.dim))
+        query, key_value = (rows_of(self.in_proj, span) for span in spans)
+        return query, key_value
 
 
 class Reduction(nn.Module):

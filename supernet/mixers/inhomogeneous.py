@@ -10,6 +10,7 @@ the generator, has no such bias and other initial weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class InhomogeneousDepthwiseConvMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: InhomogeneousDepthwiseConv) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        return self.pointwise.leave(self.convolve(self.pointwise.enter(x), mixer))
+        return self.pointwise(x, partial(self.convolve, mixer=mixer))
 
     def convolve(self, x: Tensor, mixer: InhomogeneousDepthwiseConv) -> Tensor:
         """Apply the spatial filter alone to (B, H, W, C)."""
@@ -94,7 +95,7 @@ class InvolutionMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: Involution) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        return self.pointwise.leave(self.convolve(self.pointwise.enter(x), mixer))
+        return self.pointwise(x, partial(self.convolve, mixer=mixer))
 
     def convolve(self, x: Tensor, mixer: Involution) -> Tensor:
         """Apply the spatial filter alone to (B, H, W, C)."""

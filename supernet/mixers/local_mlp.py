@@ -21,6 +21,7 @@ a shift by zero padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,18 @@ from supernet.mixers.windows import (
     pair_offsets,
     tile,
 )
+
+
+class WindowPairs(nn.Module):
+    """The weights of pairs of each window, by the size of the windows."""
+
+    def add(self, window: int, *shape: int) -> None:
+        """Make weights of this shape for windows of a size."""
+        self.register_parameter(str(window), new_table(*shape))
+
+    def forward(self, window: int) -> Tensor:
+        """Return the weights (windows, L, L, N) for windows of a size."""
+        return cast(Tensor, getattr(self, str(window)))
 
 
 class LocalMlpMixer(nn.Module):
@@ -72,12 +85,12 @@ class LocalMlpMixer(nn.Module):
         if shared := [option for option in options if option.shared_positions]:
             area = max(self._window(option) for option in shared) ** 2
             self.pairs = new_table(area, area, max(option.num_heads for option in shared))
-        self.window_pairs = nn.ParameterDict()
+        self.window_pairs = WindowPairs()
         unshared = [option for option in options if not option.shared_positions]
         for window in sorted({self._window(option) for option in unshared}):
             heads = max(o.num_heads for o in unshared if self._window(o) == window)
             windows, area = (-(-self.size // window)) ** 2, window**2
-            self.window_pairs[str(window)] = new_table(windows, area, area, heads)
+            self.window_pairs.add(window, windows, area, area, heads)
 
     def select(self, mixer: LocalMlp) -> dict[str, Tensor]:
         """Return the state of the module that has only this setting."""
@@ -121,7 +134,7 @@ class LocalMlpMixer(nn.Module):
     def _pairs(self, mixer: LocalMlp, window: int) -> Tensor:
         """Slice the weights of pairs: (L, L, N), unshared (W, L, L, N); queries first."""
         if not mixer.shared_positions:
-            return head_rows(self.window_pairs[str(window)], mixer.num_heads, dim=3)
+            return head_rows(self.window_pairs(window), mixer.num_heads, dim=3)
         assert self.pairs is not None
         queries = centre_taps(self.pairs, window)
         keys = centre_taps(queries.transpose(0, 1), window)

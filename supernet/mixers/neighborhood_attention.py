@@ -9,6 +9,7 @@ code; it is what an unfold of zero-padded maps gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from searchspace.mixers import NeighborhoodAttention, split_terms
 from supernet.kernels import Area, aggregate, neighborhood_attention, neighborhood_logits, skew
 from supernet.kernels.attention.normalisation import normalise
-from supernet.mixers.attention import AttentionWeights
+from supernet.mixers.attention import AttentionWeights, Tables, Tokens
 from supernet.mixers.convolutional_attention import convolve_logits, respond
 from supernet.mixers.sharing import Place
 
@@ -41,56 +42,59 @@ class NeighborhoodAttentionMixer(nn.Module):
 
     def forward(self, x: Tensor, mixer: NeighborhoodAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
-        tokens = self.attention.project_in(x, mixer, self.attention.convolve(x, mixer))
-        tables = self.attention.tables(mixer, mixer.kernel_size)
-        if "static" in tables or mixer.conv == "post":
-            return self.attention.proj(self._attend(x, tokens, tables, mixer))
-        area = Area(
-            num_heads=mixer.num_heads,
-            kernel_size=mixer.kernel_size,
-            dilation=1,
-            scale=(x.shape[-1] // mixer.num_heads) ** -0.5,
-            has_product="qk" in split_terms(mixer.terms),
-            norm=mixer.norm,
+        return self.attention(
+            x,
+            mixer,
+            partial(_attend, x, mixer),
+            taps=mixer.kernel_size,
+            convolved=self.attention.convolve(x, mixer),
         )
-        y = neighborhood_attention(
-            tokens["v"],
-            area,
-            queries=tokens.get("q"),
-            keys=tokens.get("k"),
-            query_table=tables.get("qr"),
-            key_table=tables.get("rk"),
-            bias=tables.get("bias"),
-        )
-        return self.attention.proj(y)
 
-    def _attend(
-        self,
-        x: Tensor,
-        tokens: dict[str, Tensor],
-        tables: dict[str, Tensor],
-        mixer: NeighborhoodAttention,
-    ) -> Tensor:
-        """Attend with the terms that the fused operator does not have, logits made one by one."""
-        heads = (mixer.num_heads, -1)
-        scale = (x.shape[-1] // mixer.num_heads) ** -0.5
-        terms: list[Tensor] = []  # each (B, H, W, N, taps), the bias (N, taps)
-        if "qk" in split_terms(mixer.terms):
-            q, k = (tokens[part].contiguous() for part in "qk")
-            logits = neighborhood_logits(q * scale, k, mixer.num_heads, mixer.kernel_size)
-            kernel = self.attention.post_kernel_of(mixer)
-            terms.append(logits if kernel is None else convolve_logits(logits, kernel))
-        if "qr" in tables:
-            terms.append(_dot(tokens["q"].unflatten(-1, heads) * scale, tables["qr"], heads))
-        if "rk" in tables:
-            response = _dot(tokens["k"].unflatten(-1, heads) * scale, tables["rk"], heads)
-            terms.append(skew(response, mixer.kernel_size))
-        if "static" in tables:
-            terms.append(respond(x, tables["static"]))
-        if "bias" in tables:
-            terms.append(tables["bias"].t())
-        weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm)
-        return aggregate(weights, tokens["v"].contiguous(), mixer.kernel_size)
+
+def _attend(x: Tensor, mixer: NeighborhoodAttention, tokens: Tokens, tables: Tables) -> Tensor:
+    """Attend with the fused operator, or with logits made one by one where it lacks a term."""
+    if "static" in tables or "post" in tables:
+        return _attend_by_terms(x, mixer, tokens, tables)
+    area = Area(
+        num_heads=mixer.num_heads,
+        kernel_size=mixer.kernel_size,
+        dilation=1,
+        scale=(x.shape[-1] // mixer.num_heads) ** -0.5,
+        has_product="qk" in split_terms(mixer.terms),
+        norm=mixer.norm,
+    )
+    return neighborhood_attention(
+        tokens["v"],
+        area,
+        queries=tokens.get("q"),
+        keys=tokens.get("k"),
+        query_table=tables.get("qr"),
+        key_table=tables.get("rk"),
+        bias=tables.get("bias"),
+    )
+
+
+def _attend_by_terms(
+    x: Tensor, mixer: NeighborhoodAttention, tokens: Tokens, tables: Tables
+) -> Tensor:
+    heads = (mixer.num_heads, -1)
+    scale = (x.shape[-1] // mixer.num_heads) ** -0.5
+    terms: list[Tensor] = []  # each (B, H, W, N, taps), the bias (N, taps)
+    if "qk" in split_terms(mixer.terms):
+        q, k = (tokens[part].contiguous() for part in "qk")
+        logits = neighborhood_logits(q * scale, k, mixer.num_heads, mixer.kernel_size)
+        terms.append(convolve_logits(logits, tables["post"]) if "post" in tables else logits)
+    if "qr" in tables:
+        terms.append(_dot(tokens["q"].unflatten(-1, heads) * scale, tables["qr"], heads))
+    if "rk" in tables:
+        response = _dot(tokens["k"].unflatten(-1, heads) * scale, tables["rk"], heads)
+        terms.append(skew(response, mixer.kernel_size))
+    if "static" in tables:
+        terms.append(respond(x, tables["static"]))
+    if "bias" in tables:
+        terms.append(tables["bias"].t())
+    weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm)
+    return aggregate(weights, tokens["v"].contiguous(), mixer.kernel_size)
 
 
 def _dot(x: Tensor, table: Tensor, heads: tuple[int, int]) -> Tensor:

@@ -8,6 +8,8 @@ initialisation. RedNet's bottleneck (Li et al. 2021) puts involution in the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,10 +29,7 @@ class Pointwise(nn.Module):
         self.conv_out = nn.Linear(dim, dim, bias=False)
         self.norm_out = build_norm(dim, norm, default="batch")
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Compute what the spatial filter sees, (B, H, W, C)."""
-        return F.relu(self.norm_in(self.conv_in(x)))
-
-    def leave(self, y: Tensor) -> Tensor:
-        """Compute the output of the block from the filtered map."""
+    def forward(self, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map (B, H, W, C) through the frame and the spatial filter that stands in it."""
+        y = convolve(F.relu(self.norm_in(self.conv_in(x))))
         return self.norm_out(self.conv_out(F.relu(self.norm_mid(y))))

@@ -17,7 +17,7 @@ which layers of each kind these are. Queries, keys, generators, tables and filte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,64 +44,69 @@ LAYERS = {
 }
 
 
-class InProjection(nn.Linear):
-    """Queries, keys and values as one layer; the values are the last rows.
+Rows: TypeAlias = tuple[Tensor, Tensor | None]  # weight (rows, in_features) and bias (rows,)
+
+
+class SharedInProjection(nn.Module):
+    """Queries and keys of a mixer of its own, and values of a layer that a block's kinds share.
 
     Args:
-        in_features: Channels of the input.
-        others: Rows of queries and of keys, whichever there are.
-        num_values: Rows of values.
-        bias: Whether there are biases.
+        own: The layer of all three, whose values are left out.
+        blocks: Its rows of queries and keys, whichever there are, and of values.
+        value: Makes the values, with its first rows.
     """
 
-    def __init__(
-        self, in_features: int, others: Sequence[int], num_values: int, *, bias: bool
-    ) -> None:
-        super().__init__(in_features, sum(others) + num_values, bias=bias)
-        self.others, self.num_others, self.num_values = tuple(others), sum(others), num_values
-        self.value: nn.Linear | None = None
-
-    @property
-    def channel_blocks(self) -> ChannelBlocks:
-        """Queries, keys and values are blocks of rows (see `supernet.mixers.width`)."""
-        values = () if self.value is not None else (self.num_values,)
-        return dict.fromkeys(("weight", "bias"), (0, (*self.others, *values)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project (..., in_features) to all rows, (..., num_others + num_values)."""
-        return F.linear(x, *self.rows((0, self.out_features)))
-
-    def rows(self, *spans: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Slice the weight (rows, in_features) and the bias (rows,), if there is one.
-
-        Args:
-            spans: First row and number of rows, in order.
-        """
-        parts = [part for start, rows in _joined(spans) for part in self._parts(start, rows)]
-        weight = _cat([_narrow(layer.weight, start, rows) for layer, start, rows in parts])
-        if parts[0][0].bias is None:
-            return weight, None
-        return weight, _cat([_narrow(layer.bias, start, rows) for layer, start, rows in parts])
-
-    def use_values(self, value: nn.Linear) -> None:
-        """Make the values with the first rows of another layer from now on."""
-        self.value = value
+    def __init__(self, own: nn.Linear, blocks: Sequence[int], value: nn.Linear) -> None:
+        super().__init__()
+        self.others, self.num_values = tuple(blocks[:-1]), blocks[-1]
+        self.num_others = sum(self.others)
         for name in ("weight", "bias"):
-            full = getattr(self, name)
+            full = getattr(own, name)
             kept = None
             if full is not None and self.num_others:
                 kept = nn.Parameter(full.detach()[: self.num_others].clone())
             self.register_parameter(name, kept)
+        self.value = value
 
-    def _parts(self, start: int, rows: int) -> list[tuple[nn.Linear, int, int]]:
-        """Say which layers have the rows of a span, and from which row on."""
-        if self.value is None:
-            return [(self, start, rows)]
-        own = max(min(self.num_others - start, rows), 0)
-        parts: list[tuple[nn.Linear, int, int]] = [(self, start, own)] if own else []
-        if own < rows:
-            parts.append((self.value, max(start - self.num_others, 0), rows - own))
-        return parts
+    @property
+    def channel_blocks(self) -> ChannelBlocks:
+        """Queries and keys are blocks of rows (see `supernet.mixers.width`)."""
+        return dict.fromkeys(("weight", "bias"), (0, self.others))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (..., in_features) to all rows, (..., num_others + num_values)."""
+        return F.linear(x, *rows_of(self, (0, self.num_others + self.num_values)))
+
+
+class FirstInputs(nn.Linear):
+    """A layer with weights for more channels than it is given; it uses the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (..., C), C at most ``in_features``, to (..., out_features)."""
+        return F.linear(x, self.weight[:, : x.shape[-1]], self.bias)
+
+
+def blocks_of_rows(name: str, *sizes: int) -> ChannelBlocks:
+    """Say of a layer that its rows are several projections (see `supernet.mixers.width`)."""
+    return {f"{name}.{part}": (0, sizes) for part in ("weight", "bias")}
+
+
+def named_rows(name: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """Write rows as the state of a layer of this name."""
+    return {f"{name}.weight": weight, **({} if bias is None else {f"{name}.bias": bias})}
+
+
+def rows_of(layer: nn.Linear | SharedInProjection, *spans: tuple[int, int]) -> Rows:
+    """Slice the weight and the bias, if there is one, of a layer.
+
+    Args:
+        spans: First row and number of rows, in order.
+    """
+    parts = [part for start, rows in _joined(spans) for part in _parts(layer, start, rows)]
+    weight = _cat([_narrow(one.weight, start, rows) for one, start, rows in parts])
+    if parts[0][0].bias is None:
+        return weight, None
+    return weight, _cat([_narrow(one.bias, start, rows) for one, start, rows in parts])
 
 
 def share_projections(mixers: Mapping[str, nn.Module], place: Place) -> None:
@@ -116,10 +121,15 @@ def share_projections(mixers: Mapping[str, nn.Module], place: Place) -> None:
         enter, leave = (cast(nn.Linear, mixer.get_submodule(name)) for name in LAYERS[kind])
         if leave.in_features > place.dim:
             continue
-        leave.in_features = place.dim
+        if leave.in_features < place.dim:
+            leave = FirstInputs(place.dim, place.dim)
+            mixer.set_submodule(LAYERS[kind][1], leave)
         _tie(leave, output)
-        if isinstance(enter, InProjection):
-            enter.use_values(value)
+        path, _, name = LAYERS[kind][0].rpartition(".")
+        owner: Any = mixer.get_submodule(path)
+        if name == "in_proj":
+            _, blocks = owner.channel_blocks["in_proj.weight"]
+            owner.in_proj = SharedInProjection(enter, blocks, value)
         else:
             _tie(enter, value)
 
@@ -128,6 +138,17 @@ def _tie(layer: nn.Linear, shared: nn.Linear) -> None:
     layer.weight = shared.weight
     if layer.bias is not None:
         layer.bias = shared.bias
+
+
+def _parts(layer: Any, start: int, rows: int) -> list[tuple[Any, int, int]]:
+    """Say which layers have the rows of a span, and from which row on."""
+    if not isinstance(layer, SharedInProjection):
+        return [(layer, start, rows)]
+    own = max(min(layer.num_others - start, rows), 0)
+    parts: list[tuple[Any, int, int]] = [(layer, start, own)] if own else []
+    if own < rows:
+        parts.append((layer.value, max(start - layer.num_others, 0), rows - own))
+    return parts
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -8,7 +8,8 @@ Shape suffixes: B images, W windows of an image, L tokens of a window, N num_hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from searchspace.mixers import WindowAttention, split_terms
 from supernet.kernels.attention.normalisation import normalise
 from supernet.kernels.select import prefers_sdpa
-from supernet.mixers.attention import AttentionWeights
+from supernet.mixers.attention import AttentionWeights, Tables, Tokens
 from supernet.mixers.convolutional_attention import convolve_logits, static_in_windows
 from supernet.mixers.sharing import Place
 from supernet.mixers.windows import (
@@ -61,55 +62,66 @@ class WindowAttentionMixer(nn.Module):
         )
         convolved = self.attention.convolve(x, mixer)
         cut_convolved = None if convolved is None else cut_windows(convolved, tiling)
-        mixed = self._attend(cut_windows(x, tiling), cut_convolved, mixer, tiling)
+        x_BWLC = cut_windows(x, tiling)
+        mixed = self.attention(
+            x_BWLC,
+            mixer,
+            partial(_attend, x_BWLC, mixer, tiling),
+            taps=2 * mixer.window_size - 1,
+            convolved=cut_convolved,
+        )
         return join_windows(mixed, tiling)
 
-    def _attend(
-        self,
-        x_BWLC: Tensor,
-        convolved: Tensor | None,
-        mixer: WindowAttention,
-        tiling: Tiling,
-    ) -> Tensor:
-        heads = (mixer.num_heads, -1)
-        tokens = self.attention.project_in(x_BWLC, mixer, convolved)
-        q, k, v = (
-            tokens[part].unflatten(-1, heads).transpose(2, 3) if part in tokens else None
-            for part in "qkv"
-        )  # (B, W, N, L, D)
-        assert v is not None
-        scale = v.shape[-1] ** -0.5
-        tables = self.attention.tables(mixer, 2 * mixer.window_size - 1)
-        offsets = pair_offsets(tiling.window, mixer.window_size, x_BWLC.device)
-        masked = foreign_pairs(tiling, x_BWLC.device)[:, None] if tiling.shift else None
-        terms: list[Tensor] = []  # each broadcasts to (B, W, N, L, L)
-        if "bias" in tables:
-            bias = _gather(tables["bias"], offsets).permute(2, 0, 1)
-            if masked is not None and mixer.norm == "softmax":
-                # One tensor for bias and mask: the logits are then passed over once, not twice.
-                bias, masked = bias.masked_fill(masked, -torch.inf), None
-            terms.append(bias)
-        if "qr" in tables and q is not None:
-            r = _gather(tables["qr"], offsets).unflatten(-1, heads)  # (L, L, N, D)
-            terms.append(torch.einsum("bwnid,ijnd->bwnij", q * scale, r))
-        if "rk" in tables and k is not None:
-            r = _gather(tables["rk"], offsets).unflatten(-1, heads)
-            terms.append(torch.einsum("ijnd,bwnjd->bwnij", r, k * scale))
-        if "static" in tables:
-            terms.append(static_in_windows(x_BWLC, tables["static"], offsets))
-        if "qk" in split_terms(mixer.terms) and q is not None and k is not None:
-            kernel = self.attention.post_kernel_of(mixer)
-            if kernel is None and mixer.norm == "softmax" and prefers_sdpa(q):
-                return self._leave(_sdpa(q, k, v, terms, masked))
-            logits = (q * scale) @ k.transpose(-2, -1)
-            if kernel is not None:
-                logits = convolve_logits(logits.transpose(2, 3), kernel).transpose(2, 3)
-            terms.append(logits)
-        weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm, masked)
-        return self._leave(weights @ v)
 
-    def _leave(self, y_BWNLD: Tensor) -> Tensor:
-        return self.attention.proj(y_BWNLD.transpose(2, 3).flatten(-2))
+def _attend(
+    x_BWLC: Tensor, mixer: WindowAttention, tiling: Tiling, tokens: Tokens, tables: Tables
+) -> Tensor:
+    """Attend inside windows: (B, W, L, C)."""
+    q, k, v = (
+        tokens[part].unflatten(-1, (mixer.num_heads, -1)).transpose(2, 3)
+        if part in tokens
+        else None
+        for part in "qkv"
+    )  # (B, W, N, L, D)
+    assert v is not None
+    masked = foreign_pairs(tiling, x_BWLC.device)[:, None] if tiling.shift else None
+    offsets = pair_offsets(tiling.window, mixer.window_size, x_BWLC.device)
+    terms: list[Tensor] = []  # each broadcasts to (B, W, N, L, L)
+    if "bias" in tables:
+        bias = _gather(tables["bias"], offsets).permute(2, 0, 1)
+        if masked is not None and mixer.norm == "softmax":
+            # One tensor for bias and mask: the logits are then passed over once, not twice.
+            bias, masked = bias.masked_fill(masked, -torch.inf), None
+        terms.append(bias)
+    terms += _relative_terms(q, k, tables, offsets)
+    if "static" in tables:
+        terms.append(static_in_windows(x_BWLC, tables["static"], offsets))
+    if "qk" in split_terms(mixer.terms) and q is not None and k is not None:
+        if "post" not in tables and mixer.norm == "softmax" and prefers_sdpa(q):
+            return _joined(_sdpa(q, k, v, terms, masked))
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if "post" in tables:
+            logits = convolve_logits(logits.transpose(2, 3), tables["post"]).transpose(2, 3)
+        terms.append(logits)
+    weights = normalise(sum(terms[1:], start=terms[0]), mixer.norm, masked)
+    return _joined(weights @ v)
+
+
+def _relative_terms(
+    q: Tensor | None, k: Tensor | None, tables: Tables, offsets: Tensor
+) -> Iterator[Tensor]:
+    """Yield q_i.r^k_{j-i} and r^q_{j-i}.k_j, scaled, where they are terms: (B, W, N, L, L)."""
+    if "qr" in tables and q is not None:
+        r = _gather(tables["qr"], offsets).unflatten(-1, (q.shape[2], -1))  # (L, L, N, D)
+        yield torch.einsum("bwnid,ijnd->bwnij", q * q.shape[-1] ** -0.5, r)
+    if "rk" in tables and k is not None:
+        r = _gather(tables["rk"], offsets).unflatten(-1, (k.shape[2], -1))
+        yield torch.einsum("ijnd,bwnjd->bwnij", r, k * k.shape[-1] ** -0.5)
+
+
+def _joined(y_BWNLD: Tensor) -> Tensor:
+    """Join the channels of the heads: (B, W, L, C)."""
+    return y_BWNLD.transpose(2, 3).flatten(-2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor], masked: Tensor | None) -> Tensor:

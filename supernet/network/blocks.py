@@ -11,8 +11,8 @@ from timm.layers import DropPath, SEModule
 from torch import Tensor, nn
 
 from searchspace.mixers import CONV_KINDS, Mixer, OutlookAttention
-from supernet.kernels import depthwise_conv
 from supernet.mixers import MIXERS
+from supernet.mixers.depthwise import DepthwiseConv2d
 from supernet.mixers.norms import build_norm
 from supernet.mixers.projections import share_projections
 from supernet.mixers.sharing import Place, new_linear, state_of
@@ -26,6 +26,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
+        self.hidden = hidden
         self.fc1 = new_linear(dim, hidden)
         self.fc2 = new_linear(hidden, dim)
 
@@ -40,6 +41,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hidden: int) -> Tensor:
         """Map (..., dim) to (..., dim) through ``hidden`` channels."""
+        if hidden == self.hidden:
+            return self.fc2(F.gelu(self.fc1(x)))
         state = self.select(hidden)
         x = F.gelu(F.linear(x, state["fc1.weight"], state["fc1.bias"]))
         return F.linear(x, state["fc2.weight"], state["fc2.bias"])
@@ -165,12 +168,11 @@ class LocalConv(nn.Module):
     def __init__(self, place: Place, kernel_size: int) -> None:
         super().__init__()
         self.norm = build_norm(place.dim, place.norm, default="batch")
-        self.conv = nn.Conv2d(place.dim, place.dim, kernel_size, groups=place.dim)
+        self.conv = DepthwiseConv2d(place.dim, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the branch of a map (B, H, W, C)."""
-        weight = self.conv.weight[:, 0].contiguous()
-        return depthwise_conv(self.norm(x).contiguous(), weight, self.conv.bias)
+        return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _norms_of(mixer: Mixer) -> tuple[str, ...]:

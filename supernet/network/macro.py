@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.kernels import depthwise_conv
+from supernet.mixers.depthwise import DepthwiseConv2d
 from supernet.mixers.sharing import new_linear
 from supernet.mixers.width import ChannelBlocks
 from supernet.network.blocks import Mlp
@@ -116,12 +116,11 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, groups=dim)
+        self.conv = DepthwiseConv2d(dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode positions in a map (B, H, W, C)."""
-        weight = self.conv.weight[:, 0].contiguous()
-        return x + depthwise_conv(x.contiguous(), weight, self.conv.bias)
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ClassBlock(nn.Module):
@@ -135,6 +134,7 @@ class ClassBlock(nn.Module):
 
     def __init__(self, dim: int, *, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
+        self.dim = dim
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.kv = new_linear(dim, 2 * dim, bias=False)
         self.q = new_linear(dim, dim, bias=False)
@@ -149,7 +149,7 @@ class ClassBlock(nn.Module):
             for name, value in self.state_dict(keep_vars=True).items()
             if not name.startswith("mlp.")
         }
-        mlp = self.mlp.select(int(self.q.in_features * mlp_ratio))
+        mlp = self.mlp.select(int(self.dim * mlp_ratio))
         return found | {f"mlp.{name}": value for name, value in mlp.items()}
 
     def forward(self, x: Tensor, num_heads: int, mlp_ratio: float) -> Tensor:
@@ -159,5 +159,5 @@ class ClassBlock(nn.Module):
         query = self.q(normed[:, :1]).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, D)
         token = x[:, :1] + self.proj(attended.transpose(1, 2).flatten(2))
-        token = token + self.mlp(self.norm2(token), int(self.q.in_features * mlp_ratio))
+        token = token + self.mlp(self.norm2(token), int(self.dim * mlp_ratio))
         return torch.cat([token, x[:, 1:]], 1)

@@ -20,7 +20,8 @@ from timm.data.auto_augment import (
 )
 from timm.optim import get_optimizer_info, list_optimizers
 
-from configs import config_path, parse_yaml
+from configs import config_path
+from configs.reading import read_yaml
 from searchspace.spec_schema import suggest
 
 Count = Annotated[int, Field(ge=1)]
@@ -298,10 +299,7 @@ def in_shards(recipe: Recipe, parts: int) -> Recipe:
 
 
 def _read_mapping(path: Path) -> dict[object, object]:
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also text that is not UTF-8
-        raise ValueError(f"{path}: {error}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ValueError(
             f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "

@@ -1,29 +1,37 @@
 """The checkpoint of a supernet: weights that anybody can read, and what its training needs.
 
-``supernet.json`` names the files that belong together and is replaced in one step, so that a
-process that is killed while it writes leaves the checkpoint before. Weights are safetensors under
-the names of `network.supernet.Supernet`, tied ones (shared projections) once, under one of their
-names; the file's metadata says which others it stands for. Only ``training-<step>.pt`` is for the
-trainer alone. One checkpoint is kept.
+``supernet.json`` names the files that belong together, with the SHA-256 of each, and is replaced in
+one step, so that a process that is killed while it writes leaves the checkpoint before. Weights are
+safetensors under the names of `network.supernet.Supernet`, tied ones (shared projections) once,
+under one of their names; the file's metadata says which others it stands for. Only
+``training-<step>.pt`` is for the trainer alone. One checkpoint is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+from searchspace import durable
 from searchspace.space import SearchSpace
 from supernet.mixers.weight_sharing import WeightSharing
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoint import write_text
+from supernet.training.checkpoint import changed_file, checksums, write_text
 
 INDEX_FILE = "supernet.json"
+
+# The files that `save_supernet` writes; nothing else is read or removed.
+_FILE = re.compile(r"(weights|averaged)-\d+b?\.safetensors|training-\d+b?\.pt")
 
 
 def save_supernet(
@@ -42,21 +50,37 @@ def save_supernet(
     """
     folder.mkdir(parents=True, exist_ok=True)
     networks = {"weights": supernet} | ({"averaged": averaged} if averaged is not None else {})
-    files = {name: f"{name}-{step}.safetensors" for name in networks}
+    mark = _free_mark(folder, step)
+    files = {name: f"{name}-{step}{mark}.safetensors" for name in networks}
+    files["training"] = f"training-{step}{mark}.pt"
+    for name in files.values():
+        (folder / name).unlink(missing_ok=True)  # a link would be written through
     for name, network in networks.items():
         save_model(network, str(folder / files[name]))
-    files["training"] = f"training-{step}.pt"
     torch.save(dict(training), folder / files["training"])
+    for name in files.values():
+        durable.sync(folder / name)
     index = {
         "space": supernet.space.name,
         "sharing": asdict(supernet.sharing),
         "step": step,
         "files": files,
+        "sha256": checksums(folder, files.values()),
     }
     write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     for path in folder.iterdir():
-        if path.name not in (INDEX_FILE, *files.values()):
+        if _FILE.fullmatch(path.name) and path.name not in files.values():
             path.unlink()
+
+
+def _free_mark(folder: Path, step: int) -> str:
+    """Tell the files of a step from those of the checkpoint that there is, if it is of that step.
+
+    They may not be written over: the index has their checksums until it is replaced.
+    """
+    index = folder / INDEX_FILE
+    named = index.read_bytes() if index.is_file() else b""
+    return "b" if f'"training-{step}.pt"'.encode() in named else ""
 
 
 def load_training(
@@ -67,7 +91,8 @@ def load_training(
     None: there is no checkpoint.
 
     Raises:
-        ValueError: If the checkpoint is of a supernet that shares its weights in another way.
+        ValueError: If the checkpoint is damaged, or of a supernet that shares its weights in
+            another way.
     """
     index = _index(folder)
     if index is None:
@@ -78,12 +103,14 @@ def load_training(
             f"{supernet.sharing}. Use the same, or another folder."
         )
     files = index["files"]
-    load_model(supernet, str(folder / files["weights"]), device=str(device))
-    if averaged is not None:
-        load_model(averaged, str(folder / files["averaged"]), device=str(device))
-    state: dict[str, Any] = torch.load(
-        folder / files["training"], map_location=device, weights_only=True
-    )
+    with _reading(folder):
+        # On the CPU first: safetensors takes "cuda" for the first GPU, whichever was chosen.
+        load_model(supernet, str(folder / files["weights"]))
+        if averaged is not None:
+            load_model(averaged, str(folder / files["averaged"]))
+        state: dict[str, Any] = torch.load(
+            folder / files["training"], map_location=device, weights_only=True
+        )
     return state
 
 
@@ -95,13 +122,24 @@ def load_supernet(folder: Path, space: SearchSpace) -> Supernet:
 
     Raises:
         FileNotFoundError: If there is no checkpoint in the folder.
+        ValueError: If it is damaged, or of another space.
     """
     index = _index(folder)
     if index is None:
         raise FileNotFoundError(f"No supernet in {folder}: {INDEX_FILE} is missing.")
     files, supernet = index["files"], Supernet(space, sharing=_sharing(index))
-    load_model(supernet, str(folder / files.get("averaged", files["weights"])))
+    with _reading(folder):
+        load_model(supernet, str(folder / files.get("averaged", files["weights"])))
     return supernet.eval()
+
+
+def check_supernet(folder: Path) -> bool:
+    """Compare the files of a checkpoint with their checksums; tell whether there is one.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    return _index(folder) is not None
 
 
 def _sharing(index: Mapping[str, Any]) -> WeightSharing:
@@ -110,8 +148,39 @@ def _sharing(index: Mapping[str, Any]) -> WeightSharing:
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
+    """Read the index, and see that the files that it names are those that were written."""
     path = folder / INDEX_FILE
     if not path.is_file():
         return None
-    index: dict[str, Any] = json.loads(path.read_text())
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files, sums = dict(index["files"]), dict(index["sha256"])
+        _sharing(index)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, f"{INDEX_FILE}: {type(error).__name__}: {error}") from error
+    for name in files.values():
+        if not (isinstance(name, str) and _FILE.fullmatch(name)):
+            raise _damaged(folder, f"{INDEX_FILE} names {name!r}, which is no file of a supernet")
+    if set(sums) != set(files.values()) or not {"weights", "training"} <= set(files):
+        raise _damaged(folder, f"{INDEX_FILE} does not list the files of a supernet")
+    if cause := changed_file(folder, sums):
+        raise _damaged(folder, cause)
     return index
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Say in our words that weights, though whole, cannot be read into this supernet."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(folder: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"The supernet in {folder} cannot be read: {cause}. Restore the folder from a copy, or "
+        "start a new run."
+    )

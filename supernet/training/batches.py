@@ -59,20 +59,52 @@ def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
 
 
 def count_shards(num_images: int, recipe: Recipe, world_size: int) -> int:
-    """Return the number of shards of a step.
+    """Return the number of shards of a step; where it is no multiple, some processes take one more.
 
     Raises:
-        ValueError: If the processes that train together cannot share them.
+        ValueError: If there are fewer shards than processes that train together.
     """
     batch = min(recipe.batch_size, num_images)
     num_shards = -(-batch // (recipe.shard_size or batch))
-    if num_shards % world_size:
+    if num_shards < world_size:
         raise ValueError(
-            "Every process takes the same number of shards of a batch, so their number must be a "
-            f"multiple of the processes, got {num_shards} shards and {world_size} processes. Set "
-            f"the recipe's shard_size, e.g. to {max(batch // world_size, 1)}."
+            "Every process takes a shard of a batch, so there must be as many of them, got "
+            f"{num_shards} shards and {world_size} processes. Set the recipe's shard_size, e.g. to "
+            f"{max(batch // world_size, 1)}."
         )
     return num_shards
+
+
+def with_shards_for(recipe: Recipe, num_images: int, devices: int) -> Recipe:
+    """Return a recipe whose batches have a shard for each device: smaller ones where need be.
+
+    Smaller shards are another training: batch norms and Mixup see fewer images at a time. The
+    largest that do are taken, of at least two images.
+
+    Raises:
+        ValueError: If there are more devices than pairs of images in a batch.
+    """
+    batch = min(recipe.batch_size, num_images)
+    if -(-batch // (recipe.shard_size or batch)) >= devices:
+        return recipe
+    fitting = [
+        size
+        for size in range(2, batch // devices + 1)
+        if recipe.batch_size % size == 0
+        and batch // -(-batch // size) >= 2
+        and not (size % 2 and (recipe.mixes or recipe.token_labels))
+    ]
+    if not fitting:
+        raise ValueError(
+            f"Every device takes at least two images of a batch of {batch}, got {devices} devices "
+            f"and {_shards_text(recipe)}. Ask for fewer devices, or enlarge the recipe's "
+            "batch_size."
+        )
+    return Recipe.model_validate({**recipe.model_dump(), "shard_size": max(fitting)})
+
+
+def _shards_text(recipe: Recipe) -> str:
+    return "1 shard" if recipe.num_shards == 1 else f"{recipe.num_shards} shards"
 
 
 def train_batches(
@@ -218,6 +250,13 @@ def eval_batches(
         yield from DataLoader(maker, batch_size=None, sampler=list(firsts), num_workers=workers)
     else:
         yield from map(maker.__getitem__, firsts)
+
+
+def seen_share(data: ImageData, crop_pct: float | None) -> float:
+    """Return the share of an image's side that `eval_batches` shows, as timm's ``crop_pct``."""
+    if crop_pct is not None:
+        return crop_pct
+    return CROP_FRACTION if data.is_streamed else data.img_size / data.stored_size
 
 
 @lru_cache(maxsize=2)

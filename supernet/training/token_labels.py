@@ -12,6 +12,8 @@ Shape suffixes: B images, C classes, N tokens, K stored logits of a place.
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ from torchvision.transforms.functional import hflip, resized_crop
 
 from supernet.recipes.recipe import TokenLabels
 
+# Of a split's label maps, so many are read before a training starts; all are hashed.
+LOOKED_INTO = 64
+
 
 @dataclass(frozen=True, slots=True)
 class LabelMaps:
@@ -37,10 +42,12 @@ class LabelMaps:
     Attributes:
         folder: Holds ``<class>/<image>.pt``.
         names: Of the images by row, ``.../<class>/<image>.<suffix>``.
+        num_classes: That a map may name; None does not look.
     """
 
     folder: Path
     names: Sequence[str]
+    num_classes: int | None = None
 
     def load(self, row: int) -> Tensor:
         """Read the map (2, K, H, W) of an image: logits and their classes.
@@ -48,14 +55,15 @@ class LabelMaps:
         Raises:
             ValueError: If the file is missing or something else.
         """
-        name = "/".join(self.names[row].split("/")[-2:]).split(".")[0]
-        path = self.folder / f"{name}.pt"
+        path = self._path(row)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
+            raise _missing(path, error) from error
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"Every training image needs a label map; there is no {path} ({error.strerror}). "
-                "Give the folder of the maps of these images."
+                f"The label map {path} cannot be read ({type(error).__name__}). Make it anew, or "
+                "take it from a copy."
             ) from error
         if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2:
             raise ValueError(
@@ -63,7 +71,48 @@ class LabelMaps:
                 f"{tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}. "
                 "Make it as TokenLabeling's generate_label.py does."
             )
-        return found.float()
+        maps = found.float()
+        self._check_classes(maps[1], path)
+        return maps
+
+    def fingerprint(self) -> str:
+        """Hash all maps, and look into some of them.
+
+        Raises:
+            ValueError: If one is missing, or one that was looked into is something else.
+        """
+        digest = hashlib.sha256()
+        for row in range(len(self.names)):
+            path = self._path(row)
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise _missing(path, error) from error
+            digest.update(hashlib.sha256(content).digest())
+        for row in range(0, len(self.names), max(len(self.names) // LOOKED_INTO, 1)):
+            self.load(row)
+        return digest.hexdigest()
+
+    def _path(self, row: int) -> Path:
+        *folders, image = self.names[row].split("/")[-2:]
+        return self.folder.joinpath(*folders, f"{Path(image).stem}.pt")
+
+    def _check_classes(self, classes: Tensor, path: Path) -> None:
+        if self.num_classes is None:
+            return
+        low, high = float(classes.min()), float(classes.max())
+        if not 0 <= low <= high < self.num_classes:
+            raise ValueError(
+                f"A label map names classes of the data, 0 to {self.num_classes - 1}; {path} has "
+                f"{low:g} to {high:g}. Give the folder of the maps of these images."
+            )
+
+
+def _missing(path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"Every training image needs a label map; there is no {path} ({error.strerror}). "
+        "Give the folder of the maps of these images."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,14 @@ the first one writes.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,13 +26,15 @@ from torch import nn
 from supernet.data import ImageData, Split
 from supernet.recipes.recipe import Recipe
 from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
-from supernet.training.checkpoint import latest_checkpoint, write_checkpoint, write_text
+from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
 from supernet.training.epoch_report import EpochReport, to_csv
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import LabelMaps
-from supernet.training.training_step import BatchStatistics, Gradients, process_place
+from supernet.training.training_step import BatchStatistics, Gradients, add_up, process_place
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Accuracy", "EpochReport", "TrainingOptions", "TrainingResult", "TrainingStopped"]
 __all__ += ["evaluate", "train"]
@@ -37,8 +42,11 @@ __all__ += ["evaluate", "train"]
 WEIGHTS_FILE = "model.safetensors"
 EMA_FILE = "model_ema.safetensors"
 METRICS_FILE = "metrics.csv"
+STATE_FILE = "state.pt"
 MAX_SKIPPED = 20
 MAX_ROLLBACKS = 3
+
+_STATE_KEYS = {"identity", "optimizer", "scaler", "history", "rollbacks", "skipped_in_a_row"}
 
 
 class TrainingStopped(Exception):
@@ -63,6 +71,8 @@ class TrainingOptions:
         should_stop: Asked before every epoch.
         loader_workers: Processes that make the batches; 0 for this one.
         maps: Label maps of the training images, for a recipe with token labels.
+        identity: Of whatever else decides the training, such as what its weights start from; a
+            checkpoint with another one is refused.
     """
 
     train_split: Split
@@ -74,6 +84,7 @@ class TrainingOptions:
     should_stop: Callable[[], bool] | None = None
     loader_workers: int = 0
     maps: LabelMaps | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +122,8 @@ def train(
     Args:
         network: Called as ``network(images)``; its dropped paths are the caller's choice.
 
+    A checkpoint that is damaged is not gone on with: the training starts over.
+
     Raises:
         TrainingStopped: If ``options.should_stop`` said so.
         FloatingPointError: If the loss is not finite and the recipe has no other way left.
@@ -137,7 +150,7 @@ class _Training:
     ) -> None:
         _check_options(recipe, options)
         self.data, self.recipe, self.options = data, recipe, options
-        self.device = torch.device(options.device)
+        self.device = own_device(options.device)
         self.rank, self.world_size = process_place()
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.network = network.to(self.device).to(memory_format=layout)
@@ -165,8 +178,9 @@ class _Training:
         self.history: list[EpochReport] = []
         self.rollbacks = self.skipped_in_a_row = 0
         if options.out is not None:
-            self._load(options.out)
-            if recipe.bad_loss == "rollback" and latest_checkpoint(options.out) is None:
+            is_new = not self._load(options.out)
+            self._check_together()
+            if recipe.bad_loss == "rollback" and is_new:
                 self._write()
 
     def must_stop(self) -> bool:
@@ -186,7 +200,8 @@ class _Training:
                 raise FloatingPointError(str(error)) from None
             assert self.options.out is not None
             rollbacks = self.rollbacks + 1
-            self._load(self.options.out)
+            if not self._load(self.options.out):
+                raise FloatingPointError(f"{error} The checkpoint is damaged.") from None
             self.rollbacks = rollbacks
             return None
         self.history.append(report)
@@ -252,12 +267,19 @@ class _Training:
             seconds=time.perf_counter() - started,
             loss=math.fsum(finite) / max(len(finite), 1),
             lr=self._lr,
-            images=images * self.world_size,
+            images=self._over_all(images),
             wait_seconds=waited,
             read_seconds=read,
             augment_seconds=augmented,
             skipped_steps=len(losses) - len(finite),
         )
+
+    def _over_all(self, images: int) -> int:
+        """Add up what the processes have learnt from; shares of a batch may differ by a shard."""
+        counts = torch.tensor(float(images), dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(counts)
+        return int(counts)
 
     def _step(self, epoch: int, step: int, shards: list[Shard]) -> float:
         """Update the weights with a batch and return its loss."""
@@ -304,8 +326,10 @@ class _Training:
         """Describe the training, so that a checkpoint of another one is not continued."""
         recipe = self.recipe.model_dump(mode="json", exclude={"name", "about", "source"})
         shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
-        sizes = {"images": len(self.options.train_split), "seed": self.options.seed}
-        return json.dumps({"recipe": recipe, "network": shapes, **sizes}, sort_keys=True)
+        data = {"images": len(self.options.train_split), "data": self.data.fingerprint}
+        data |= {"mean": list(self.data.mean), "std": list(self.data.std)}
+        other = {"seed": self.options.seed, "other": self.options.identity}
+        return json.dumps({"recipe": recipe, "network": shapes, **data, **other}, sort_keys=True)
 
     def _write(self) -> None:
         """Let the first process write the checkpoint, and the others wait for it."""
@@ -328,13 +352,19 @@ class _Training:
             "rollbacks": self.rollbacks,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
-        torch.save(state, folder / "state.pt")
+        torch.save(state, folder / STATE_FILE)
 
-    def _load(self, out: Path) -> None:
+    def _load(self, out: Path) -> bool:
+        """Go on from the checkpoint; False where there is none, or none that can be read."""
         folder = latest_checkpoint(out)
         if folder is None:
-            return
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+            return False
+        cause = damage(folder)
+        state = None if cause else _read_state(folder / STATE_FILE)
+        if state is None:
+            cause = cause or f"{STATE_FILE} cannot be read"
+            logger.warning("The checkpoint %s is damaged, training starts over: %s", folder, cause)
+            return False
         if state["identity"] != self._identity():
             raise ValueError(
                 "A training goes on with the recipe, seed, network and images that it began with; "
@@ -347,6 +377,43 @@ class _Training:
         self.scaler.load_state_dict(state["scaler"])
         self.history = [EpochReport(**report) for report in state["history"]]
         self.rollbacks, self.skipped_in_a_row = state["rollbacks"], state["skipped_in_a_row"]
+        return True
+
+    def _check_together(self) -> None:
+        """See that all processes found the same checkpoint."""
+        if self.world_size == 1:
+            return
+        done = torch.zeros(self.world_size, device=self.device)
+        done[self.rank] = len(self.history)
+        add_up([done])
+        if len(set(done.tolist())) > 1:
+            raise ValueError(
+                "Processes that train together see one folder, and found different checkpoints in "
+                f"{self.options.out}: {done.int().tolist()} epochs. Let it lie on storage that all "
+                "nodes share."
+            )
+
+
+def own_device(device: str) -> torch.device:
+    """Return a device with the number that it has in this process.
+
+    safetensors takes ``cuda`` for the first GPU, whichever one the process has chosen.
+    """
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """Read what `_Training._save` wrote beside the weights; None if that cannot be done."""
+    try:
+        # On the CPU: the optimiser takes each part to where its parameter is.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return None
+    return state if isinstance(state, dict) and state.keys() >= _STATE_KEYS else None
 
 
 def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
@@ -355,7 +422,12 @@ def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
             "bad_loss rollback goes back to a checkpoint, and this training has no folder for one. "
             "Give it one, or write bad_loss stop."
         )
-    if (recipe.token_labels is None) != (options.maps is None):
+    check_token_labels(recipe, given=options.maps is not None)
+
+
+def check_token_labels(recipe: Recipe, *, given: bool) -> None:
+    """Refuse label maps that a recipe has no use for, and a recipe that lacks them."""
+    if (recipe.token_labels is None) == given:
         raise ValueError(
             "A recipe with token_labels needs the label maps of its images, and only such a one: "
             f"{recipe.name} has {'none' if recipe.token_labels is None else 'token_labels'}. Give "

@@ -160,6 +160,7 @@ def finish_retraining(folder: Path, key: str, *, top1: float, epochs: int = 9) -
         macs=1,
         data="digits",
         data_fingerprint="",
+        crop_pct=1.0,
         device="cpu",
         class_names=(),
         mean=(),

@@ -50,9 +50,13 @@ def look_up(architecture: Architecture) -> Callable[[str, Sequence[Any]], Any]:
     """Answer a walk with the architecture's own settings, which must be among the options."""
 
     def choose(name: str, options: Sequence[Any]) -> Any:
-        stage, *_, setting = name.split(".")
-        mixer = architecture.stages[int(stage.removeprefix("stage"))].mixers[0]
-        answer = mixer.kind if setting == "mixer" else getattr(mixer, setting)
+        place, *_, setting = name.split(".")
+        stage = architecture.stages[int(place.removeprefix("stage"))]
+        mixer = stage.mixers[0]
+        if setting in ("dim", "depth", "mlp_ratio"):
+            answer = getattr(stage, setting)
+        else:
+            answer = mixer.kind if setting == "mixer" else getattr(mixer, setting)
         assert answer in options, name
         return answer
 

@@ -2,49 +2,22 @@
 
 // "Which network up to this cost?", with how sure the answer is and what distinguishes it.
 
-const mostDraws = 4000;
-const mostNumbers = 4e6;
 // With fewer networks an average says little.
 const fewNetworks = 30;
 
-// A small seeded generator (mulberry32): the same report always says the same.
-function makeRandom(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+// The answer to a limit, and how sure it is, as the program computed it: that of the largest limit
+// of its list that is within.
+function findBest(axis, limit) {
+  const answers = data.best[axis];
+  const after = answers.limit.findIndex((value) => value > limit);
+  const at = (after < 0 ? answers.limit.length : after) - 1;
+  const pick = (name) => answers[name][at];
+  return {
+    best: pick("best"),
+    chance: pick("chance"),
+    regret: pick("regret"),
+    rivals: pick("rivals"),
   };
-}
-
-function makeNormal(random) {
-  return () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
-}
-
-// Draws the true accuracies many times from their intervals, and counts who is the best.
-function drawBest(view, indices) {
-  const deviation = (index) => (view.high[index] - view.low[index]) / (2 * 1.96);
-  const best = indices.reduce((a, b) => (view.top1[b] > view.top1[a] ? b : a));
-  const rivals = indices.filter(
-    (i) => view.top1[best] - view.top1[i] < 4 * Math.hypot(deviation(best), deviation(i)),
-  );
-  const normal = makeNormal(makeRandom(1));
-  const draws = Math.max(200, Math.min(mostDraws, Math.floor(mostNumbers / rivals.length)));
-  const wins = new Array(rivals.length).fill(0);
-  let regret = 0;
-  for (let draw = 0; draw < draws; draw++) {
-    let [highest, winner, own] = [-Infinity, 0, 0];
-    rivals.forEach((index, i) => {
-      const value = view.top1[index] + deviation(index) * normal();
-      if (index === best) own = value;
-      if (value > highest) [highest, winner] = [value, i];
-    });
-    wins[winner] += 1;
-    regret += highest - own;
-  }
-  const shares = rivals.map((index, i) => [index, wins[i] / draws]);
-  shares.sort((a, b) => b[1] - a[1]);
-  return { best, shares, regret: regret / draws };
 }
 
 function answerChoice() {
@@ -65,11 +38,10 @@ function answerChoice() {
     answer.replaceChildren(makeElement("p", "warning", `No judged network is that small; the least is ${what}.`));
     return;
   }
-  answer.replaceChildren(...writeAnswer(view, within, drawBest(view, within)));
+  answer.replaceChildren(...writeAnswer(view, within, findBest(axis, limit)));
 }
 
-function writeAnswer(view, within, { best, shares, regret }) {
-  const chance = shares.find(([index]) => index === best)[1];
+function writeAnswer(view, within, { best, chance, regret, rivals }) {
   const count = within.length.toLocaleString("en");
   const sure = makeElement("p", "");
   sure.append(
@@ -86,7 +58,6 @@ function writeAnswer(view, within, { best, shares, regret }) {
     choose(idOf(view, best));
     byId("front-chart").scrollIntoView({ block: "center" });
   });
-  const rivals = shares.filter(([index, share]) => index !== best && share >= 0.02).slice(0, 4);
   return [
     drawCard(view, best),
     sure,

@@ -11,10 +11,14 @@ from typer.testing import CliRunner
 
 from search import run
 from search.cli import app as cli
+from search.front.query import FrontQuery, front_view
+from search.record.record import Outcome, Record
 from search.report.outcome import print_outcome
 from search.run_folder.folder import create_run
 from search.run_folder.settings import RunSettings
+from searchspace.cost import count
 from tests.search.test_run import SPACE
+from tests.tiny_trials import network
 
 
 def test_a_run_without_a_front_says_how_to_go_on(tmp_path: Path) -> None:
@@ -27,7 +31,7 @@ def test_a_run_without_a_front_says_how_to_go_on(tmp_path: Path) -> None:
 
         assert not print_outcome(opened, Console(file=shown, width=200))
 
-    assert "of 60.0 device-seconds spent (0.0%)" in shown.getvalue()
+    assert "of 60.0 device-seconds spent" in shown.getvalue()
     assert f"search run --resume --out {tmp_path / 'run'} --budget AMOUNT" in shown.getvalue()
 
 
@@ -41,3 +45,44 @@ def test_the_command_fails_where_no_network_was_judged(
 
     assert result.exit_code == 1
     assert "No network has been judged: 0.0 of 60.0 device-seconds" in result.output
+
+
+def fill(record: Record, *, fidelity: str, origin: str, results: dict[int, float | None]) -> None:
+    """Add trials of `network(number)` with their accuracies; None: it waits."""
+    for number, top1 in results.items():
+        cost = count(network(number))
+        known = record.add_architecture(network(number), params=cost.params, macs=cost.macs)
+        one = record.add_trial(known, fidelity=fidelity, seed=0, origin=origin)
+        attempt = record.start_attempt(origin, devices=0, trial_id=one)
+        values = {"top1": top1, "correct": 2 * top1, "total": 200.0, "seconds": 1.0} if top1 else {}
+        outcome: Outcome = "done" if top1 else "interrupted"
+        record.finish_attempt(attempt, outcome=outcome, values=values or None)
+
+
+def test_promotions_that_did_not_arrive_leave_the_front_below(tmp_path: Path) -> None:
+    """One network of the trust set at 56 % is no answer where hundreds were judged."""
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    settings = RunSettings(space=str(tmp_path / "tiny.yaml"), data="digits", budget="60cpu-seconds")
+    shown = StringIO()
+    with create_run(tmp_path / "run", settings) as opened:
+        trust = {1: 56.0, 2: 50.0}
+        judged = {number: 30.0 + 5 * number for number in range(1, 10)}
+        fill(opened.record, fidelity="train-2e", origin="trust", results=dict(trust))
+        fill(opened.record, fidelity="supernet", origin="search", results=dict(judged))
+        fill(opened.record, fidelity="train-2e", origin="promote", results={8: None, 9: None})
+
+        assert print_outcome(opened, Console(file=shown, width=200))
+        listed = Console(file=(table := StringIO()), width=200)
+        listed.print(front_view(opened, FrontQuery()))
+        listed.print(front_view(opened, FrontQuery(fidelity="train-2e")))
+
+    text = shown.getvalue()
+    assert "Pareto front (supernet)" in text
+    assert "The front is that of the networks judged at supernet" in text
+    assert "of 2 promoted to it none arrived" in text
+    assert "--arch 9" in text
+    # Nothing is said about the order of two networks.
+    assert "tau" not in text.lower()
+    first, second = table.getvalue().split("Pareto front (train-2e)")
+    assert "none arrived" in first
+    assert "none arrived" not in second

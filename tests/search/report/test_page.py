@@ -21,6 +21,7 @@ from search.results.candidates import candidates, front
 from search.trust.ranking import trust_points, trust_report
 from tests.tiny_trials import trial
 
+SCRIPTS = Path(__file__).parents[3] / "search" / "report" / "assets"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>"
 
 
@@ -134,6 +135,14 @@ def test_the_headline_says_what_was_asked_and_spent(page: Page) -> None:
         assert fact in page.text
 
 
+def test_the_front_comes_first(page: Page) -> None:
+    places = [page.source.index(f'id="{name}"') for name in ("front-chart", "limit")]
+    facts = page.source.index('class="facts"')
+
+    assert [*places, facts] == sorted([*places, facts])
+    assert page.text.index("The front") < page.text.index("Which network to take?")
+
+
 def test_fidelities_are_views_of_their_own(page: Page) -> None:
     views = page.data["views"]
 
@@ -148,6 +157,40 @@ def test_retrained_accuracy_stands_beside_the_searched_one(page: Page) -> None:
     assert (row["id"], row["recipe"]) == (3, "micro-9e")
     assert (row["searched"]["top1"], row["final"]["top1"]) == (73.5, 98.0)
     assert "98.0 ±" in page.text
+
+
+def test_each_limit_has_its_answer_and_no_other_certainty_than_the_front(page: Page) -> None:
+    view, answers = page.data["views"][0], page.data["best"]["macs"]
+    macs = [page.data["networks"]["macs"][row] for row in view["rows"]]
+
+    # Every larger network of these is more accurate: each is the best up to its own cost.
+    assert answers["limit"] == sorted(macs)
+    assert [macs[index] for index in answers["best"]] == answers["limit"]
+    for index, chance in zip(answers["best"], answers["chance"], strict=True):
+        assert chance == pytest.approx(view["sure"][index], abs=2e-3)
+    assert "random" not in Path(SCRIPTS / "choose.js").read_text(encoding="utf-8").lower()
+
+
+def test_two_networks_say_nothing_about_rankings(tmp_path: Path) -> None:
+    few = tuple(t for t in make_trials() if t.architecture_id <= 2)
+    write_report(tmp_path / "report.html", make_report(few))
+
+    page = Page(tmp_path / "report.html")
+    assert "trust-chart" not in page.ids()
+    assert "tau" not in page.text.lower()
+
+
+def test_hostile_names_of_papers_and_values_stay_text(tmp_path: Path) -> None:
+    """Every place that shows text escapes it, whatever it is and wherever it comes from."""
+    hostile = tuple(
+        replace(t, fidelity=f"retrain-{HOSTILE}") if t.fidelity.startswith("retrain") else t
+        for t in make_trials()
+    )
+    write_report(tmp_path / "report.html", make_report(hostile))
+
+    page = Page(tmp_path / "report.html")
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert HOSTILE in page.text
 
 
 def test_parts_without_data_are_left_out(tmp_path: Path) -> None:

@@ -74,6 +74,36 @@ def test_each_rank_is_the_front_of_what_lower_ranks_leave(losses: Matrix) -> Non
         assert set(ranks[~valid]) == {ranks[valid].max(initial=-1) + 1}
 
 
+def ranks_by_definition(losses: Matrix) -> list[int]:
+    """The rank is the length of the longest chain of points that each dominate the next."""
+    order = sorted(range(len(losses)), key=lambda index: tuple(losses[index]))
+    ranks = [0] * len(losses)
+    for place, index in enumerate(order):
+        better = [other for other in order[:place] if dominates(losses[other], losses[index])]
+        ranks[index] = max((ranks[other] + 1 for other in better), default=0)
+    return ranks
+
+
+@pytest.mark.parametrize("num_objectives", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("digits", [1, 9])
+def test_ranks_of_many_points_are_the_longest_chains_above_them(
+    num_objectives: int, digits: int
+) -> None:
+    # Falling along one line and scattered around it: many fronts, of many points each.
+    rng = np.random.default_rng(num_objectives)
+    losses = rng.random((150, 1)) + 0.3 * rng.random((150, num_objectives))
+    losses = losses.round(digits)
+    losses[::29, -1] = math.inf
+
+    ranks = non_dominated_rank(losses)
+
+    expected = ranks_by_definition(losses)
+    assert ranks.tolist() == expected
+    assert max(expected) >= 4
+    lost = np.vstack([losses, np.full((2, num_objectives), math.nan)])
+    assert non_dominated_rank(lost).tolist() == [*expected, *[max(expected) + 1] * 2]
+
+
 @pytest.mark.parametrize("num_objectives", [1, 2, 3, 4])
 def test_equal_points_share_the_front(num_objectives: int) -> None:
     losses = np.zeros((5, num_objectives))

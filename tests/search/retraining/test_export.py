@@ -20,7 +20,8 @@ from search.retraining.finished import find_retrained
 from search.retraining.network import RetrainOptions, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
-from supernet.data import ImageData
+from supernet.data.image_data import write_description
+from tests.hub import stand_in_hub
 from tests.tiny_data import changed, noise, tiny_data
 
 MIXERS = (
@@ -78,9 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     (run / "data").mkdir()
     data = tiny_data(run / "data", *noise(40, 8, num_classes=3), num_test=12)
-    fields = {name: getattr(data, name) for name in ImageData.__dataclass_fields__}
-    fields.pop("folder")
-    (run / "data" / "data.json").write_text(json.dumps(fields), encoding="utf-8")
+    write_description(data)
     recipe = changed("micro", epochs=2, warmup_epochs=0, batch_size=8)
     for number, architecture in ((7, ARCHITECTURE), (8, SWIN)):
         out = run / "retrain" / f"{number}-micro-2e-s0"
@@ -125,6 +124,44 @@ def test_a_network_that_timm_has_not_is_refused_before_anything_is_written(
         export_retrained(f"{folder}:7", ["safetensors", "timm"], out)
 
     assert not out.exists()
+
+
+@pytest.mark.timeout(300)
+def test_an_exported_network_is_pushed_in_the_layout_that_timm_loads(
+    folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "search", "export", f"{folder}:7", "--out", str(tmp_path)]
+    with stand_in_hub() as hub:
+        settings = {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": "right",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = subprocess.run(
+            [*command, "--push", "ada/found"],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to {hub.address}/ada/found" in done.stdout
+    pushed = hub.repositories["ada/found"]
+    assert pushed["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
+    assert {"config.json", "architecture.json"} <= set(pushed)
+
+
+@pytest.mark.parametrize(
+    ("push", "formats", "message"),
+    [("found", ["safetensors"], "USER/NAME"), ("ada/found", ["torch"], "safetensors or timm")],
+)
+def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, push: str, formats: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_retrained(f"{folder}:7", formats, tmp_path / "out", push=push)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

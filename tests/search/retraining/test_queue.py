@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -108,9 +109,26 @@ def test_a_larger_image_starts_from_the_smaller_ones_weights(
     torch.testing.assert_close(weights["head.weight"], start["head.weight"])
     (kernel,) = (name for name in weights if name.endswith("depthwise_conv.weight"))
     assert (start[kernel].shape, weights[kernel].shape) == ((9, 8), (25, 8))
-    torch.testing.assert_close(
-        weights[kernel].mean(), start[kernel].mean() * 9 / 25, atol=0.02, rtol=0
-    )
+    # Bicubic over the offsets (Keys 1981, a = -3/4), less by the number of taps gained.
+    to_five = cubic_matrix(3, 5)
+    planes = start[kernel].t().unflatten(1, (3, 3))
+    expected = (to_five @ planes @ to_five.t() * 9 / 25).flatten(1).t()
+    assert expected.abs().min() > 1e-6
+    torch.testing.assert_close(weights[kernel], expected, atol=1e-6, rtol=1e-4)
+    table = next(name for name in weights if name.endswith("norm.weight"))
+    torch.testing.assert_close(weights[table], start[table])
+
+
+def cubic_matrix(old: int, new: int) -> torch.Tensor:
+    """Write cubic convolution from ``old`` to ``new`` samples, borders repeated, as a matrix."""
+    matrix = torch.zeros(new, old)
+    for row in range(new):
+        place = (row + 0.5) * old / new - 0.5
+        for sample in range(math.floor(place) - 1, math.floor(place) + 3):
+            d = abs(place - sample)
+            near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+            matrix[row, min(max(sample, 0), old - 1)] += near if d <= 1 else far
+    return matrix
 
 
 def test_taps_change_windows_and_kernels_of_that_size_alone() -> None:
@@ -273,7 +291,7 @@ def test_devices_that_cannot_share_a_batch_are_refused_before_anything_starts(
     settings = RunSettings(space="digits", data="digits", budget="60cpu-seconds")
     with create_run(tmp_path / "run", settings) as run:
         number = run.record.add_architecture(run.space().first(), params=1, macs=1)
-        plan = RetrainPlan(recipe="quick", devices=2)
-        with pytest.raises(ValueError, match="got 1 shards and 2 processes"):
+        plan = RetrainPlan(recipe="quick", devices=33)
+        with pytest.raises(ValueError, match=r"two images of a batch of 64, got 33 devices"):
             retrain_members(run, [number], plan, console=Console(file=StringIO()))
         assert not run.record.trials()

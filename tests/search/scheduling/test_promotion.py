@@ -181,3 +181,23 @@ def test_what_was_measured_beyond_a_limit_is_not_promoted() -> None:
         chosen.append(found[0].key)
     assert sorted(chosen) == sorted(t.key for t in trials[:2])
     assert losses_of(trials[0], ("top1", "latency_ms")) == (100 - trials[0].values["top1"], 1.0)
+
+
+@pytest.mark.parametrize("base", [BASE, None])
+def test_a_network_that_is_being_trained_on_a_rung_is_not_sent_there_again(
+    base: str | None,
+) -> None:
+    lower = LOW if base is None else BASE
+    promotions = ladder([trial_of(index, lower, top1=10 * index) for index in range(6)], base)
+    sent = [promotions.next()]
+    # Each that finishes below puts the order there anew, while nothing has ended above.
+    for index in range(6, 30):
+        promotions.note(trial_of(index, lower, top1=10 * index))
+        sent.append(promotions.next())
+
+    chosen = [(found[0].key, found[1]) for found in sent if found is not None]
+    assert len(set(chosen)) == len(chosen) >= 10
+    # The best that there was at each time, and of a rung never more than a third.
+    assert chosen[0][0] == trial_of(5, lower, top1=0).key
+    if base is None:
+        assert len(chosen) == 30 // 3

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from search.plan import PHASES, SHARES, Plan
+from search.plan import PHASES, SHARES
 from search.record.record import Record
-from search.results.candidates import ZERO_COST, front, searched_fidelities
+from search.results.candidates import front, searched_fidelities
+from search.results.fidelity import ZERO_COST, trained_alone
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
-from search.scheduling.trials import fidelity_of
-from search.trust.judge_choice import JUDGE, PROXY_SCORES, sampled_fidelity
+from search.run_folder.state import RunState
+from search.scheduling.tasks import BudgetSpent
+from search.trust.judge_choice import sampled_fidelity
 from tests.local_run import LocalRun
 
 BUDGET = 300.0
@@ -45,7 +48,7 @@ def test_a_run_spends_its_budget_on_the_phases_of_its_strategy(
     assert run.enter() == "done"
     with run.record() as record:
         check_ledger(record, strategy)
-        rungs = {fidelity_of(rung) for rung in Plan.from_dict(record.get_meta("plan")).rungs}
+        rungs = {trained_alone(rung) for rung in RunState(record).plan.rungs}
         untrained = {"supernet": {"supernet"}, "zero-cost": {ZERO_COST}, "proxy": set()}[strategy]
         assert {trial.fidelity for trial in record.trials()} == rungs | untrained
         assert set(searched_fidelities(record.trials())) == rungs | (untrained - {ZERO_COST})
@@ -81,9 +84,9 @@ def test_short_trainings_fill_the_lowest_rung_and_the_best_third_goes_up(
     run = new_run(tmp_path, "proxy", monkeypatch)
     run.enter()
     with run.record() as record:
-        rungs = Plan.from_dict(record.get_meta("plan")).rungs
-        levels = [{t.key for t in record.trials(fidelity=fidelity_of(rung))} for rung in rungs]
-        assert sampled_fidelity(record, strategy="proxy") == fidelity_of(rungs[0])
+        rungs = RunState(record).plan.rungs
+        levels = [{t.key for t in record.trials(fidelity=trained_alone(rung))} for rung in rungs]
+        assert sampled_fidelity(record, strategy="proxy") == trained_alone(rungs[0])
     assert len(rungs) > 1
     for lower, higher in pairwise(levels):
         assert 0 < len(higher) <= len(lower) // 3
@@ -96,9 +99,9 @@ def test_zero_cost_judges_by_the_score_that_ranked_best_and_verifies_by_training
     run = new_run(tmp_path, "zero-cost", monkeypatch)
     run.enter()
     with run.record() as record:
-        judge = record.get_meta(JUDGE)
+        judge = RunState(record).estimator
         trials = record.trials()
-        assert record.get_meta(PROXY_SCORES)
+        assert RunState(record).proxy_scores
     # The small work's accuracy grows with MACs, and its one proxy is noisy.
     assert judge == "macs"
     scored = [trial for trial in trials if trial.fidelity == ZERO_COST]
@@ -106,3 +109,59 @@ def test_zero_cost_judges_by_the_score_that_ranked_best_and_verifies_by_training
     assert losses_of(scored[0], ("top1", "macs")) == (-scored[0].macs, scored[0].macs / 1e6)
     promoted = {trial.key for trial in trials if trial.origin == "promote"}
     assert promoted <= {trial.key for trial in scored}
+
+
+@pytest.mark.parametrize("strategy", SHARES)
+def test_a_run_that_kills_have_spent_begins_nothing_and_says_why(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, strategy, monkeypatch)
+    with run.record() as record:
+        for _ in range(10):  # each start takes 29 s and is killed
+            attempt = record.start_attempt("measure", devices=1)
+            run.clock.work_for(29.0)
+            record.finish_attempt(attempt, outcome="interrupted")
+
+    with pytest.raises(BudgetSpent, match=r"Of 300 .* 290 are spent, 290 of .* 10 times"):
+        run.enter()
+
+    with run.record() as record:
+        assert record.spent(PHASES) == pytest.approx(290.0)
+
+
+def test_what_later_starts_took_does_not_make_the_budget_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, "supernet", monkeypatch)
+    assert run.enter(stop_after=50.0) == "stopped"
+    with run.record() as record:
+        record.close_orphans()
+        for _ in range(9):
+            attempt = record.start_attempt("measure", devices=1)
+            run.clock.work_for(15.0)
+            record.finish_attempt(attempt, outcome="interrupted")
+
+    assert run.enter() == "done"
+
+    with run.record() as record:
+        assert 0.9 * BUDGET < record.spent(PHASES) <= 1.01 * BUDGET
+        assert front(record.trials(), objectives=("top1", "macs"))
+
+
+def test_a_run_that_had_overspent_spends_what_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, "zero-cost", monkeypatch)
+    assert run.enter() == "done"
+    with run.record() as record:
+        record.close_orphans()
+        attempt = record.start_attempt("measure", devices=1)
+        run.clock.work_for(1.1 * BUDGET - record.spent(PHASES))
+        record.finish_attempt(attempt, outcome="interrupted")
+    more = 1.5 * BUDGET
+    run.settings = replace(run.settings, budget=f"{more:g}cpu-seconds")
+
+    assert run.enter() == "done"
+
+    with run.record() as record:
+        assert 0.9 * more < record.spent(PHASES) <= 1.01 * more

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from search.record.record import Record
 from search.run_folder.folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
+from search.trust import ladder
 from search.trust.ladder import STEPS, climb
 from searchspace.cost import count
-from supernet.recipes.recipe import load_recipe
+from supernet.data import ImageData
+from supernet.network.supernet import Supernet, build_subnet, extract
+from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
+from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.checkpoint import load_supernet
 from supernet.shared_weights.trainer import SupernetTrainer
+from supernet.training.batches import eval_batches
+from supernet.training.evaluation import Accuracy, evaluate
+from supernet.training.training import TrainingOptions, train
 
 SPACE = """
 name: tiny
@@ -85,3 +96,51 @@ def test_an_unknown_step_or_a_run_without_a_supernet_is_refused(
         fresh.record.set_meta("plan", {})
         with pytest.raises(ValueError, match="No supernet in"):
             list(climb(fresh, 1, epochs=1))
+
+
+def test_each_step_is_what_it_says(run: RunFolder) -> None:
+    """By hand: the same weights, images, statistics and recipe, step by step."""
+    data, architecture = run.data(), run.architecture(1)
+    supernet = load_supernet(run.supernet_folder(), run.space())
+    search = list(eval_batches(data.split("search"), data, 100))
+    calibration = [x for x, _ in eval_batches(data.split("train"), data, 256)][:8]
+    recipe = with_epochs(load_recipe("quick"), 2)
+    rungs = {rung.step: rung for rung in climb(run, 1, epochs=2, seed=3)}
+
+    network = extract(supernet, architecture)
+    assert rungs["extracted"].accuracy == evaluate(network, search, "cpu")
+    recalibrate(network, calibration)
+    assert rungs["recalibrated"].accuracy == evaluate(network, search, "cpu")
+
+    def trained(network: Supernet, recipe: Recipe) -> Accuracy:
+        options = TrainingOptions(
+            train_split=data.split("train"), eval_split=data.split("search"), seed=3
+        )
+        return train(network, data, recipe, options).accuracy
+
+    gentle = recipe.model_copy(update={"lr": 0.1 * recipe.lr})
+    assert gentle.warmup_lr < gentle.lr
+    assert gentle.min_lr < gentle.lr
+    assert rungs["fine-tuned"].accuracy == trained(network, gentle)
+    torch.manual_seed(3)
+    assert rungs["retrained"].accuracy == trained(build_subnet(architecture), recipe)
+    assert rungs["retrained"].about == "2 epochs of quick from scratch, lr 0.002"
+    assert rungs["fine-tuned"].about == "2 epochs of quick from the supernet's weights, lr 0.0002"
+
+
+def test_a_gentle_rate_is_never_below_the_floors_of_the_schedule(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Recipe] = []
+    real = ladder.train
+
+    def listening(network: nn.Module, data: ImageData, recipe: Recipe, options: Any) -> Any:
+        seen.append(recipe)
+        return real(network, data, recipe, options)
+
+    monkeypatch.setattr(ladder, "train", listening)
+    high = load_recipe("quick").model_copy(update={"warmup_lr": 1e-3, "min_lr": 1e-6})
+    monkeypatch.setattr(ladder, "load_recipe", lambda name: high)
+    list(climb(run, 1, steps=("fine-tuned",), epochs=3, seed=9))
+    (recipe,) = seen
+    assert (recipe.lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-4, 2e-4, 1e-6))

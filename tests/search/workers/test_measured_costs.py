@@ -79,14 +79,6 @@ def test_this_machines_processor_has_a_name() -> None:
     assert len(device_name("cpu")) > len(", 1 thread(s)")
 
 
-def test_settings_from_before_the_strategies_are_of_a_supernet() -> None:
-    settings = RunSettings(data="digits", budget="1cpu-minute", supernet_strategy="fair")
-    stored = settings.to_dict()
-    old = {name: value for name, value in stored.items() if name != "supernet_strategy"}
-    assert RunSettings.from_dict({**old, "strategy": "fair"}) == settings
-    assert RunSettings.from_dict(stored) == settings
-
-
 def test_a_limit_that_is_measured_is_none_of_the_space() -> None:
     settings = RunSettings(
         data="digits",

@@ -59,11 +59,13 @@ def test_a_tar_gives_what_its_folder_gives(
 
 def test_links_in_a_tar_are_followed_inside_it_only(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "pets.tar"
+    (source / "more").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(source / "more" / "9.png")
     with tarfile.open(path, "w") as tar:
         tar.add(source, arcname=".")
         link = tarfile.TarInfo("train/ant/link.png")
         link.type = tarfile.LNKTYPE
-        link.linkname = "./train/ant/0.png"
+        link.linkname = "./more/9.png"
         tar.addfile(link)
     data = prepare_data(str(path), img_size=SIZE, folder=tmp_path / "data")
     assert sum(data.sizes.values()) == 3 * (5 + 2) + 1

@@ -13,32 +13,34 @@ from supernet.kernels.select import VARIABLE, prefers_sdpa
 from supernet.mixers import window_attention
 from supernet.mixers.sharing import Place
 from supernet.mixers.window_attention import WindowAttentionMixer
+from tests.window_definition import windows_by_definition
 
 TERMS = ("qk", "qk+bias", "qk+qr+rk", "qk+qr+rk+bias")
 
 
-def gradients(module: WindowAttentionMixer, x: Tensor, mixer: WindowAttention) -> list[Tensor]:
-    y = module(x, mixer)
-    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    return [y, *torch.autograd.grad(y, [x, *module.parameters()], weight)]
-
-
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("terms", [*TERMS, "qr", "rk", "qr+rk+bias", "bias"])
 @pytest.mark.parametrize("block", [0, 1])
-def test_the_fused_kernel_computes_what_the_explicit_products_do(
-    monkeypatch: pytest.MonkeyPatch, terms: str, block: int
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_windows_compute_what_the_definition_says(
+    monkeypatch: pytest.MonkeyPatch, terms: str, block: int, is_fused: bool
 ) -> None:
+    """Outputs and gradients, of products that are written out and of PyTorch's fused kernel."""
     torch.manual_seed(0)
     mixer = WindowAttention(window_size=3, num_heads=2, terms=terms)
     module = WindowAttentionMixer([mixer], place=Place(dim=6, size=7, block=block)).double()
-    x = torch.randn(2, 7, 6, 6, dtype=torch.float64, requires_grad=True)
-    explicit = gradients(module, x, mixer)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    state = {n.removeprefix("attention."): p for n, p in module.named_parameters()}
+    monkeypatch.setattr(window_attention, "prefers_sdpa", lambda queries: is_fused)
 
-    monkeypatch.setattr(window_attention, "prefers_sdpa", lambda queries: True)
-    fused = gradients(module, x, mixer)
+    found = module(x, mixer)
 
-    for a, b in zip(fused, explicit, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    expected = windows_by_definition(x, state, mixer, is_shifted=block == 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weight = torch.linspace(-1, 1, found.numel(), dtype=x.dtype).view(found.shape)
+    grads = [torch.autograd.grad(y, [x, *module.parameters()], weight) for y in (found, expected)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("terms", TERMS)

@@ -11,7 +11,13 @@ import torch
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count_parts
 from searchspace.mixers import DepthwiseConv
-from supernet.measuring.latency import MEDIAN_BOUNDS, TIMED_RUNS, latency_of, time_parts, time_runs
+from supernet.measuring.latency import (
+    TIMED_RUNS,
+    latency_of,
+    median_interval,
+    time_parts,
+    time_runs,
+)
 from supernet.network.supernet import build_subnet
 
 MIXER = DepthwiseConv(kernel_size=3)
@@ -49,19 +55,21 @@ def test_runs_that_warm_up_do_not_count() -> None:
     assert len(calls) > 5
 
 
-def test_the_interval_holds_the_median_with_95_percent() -> None:
-    low, high = MEDIAN_BOUNDS
-    # The median lies between the order statistics low and high (from 0) when more than `low` and
-    # at most `high` of the runs are below it, each with a half.
-    chance = sum(comb(TIMED_RUNS, below) for below in range(low + 1, high + 1)) / 2**TIMED_RUNS
-    assert 0.95 <= chance < 0.97
-    # Symmetric: as many runs are left out on either side.
-    assert low == TIMED_RUNS - 1 - high
+@pytest.mark.parametrize("runs", [6, 15, TIMED_RUNS, 51])
+def test_the_interval_holds_the_median_with_95_percent_and_is_the_shortest(runs: int) -> None:
+    low, high = median_interval(range(runs))
 
+    def chance(low: int, high: int) -> float:
+        # The median lies between the order statistics low and high (from 0) when more than `low`
+        # and at most `high` of the runs are below it, each with a half.
+        return sum(comb(runs, below) for below in range(low + 1, high + 1)) / 2**runs
+
+    # Symmetric: as many runs are left out on either side.
+    assert low == runs - 1 - high
+    assert chance(int(low), int(high)) >= 0.95
+    assert chance(int(low) + 1, int(high) - 1) < 0.95
+
+
+def test_a_latency_is_the_median_and_its_interval_in_milliseconds() -> None:
     found = latency_of([0.001 * (index + 1) for index in range(TIMED_RUNS)])
     assert (found.median_ms, found.low_ms, found.high_ms) == pytest.approx((15.5, 10.0, 21.0))
-
-
-def test_another_number_of_runs_has_no_such_interval() -> None:
-    with pytest.raises(ValueError, match="30 runs, got 3"):
-        latency_of([1.0, 2.0, 3.0])

@@ -325,8 +325,8 @@ def test_pre_convolution_changes_queries_and_keys_only(conv: str) -> None:
         state[f"{prefix}.norm.running_var"] + 1e-5
     ).sqrt()
     seen = (normed * state[f"{prefix}.norm.weight"] + state[f"{prefix}.norm.bias"]).relu()
-    q, k, _ = linear(module, "attention.in_proj", seen).chunk(3, -1)
-    v = linear(module, "attention.in_proj", x)[..., -DIM:]
+    q, k = linear(module, "attention.query_key", seen).chunk(2, -1)
+    v = linear(module, "attention.in_proj", x)
 
     logits = (q[..., None] * neighbors(k, 3)).sum(3) * DIM**-0.5
     mixed = (logits.softmax(-1)[..., None, :] * neighbors(v, 3)).sum(-1)

@@ -323,7 +323,7 @@ def test_local_mlp_follows_its_definition_in_shifted_and_padded_windows() -> Non
     value, proj = module.value, module.proj
     padded = F.pad(x[0], (0, 0, 0, 1, 0, 1))
     values = F.linear(padded, value.weight, value.bias)
-    weights, table = module.window_pairs["4"], module.table_bias
+    weights, table = module.get_parameter("window_pairs.4"), module.table_bias
     mixed = torch.zeros(8, 8, DIM, dtype=torch.float64)
     for y in range(64):
         query = divmod(y, 8)
@@ -347,7 +347,7 @@ def test_equal_weights_in_all_windows_are_shared_positions() -> None:
     shared = LocalMlp(window_size=3, num_heads=4, shared_positions=True)
     unshared = LocalMlp(window_size=3, num_heads=4)
     module = build(shared, unshared)
-    module.window_pairs["3"].data.copy_(module.pairs.expand(9, -1, -1, -1))
+    module.get_parameter("window_pairs.3").data.copy_(module.pairs.expand(9, -1, -1, -1))
     x = noise(2, SIZE, SIZE, DIM)
     close(module(x, unshared), module(x, shared))
 

@@ -112,12 +112,11 @@ def elsa_window_attention(state: State, scale: float) -> State:
 
 def global_attention(state: State, scale: float) -> State:
     if "qkv.weight" in state:
-        in_proj = take(state, "qkv", "in_proj")
+        projections = take(state, "qkv", "in_proj")
     else:
-        q, kv = take(state, "q", "in_proj"), take(state, "kv", "in_proj")
-        in_proj = {name: torch.cat([q[name], kv[name]]) for name in q}
+        projections = take(state, "q", "query") | take(state, "kv", "in_proj")
     return {
-        **in_proj,
+        **projections,
         **take(state, "proj", "proj"),
         **take(state, "sr", "reductions.2.conv"),
         **take(state, "norm", "reductions.2.norm"),

@@ -100,10 +100,13 @@ def twins(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def reduced_attention(state: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
     found = take(state, f"{source}.attn.proj", f"{target}.proj")
+    is_reduced = f"{source}.attn.sr.weight" in state
     for part in ("weight", "bias"):
-        parts = [state[f"{source}.attn.{name}.{part}"] for name in ("q", "kv")]
-        found[f"{target}.in_proj.{part}"] = torch.cat(parts)
-        if f"{source}.attn.sr.weight" in state:
+        query, key_value = (state[f"{source}.attn.{name}.{part}"] for name in ("q", "kv"))
+        if not is_reduced:
+            found[f"{target}.in_proj.{part}"] = torch.cat([query, key_value])
+        else:
+            found |= {f"{target}.query.{part}": query, f"{target}.in_proj.{part}": key_value}
             reduction = f"{target}.reductions.2"
             found[f"{reduction}.conv.{part}"] = state[f"{source}.attn.sr.{part}"]
             found[f"{reduction}.norm.{part}"] = state[f"{source}.attn.norm.{part}"]

@@ -14,7 +14,6 @@ from searchspace.mixers import NORMS
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from searchspace.spec_file import load_space
 from supernet.network.supernet import Supernet, build_subnet, extract, extraction_error
-from supernet.shared_weights.calibration import recalibrate
 
 TERMS = ("qk+bias", "qr+rk+bias", "qk+qr+rk+bias", "bias", "qk", "qr", "rk", "qk+rk")
 
@@ -156,38 +155,6 @@ def test_shipped_spaces_count_what_they_build(name: str) -> None:
         with torch.device("meta"):
             network = build_subnet(architecture)
         assert sum(p.numel() for p in network.parameters()) == count(architecture).params
-
-
-def test_recalibration_changes_only_the_copy(supernet: Supernet, images: Tensor) -> None:
-    architecture = next(
-        a
-        for a in samples(50)
-        if any(m.kind == "depthwise_conv" for s in a.stages for m in s.mixers)
-    )
-    before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    subnet = extract(supernet, architecture)
-    recalibrate(subnet, [images, images + 1])
-    for name, value in supernet.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    changed = [
-        name
-        for name, value in subnet.state_dict().items()
-        if "running_mean" in name
-        and not torch.equal(value, extract(supernet, architecture).state_dict()[name])
-    ]
-    assert changed
-
-
-def test_recalibrated_statistics_are_the_mean_over_the_batches() -> None:
-    network = nn.Sequential(nn.BatchNorm2d(2))
-    batches = [torch.randn(4, 2, 3, 3) + shift for shift in (0.0, 2.0)]
-    recalibrate(network, batches)
-    expected = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
-    norm = network[0]
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    torch.testing.assert_close(norm.running_mean, expected)
-    assert not norm.training
 
 
 def test_a_fractional_lambda_gives_no_nan(images: Tensor) -> None:

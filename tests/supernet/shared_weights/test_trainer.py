@@ -296,10 +296,22 @@ def test_without_distillation_all_learn_the_labels(strategy: str) -> None:
 
 
 def test_mixed_precision_learns_in_bfloat16(data: ImageData) -> None:
-    training = trainer(data, recipe=RECIPE.model_copy(update={"amp": "bf16"}))
-    progress = training.run(2)
-    assert math.isfinite(progress.loss)
-    assert all(value.dtype == torch.float32 for value in weights(training).values())
+    losses, seen = {}, {}
+    for amp in ("none", "bf16"):
+        training = trainer(data, recipe=RECIPE.model_copy(update={"amp": amp}))
+        dtypes = seen[amp] = set[torch.dtype]()
+        layers = [m for m in training.supernet.modules() if isinstance(m, torch.nn.Linear)]
+        for layer in layers:
+            layer.register_forward_hook(lambda *found, dtypes=dtypes: dtypes.add(found[2].dtype))
+        training.supernet.head.register_forward_hook(
+            lambda *found, dtypes=dtypes: dtypes.add(found[2].dtype)
+        )
+        losses[amp] = training.run(2).loss
+        assert all(value.dtype == torch.float32 for value in weights(training).values())
+    assert seen == {"none": {torch.float32}, "bf16": {torch.bfloat16}}
+    # Its numbers have eight bits: other losses, and nearly the same.
+    assert losses["bf16"] != losses["none"]
+    assert losses["bf16"] == pytest.approx(losses["none"], rel=0.02)
 
 
 def test_gradients_are_clipped_to_the_recipes_norm(

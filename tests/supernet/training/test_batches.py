@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from supernet.data import ImageData, Split
+from supernet.data import ImageData, Split, StreamedImages, prepare_data
 from supernet.recipes.recipe import Recipe
 from supernet.training.batches import eval_batches, steps_per_epoch, train_batches
 from tests.tiny_data import PLAIN, changed, noise, tiny_data
@@ -244,6 +245,36 @@ def test_pixels_are_normalised_by_the_statistics_of_the_data(data: ImageData) ->
 
     expected = (split.images / 255 - np.array(data.mean)) / np.array(data.std)
     np.testing.assert_allclose(images.permute(0, 2, 3, 1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "filter_"),
+    [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streamed_images_are_scaled_for_evaluation_as_the_recipe_says(
+    tmp_path: Path, name: str, filter_: Image.Resampling, workers: int
+) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label in ("ant", "bee"):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+                picture.save(tmp_path / "images" / split / label / f"{number}.png")
+    data = prepare_data(
+        str(tmp_path / "images"), img_size=16, folder=tmp_path / "data", memory_limit_bytes=0
+    )
+    split_ = data.split("search")
+    assert isinstance(split_.images, StreamedImages)
+
+    batches = eval_batches(split_, data, 64, 0.8, interpolation=name, workers=workers)
+
+    ((images, _),) = batches
+    # 16 / 0.8 pixels, of which the central 16.
+    pictures = split_.images.read(np.arange(len(split_)))
+    expected = [np.asarray(p.resize((20, 20), filter_))[2:18, 2:18] for p in pictures]
+    np.testing.assert_array_equal(pixels(images, data), np.stack(expected))
 
 
 def test_crop_pct_scales_the_centre_to_the_size_that_networks_see(tmp_path: Path) -> None:

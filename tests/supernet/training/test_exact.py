@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
 from supernet.data import ImageData, prepare_data
+from supernet.network.blocks import Block
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe
+from supernet.training import batches
 from supernet.training.batches import train_shards
 from supernet.training.checkpoint import latest_checkpoint
 from supernet.training.training import TrainingOptions, TrainingResult, train
@@ -261,20 +264,54 @@ def test_the_statistics_of_a_step_are_the_mean_over_its_shards(data: ImageData) 
     assert {int(v) for n, v in state.items() if n.endswith("num_batches_tracked")} == {1}
 
 
-def test_loader_workers_change_nothing(data: ImageData) -> None:
+def test_loader_workers_make_all_batches_and_change_nothing(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, _ = trained(data, FULL)
+    places = {"train": batches._ShardMaker, "eval": batches._EvalMaker}
+    for name, maker in places.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(maker, "__getitem__", noting_process(maker, tmp_path / name))
     state, result = trained(data, FULL, workers=2)
 
     assert_equal(state, expected)
     assert result.history[0].read_seconds > 0
+    for name in places:
+        makers = {int(path.name) for path in (tmp_path / name).iterdir()}
+        assert os.getpid() not in makers
+        # An evaluation of few images is one batch.
+        assert len(makers) == (2 if name == "train" else len(makers)) > 0
 
 
-def test_gradient_checkpointing_changes_nothing(data: ImageData) -> None:
+def noting_process(maker: type, folder: Path) -> Callable[[object, object], object]:
+    """Let whoever makes a batch leave its number."""
+    make = maker.__getitem__  # type: ignore[attr-defined]
+
+    def noting(self: object, place: object) -> object:
+        (folder / str(os.getpid())).touch()
+        return make(self, place)
+
+    return noting
+
+
+def test_gradient_checkpointing_computes_blocks_twice_and_changes_nothing(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0, 0]
+    forward = Block.forward
+
+    def counting(self: Block, *inputs: Any, **named: Any) -> Any:
+        calls[0] += self.training
+        return forward(self, *inputs, **named)
+
+    monkeypatch.setattr(Block, "forward", counting)
     expected, _ = trained(data, FULL)
+    calls[1], calls[0] = calls[0], 0
 
     state, _ = trained(data, changed(FULL, gradient_checkpointing=True))
 
     assert_equal(state, expected)
+    assert calls[0] == 2 * calls[1] > 0
 
 
 def test_every_image_is_seen_so_often_with_repeated_augmentation(data: ImageData) -> None:

@@ -14,6 +14,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from configs import config_names
+from search.results.intervals import wilson_interval
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention
 from supernet.data import ImageData
@@ -21,7 +22,6 @@ from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.training.batches import train_batches
 from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
-from supernet.training.intervals import wilson_interval
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.training import (
     EpochReport,
@@ -284,7 +284,7 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 
     (only,) = tmp_path.iterdir()
     assert only == latest_checkpoint(tmp_path)
-    assert [path.name for path in only.iterdir()] == ["number"]
+    assert {path.name for path in only.iterdir()} == {"number", "checksums.json"}
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(data: ImageData, tmp_path: Path) -> None:
@@ -371,6 +371,10 @@ def test_accuracy_counts_images_and_a_logit_that_is_not_finite_is_wrong() -> Non
     # The class of the second and of the third has the smallest of six logits.
     assert (accuracy.correct, accuracy.correct_top5, accuracy.total) == (1, 1, 4)
     assert (accuracy.top1, accuracy.top5) == (25.0, 25.0)
+    # The labels of the six images are of the largest logit, the second largest, ... the sixth.
+    ranked = torch.arange(6.0).flip(0).expand(6, 6)
+    accuracy = evaluate(network, [(ranked, torch.arange(6))], "cpu")
+    assert (accuracy.correct, accuracy.correct_top5, accuracy.total) == (1, 5, 6)
     assert network.training
 
 

@@ -1,0 +1,65 @@
+"""What decides a retraining, as one hash: another of anything is another training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from searchspace.architecture import Architecture
+from supernet.data import ImageData, StreamedImages
+from supernet.recipes.recipe import Recipe
+from supernet.training.token_labels import LabelMaps
+
+# What a recipe says about itself decides nothing; the seed is told apart by itself.
+NOT_DECISIVE = {"name", "about", "source", "sizes", "seed"}
+
+
+def identity_of(
+    architecture: Architecture,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    start: Mapping[str, Tensor] | None,
+    labels: str | None,
+) -> str:
+    """Hash all that decides a training, but for its seed.
+
+    Args:
+        architecture: At the size that is trained.
+        data: Its images, those of the test split as well.
+        recipe: At its length and with its shards.
+        start: The weights that it starts from.
+        labels: Fingerprint of its label maps.
+    """
+    decides = {
+        "architecture": architecture.to_dict(),
+        "recipe": recipe.model_dump(mode="json", exclude=NOT_DECISIVE),
+        "images": [data.fingerprint, data.listing, list(data.mean), list(data.std)],
+        "classes": list(data.class_names),
+        "start": None if start is None else _digest(start),
+        "labels": labels,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def label_maps(data: ImageData, folder: Path | None) -> LabelMaps | None:
+    """Find the label maps of the images to train on, which are streamed where there are any."""
+    if folder is None:
+        return None
+    images = data.streamed().full_train().images
+    assert isinstance(images, StreamedImages)
+    return LabelMaps(folder, images.names(), data.num_classes)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

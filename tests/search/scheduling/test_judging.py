@@ -1,0 +1,187 @@
+"""Laws of judging without training: all judges keep to the share, what was lost comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from search.record.record import Record
+from search.run_folder.settings import RunSettings
+from search.scheduling.judging import Judging
+from search.scheduling.tasks import Judgement, Outcome
+from searchspace.architecture import Architecture
+from searchspace.spec_file import load_space
+
+# What is promised: judgements may be 1.3 times slower than expected, each judge has a margin, a
+# fifth of every surprise is believed, and the third loss is the last.
+SAFETY, MARGIN_SECONDS, PACE_SHARE, MAX_LOST = 1.3, 0.2, 0.2, 3
+SPACE = load_space("digits").replace(num_classes=10)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
+    with Record.create(tmp_path / "record.db", clock=clock) as record:
+        yield record
+
+
+def judging(
+    record: Record,
+    *,
+    limit: float = 1e9,
+    pace: float = 1.0,
+    judges: int = 1,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Judging:
+    return Judging(
+        record=record,
+        space=SPACE,
+        settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
+        phase="search",
+        first=[],
+        limit_seconds=limit,
+        judge_seconds=pace,
+        count_judges=lambda: judges,
+        interrupted=interrupted,
+    )
+
+
+def told(
+    architecture: Architecture, outcome: Outcome = "done", *, seconds: float = 1.0
+) -> Judgement:
+    values = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": seconds}
+    done = outcome == "done"
+    cause = None if done else "the judge died"
+    return Judgement(
+        architecture=architecture, outcome=outcome, values=values if done else {}, cause=cause
+    )
+
+
+def most_that_fit(left: float, *, pace: float, judges: int, running: int = 0) -> int:
+    """How long a batch may be: by trying, not by dividing.
+
+    A batch of n may keep every judge for n judgements; what runs and one more at each judge come
+    on top, and all of it may take `SAFETY` times longer than expected.
+    """
+    left -= MARGIN_SECONDS * judges
+    needed = [(n * judges + running + judges) * pace * SAFETY for n in range(1, 100)]
+    if (running + judges) * pace * SAFETY > left:
+        return 0
+    # What there is time for at all is worth one judgement.
+    return max(sum(seconds <= left for seconds in needed), 1)
+
+
+@pytest.mark.parametrize("judges", [1, 3])
+@pytest.mark.parametrize("pace", [0.5, 2.0])
+@pytest.mark.parametrize("limit", [1.0, 3.1, 9.0, 20.0, 50.0])
+def test_a_batch_is_as_long_as_all_judges_have_time_for(
+    record: Record, clock: Clock, limit: float, pace: float, judges: int
+) -> None:
+    attempt = record.start_attempt("trust", devices=1)
+    clock.now += 0.5
+    record.finish_attempt(attempt, outcome="done")
+    asking = judging(record, limit=limit, pace=pace, judges=judges)
+
+    first = asking.ask(50)
+    second = asking.ask(50)
+
+    expected = min(most_that_fit(limit - 0.5, pace=pace, judges=judges), 50)
+    assert len(first) == expected
+    more = most_that_fit(limit - 0.5, pace=pace, judges=judges, running=expected)
+    assert len(second) == min(more, 50)
+    assert len(asking.ask(1)) <= 1
+
+
+def test_the_pace_follows_what_judgements_take(record: Record) -> None:
+    asking = judging(record, limit=30.0, pace=1.0)
+    (one,) = asking.ask(1)
+
+    asking.tell([told(one, seconds=6.0)])
+
+    pace = 1.0 + (6.0 - 1.0) * PACE_SHARE
+    assert pace == 2.0
+    assert len(asking.ask(50)) == most_that_fit(30.0, pace=pace, judges=1) == 10
+    # What failed took no time that says anything.
+    other = judging(record, limit=30.0, pace=1.0)
+    (bad,) = other.ask(1)
+    other.tell([told(bad, "failed")])
+    assert len(other.ask(50)) == most_that_fit(30.0, pace=1.0, judges=1) == 21
+
+
+@pytest.mark.parametrize("judges", [1, 4])
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.25])
+def test_a_phase_ends_near_its_limit_and_never_beyond(
+    record: Record, clock: Clock, slower: float, judges: int
+) -> None:
+    limit, pace = 100.0 * judges, 0.5
+    asking = judging(record, limit=limit, pace=pace, judges=judges)
+    attempt = record.start_attempt("search", devices=judges)
+    batches = [asking.ask(8) for _ in range(judges)]
+    while any(batches):
+        # All judges work at the same time, for as long as the longest batch takes.
+        clock.now += slower * pace * max(len(batch) for batch in batches)
+        for batch in batches:
+            asking.tell([told(one, seconds=slower * pace) for one in batch])
+        batches = [asking.ask(8) for _ in range(judges)]
+    record.finish_attempt(attempt, outcome="done")
+
+    assert 0.93 * limit <= record.spent() <= limit
+
+
+def test_a_judgement_that_is_lost_again_and_again_has_failed(record: Record) -> None:
+    asking = judging(record)
+    keys = []
+    for _ in range(MAX_LOST):
+        (lost,) = asking.ask(1)
+        keys.append(lost.key)
+        asking.tell([told(lost, "lost")])
+    (other,) = asking.ask(1)
+
+    assert len(set(keys)) == 1
+    assert other.key != keys[0]
+    trial = next(trial for trial in record.trials() if trial.key == keys[0])
+    assert (trial.state, trial.num_attempts) == ("failed", MAX_LOST)
+    assert trial.cause == f"lost {MAX_LOST} times; last: the judge died"
+    assert record.count_lost(trial.id) == MAX_LOST - 1
+
+
+def test_what_the_user_stops_is_not_held_against_a_judgement(record: Record) -> None:
+    stop = False
+    asking = judging(record, interrupted=lambda: stop)
+    for _ in range(MAX_LOST + 2):
+        stop = False
+        (one,) = asking.ask(1)
+        stop = True
+        assert asking.should_stop()
+        asking.tell([told(one, "lost")])
+        assert asking.ask(1) == []
+    (trial,) = record.trials()
+    assert (trial.state, record.count_lost(trial.id)) == ("waiting", 0)
+
+
+def test_what_waits_is_handed_out_before_anything_new(record: Record) -> None:
+    asking = judging(record)
+    first, second = asking.ask(2)
+    asking.tell([told(first), told(second, "lost")])
+
+    again, new = asking.ask(2)
+
+    assert again.key == second.key
+    assert new.key not in {first.key, second.key}
+    # A trial is charged nothing: the judges are charged as a whole.
+    assert record.spent() == 0.0

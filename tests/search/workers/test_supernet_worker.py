@@ -1,0 +1,364 @@
+"""What a device measures and trains: which networks, on how much, counted by a test's clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from search.retraining.network import RetrainOptions, retrain
+from search.run_folder.settings import RunSettings
+from search.run_folder.storage import DATA
+from search.scheduling.tasks import TrialTask, checkpoint_name
+from search.workers import supernet_worker
+from search.workers.job import Job, make_job
+from search.workers.judge_worker import CALIBRATION_BATCHES, Judge, JudgeWorker, Scorer
+from search.workers.supernet_worker import SupernetWorker, train_alone
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+from supernet.data import prepare_data
+from supernet.measuring.proxies import PROXIES
+from supernet.network.supernet import Supernet, build_subnet, extract
+from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.shared_weights.calibration import recalibrate
+from supernet.training.batches import eval_batches
+from supernet.training.evaluation import evaluate
+from supernet.training.training import TrainingOptions, train
+from tests.tiny_data import noise, write_images
+
+SPACE = """
+name: tiny
+img_size: 8
+patch_size: 4
+mlp_ratio: [1, 2]
+stages: [{dim: 8, depth: 1}]
+mixers:
+  window_attention: {window_size: 2, num_heads: [1, 2]}
+  depthwise_conv: {kernel_size: [3, 5]}
+"""
+NUM_TRAIN, NUM_SEARCH, BATCH = 144, 36, 64
+
+
+class Clock:
+    """A clock that a network's pass moves on; larger networks take longer."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.passes: list[tuple[int, int, bool]] = []  # parameters, images, whether it trained
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __call__(self, network: nn.Module, given: tuple[Any, ...]) -> None:
+        if isinstance(network, Supernet):
+            size = sum(p.numel() for p in network.parameters())
+            self.passes.append((size, len(given[0]), network.training))
+            self.now += size / 1000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = Clock()
+    monkeypatch.setattr(supernet_worker, "time", SimpleNamespace(monotonic=clock.monotonic))
+    hook = nn.modules.module.register_module_forward_pre_hook(clock)
+    yield clock
+    hook.remove()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Job]:
+    """Describe a tiny run of a strategy."""
+    (tmp_path / "space.yaml").write_text(SPACE)
+    images = noise(NUM_TRAIN + NUM_SEARCH + 6, 8, num_classes=3)
+    source = write_images(tmp_path / "images", *images, num_test=6)
+    data = prepare_data(source, img_size=8, folder=tmp_path / DATA)
+    assert data.sizes == {"train": NUM_TRAIN, "search": NUM_SEARCH, "test": 6}
+
+    def make(strategy: str = "supernet", **more: Any) -> Job:
+        settings = RunSettings(data=source, budget="1cpu-minute", strategy=strategy, **more)
+        return make_job(settings, tmp_path, data)
+
+    return make
+
+
+def test_steps_are_timed_of_the_smallest_the_largest_and_two_random_networks(
+    make: Callable[..., Job], clock: Clock
+) -> None:
+    job = make()
+    smallest, largest = (job.space.extreme("macs", largest=large) for large in (False, True))
+
+    times = SupernetWorker(job, threads=1).measure()
+
+    found = [macs for macs, _ in times.trial_steps]
+    assert found[:2] == [count(smallest).macs, count(largest).macs]
+    rng = random.Random(job.seed)
+    assert found[2:] == [count(job.space.sample(rng)).macs for _ in range(2)]
+    # A step is one pass, which takes a second for every 1000 parameters.
+    expected = [count(a).params / 1000 for a in (smallest, largest)]
+    assert [seconds for _, seconds in times.trial_steps[:2]] == pytest.approx(expected)
+    assert times.steps_per_epoch == NUM_TRAIN // BATCH == 2
+    # All that is timed are whole batches of the trial's recipe, and what a judgement sees.
+    trained = {images for _, images, training in clock.passes if training}
+    assert trained == {BATCH}
+
+
+def test_a_judgement_is_timed_as_the_mean_of_the_smallest_and_the_largest(
+    make: Callable[..., Job], clock: Clock
+) -> None:
+    job = make()
+    extremes = [job.space.extreme("macs", largest=large) for large in (False, True)]
+
+    seconds = SupernetWorker(job, threads=1).measure().judge
+
+    # One batch of search images each; with layer norms alone nothing is calibrated.
+    passes = sum(1 for a in extremes for m in build_subnet(a).modules() if _is_batch_norm(m))
+    if passes == 0:
+        assert seconds == pytest.approx(sum(count(a).params for a in extremes) / 1000 / 2)
+    else:
+        calibrated = -(-NUM_TRAIN // BATCH)
+        sizes = [
+            count(a).params * (1 + calibrated * any(map(_is_batch_norm, build_subnet(a).modules())))
+            for a in extremes
+        ]
+        assert seconds == pytest.approx(sum(sizes) / 1000 / 2)
+
+
+def has_four(job: Job) -> bool:
+    """Tell whether the two random networks of a seed are neither the smallest nor the largest."""
+    rng = random.Random(job.seed)
+    extremes = {job.space.extreme("macs", largest=large) for large in (False, True)}
+    return len({job.space.sample(rng), job.space.sample(rng), *extremes}) == 4
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def test_what_a_strategy_does_not_do_is_not_timed(make: Callable[..., Job], clock: Clock) -> None:
+    proxy = SupernetWorker(make("proxy"), threads=1).measure()
+    assert (proxy.supernet_step, proxy.judge) == (0.0, 0.0)
+    zero_cost = SupernetWorker(make("zero-cost"), threads=1).measure()
+    assert zero_cost.supernet_step == 0.0
+    assert zero_cost.judge > 0
+    assert SupernetWorker(make(), threads=1).measure().supernet_step > 0
+
+
+def test_the_dearest_score_of_the_largest_network_is_planned_with(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(job for seed in range(99) if has_four(job := make("zero-cost", seed=seed)))
+    largest = job.space.extreme("macs", largest=True)
+    costs = {name: 1.0 + index for index, name in enumerate(reversed(PROXIES))}
+
+    def judge(self: Scorer, architecture: Architecture, name: str) -> dict[str, float]:
+        clock.now += costs[name] if architecture == largest else 100.0
+        return {}
+
+    monkeypatch.setattr(Scorer, "judge", judge)
+    assert SupernetWorker(job, threads=1).measure().judge == pytest.approx(max(costs.values()))
+
+
+def test_a_median_leaves_the_first_run_out(clock: Clock) -> None:
+    lasts = iter([50.0, 1.0, 9.0, 2.0])
+
+    def work() -> None:
+        clock.now += next(lasts)
+
+    assert supernet_worker._median_seconds(work, "cpu") == 2.0
+    assert next(lasts, None) is None
+
+
+def test_the_shared_weights_step_is_timed_over_three_steps_of_all_workers(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        world_size = 4
+
+        def __init__(self, *_: Any, **more: Any) -> None:
+            self.taken: list[int] = []
+
+        def run(self, steps: int) -> None:
+            self.taken.append(steps)
+            # The first steps are slow: they are not counted.
+            clock.now += 100.0 if len(self.taken) == 1 else 0.5 * steps
+
+    monkeypatch.setattr(supernet_worker, "SupernetTrainer", Trainer)
+    assert SupernetWorker(make(), threads=1).measure_supernet() == pytest.approx(0.5 * 4)
+
+
+def test_a_supernet_goes_on_from_its_checkpoint_and_its_end_may_move(
+    make: Callable[..., Job],
+) -> None:
+    job = make()
+    first = SupernetWorker(job, threads=1)
+    assert first.start(10) == 0
+    assert first.train(3).step == 3
+    first.save()
+    second = SupernetWorker(job, threads=1)
+    assert second.start(99) == 3
+    assert second.trainer is not None
+    assert second.trainer.total_steps == 10  # as it was begun
+    second.reschedule(5)
+    assert second.trainer.total_steps == 5
+    second.reschedule(1)  # a schedule never ends before the step that it is at
+    assert second.trainer.total_steps == 4
+    assert second.train(100).step == 4
+    options = second.trainer
+    assert (options.seed, options.strategy, options.recipe) == (
+        job.seed,
+        "uniform",
+        load_recipe("supernet"),
+    )
+
+
+def task_of(job: Job, **more: Any) -> TrialTask:
+    return TrialTask(trial_id=7, architecture=job.space.first(), epochs=2, seed=5, **more)
+
+
+def trained_by_hand(job: Job, task: TrialTask) -> Any:
+    """Train the task's network as its recipe says, from the task's seed."""
+    data = job.open_data()
+    torch.manual_seed(task.seed)
+    recipe = with_epochs(job.trial_recipe, task.epochs)
+    network = build_subnet(task.architecture, recipe.drop_path)
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=task.seed
+    )
+    return train(network, data, recipe, options).accuracy
+
+
+def test_a_network_alone_gets_the_epochs_and_the_seed_of_its_task(
+    make: Callable[..., Job],
+) -> None:
+    job = make()
+    heard: list[int] = []
+
+    found = train_alone(job, task_of(job), 1, heard.append)
+
+    expected = trained_by_hand(job, task_of(job))
+    assert heard == [0, 1, 2]
+    assert found == {
+        "top1": 100 * expected.correct / NUM_SEARCH,
+        "correct": expected.correct,
+        "total": NUM_SEARCH,
+    }
+
+
+def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -> None:
+    job = make()
+    passes: list[int] = []
+
+    def stop(epoch: int) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_alone(job, task_of(job), 1, stop)
+    assert any((job.files.fetch(checkpoint_name(7))).iterdir())
+
+    def count_passes(network: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(network, Supernet) and network.training:
+            passes.append(len(given[0]))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(count_passes)
+    found = train_alone(job, task_of(job), 1, lambda epoch: None)
+    hook.remove()
+
+    assert passes == [BATCH] * 2  # the second epoch alone
+    assert found["correct"] == trained_by_hand(job, task_of(job)).correct
+
+
+def test_half_a_batch_in_memory_at_a_time_where_the_task_says_so(
+    make: Callable[..., Job], clock: Clock
+) -> None:
+    job = make()
+    train_alone(job, task_of(job, micro_batches=2), 1, lambda epoch: None)
+    assert {images for _, images, training in clock.passes if training} == {BATCH // 2}
+
+
+def test_a_judge_counts_the_search_images_that_are_right(make: Callable[..., Job]) -> None:
+    job = make()
+    worker = SupernetWorker(job, threads=1)
+    worker.start(2)
+    worker.train(2)
+    worker.save()
+    judges = JudgeWorker(job, threads=1)
+    some = [job.space.first(), job.space.extreme("macs", largest=True)]
+
+    found = judges.judge(some, "supernet")
+
+    assert worker.trainer is not None
+    data = job.open_data()
+    calibration = [images for images, _ in eval_batches(data.split("train"), data, BATCH)]
+    assert len(calibration) == 3 <= CALIBRATION_BATCHES
+    judge = Judge(job, supernet=worker.trainer.supernet)
+    assert sum(len(images) for images in judge.calibration) == NUM_TRAIN
+    for architecture, (values, cause) in zip(some, found, strict=True):
+        network = extract(worker.trainer.supernet, architecture)
+        recalibrate(network, calibration)
+        expected = evaluate(network, eval_batches(data.split("search"), data, 7), "cpu")
+        assert cause is None
+        assert (values["correct"], values["total"]) == (expected.correct, NUM_SEARCH)
+        assert values["top1"] == 100 * expected.correct / NUM_SEARCH
+        assert values["seconds"] > 0
+    assert judges.extraction_errors(some) == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_a_network_that_cannot_be_judged_costs_the_others_nothing(
+    make: Callable[..., Job],
+) -> None:
+    judges = JudgeWorker(make("zero-cost"), threads=1)
+    job = make("zero-cost")
+    good = job.space.first()
+    bad = good.replace(num_classes=2)  # the labels have three
+
+    (_, cause), (values, none) = judges.judge([bad, good], "grad_norm")
+
+    assert cause is not None
+    assert (none, values["score"] > 0) == (None, True)
+    scores = judges.proxy_scores([good])
+    assert set(scores) == {good.key}
+    assert scores[good.key]["grad_norm"] == pytest.approx(values["score"])
+
+
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_a_size_is_a_score(make: Callable[..., Job], name: str) -> None:
+    job = make("zero-cost")
+    found = Scorer(job).judge(job.space.first(), name)
+    assert found["score"] == getattr(count(job.space.first()), name)
+    assert set(found) == {"score", "seconds"}
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_workers_and_retrainings_meet_over_what_their_devices_need(
+    make: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    device: str,
+    backend: str,
+) -> None:
+    class MetError(Exception):
+        pass
+
+    met: list[tuple[object, ...]] = []
+
+    def meet(backend: str, *, init_method: str, rank: int, world_size: int) -> None:
+        met.append((backend, init_method, rank, world_size))
+        raise MetError
+
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    job = make()
+    with pytest.raises(MetError):
+        SupernetWorker(replace(job, device=device), threads=1).join("tcp://a:1", 2, 3)
+    options = RetrainOptions(out=tmp_path / "out", device=device, group=("tcp://b:2", 5, 4))
+    with pytest.raises(MetError):
+        retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
+    assert met == [(backend, "tcp://a:1", 2, 3), (backend, "tcp://b:2", 4, 5)]
