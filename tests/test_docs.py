@@ -165,6 +165,16 @@ def test_every_quick_command_runs(
     assert done.stdout
 
 
+def test_the_command_without_a_run_parses() -> None:
+    text = (ROOT / "docs/guide/retraining.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^torchrun .* -m search\.retraining\.train (.*)$", text, re.MULTILINE)
+    from search.retraining.train import main
+
+    alone = typer.Typer()
+    alone.command()(main)
+    typer.main.get_command(alone).make_context("train", words.split())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_within_sentences_exist(page: Path) -> None:
     if page.name in ("CHANGELOG.md", "log.md"):
