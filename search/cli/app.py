@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from configs.files import check_output_folder
-from search.cli import front_commands
+from search.cli import dense_commands, front_commands
 from search.cli import latency_commands as latency_command
 from search.cli.config_file import apply_config
 from search.cli.messages import fail, message_of, speak_any_locale
@@ -297,6 +297,8 @@ for _command in (
     front_commands.select,
     front_commands.compare,
     latency_command.latency,
+    dense_commands.transfer,
+    dense_commands.predict,
 ):
     app.command(cls=Command)(_command)
 
@@ -307,6 +309,10 @@ def show(
         str, typer.Argument(help="A preset, an architecture file, RUN:ID or timm:NAME.")
     ],
     img_size: ImgSize = None,
+    task: Annotated[
+        str | None, typer.Option(help="As a backbone: instance, detection or semantic.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="e.g. cascade_mask_rcnn, with --task.")] = None,
     json_: Json = False,
 ) -> None:
     """Show one architecture: its stages, parameters and MACs."""
@@ -323,6 +329,11 @@ def show(
     from search.terminal.tables import architecture_json, architecture_table
 
     architecture = load_target(target)
+    if head is not None and task is None:
+        raise ValueError(f"--head is one of a task: add --task, got --head {head!r} alone.")
+    if task is not None:
+        dense_commands.show_dense(architecture, target, task=task, head=head, as_json=json_)
+        return
     if img_size is not None:
         architecture = architecture.replace(img_size=img_size)
     if json_:
@@ -470,6 +481,8 @@ def eval_(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
     real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
+    scales: Annotated[str, typer.Option(help="Of segmenters: .5,.75,1,1.25,1.5,1.75.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Of segmenters: mirror images too.")] = False,
     device: Device = "cpu",
     json_: Json = False,
 ) -> None:
@@ -477,6 +490,16 @@ def eval_(
     import tempfile
 
     check_device(device)
+    if dense_commands.is_transfer(Path(target)):
+        dense_commands.eval_dense(
+            Path(target), data=data, scales=scales, flip=flip, device=device, as_json=json_
+        )
+        return
+    if flip or scales != "1":
+        raise ValueError(
+            f"--scales and --flip are for folders of search transfer --task semantic, got {target}."
+            " Leave them out."
+        )
     from search.retraining.evaluate import evaluate_retrained, evaluation_table
 
     with tempfile.TemporaryDirectory() as folder:

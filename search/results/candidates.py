@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
-from search.results.fidelity import ZERO_COST, fidelity_height, is_retraining, order_fidelities
+from search.results.fidelity import (
+    ZERO_COST,
+    fidelity_height,
+    is_retraining,
+    is_transfer,
+    order_fidelities,
+)
 from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
@@ -224,7 +230,8 @@ def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
 
 def has_accuracy(trial: Trial) -> bool:
     """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
-    return trial.state == "done" and trial.fidelity != ZERO_COST
+    is_other = trial.fidelity == ZERO_COST or is_transfer(trial.fidelity)
+    return trial.state == "done" and not is_other
 
 
 def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 ``supernet`` is accuracy with inherited weights. ``zero-cost`` is a score of an untrained network,
 or its size: no accuracy, so on no front. ``train-<n>e`` is n epochs alone. ``retrain-...`` is a
-full recipe, and alone is judged on the test split.
+full recipe, and alone is judged on the test split. ``transfer-...`` is a network as the backbone of
+a detector or segmenter: AP or mIoU, on no front.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ ZERO_COST = "zero-cost"
 
 _TRAINED = re.compile(r"train-(\d+)e")
 _RETRAIN = "retrain-"
+_TRANSFER = "transfer-"
 
 
 def trained_alone(epochs: int) -> str:
@@ -35,6 +37,21 @@ def retraining_label(fidelity: str) -> str:
 def is_retraining(fidelity: str) -> bool:
     """Tell whether a fidelity is a retraining."""
     return fidelity.startswith(_RETRAIN)
+
+
+def transferred(label: str) -> str:
+    """Name the fidelity of a transfer: its recipe, length, data and start."""
+    return f"{_TRANSFER}{label}"
+
+
+def transfer_label(fidelity: str) -> str:
+    """Invert `transferred`."""
+    return fidelity.removeprefix(_TRANSFER)
+
+
+def is_transfer(fidelity: str) -> bool:
+    """Tell whether a fidelity is one of detection or segmentation."""
+    return fidelity.startswith(_TRANSFER)
 
 
 def is_trained_alone(fidelity: str) -> bool:
