@@ -45,6 +45,8 @@ NOT_RUN = {
     "eval": "a retrained network: tests/search/retraining/test_export.py",
     "export": "a retrained network, a hub: tests/search/retraining/test_export.py",
     "import": "published weights: tests/supernet/exchange/test_published.py",
+    "transfer": "trains: tests/search/transferring",
+    "predict": "a trained detector: tests/search/transferring",
     "ladder": "trains: tests/search/trust",
     "bench": "minutes: tests/search/bench",
 }
@@ -80,7 +82,8 @@ def commands_of(text: str) -> Iterator[tuple[str, ...]]:
             yield from (tuple(inner.split()) for inner in INNER.findall(line))
             for name, value in VARIABLES.items():
                 line = line.replace(name, value)
-            line = INNER.sub("--arch 1", line).strip().removeprefix("entrypoint: ")
+            line = INNER.sub("--arch 1", line).strip()
+            line = line.removeprefix("entrypoint: ").removeprefix("$ ")
             yield from _calls(line)
 
 
