@@ -11,6 +11,7 @@ _ONE_OF = {
     "recipes": "recipe",
     "recipes/dense": "recipe for detection or segmentation",
     "searches": "search",
+    "devices": "device",
 }
 _SUFFIXES = (".yaml", ".yml")
 

@@ -111,7 +111,7 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
-    from search.report.outcome import write_report
+    from search.report.closing import write_report
     from search.run_folder.folder import own_run
     from search.transferring.queue import FAILED, transfer_members
 

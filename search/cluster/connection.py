@@ -61,15 +61,12 @@ class Cluster:
     Args:
         device: What one worker holds: a core (``cpu``) or a GPU (``gpu``).
         address: Address of a cluster; None starts Ray on this machine.
-        max_devices: Use at most so many devices.
 
     Raises:
         ValueError: If there is no such cluster, or it has no such device.
     """
 
-    def __init__(
-        self, *, device: str, address: str | None = None, max_devices: int | None = None
-    ) -> None:
+    def __init__(self, *, device: str, address: str | None = None) -> None:
         self._closing = ExitStack()
         self._folder: Path | None = None
         try:
@@ -80,7 +77,6 @@ class Cluster:
         except BaseException:
             self._closing.close()
             raise
-        self._max_devices = max_devices
 
     def _connect(self, device: str, address: str | None) -> None:
         if address is not None:
@@ -123,8 +119,7 @@ class Cluster:
     @property
     def devices(self) -> int:
         """Count the devices of the nodes that are alive now; it may be 0 for a while."""
-        found = self._alive
-        return found if self._max_devices is None else min(found, self._max_devices)
+        return self._alive
 
     @property
     def _alive(self) -> int:

@@ -310,9 +310,9 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     """Join the seeds of one architecture."""
     first = trials[0]
     # All seeds are judged on the same images, which therefore count once.
-    correct = statistics.fmean(trial.values["correct"] for trial in trials)
-    total = statistics.fmean(trial.values["total"] for trial in trials)
-    top1 = statistics.fmean(trial.values["top1"] for trial in trials)
+    correct = statistics.fmean(trial.measured.correct for trial in trials)
+    total = statistics.fmean(trial.measured.total for trial in trials)
+    top1 = statistics.fmean(trial.measured.top1 for trial in trials)
     low, high = wilson_interval(correct, total)
     between = seed_half / math.sqrt(len(trials))
     smoothed = (correct + 0.5) / (total + 1)
@@ -354,7 +354,7 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
     """
     squares, freedom = 0.0, 0
     for group in groups:
-        top1s = [trial.values["top1"] for trial in group]
+        top1s = [trial.measured.top1 for trial in group]
         mean = statistics.fmean(top1s)
         squares += math.fsum((top1 - mean) ** 2 for top1 in top1s)
         freedom += len(top1s) - 1

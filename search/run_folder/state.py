@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from search.plan import PHASES, Plan, StepTimes
+from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record.record import Record
 
 NOT_STARTED, DONE = "not started", "done"
 T = TypeVar("T")
 
-_PLAN, _TIMES = TypeAdapter(Plan), TypeAdapter(StepTimes)
+_PLAN, _TIMES, _MORE = TypeAdapter(Plan), TypeAdapter(StepTimes), TypeAdapter(MorePlan)
 _NUMBERS = TypeAdapter(dict[int, float])
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 
@@ -66,6 +66,15 @@ class RunState:
     def has_plan(self) -> bool:
         """Whether there is one, so that the run has really begun."""
         return self._record.get_meta("plan") is not None
+
+    @property
+    def more_plan(self) -> MorePlan | None:
+        """What more budget would buy; None before anything was measured."""
+        return self._read(_MORE, "more_plan")
+
+    @more_plan.setter
+    def more_plan(self, plan: MorePlan) -> None:
+        self._write(_MORE, "more_plan", plan)
 
     @property
     def times(self) -> StepTimes | None:

@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from search.plan import PHASES
-from search.record.record import Outcome as AttemptOutcome
-from search.record.record import Record, Trial
+from search.record.record import AttemptOutcome, Record, Trial
 from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import known_losses, losses_of
 from search.run_folder.settings import RunSettings

@@ -35,6 +35,8 @@ class TrialTask:
         epochs: How long to train.
         seed: Of weights and data order.
         micro_batches: Parts into which every batch is split, to need less memory.
+        images: Share of the training images that it sees, the first ones of the split.
+        devices: That train it together.
     """
 
     trial_id: int
@@ -42,6 +44,8 @@ class TrialTask:
     epochs: int
     seed: int
     micro_batches: int = 1
+    images: float = 1.0
+    devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record.record import Outcome as AttemptOutcome
-from search.record.record import Record, Trial
-from search.results.fidelity import trained_alone
+from search.record.record import AttemptOutcome, Record, Trial
+from search.results.fidelity import rung_fidelities, trained_alone
 from search.run_folder.disk import FullDiskError
 from search.run_folder.storage import Files, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
@@ -31,6 +30,8 @@ LEAST_LIMIT_SECONDS = 120.0
 # The latest say most: the machine may be busier than it was.
 LATEST = 100
 OUT_OF_MEMORY = "out of memory"
+# A large plan is made anew where first epochs take so many times longer than planned.
+OFF_PACE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +48,13 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    devices: int = 1
+    rung: int = 1  # its epochs in all
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
+    epochs: int = 0  # that this attempt has finished
 
 
 class TrialRunner:
@@ -100,7 +104,8 @@ class TrialRunner:
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         self._num_placed = 0
-        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
+        self._off_pace: float | None = None
+        rungs = rung_fidelities(plan)
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -109,7 +114,7 @@ class TrialRunner:
 
     def next(self) -> TrialTask | None:
         """Start the next trial: one that was interrupted before, else a new choice."""
-        if self._interrupted():
+        if self._interrupted() or self.off_pace is not None:
             return None
         if self._waiting:
             trial, epochs = self._waiting[0]
@@ -129,7 +134,10 @@ class TrialRunner:
                 self._next.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
-                architecture_id, fidelity=trained_alone(epochs), seed=self._seed, origin=self._phase
+                architecture_id,
+                fidelity=trained_alone(epochs, self._plan.images_of(epochs)),
+                seed=self._seed,
+                origin=self._phase,
             )
             task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
@@ -147,6 +155,7 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
+            running.epochs += 1
         running.heard = now
 
     def overdue(self, task: TrialTask) -> str | None:
@@ -156,11 +165,12 @@ class TrialRunner:
             # Imports and images may take longer than a whole training.
             is_late = running.placed is not None and now - running.placed > START_SECONDS
             return f"not ready within {START_SECONDS:.0f} s" if is_late else None
-        expected = self._costs.predict_training(running.macs, task.epochs)
+        # By the clock: several devices end a training sooner.
+        expected = self._costs.predict_training(running.macs, task.epochs) / task.devices
         limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
         if now - running.begun > limit:
             return f"no end within its limit of {limit:.0f} s"
-        silence = self._costs.longest_silence(running.macs, task.epochs)
+        silence = self._costs.longest_silence(running.macs, task.epochs) / task.devices
         limit = max(HANG_FACTOR * silence, LEAST_LIMIT_SECONDS)
         if now - running.heard > limit:
             return f"no epoch within its limit of {limit:.0f} s"
@@ -197,9 +207,10 @@ class TrialRunner:
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
             if running.begun is not None and running.heard > running.begun:
-                lasted = running.heard - running.begun
+                lasted = (running.heard - running.begun) * task.devices
                 self._costs.add_training(running.macs, task.epochs, lasted)
-                self._costs.add_silence(running.macs, task.epochs, running.longest_silence)
+                silence = running.longest_silence * task.devices
+                self._costs.add_silence(running.macs, task.epochs, silence)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
@@ -218,9 +229,32 @@ class TrialRunner:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
         return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
 
+    @property
+    def off_pace(self) -> float | None:
+        """How many times slower than planned the first trainings are; None where that is near.
+
+        A large plan is made anew then, for shorter trainings: with these one phase would take what
+        the others were to have. Where a training has ended, it is too late for that: networks are
+        compared at equal lengths.
+        """
+        if self._plan.is_large and self._off_pace is None and not self._costs.has_ended:
+            known = [one for one in self._running.values() if one.epochs and one.begun is not None]
+            if known and 2 * len(known) >= len(self._running):
+                pace = statistics.median(self._pace(one) for one in known)
+                self._off_pace = pace if pace > OFF_PACE else None
+        return self._off_pace
+
+    def _pace(self, running: _Running) -> float:
+        assert running.begun is not None
+        taken = (running.heard - running.begun) * running.devices
+        planned = self._costs.planned(running.macs, running.rung) / running.rung
+        return taken / (planned * running.epochs)
+
     def should_stop(self) -> bool:
-        """Tell whether running trials must end: the user says so, or the budget is gone."""
-        return self._interrupted() or self._record.spent(PHASES) >= self._plan.last_call_seconds
+        """Tell whether running trials must end: the user says so, the budget or plan is gone."""
+        if self._interrupted() or self.off_pace is not None:
+            return True
+        return self._record.spent(PHASES) >= self._plan.last_call_seconds
 
     def _judge_end(
         self, task: TrialTask, outcome: Outcome, cause: str | None
@@ -243,10 +277,12 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected = self._expected(trial.macs, epochs)
+        expected, devices = self._expected(trial.macs, epochs), self._plan.devices_of(epochs)
         with self._record.together():
-            attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
-            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+            attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
+            self._running[trial.id] = _Running(
+                attempt, self._clock(), expected, trial.macs, devices, epochs
+            )
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
         causes = self._record.causes(trial.id)
@@ -257,6 +293,8 @@ class TrialRunner:
             epochs=epochs,
             seed=trial.seed,
             micro_batches=2 if needs_less else 1,
+            images=self._plan.images_of(epochs),
+            devices=devices,
         )
 
     def _listened(self) -> float:
@@ -265,7 +303,7 @@ class TrialRunner:
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""
-        idle = max(self._held - len(self._running), 0)
+        idle = max(self._held - sum(one.devices for one in self._running.values()), 0)
         if idle == self._idle:
             return
         with self._record.together():
@@ -290,7 +328,7 @@ class TrialRunner:
     def _outstanding(self) -> float:
         now = self._clock()
         return sum(
-            max(running.expected_seconds - (now - running.started), 0.0)
+            max(running.expected_seconds - (now - running.started) * running.devices, 0.0)
             for running in self._running.values()
         )
 
@@ -310,10 +348,15 @@ class TrialCosts:
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
+        rungs = rung_fidelities(plan)
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether any training has taught what it takes."""
+        return any(self._ratios.values())
 
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
@@ -364,4 +407,5 @@ class TrialCosts:
 
     def planned(self, macs: int, epochs: int) -> float:
         """Return device-seconds by the measured steps alone."""
-        return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
+        steps = self._plan.trial_steps * epochs / self._plan.trial_epochs
+        return self._model(macs) * steps * self._plan.images_of(epochs)

@@ -7,6 +7,7 @@ weights and images travel as files: `search.run_folder.storage`.
 
 from __future__ import annotations
 
+import platform
 import random
 import socket
 import statistics
@@ -20,10 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
+from search.record.measured import Measured
 from search.run_folder.storage import SUPERNET
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from search.workers.job import Job, make_job
-from search.workers.judge_worker import Judge, JudgeWorker, Scorer
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -89,6 +91,12 @@ class SupernetWorker:
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
             device_name=device_name(job.device),
+            batch_size=job.trial_recipe.batch_size,
+            supernet_batch=job.supernet_recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            feed_rate=self._feed_rate(),
+            amp=job.trial_recipe.amp,
+            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
             measured_seconds=time.monotonic() - started,
         )
 
@@ -137,6 +145,14 @@ class SupernetWorker:
             device=self.job.device,
         )
 
+    def _feed_rate(self) -> float:
+        """Time the making of a trial's batch; return images a second of the device's processes."""
+        recipe = self.job.trial_recipe
+        started, images = time.monotonic(), self.data.split("train")
+        batches = train_batches(images, self.data, recipe, epoch=0, seed=self.job.seed)
+        made = len(next(batches)[1])
+        return made / (time.monotonic() - started)
+
     def _first_batch(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
         batches = train_batches(
             self.data.split("train"), self.data, recipe, epoch=0, seed=self.job.seed
@@ -167,7 +183,7 @@ class SupernetWorker:
                 _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
-        judge = Judge(self.job, supernet=None)
+        judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
         return _median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
@@ -205,7 +221,7 @@ def train_alone(
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
-        train_split=data.split("train"),
+        train_split=data.split("train").first(task.images),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,
@@ -217,12 +233,8 @@ def train_alone(
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    return {
-        "top1": accuracy.top1,
-        "correct": accuracy.correct,
-        "total": accuracy.total,
-        **measure_costs(network, task.architecture, job.measured),
-    }
+    costs = measure_costs(network, task.architecture, job.measured)
+    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
 def compile_kernels() -> None:

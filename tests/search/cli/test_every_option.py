@@ -88,6 +88,11 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "strategy": ("best",),
         "share": ("x", "supernet=nan"),
         "devices": NUMBER,
+        "ray_address": ("127.0.0.1:1", "nonsense", ""),
+        "times": ("nothing/here", "checkpoint.pth"),
+        "device": ("h1000", "h100"),
+        "storage": ("nothing://here", "checkpoint.pth"),
+        "save_times": OUTPUT,
     },
     "pareto": {
         "objectives": ("top1,speed", "speed"),

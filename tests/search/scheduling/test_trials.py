@@ -579,3 +579,34 @@ def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
     )
     states = {trial.key: trial.state for trial in record.trials()}
     assert states == {good.key: "done", bad.key: "failed"}
+
+
+@pytest.mark.parametrize(
+    ("is_large", "factor", "expected"), [(True, 3.5, 3.5), (True, 1.2, None), (False, 3.5, None)]
+)
+def test_a_large_plan_is_given_up_when_first_epochs_are_too_slow(
+    record: Record,
+    clock: Clock,
+    tmp_path: Path,
+    is_large: bool,
+    factor: float,
+    expected: float | None,
+) -> None:
+    """An epoch is planned to take 10 steps of 0.1 s."""
+    plan = replace(plan_of(), is_large=is_large)
+    running = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    tasks = [running.next() for _ in range(2)]
+    for task in tasks:
+        assert task is not None
+        running.started(task)
+        running.heard(task)
+    assert running.off_pace is None
+
+    clock.now += factor
+    for task in tasks:
+        assert task is not None
+        running.heard(task)
+
+    assert running.off_pace == (None if expected is None else pytest.approx(expected))
+    assert running.should_stop() == (expected is not None)
+    assert (running.next() is None) == (expected is not None)

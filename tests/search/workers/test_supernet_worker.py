@@ -20,7 +20,7 @@ from search.run_folder.storage import DATA
 from search.scheduling.tasks import TrialTask, checkpoint_name
 from search.workers import supernet_worker
 from search.workers.job import Job, make_job
-from search.workers.judge_worker import CALIBRATION_BATCHES, Judge, JudgeWorker, Scorer
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.supernet_worker import SupernetWorker, train_alone
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -28,7 +28,7 @@ from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import load_recipe, with_epochs
-from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.calibration import CALIBRATION_BATCHES, recalibrate
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.training import TrainingOptions, train
@@ -299,7 +299,7 @@ def test_a_judge_counts_the_search_images_that_are_right(make: Callable[..., Job
     data = job.open_data()
     calibration = [images for images, _ in eval_batches(data.split("train"), data, BATCH)]
     assert len(calibration) == 3 <= CALIBRATION_BATCHES
-    judge = Judge(job, supernet=worker.trainer.supernet)
+    judge = Evaluator(job, supernet=worker.trainer.supernet)
     assert sum(len(images) for images in judge.calibration) == NUM_TRAIN
     for architecture, (values, cause) in zip(some, found, strict=True):
         network = extract(worker.trainer.supernet, architecture)

@@ -30,7 +30,7 @@ from search.trust.ranking import COSTS, PREDICTOR
 EXTRACTION_TOLERANCE = 1e-5
 
 
-def print_outcome(run: RunFolder, console: Console) -> bool:
+def print_closing(run: RunFolder, console: Console) -> bool:
     """Print the front, what the extraction check found, what was spent, and what to type next.
 
     Returns:
