@@ -47,7 +47,7 @@ NOT_RUN = {
     "import": "published weights: tests/supernet/exchange/test_published.py",
     "transfer": "trains: tests/search/transferring",
     "predict": "a trained detector: tests/search/transferring",
-    "ladder": "trains: tests/search/trust",
+    "ladder": "trains: tests/search/retraining/test_ladder.py",
     "bench": "minutes: tests/search/bench",
 }
 RUN_FOLDERS = ("RUN", "runs/digits", "runs/flowers")
