@@ -297,10 +297,20 @@ def form_group(
         meeting_place: See `Cluster.meeting_place`; None lets the first of them name an address.
     """
     if len(actors) > 1:
-        address = meeting_place or call(actors[0], "address", while_waiting=while_waiting)
+        address = meeting_place
+        if address is None:
+            # What the machine itself takes for its address may be its loopback's.
+            host = call(actors[0], "__ray_call__", _host_of, while_waiting=while_waiting)
+            address = call(actors[0], "address", host, while_waiting=while_waiting)
         world = len(actors)
         pending = [actor.join.remote(address, rank, world) for rank, actor in enumerate(actors)]
         _gather(pending, while_waiting=while_waiting, limit_seconds=START_SECONDS)
+
+
+def _host_of(worker: object) -> str:
+    """Return the address under which the other nodes of the cluster know a worker's."""
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host
 
 
 def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:

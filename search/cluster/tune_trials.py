@@ -36,6 +36,7 @@ from search.scheduling.tasks import (
     TrialSource,
     TrialTask,
     Work,
+    end_if_spoilt,
     last_line,
     outcome_of_error,
 )
@@ -298,6 +299,7 @@ def _train_trial(
     try:
         values = train(job, task, threads, lambda epoch: tune.report({"epoch": epoch}))
     except Exception as error:
+        end_if_spoilt(error)
         # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
         logger.error("Trial %d failed:\n%s", task.trial_id, traceback.format_exc())
         cause = f"{type(error).__name__}: {last_line(str(error))}"

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
-from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan, supernet_batch
+from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
-from search.workers.job import make_job
+from search.workers.job import for_group, make_job
 from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
+from supernet.shared_weights.group import recipe_of_group
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
@@ -115,10 +116,13 @@ def plan_here(
         else:
             compile_kernels()
             started = time.monotonic()
-            job = make_job(settings, folder, data)
+            job, _ = for_group(make_job(settings, folder, data), data, devices or found)
             threads = 1 if settings.parsed_budget.device == "cpu" else 4
-            times = SupernetWorker(job, threads=threads).measure()
-        took = times.measured_seconds or time.monotonic() - started
+            worker = SupernetWorker(job, threads=threads)
+            times = worker.measure()
+            if settings.strategy == "supernet":
+                times = replace(times, supernet_step=worker.measure_supernet())
+        took = time.monotonic() - started
         # In a run with a supernet, all devices are held meanwhile.
         held = (devices or found) if settings.strategy == "supernet" else 1
         plan, twice = (
@@ -170,14 +174,17 @@ def measure_on_cluster(
     if settings.storage:
         # A folder of its own: the storage may be that of a run.
         settings = replace(settings, storage=f"{settings.storage}/plan-{uuid.uuid4().hex[:8]}")
-    job = make_job(settings, folder, data)
     with Cluster(device=settings.parsed_budget.device, address=address) as cluster:
         devices = cluster.devices
+        job, _ = for_group(make_job(settings, folder, data), data, devices)
         try:
             if not job.files.has(DATA):
                 job.files.publish(DATA, folder / DATA)
             with cluster.actors(SupernetWorker, job, 1) as (worker,):
                 times: StepTimes = call(worker, "measure", while_waiting=lambda: None)
+                if settings.strategy == "supernet":
+                    step = call(worker, "measure_supernet", while_waiting=lambda: None)
+                    times = replace(times, supernet_step=step)
         finally:
             if settings.storage:
                 job.files.remove(DATA)
@@ -195,9 +202,9 @@ def plan_from_times(
 ) -> Plan:
     """Split the budget of the settings (or a multiple of it) by what steps take."""
     retrain = load_recipe(settings.retrain_recipe)
-    batch = load_recipe(settings.supernet_recipe).batch_size
-    if settings.parsed_budget.device == "gpu":
-        batch = min(supernet_batch(devices, batch), max(data.sizes["train"], 1))
+    grows = settings.parsed_budget.device == "gpu"
+    recipe = load_recipe(settings.supernet_recipe)
+    batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
     times = times_for(times, data, batch)
     num_images = data.sizes["train"] + data.sizes["search"]
     retrain_steps = retrain.total_epochs * num_images // retrain.batch_size

@@ -122,6 +122,24 @@ class RunState:
         self._record.set_meta("supernet", DONE if is_trained else None)
 
     @property
+    def supernet_devices(self) -> int | None:
+        """On how many devices the supernet was begun, which decides its batch and its shards."""
+        return self._read(TypeAdapter(int), "supernet_devices")
+
+    @supernet_devices.setter
+    def supernet_devices(self, devices: int) -> None:
+        self._record.set_meta("supernet_devices", devices)
+
+    @property
+    def supernet_pace(self) -> float | None:
+        """Device-seconds of a step, as it was at the last checkpoint; None before the first."""
+        return self._number("supernet_pace")
+
+    @supernet_pace.setter
+    def supernet_pace(self, seconds: float) -> None:
+        self._record.set_meta("supernet_pace", seconds)
+
+    @property
     def estimator(self) -> str | None:
         """What networks are judged by; None before the trust phase has decided."""
         return self._read(TypeAdapter(str), "judge")

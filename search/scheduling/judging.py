@@ -143,7 +143,8 @@ class Judging:
         trial_id, attempt = self._running[judgement.architecture.key]
         outcome, cause = judgement.outcome, judgement.cause
         ends: AttemptOutcome = outcome if outcome in ("done", "failed") else "lost"
-        if ends == "lost" and (self._interrupted() or self._record.spent(PHASES) >= self._limit):
+        is_over = self._interrupted() or self._record.spent(PHASES) >= self._limit
+        if outcome == "not begun" or (ends == "lost" and is_over):
             ends = "interrupted"
         elif ends == "lost" and self._record.count_lost(trial_id) + 1 >= MAX_LOST:
             ends, cause = "failed", f"lost {MAX_LOST} times; last: {cause}"

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +48,18 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    wanted: int  # epochs
     devices: int = 1
-    rung: int = 1  # its epochs in all
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
-    epochs: int = 0  # that this attempt has finished
+    epochs: int = 0  # that it has told of in this attempt
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Seconds of its epochs so far; None before the first has ended."""
+        return (self.heard - self.begun) / self.epochs if self.begun and self.epochs else None
 
 
 class TrialRunner:
@@ -157,6 +162,12 @@ class TrialRunner:
             running.longest_silence = max(running.longest_silence, now - running.heard)
             running.epochs += 1
         running.heard = now
+        if running.begun is not None and running.epoch_seconds is not None:
+            training = running.epoch_seconds * task.epochs
+            start = running.begun - (running.begun if running.placed is None else running.placed)
+            self._costs.foresee(
+                task.trial_id, running.macs, task.epochs, training=training, start=start
+            )
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang, by what trials have taken until now."""
@@ -194,6 +205,7 @@ class TrialRunner:
         if ends == "done":
             self.heard(task)
         running = self._running.pop(task.trial_id)
+        self._costs.forget(task.trial_id, task.epochs)
         if values and task.micro_batches > 1:
             values = {**values, "micro_batches": task.micro_batches}
         with self._record.together():
@@ -247,7 +259,7 @@ class TrialRunner:
     def _pace(self, running: _Running) -> float:
         assert running.begun is not None
         taken = (running.heard - running.begun) * running.devices
-        planned = self._costs.planned(running.macs, running.rung) / running.rung
+        planned = self._costs.planned(running.macs, running.wanted) / running.wanted
         return taken / (planned * running.epochs)
 
     def should_stop(self) -> bool:
@@ -281,7 +293,7 @@ class TrialRunner:
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
             self._running[trial.id] = _Running(
-                attempt, self._clock(), expected, trial.macs, devices, epochs
+                attempt, self._clock(), expected, trial.macs, epochs, devices
             )
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
@@ -326,15 +338,25 @@ class TrialRunner:
         return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
-        now = self._clock()
-        return sum(
-            max(running.expected_seconds - (now - running.started) * running.devices, 0.0)
-            for running in self._running.values()
-        )
+        """Predict the device-seconds that running trials will still take, by their own epochs."""
+        now, total = self._clock(), 0.0
+        for running in self._running.values():
+            if running.epoch_seconds is None:
+                expected = self._costs.predict(running.macs, running.wanted)
+                spent = (now - running.started) * running.devices
+                left = max(running.expected_seconds, expected) - spent
+            else:
+                left = running.epoch_seconds * (running.wanted - running.epochs)
+                left = (left - (self._listened() - running.heard)) * running.devices
+            total += max(left, 0.0)
+        return total
 
 
 class TrialCosts:
-    """Predicts the device-seconds of trials, corrected by what finished ones really took.
+    """Predicts the device-seconds of trials, corrected by what they really take.
+
+    One that is under way counts from its first epoch on: a plan that is far off is known to be when
+    an epoch has passed, and not when a trial has.
 
     Args:
         plan: For the measured step times and the rungs.
@@ -347,6 +369,9 @@ class TrialCosts:
         # Without what workers took to start, which the first trials of a phase wait for.
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        # Of trials under way, by their numbers.
+        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
+        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
         rungs = rung_fidelities(plan)
         for trial in trials:
@@ -363,6 +388,26 @@ class TrialCosts:
         self._ratios[epochs].append(seconds / self.planned(macs, epochs))
         self._medians.clear()
 
+    def foresee(
+        self, trial_id: int, macs: int, epochs: int, *, training: float, start: float
+    ) -> None:
+        """Learn from a trial under way, whose epochs so far foretell its whole training.
+
+        Args:
+            training: Seconds that all its epochs will take.
+            start: Seconds that its worker took to start.
+        """
+        planned = self.planned(macs, epochs)
+        self._coming[epochs][trial_id] = (start + training) / planned
+        self._coming_trainings[epochs][trial_id] = training / planned
+        self._medians.clear()
+
+    def forget(self, trial_id: int, epochs: int) -> None:
+        """Take back what a trial under way has taught: it has ended."""
+        for coming in (self._coming, self._coming_trainings):
+            coming[epochs].pop(trial_id, None)
+        self._medians.clear()
+
     def add_training(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial whose training itself took ``seconds``."""
         self._trainings[epochs].append(seconds / self.planned(macs, epochs))
@@ -374,14 +419,16 @@ class TrialCosts:
 
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
-        return self.planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
+        return self.planned(macs, epochs) * (
+            self._median(self._ratios, self._coming, epochs) or 1.0
+        )
 
     def predict_training(self, macs: int, epochs: int) -> float:
         """Return the seconds of a training once its worker is ready, for a time limit.
 
         Without any that was seen from its beginning it is what the device is charged for.
         """
-        ratio = self._median(self._trainings, epochs)
+        ratio = self._median(self._trainings, self._coming_trainings, epochs)
         return self.predict(macs, epochs) if ratio is None else self.planned(macs, epochs) * ratio
 
     def longest_silence(self, macs: int, epochs: int) -> float:
@@ -396,13 +443,18 @@ class TrialCosts:
         known = len(self._ratios[epochs]) >= MIN_KNOWN
         return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
 
-    def _median(self, ratios: dict[int, deque[float]], epochs: int) -> float | None:
+    def _median(
+        self,
+        ended: Mapping[int, Iterable[float]],
+        coming: Mapping[int, Mapping[int, float]],
+        epochs: int,
+    ) -> float | None:
         """Return the median ratio of a rung, or of all where it has none; None without any."""
-        key = (id(ratios), epochs)
+        key = (id(ended), epochs)
         if key not in self._medians:
-            known = [ratios[epochs]] if ratios[epochs] else ratios.values()
-            found = [ratio for latest in known for ratio in latest]
-            self._medians[key] = statistics.median(found) if found else None
+            found = {e: [*ended[e], *coming[e].values()] for e in ended}
+            known = found[epochs] or [ratio for ratios in found.values() for ratio in ratios]
+            self._medians[key] = statistics.median(known) if known else None
         return self._medians[key]
 
     def planned(self, macs: int, epochs: int) -> float:

@@ -8,13 +8,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from search.record.measured import Measured
 from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
-from search.scheduling.tasks import last_line
-from search.workers.job import Job
+from search.scheduling.tasks import end_if_spoilt, ending_spoilt, last_line
+from search.workers.job import Job, set_up_process
 from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -61,7 +59,7 @@ class Evaluator:
     def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
-        accuracy = evaluate(network, self.batches, self.job.device)
+        accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
         costs = measure_costs(network, architecture, self.job.measured)
         return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
@@ -121,7 +119,7 @@ class JudgeWorker:
     """
 
     def __init__(self, job: Job, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(job, threads)
         self._scorer = Scorer(job)
         self._evaluator: Evaluator | None = None
         if job.strategy == SUPERNET:
@@ -149,10 +147,12 @@ class JudgeWorker:
         assert self._evaluator is not None, "this run has no supernet"
         return self._evaluator
 
+    @ending_spoilt()
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Measure `Evaluator.extraction_error` of several architectures."""
         return [self._inherited.extraction_error(architecture) for architecture in architectures]
 
+    @ending_spoilt()
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
         """Score architectures without training, by key (`supernet.measuring.proxies`)."""
         return {a.key: self._scorer.scores(a) for a in architectures}
@@ -163,10 +163,12 @@ def judge_safely(
 ) -> tuple[dict[str, float], str | None]:
     """Judge an architecture; return what was measured, or nothing and the cause.
 
-    An error of one network is its result, and must not cost those that share its batch.
+    An error of one network is its result, and must not cost those that share its batch. One that
+    spoils the device of this process ends it.
     """
     try:
         return judge(architecture), None
     except Exception as error:
+        end_if_spoilt(error)
         logger.error("A judgement failed:\n%s", traceback.format_exc())
         return {}, f"{type(error).__name__}: {last_line(str(error))}"
