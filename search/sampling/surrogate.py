@@ -1,8 +1,9 @@
 """Predicts all losses of designs: Gaussian processes where a loss must be evaluated.
 
-Losses are scaled to unit spread. What is worse than usual (networks that hardly learned) is
-compressed, so that it does not drown the differences that matter: a process that must explain such
-cliffs believes that everything is rough. A design that failed counts as bad as the worst.
+Losses are scaled to unit spread. Where a loss has cliffs (networks that hardly learned), what is
+worse than usual is compressed, so that it does not drown the differences that matter: a process
+that must explain cliffs believes that everything is rough. A design that failed counts as bad as
+the worst.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ class Data:
         worst = np.minimum(good.max(axis=0), fence)
         values = np.where(np.isnan(losses), np.where(np.isnan(known), worst, known), losses)
         for objective in unknown:
-            tail = np.minimum(values[:, objective], worst[objective])
-            values[:, objective] = _compressed(tail, middle[objective], best[objective])
+            values[:, objective] = np.minimum(values[:, objective], worst[objective])
+            # Without cliffs the ends of the front are up there: they count in full.
+            if good[:, objective].max() > fence[objective]:
+                values[:, objective] = _compressed(
+                    values[:, objective], middle[objective], best[objective]
+                )
         centre, spread = values.mean(axis=0), values.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         least = np.quantile(np.minimum(usual, values.max(axis=0)), 0.9, axis=0)
