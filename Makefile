@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test check clean
+.PHONY: run test check docs test-minimum clean
 
 run: $(VENV)/.installed
 	$(BIN)/search run --budget 10cpu-minutes
@@ -18,8 +18,22 @@ test: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
+# The pages that the code knows are up to date, and the site builds without a warning: build/site.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python scripts/generate_reference.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+# The default tests with the oldest versions that pyproject.toml promises.
+test-minimum: $(VENV)-minimum/.installed
+	$(VENV)-minimum/bin/python -m pytest -m "not slow and not gpu and not ray" -n auto --maxprocesses 8 --dist loadfile
+
+$(VENV)-minimum/.installed: pyproject.toml constraints-minimum.txt
+	$(PYTHON) -m venv $(VENV)-minimum
+	$(VENV)-minimum/bin/python -m pip install --quiet -c constraints-minimum.txt -e '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-minimum build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last: an installation that was interrupted is repeated.

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.plan import Plan, make_plan
 from search.record.record import Record
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET, trained_alone
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.scheduling.promotion import Promotions
 from search.scheduling.tasks import Judgement
-from search.scheduling.trials import Choice, TrialRunner, fidelity_of
+from search.scheduling.trials import Choice, TrialRunner
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -84,7 +84,7 @@ def runner_of(
 ) -> TrialRunner:
     """Make a runner that promotes ``number`` trials, or as many as begin before ``until``."""
     plan = plan_for(1e9, workers)
-    epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+    epochs = {trained_alone(rung): rung for rung in plan.rungs}
     promotions = Promotions(
         record.trials(), base=SUPERNET, rungs=list(epochs), objectives=("top1", "macs")
     )

@@ -62,8 +62,9 @@ from scipy.stats import t as student
 from search.budget import count_cores, parse_budget
 from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
 from search.record.record import Record
-from search.results.candidates import Candidate, is_trained_alone, searched_fidelities
+from search.results.candidates import Candidate, searched_fidelities
 from search.results.dominance import hypervolume
+from search.results.fidelity import is_trained_alone
 from search.retraining.finished import RESULT_FILE
 from search.retraining.model_card import RetrainResult
 from search.run_folder.folder import RECORD, open_run

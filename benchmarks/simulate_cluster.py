@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan
 from search.record.record import Record
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET, trained_alone
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.scheduling.promotion import Promotions
 from search.scheduling.tasks import Judgement, TrialTask
-from search.scheduling.trials import Choice, TrialCosts, TrialRunner, fidelity_of
+from search.scheduling.trials import Choice, TrialCosts, TrialRunner
 from searchspace.spec_file import load_space
 
 DAY = 86_400.0
@@ -420,7 +420,7 @@ def simulate(
         plan = revise("trust")
         timed("search", lambda: judge("search"))
         plan = revise("search")
-        epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+        epochs = {trained_alone(rung): rung for rung in plan.rungs}
         promotions = Promotions(
             record.trials(), base=SUPERNET, rungs=list(epochs), objectives=settings.objectives
         )

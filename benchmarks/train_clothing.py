@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.peak_memory import peak_bytes
+from search.results.intervals import wilson_interval
 from search.retraining.network import RetrainOptions, RetrainResult, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, Mixer, WindowAttention
@@ -34,7 +35,6 @@ from supernet.data import ImageData, prepare_data
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
 from supernet.training.batches import train_shards
-from supernet.training.intervals import wilson_interval
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The shipped YAML files, by folder and name (``spaces``, ``recipes``)."""
+"""The shipped YAML files, by folder and name (``spaces``, ``recipes``, ``searches``)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 _ROOT = Path(__file__).parent
+_ONE_OF = {"spaces": "space", "recipes": "recipe", "searches": "search"}
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -22,7 +23,7 @@ def config_path(folder: str, name: str) -> Path:
     """
     if name in config_names(folder):
         return _ROOT / folder / f"{name}.yaml"
-    path, what = Path(name), folder.removesuffix("s")
+    path, what = Path(name), _ONE_OF[folder]
     if path.suffix in _SUFFIXES:
         if path.is_file():
             return path

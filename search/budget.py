@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Literal, cast, get_args
 
 Device = Literal["cpu", "gpu"]
@@ -70,10 +72,47 @@ def parse_budget(text: str) -> Budget:
 
 
 def count_cores() -> int:
-    """Count the processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the processor cores that this process may use: of a container, its quota of them."""
+    # macOS has no sched_getaffinity.
+    here = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
+    # A part of a core is no device: what used it would be held up.
+    return max(math.floor(min(cores, cgroup_quota())), 1)
+
+
+def cgroup_quota(root: Path = Path("/")) -> float:
+    """Return how many cores the control groups of this process may keep busy (Linux).
+
+    A quota is the microseconds of processor time in a period. It holds for a group and all groups
+    inside it, so the least from this process's group up to the root counts; infinity without one.
+    """
+    quotas = [math.inf]
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        # In a container the root of the tree may be the group itself.
+        inside = PurePosixPath(group.lstrip("/"))
+        for place in (top / inside, *(top / parent for parent in inside.parents)):
+            quotas.append(_quota(place))
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    """Read a group's quota in cores, of version 2 (``cpu.max``) or 1 of control groups."""
+    with suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota = (group / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+        period = (group / "cpu.cfs_period_us").read_text(encoding="utf-8")
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
 
 
 def format_seconds(device_seconds: float, device: Device) -> str:

@@ -1,16 +1,14 @@
 """What a budget buys: the shares of the phases, and the work that fits in each.
 
-Pure arithmetic on measured times (`StepTimes` of `search.workers.supernet_worker`), so that the
+Pure arithmetic on measured times (`StepTimes`), so that the
 same numbers are printed by ``search plan`` and followed by ``search run``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from pydantic import TypeAdapter
 
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
 # first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
@@ -42,6 +40,28 @@ MIN_WAVES = 2
 # Rungs of promotion, each this many times longer than the one below.
 ETA = 3
 MAX_RUNGS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Measured seconds on the machine at hand, with the threads of one worker.
+
+    Attributes:
+        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
+            without a supernet.
+        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
+        judge: Seconds to judge one architecture without training it; 0 where that is not done.
+        steps_per_epoch: Of a network that is trained alone.
+        device_name: What it was measured on.
+        measured_seconds: That measuring took, once the worker was ready.
+    """
+
+    supernet_step: float
+    trial_steps: tuple[tuple[int, float], ...]
+    judge: float
+    steps_per_epoch: int
+    device_name: str = ""
+    measured_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,15 +121,6 @@ class Plan:
             return self.budget_seconds - reserve
         *_, before, end = self.until.values()
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Describe the plan with JSON values; `from_dict` inverts it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Read what `to_dict` wrote (after a detour over JSON)."""
-        return TypeAdapter(cls).validate_python(data)
 
 
 def make_plan(

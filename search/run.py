@@ -19,9 +19,11 @@ from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.record.heartbeat import Heartbeat
 from search.record.schema import DatabaseLostError
+from search.run_folder.disk import is_disk_full
 from search.run_folder.folder import RunFolder
-from search.run_folder.storage import DATA
-from search.scheduling.tasks import BudgetSpent, StorageError, Work, is_disk_full, last_line
+from search.run_folder.state import DONE
+from search.run_folder.storage import DATA, StorageError
+from search.scheduling.tasks import BudgetSpent, Work, last_line
 from search.terminal.progress import ProgressView, StopSignals
 from search.workers.supernet_worker import WORK
 from supernet.data import mend_data
@@ -65,12 +67,12 @@ def run_search(
             run.share_data()
             prepare_nodes(session)
             search_with(session)
-            run.record.set_meta("phase", "done")
+            run.state.phase = DONE
         except Interrupted:
             pass
         except BudgetSpent as spent:
             view.say(str(spent))
-            run.record.set_meta("phase", "done")
+            run.state.phase = DONE
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)

@@ -116,7 +116,7 @@ class Architecture:
         if self.img_size % self.patch_size:
             raise ValueError(
                 "patch_size must divide img_size, "
-                f"got patch_size={self.patch_size} and img_size={self.img_size}."
+                f"got patch_size={self.patch_size} and img_size={self.img_size}. Choose a multiple."
             )
         if not self.stages:
             raise ValueError("An architecture needs at least one stage.")
@@ -173,7 +173,7 @@ class Architecture:
                 for stage in data["stages"]
             )
             return cls(**{**data, "stages": stages})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"This is not a description of an architecture ({error}). "
                 "Write one with `search show TARGET --json`."

@@ -13,7 +13,8 @@ form.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 Norm = Literal["softmax", "filter_norm", "identity"]
@@ -291,6 +292,7 @@ CONV_KINDS = frozenset(
 )
 
 
+@cache
 def mixer_settings(kind: str) -> tuple[str, ...]:
     """Name the settings of a mixer kind, in their declared order."""
     return tuple(field.name for field in fields(_mixer_class(kind)))
@@ -313,7 +315,10 @@ def mixer_from_dict(data: Mapping[str, Setting]) -> Mixer:
 
 def mixer_to_dict(mixer: Mixer) -> dict[str, Setting]:
     """Describe a mixer with JSON values."""
-    return {"kind": mixer.kind, **asdict(mixer)}
+    return {
+        "kind": mixer.kind,
+        **{name: getattr(mixer, name) for name in mixer_settings(mixer.kind)},
+    }
 
 
 def changed_settings(mixer: Mixer) -> dict[str, Setting]:

@@ -56,6 +56,8 @@ class MixerChoices:
 
     def allows(self, mixer: Mixer) -> bool:
         """Tell whether no rule forbids the mixer."""
+        if not self.forbid:
+            return True
         values = mixer_to_dict(mixer)
         values["mixer"] = values.pop("kind")
         return not any(
@@ -327,12 +329,17 @@ class SearchSpace:
         stages = [
             stage.chosen(
                 stage.dims[0],
-                [self.mixers_of(index, block)[0] for block in range(stage.depths[0])],
+                self._first_mixers(index, stage.depths[0]),
                 stage.mlp_ratios[0],
             )
             for index, stage in enumerate(self.stages)
         ]
         return self._architecture(stages)
+
+    def _first_mixers(self, stage: int, depth: int) -> list[Mixer]:
+        if self.stages[stage].is_chosen_by_block:
+            return [self.mixers_of(stage, block)[0] for block in range(depth)]
+        return [self.mixers_of(stage, 0)[0]] * depth
 
     def _architecture(self, stages: Sequence[Stage]) -> Architecture:
         return Architecture(

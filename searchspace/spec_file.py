@@ -74,10 +74,19 @@ def parse_space(text: str) -> SearchSpace:
         source=text,
     )
     _check_rules(space, rules)
+    check_space(space)
+    return space
+
+
+def check_space(space: SearchSpace) -> None:
+    """Look whether a space, e.g. one at another image size or with more limits, has networks.
+
+    Raises:
+        ValueError: If it has none.
+    """
     _check_not_empty(space)
     # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
     space.first()
-    return space
 
 
 def _check_known(name: str, known: Iterable[str], place: str, what: str) -> None:

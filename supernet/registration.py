@@ -14,10 +14,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from searchspace.presets import PRESETS
+from searchspace.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from torch import nn
+
+ANY = "mixer_search"  # the name that builds any architecture
 
 
 def register_with_timm() -> None:
@@ -59,9 +61,15 @@ def _followed_by(
 def _register() -> None:
     """Register the names; those that timm has stay timm's."""
     import timm
-    from timm.models import register_model
+    from timm.models import generate_default_cfgs, register_model
 
-    for name in ("mixer_search", *PRESETS):
+    from supernet.exchange.timm_config import default_config
+
+    # timm looks for configurations in the module of the functions that it registers.
+    globals()["default_cfgs"] = generate_default_cfgs(
+        {name: default_config(preset(name)) for name in PRESETS}
+    )
+    for name in (ANY, *PRESETS):
         if not timm.is_model(name):
             register_model(_entry_point(name))
     # timm appends the names here; they are not attributes of this module.
@@ -69,20 +77,12 @@ def _register() -> None:
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Make the function that timm calls for a name; timm adds keywords that say nothing to us."""
+    """Make the function that timm calls for a name."""
 
-    def build(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: Any = None,
-        pretrained_model_args: Any = None,
-        **settings: Any,
-    ) -> nn.Module:
+    def build(pretrained: bool = False, **settings: Any) -> nn.Module:
         from supernet.exchange.timm_models import create_for_timm
 
-        settings.setdefault("architecture", name)
-        return create_for_timm(pretrained, pretrained_cfg, settings)
+        return create_for_timm(name, pretrained, **settings)
 
     build.__name__ = build.__qualname__ = name
     build.__module__ = __name__

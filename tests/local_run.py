@@ -51,6 +51,7 @@ class LocalCluster:
     """One device; its actors are objects of this process."""
 
     devices, free, threads = 1, 1, 1
+    meeting_place = None
 
     @contextmanager
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from search.plan import make_plan
+from search.plan import Plan, make_plan
 from search.record.record import Record, Trial
 from search.run_folder.settings import RunSettings
+from search.run_folder.state import DONE, RunState
 from tests.tiny_trials import trial
 
 COMMAND = "search run --budget 10cpu-minutes --out run"
@@ -33,8 +34,8 @@ def write_run(folder: Path, trials: Iterable[Trial] = ()) -> Path:
     with Record.create(folder / "record.db", clock=lambda: next(seconds)) as record:
         settings = RunSettings(data="digits", budget="10cpu-minutes", command=COMMAND)
         record.set_meta("settings", settings.to_dict())
-        record.set_meta("phase", "done")
-        record.set_meta("plan", _plan())
+        state = RunState(record)
+        state.phase, state.plan = DONE, _plan()
         for one in tuple(trials) or some_trials():
             number = record.add_architecture(one.architecture, params=one.params, macs=one.macs)
             trial_id = record.add_trial(
@@ -57,7 +58,7 @@ def _every_second() -> Iterator[float]:
         now += 1.0
 
 
-def _plan() -> dict[str, object]:
+def _plan() -> Plan:
     return make_plan(
         budget_seconds=600,
         devices=2,
@@ -68,4 +69,4 @@ def _plan() -> dict[str, object]:
         steps_per_epoch=10,
         max_epochs=3,
         retrain_steps=1_000,
-    ).to_dict()
+    )

@@ -83,7 +83,7 @@ class Counter:
 class LocalDevices:
     """One device, in the place of `search.cluster.connection.Cluster`."""
 
-    devices, free, threads = 1, 1, 1
+    devices, free, threads, node_devices = 1, 1, 1, 1
 
     def __init__(self, **_: Any) -> None:
         pass
@@ -98,6 +98,13 @@ class LocalDevices:
     def actors(self, worker: type, job: Any, count: int) -> Iterator[list[Any]]:
         """Make the objects."""
         yield [worker(job, threads=1) for _ in range(count)]
+
+    def on_each_node(self, function: Callable[[], None], **_: Any) -> None:
+        """Run it here."""
+        function()
+
+    def cancel(self, pending: list[Any]) -> None:
+        """Nothing has begun."""
 
     def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
         """Return what will be worked off by `take_one`."""
@@ -120,8 +127,8 @@ def use_local_devices(counter: Counter) -> None:
 
     from search import run
     from search.phases import alone, measure, session, supernet
+    from search.plan import StepTimes
     from search.retraining import queue
-    from search.scheduling.tasks import StepTimes
     from search.workers.supernet_worker import WORK, SupernetWorker
     from supernet.network.supernet import Supernet
     from tests import local_run

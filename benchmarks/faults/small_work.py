@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from search.plan import StepTimes
 from search.run_folder.storage import SUPERNET, Files, open_files
-from search.scheduling.tasks import StepTimes, TrialTask, Work, checkpoint_name
+from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from searchspace.architecture import Architecture
 
 NUM_IMAGES = 1000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from configs.files import read_object, reading
 
 Matrix = NDArray[np.float64]
 
@@ -33,18 +35,19 @@ def read_macro(path: Path) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
     Raises:
         ValueError: If the file is missing or not that table.
     """
-    try:
-        table = json.loads(path.read_text())
+    table = read_object(path, "the table", remedy=MACRO_SOURCE)
+    with reading(
+        path, "the table", remedy=MACRO_SOURCE, errors=(LookupError, TypeError, AttributeError)
+    ):
+        entries = cast(dict[str, Any], table)
         mean = {
             key: np.array([100.0 - entry["mean_acc"], float(entry["flops"])])
-            for key, entry in table.items()
+            for key, entry in entries.items()
         }
         first = {
             key: np.array([100.0 - entry["test_acc"][0], float(entry["flops"])])
-            for key, entry in table.items()
+            for key, entry in entries.items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"Cannot read the table {path} ({error!r}). {MACRO_SOURCE}") from error
     if len(mean) != 3**8 or any(len(key) != 8 for key in mean):
         raise ValueError(f"{path} holds {len(mean)} networks, not 6,561. {MACRO_SOURCE}")
     return mean, first
@@ -61,8 +64,9 @@ def fit_accel(path: Path) -> Callable[[Sequence[str]], Matrix]:
     """
     from sklearn.ensemble import RandomForestRegressor
 
-    try:
-        with path.open(newline="") as file:
+    errors = (LookupError, TypeError)
+    with reading(path, "the table", remedy=ACCEL_SOURCE, errors=errors):
+        with path.open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
         rows = _one_hot([entry["arch"] for entry in table])
         losses = np.array(
@@ -72,8 +76,6 @@ def fit_accel(path: Path) -> Callable[[Sequence[str]], Matrix]:
             RandomForestRegressor(TREES, max_features=0.3, random_state=0).fit(rows, column)
             for column in losses.T
         ]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"Cannot read the table {path} ({error!r}). {ACCEL_SOURCE}") from error
 
     def predict(networks: Sequence[str]) -> Matrix:
         rows = _one_hot(networks)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
+from configs.installation import install_command
 from search.budget import count_cores
 
 PACKAGES = ("torch", "torchvision", "timm", "optuna", "ray", "numpy", "pandas", "scikit-learn")
@@ -35,10 +37,10 @@ def check_all(console: Console, *, data: str | None, storage: str | None = None)
     passed = True
     for name, check in checks.items():
         try:
-            console.print(f"[green]ok[/green]    {name}: {check()}", highlight=False)
+            console.print(Text("ok   ", style="green"), f"{name}: {check()}", soft_wrap=True)
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             passed = False
-            console.print(f"[red]wrong[/red] {name}: {error}", highlight=False)
+            console.print(Text("wrong", style="red"), f"{name}: {error}", soft_wrap=True)
     return passed
 
 
@@ -46,7 +48,7 @@ def _packages() -> str:
     try:
         return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     except importlib.metadata.PackageNotFoundError as error:
-        raise RuntimeError(f"{error.name} is not installed; run `make run` again.") from error
+        raise RuntimeError(f"{error.name} is not installed; run: {install_command()}") from error
 
 
 def _devices() -> str:

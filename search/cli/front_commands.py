@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from configs.files import check_output, writing
+from search.cli.options import (
+    Device,
+    Json,
+    Latency,
+    Run,
+    check_device,
+    make_console,
+)
 
+if TYPE_CHECKING:
     from search.front.query import FrontQuery
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Objectives = Annotated[
     str | None,
     typer.Option(help="What the front weighs: top1, macs, params, latency_ms; default: the run's."),
@@ -23,11 +30,6 @@ Fidelity = Annotated[
 ]
 MaxMacs = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 5G.")]
 MaxParams = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 30M.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Latency = Annotated[
-    bool, typer.Option("--latency", help="Measure the latency of one image on this machine.")
-]
-Device = Annotated[str, typer.Option(help="To measure on: cpu or cuda.")]
 
 
 def pareto(
@@ -52,11 +54,20 @@ def pareto(
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
 ) -> None:
     """Show the Pareto front of a run."""
-    from search.front.query import choose_rows, front_view, judged_by, measure_latencies
+    from search.front.query import (
+        choose_rows,
+        front_view,
+        judged_by,
+        measure_latencies,
+        write_csv,
+    )
     from search.results.candidates import to_json
     from search.run_folder.folder import open_run
 
     query = _query(objectives, fidelity, max_macs, max_params, sort=sort, knee=knee, near=near)
+    check_device(device)
+    for path in (csv, html, png):
+        check_output(path)
     if watch:
         _watch(run, query)
         return
@@ -68,14 +79,17 @@ def pareto(
             rows = choose_rows(
                 found, query, objectives=query.objectives or folder.settings.objectives
             )
-        if csv or html or png:
+        if csv:
+            with writing(csv):
+                write_csv(csv, rows)
+        if html or png:
             from search.report.outcome import export_front
 
-            export_front(folder, rows, found=found, csv=csv, html=html, png=png)
+            export_front(folder, found=found, html=html, png=png)
         if json_:
             print(json.dumps([to_json(row) for row in rows], indent=2))
         else:
-            _console().print(front_view(folder, query))
+            make_console().print(front_view(folder, query))
 
 
 def compare(
@@ -83,7 +97,8 @@ def compare(
         list[str], typer.Argument(help="Two or more of: RUN:ID, a preset, an architecture file.")
     ],
     img_size: Annotated[
-        int | None, typer.Option(help="Count costs at this image size; default: each its own.")
+        int | None,
+        typer.Option(min=1, help="Count costs at this image size; default: each its own."),
     ] = None,
     latency: Latency = False,
     device: Device = "cpu",
@@ -92,6 +107,7 @@ def compare(
     """Show architectures side by side: mixers, parameters, MACs and latency of each stage."""
     from search.front.compare import compare_json, compare_table, load_compared, with_latencies
 
+    check_device(device)
     if len(targets) < 2:
         raise ValueError(f"Compare two or more architectures, got only {targets[0]!r}.")
     compared = [load_compared(target, img_size=img_size) for target in targets]
@@ -100,12 +116,12 @@ def compare(
     if json_:
         print(json.dumps(compare_json(compared), indent=2))
     else:
-        _console().print(compare_table(compared))
+        make_console().print(compare_table(compared))
 
 
 def select(
     run: Run,
-    top: Annotated[int, typer.Option(help="How many networks.")] = 4,
+    top: Annotated[int, typer.Option(min=1, help="How many networks.")] = 4,
     budget: Annotated[
         str | None, typer.Option(help="Device time for all retrainings, e.g. 2gpu-days.")
     ] = None,
@@ -128,6 +144,7 @@ def select(
     from search.front.query import judged_by
     from search.front.select import choice_json, retrain_cost, select_members, select_table
     from search.run_folder.folder import open_run
+    from search.terminal.console import shell_command
 
     query = _query(objectives, fidelity, max_macs, max_params)
     with open_run(run) as folder:
@@ -136,18 +153,18 @@ def select(
             objectives=query.objectives or folder.settings.objectives,
             top=top,
             budget_seconds=parse_budget(budget).amount_seconds if budget else math.inf,
-            cost_of=retrain_cost(folder.record.get_meta("plan")),
+            cost_of=retrain_cost(folder.state.plan),
         )
         device = folder.settings.parsed_budget.device
-    words = " ".join(f"--arch {choice.candidate.id}" for choice in choices)
+    words = [word for choice in choices for word in ("--arch", choice.candidate.id)]
     if json_:
         print(json.dumps([choice_json(choice) for choice in choices], indent=2))
     elif args:
-        print(words)
+        print(shell_command(*words))
     else:
-        console = _console()
+        console = make_console()
         console.print(select_table(choices, device))
-        console.print(f"\nNext:\n  search retrain {run} {words}", highlight=False, soft_wrap=True)
+        console.say(f"\nNext:\n  {shell_command('search', 'retrain', run, *words)}")
 
 
 def _query(
@@ -178,15 +195,9 @@ def _query(
 def _watch(run: Path, query: FrontQuery) -> None:
     from search.front.query import watch
 
-    console = _console()
+    console = make_console()
     try:
-        console.print(watch(run, query, console), highlight=False, soft_wrap=True)
+        console.say(watch(run, query, console))
     except KeyboardInterrupt:
         # The usual way to stop looking; the run goes on.
         return
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from configs.files import check_output, writing
+from search.cli.options import Device, check_device, make_console
 from searchspace.mixer_text import describe_mixer
 
 if TYPE_CHECKING:
@@ -21,41 +23,35 @@ if TYPE_CHECKING:
 
 def latency(
     space: Annotated[str, typer.Option(help="Name or YAML file of a search space.")] = "micro",
-    device: Annotated[str, typer.Option(help="To measure on: cpu or cuda.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    device: Device = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     num_classes: Annotated[
-        int | None, typer.Option(help="Of the head; default: the space's.")
+        int | None, typer.Option(min=1, help="Of the head; default: the space's.")
     ] = None,
     check: Annotated[
-        int, typer.Option(help="Random networks measured whole, to compare with the sum.")
+        int, typer.Option(min=0, help="Random networks measured whole, to compare with the sum.")
     ] = 50,
-    threads: Annotated[int, typer.Option(help="Of a CPU.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the networks and of their order.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of a CPU.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the networks and of their order.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
     csv_: Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV.")] = None,
 ) -> None:
     """Time every part of a space's networks; say how well sums predict whole ones."""
     import torch
-    from rich.console import Console
 
     from searchspace.spec_file import load_space
     from supernet.measuring.latency_table import measure_table
 
-    if min(batch_size, threads) < 1 or check < 0 or (num_classes is not None and num_classes < 1):
-        raise ValueError(
-            "--batch-size, --threads and --num-classes must be at least 1 and --check at least 0, "
-            f"got {batch_size}, {threads}, {num_classes} and {check}."
-        )
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"Cannot measure on {device!r} here. Choose cpu, or cuda where it works.")
+    check_device(device)
     for path in (out, csv_):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"There is no folder {path.parent} to write {path.name} to. Make it.")
+        check_output(path)
     loaded = load_space(space)
     if num_classes is not None:
         loaded = loaded.replace(num_classes=num_classes)
     torch.set_num_threads(threads)
-    status = Console(stderr=True)
+    status = make_console(stderr=True)
     with status.status("Building networks ...") as shown:
         table, checked = measure_table(
             loaded,
@@ -65,20 +61,18 @@ def latency(
             rng=random.Random(seed),
             progress=lambda done, total: shown.update(f"{done} of {total} networks timed"),
         )
-    if out is not None:
-        table.save(out)
-    if csv_ is not None:
-        _write_csv(csv_, table)
-    console = Console()
-    console.print(
+    for path, write in ((out, table.save), (csv_, lambda path: _write_csv(path, table))):
+        if path is not None:
+            with writing(path):
+                write(path)
+    console = make_console()
+    console.say(
         f"{space}, batch {batch_size}, on {table.device}, {table.threads} thread(s), "
-        f"torch {table.torch_version}, {table.measured_on}",
-        highlight=False,
-        soft_wrap=True,
+        f"torch {table.torch_version}, {table.measured_on}"
     )
     console.print(_summary(table))
     if checked:
-        console.print(describe_errors([one.error for one in checked]), highlight=False)
+        console.print(describe_errors([one.error for one in checked]))
 
 
 def describe_errors(errors: Sequence[float]) -> str:

@@ -63,6 +63,12 @@ def measure(name: str, img_size: int | None = None) -> TimmNetwork:
             images = torch.empty(1, in_chans, size, size)
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(images)
+    # timm's own checks are assertions and errors of all kinds, about the size that was asked for.
+    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"timm cannot build {name!r} for images of {img_size or 'its own'} pixels: "
+            f"{str(error) or type(error).__name__}. Choose another --img-size, or leave it out."
+        ) from error
     finally:
         set_fused_attn(True)
     params = sum(parameter.numel() for parameter in model.parameters())

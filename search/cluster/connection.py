@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import shutil
 import socket
+import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,6 +45,7 @@ CONNECT_SECONDS = 10.0
 KILLERS = 32
 # A call of a dead actor fails at once; a busy one leaves it waiting.
 ROLL_CALL_SECONDS = 0.2
+LOOPBACK = "127.0.0.1"
 
 
 class WorkerLostError(Exception):
@@ -45,6 +54,9 @@ class WorkerLostError(Exception):
 
 class Cluster:
     """A connection to Ray; use it as a context manager.
+
+    A cluster that is started here is this program's alone: it listens on the loopback address only,
+    and has a token of its own, whatever the environment says; see `_private_cluster`.
 
     Args:
         device: What one worker holds: a core (``cpu``) or a GPU (``gpu``).
@@ -58,14 +70,27 @@ class Cluster:
     def __init__(
         self, *, device: str, address: str | None = None, max_devices: int | None = None
     ) -> None:
-        cores = count_cores()
+        self._closing = ExitStack()
+        self._folder: Path | None = None
+        try:
+            if address is None:
+                self._folder = self._closing.enter_context(_private_cluster())
+            self._closing.callback(ray.shutdown)
+            self._connect(device, address)
+        except BaseException:
+            self._closing.close()
+            raise
+        self._max_devices = max_devices
+
+    def _connect(self, device: str, address: str | None) -> None:
         if address is not None:
             _check_answers(address)
         try:
             ray.init(
                 # Not None: that would join any cluster that was started on this machine.
                 address=address or "local",
-                num_cpus=None if address else cores,
+                num_cpus=None if address else count_cores(),
+                _node_ip_address=None if address else LOOPBACK,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -78,16 +103,22 @@ class Cluster:
                 "file with it."
             ) from error
         self.resource = {"cpu": "CPU", "gpu": "GPU"}[device]
-        self._max_devices = max_devices
-        if self.devices < 1:
-            ray.shutdown()
+        if self._alive < 1:
             raise _no_device(device)
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        self._closing.close()
+
+    @property
+    def meeting_place(self) -> str | None:
+        """Where a group of workers finds each other: a file of this machine, new at every look.
+
+        None on several machines, where the first worker must listen on an address.
+        """
+        return f"file://{self._folder}/group-{uuid.uuid4().hex}" if self._folder else None
 
     @property
     def devices(self) -> int:
@@ -262,10 +293,16 @@ def call_all(
     return _gather(pending, while_waiting=while_waiting, limit_seconds=limit_seconds)
 
 
-def form_group(actors: list[Any], *, while_waiting: Callable[[], None]) -> None:
-    """Let supernet workers find each other, so that they train together; see `call`."""
+def form_group(
+    actors: list[Any], *, meeting_place: str | None, while_waiting: Callable[[], None]
+) -> None:
+    """Let supernet workers find each other, so that they train together; see `call`.
+
+    Args:
+        meeting_place: See `Cluster.meeting_place`; None lets the first of them name an address.
+    """
     if len(actors) > 1:
-        address = call(actors[0], "address", while_waiting=while_waiting)
+        address = meeting_place or call(actors[0], "address", while_waiting=while_waiting)
         world = len(actors)
         pending = [actor.join.remote(address, rank, world) for rank, actor in enumerate(actors)]
         _gather(pending, while_waiting=while_waiting, limit_seconds=START_SECONDS)
@@ -282,6 +319,55 @@ def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
     return finished
 
 
+@contextmanager
+def _private_cluster() -> Iterator[Path]:
+    """Make what Ray starts in this block reachable for this program alone.
+
+    Ray reads all of this from the environment, which the processes that it starts inherit:
+
+    - a token in a file that only this user can read. Without one anybody who reaches a port may run
+      code, and ``RAY_AUTH_MODE=disabled`` would mean that here as well;
+    - the loopback address. Ray takes ``127.0.0.1`` for the address of the network card, except
+      where clusters of several machines are switched off, as they are on macOS;
+    - the same for the groups of torch's processes.
+
+    Yields:
+        A folder of this user, which is removed at the end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mixer-search-"))  # mode 0700
+    token, loopback = folder / "token", "lo0" if sys.platform == "darwin" else "lo"
+    with open(
+        os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii"
+    ) as file:
+        file.write(secrets.token_hex(32))
+    before = dict(os.environ)
+    may_be_several = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+    }
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    _read_environment()
+    try:
+        yield folder
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = may_be_several
+        os.environ.clear()
+        os.environ.update(before)
+        _read_environment()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_environment() -> None:
+    """Let Ray, which has read it when it was imported, read the environment again."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def _no_device(device: str) -> ValueError:
     return ValueError(
         f"The budget counts {device} time, and this cluster has no {device.upper()}. "
@@ -292,7 +378,12 @@ def _no_device(device: str) -> ValueError:
 def _check_answers(address: str) -> None:
     """Refuse an address where nothing listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
-    if host and "/" not in address and port.isdecimal():
+    if address != "auto":
+        if not host or "/" in address or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"A Ray cluster is HOST:PORT, or auto on one of its nodes, got {address!r}. Give "
+                "--ray-address what `ray start --head` printed."
+            )
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except OSError as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.table import Table
+from rich.text import Text
 
 from search.results.candidates import Candidate, judged_at, searched_fidelities
 from search.run_folder.folder import open_run
@@ -17,8 +17,9 @@ from search.terminal.tables import describe_stages, format_count, format_interva
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
 from searchspace.published import PUBLISHED
-from supernet.measuring.latency import TIMED_RUNS, Latency, latency_of, time_parts
-from supernet.network.supernet import build_subnet
+
+if TYPE_CHECKING:
+    from supernet.measuring.latency import Latency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,11 @@ def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
 
     Every round runs all networks once, so that a busy moment does not count against one of them.
     """
+    import torch
+
+    from supernet.measuring.latency import TIMED_RUNS, latency_of, time_parts
+    from supernet.network.supernet import build_subnet
+
     networks = [build_subnet(one.architecture).to(device).eval() for one in compared]
     times: list[dict[str, list[float]]] = [{} for _ in compared]
     for _ in range(TIMED_RUNS):
@@ -87,7 +93,7 @@ def compare_table(compared: Sequence[Compared]) -> Table:
             table.add_section()
             continue
         label, *cells = row
-        bold = [cell if cell == cells[0] else f"[bold]{cell}[/bold]" for cell in cells]
+        bold = [cell if cell == cells[0] else Text(cell, style="bold") for cell in cells]
         table.add_row(label, *bold)
     notes = ["bold: differs from the first", "share: of the MACs of one image"]
     if any(one.latency for one in compared):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from csv import DictWriter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from search.results.candidates import (
     losses_of,
     passed_over,
     searched_fidelities,
+    to_json,
 )
 from search.results.dominance import knee
 from search.run_folder.folder import RunFolder, open_run
+from search.terminal.console import shell_command
 from search.terminal.tables import front_table
 
 # How each column is sorted: its value, and whether the largest comes first.
@@ -36,7 +40,6 @@ COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "memory_mib": (lambda c: c.memory_mib, False),
     "sure": (lambda c: c.front_probability, True),
 }
-LATENCIES = "latency_ms"  # in the record: milliseconds by the id of the architecture
 REFRESH_SECONDS = 2.0
 # A run's process marks its work as alive every second.
 SILENT_SECONDS = 60.0
@@ -81,10 +84,10 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
 
 def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     """Return a run's trials, with the latencies that `measure_latencies` has kept."""
-    measured = run.record.get_meta(LATENCIES) or {}
+    measured = run.state.latencies_ms
 
     def complete(trial: Trial) -> Trial:
-        milliseconds = measured.get(str(trial.architecture_id))
+        milliseconds = measured.get(trial.architecture_id)
         # What the run measured itself is compared with its own limits and results.
         if milliseconds is None or "latency_ms" in trial.values:
             return trial
@@ -104,8 +107,10 @@ def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None
         judged_by(run, query), query, objectives=query.objectives or run.settings.objectives
     )
     compared = [Compared(name=str(row.id), architecture=row.architecture) for row in rows]
-    found = {one.name: one.latency["all"].median_ms for one in with_latencies(compared, device)}
-    run.record.set_meta(LATENCIES, {**(run.record.get_meta(LATENCIES) or {}), **found})
+    found = {
+        int(one.name): one.latency["all"].median_ms for one in with_latencies(compared, device)
+    }
+    run.state.add_latencies_ms(found)
 
 
 def choose_rows(
@@ -125,6 +130,15 @@ def choose_rows(
         return -value if largest_first else value, by_macs(candidate)
 
     return tuple(sorted(rows, key=place))
+
+
+def write_csv(path: Path, rows: Sequence[Candidate]) -> None:
+    """Write rows as a CSV file, the architecture as JSON in one cell."""
+    cells = [{**row, "architecture": json.dumps(row["architecture"])} for row in map(to_json, rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = DictWriter(file, fieldnames=list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
 
 
 def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
@@ -171,14 +185,14 @@ def watch(
             if silent > SILENT_SECONDS:
                 return (
                     f"No process has worked on {folder} for {silent:.0f} seconds. "
-                    f"Go on with: search run --resume --out {folder}"
+                    f"Go on with: {shell_command('search', 'run', '--resume', '--out', folder)}"
                 )
             sleep(REFRESH_SECONDS)
 
 
 def _look(folder: Path, query: FrontQuery, now: float) -> tuple[RenderableType, str, float]:
     with open_run(folder) as run:
-        phase = run.record.get_meta("phase") or "not started"
+        phase = run.state.phase
         silent = run.record.silent_seconds(now)
         if not searched_fidelities(run.record.trials()):
             return Text("No network has been judged yet."), phase, silent

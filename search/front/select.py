@@ -87,14 +87,13 @@ def select_members(
     return tuple(chosen)
 
 
-def retrain_cost(plan: Mapping[str, Any] | None) -> Callable[[Candidate], float] | None:
+def retrain_cost(plan: Plan | None) -> Callable[[Candidate], float] | None:
     """Return what predicts the device-seconds of a full retraining, by the run's own plan."""
     if plan is None:
         return None
-    made = Plan.from_dict(plan)
-    step = StepModel(made.step_seconds)
-    largest = max(macs for macs, _ in made.step_seconds)
-    num_steps = made.retrain_seconds[1] / step(largest)
+    step = StepModel(plan.step_seconds)
+    largest = max(macs for macs, _ in plan.step_seconds)
+    num_steps = plan.retrain_seconds[1] / step(largest)
     return lambda candidate: num_steps * step(candidate.macs)
 
 

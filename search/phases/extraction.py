@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from search.cluster.crew import JudgeCrew
 from search.phases.session import Session
-from search.results.candidates import EXTRACTION, Candidate, front, searched_fidelities
+from search.results.candidates import Candidate, front, searched_fidelities
 
 
 def unchecked(session: Session) -> list[Candidate]:
@@ -12,9 +12,9 @@ def unchecked(session: Session) -> list[Candidate]:
     trials = session.record.trials()
     if not searched_fidelities(trials):
         return []
-    checked = session.record.get_meta(EXTRACTION) or {}
+    checked = session.state.extraction_errors
     members = front(trials, objectives=session.settings.objectives)
-    return [member for member in members if str(member.id) not in checked]
+    return [member for member in members if member.id not in checked]
 
 
 def check_extraction(session: Session, crew: JudgeCrew, phase: str) -> None:
@@ -28,5 +28,5 @@ def check_extraction(session: Session, crew: JudgeCrew, phase: str) -> None:
     networks = [member.architecture for member in members]
     tick = session.tick(phase, may_stop=True)
     errors = crew.call("extraction_errors", networks, while_waiting=tick)
-    found = {str(m.id): error for m, error in zip(members, errors, strict=True)}
-    session.record.set_meta(EXTRACTION, (session.record.get_meta(EXTRACTION) or {}) | found)
+    found = {m.id: error for m, error in zip(members, errors, strict=True)}
+    session.state.add_extraction_errors(found)

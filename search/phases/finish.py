@@ -7,7 +7,7 @@ from search.phases.extraction import check_extraction, unchecked
 from search.phases.judging import judge_warm
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET
 
 WORTH_A_JUDGE_SECONDS = 20.0
 

@@ -12,9 +12,9 @@ from search.phases.extraction import check_extraction
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET, trained_alone
 from search.scheduling.judging import Judging, make_proposer
-from search.scheduling.trials import Choice, fidelity_of
+from search.scheduling.trials import Choice
 from search.trust.judge_choice import next_predicted, report_of, trains
 from search.trust.ranking import Judge
 from searchspace.architecture import Architecture
@@ -40,7 +40,7 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
             judge_warm(session, crew, plan, phase, by=judge, first=trust)
         if session.settings.strategy == SUPERNET:
             check_extraction(session, crew, phase)
-        session.record.set_meta("judge_start", crew.start_seconds)
+        session.state.judge_start_seconds = crew.start_seconds
     session.check_stop()
     if trains(judge):
         judge_by_training(session, plan, phase, judge)
@@ -84,7 +84,7 @@ def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) ->
 
 def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
     """Choose what to train alone next on the highest rung."""
-    fidelity, trials = fidelity_of(plan.trial_epochs), session.record.trials()
+    fidelity, trials = trained_alone(plan.trial_epochs), session.record.trials()
     if judge == "predictor":
         chosen = next_predicted(
             session.space,

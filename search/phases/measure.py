@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 
 from search.cluster.connection import WorkerLostError, call
-from search.phases.session import WORKER_START, Session
-from search.plan import Plan, split_shares
-from search.scheduling.tasks import BudgetSpent, StepTimes
+from search.phases.session import Session
+from search.plan import Plan, StepTimes, split_shares
+from search.scheduling.tasks import BudgetSpent
 from search.scheduling.trials import MAX_LOST
 
 # Measuring takes at most so much of the budget, and of the first phase's share.
@@ -20,7 +19,7 @@ MEASURE_SHARE = 0.5
 def measure(session: Session) -> Plan:
     """Measure what steps and judgements take, once; print the plan."""
     lost = 0
-    while session.record.get_meta("times") is None:
+    while session.state.times is None:
         try:
             _measure(session)
         except WorkerLostError as error:
@@ -47,7 +46,7 @@ def _measure(session: Session) -> None:
         ):
             times = call(worker, "measure", while_waiting=tick)
             keep_start(session, time.monotonic() - started, times)
-    session.record.set_meta("times", asdict(times))
+    session.state.times = times
 
 
 @contextmanager
@@ -72,4 +71,4 @@ def bounded(session: Session) -> Iterator[Callable[[], None]]:
 
 def keep_start(session: Session, seconds: float, times: StepTimes) -> None:
     """Write down how long a worker took until it was ready to measure."""
-    session.record.set_meta(WORKER_START, max(seconds - times.measured_seconds, 0.0))
+    session.state.worker_start_seconds = max(seconds - times.measured_seconds, 0.0)

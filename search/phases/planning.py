@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from search.budget import count_cores
-from search.plan import Plan, make_plan
+from search.plan import Plan, StepTimes, make_plan
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import StepTimes
 from search.workers.job import make_job
 from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data

@@ -6,9 +6,9 @@ from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.fidelity import SUPERNET, ZERO_COST, trained_alone
 from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice, fidelity_of
+from search.scheduling.trials import Choice
 from search.trust.judge_choice import trains
 
 
@@ -18,7 +18,7 @@ def promote(session: Session, plan: Plan) -> None:
     if trains(judge):
         judge_by_training(session, plan, "promote", judge)
         return
-    epochs = {fidelity_of(rung): rung for rung in plan.rungs}
+    epochs = {trained_alone(rung): rung for rung in plan.rungs}
     promotions = Promotions(
         session.record.trials(),
         base=SUPERNET if judge == SUPERNET else ZERO_COST,

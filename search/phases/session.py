@@ -10,22 +10,18 @@ from dataclasses import replace
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew
 from search.phases.planning import plan_from_times
-from search.plan import END_SECONDS, END_SHARE, PHASES, Plan, revise_plan
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.plan import END_SECONDS, END_SHARE, Plan, revise_plan
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import BudgetSpent, StepTimes, Work
+from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
 from search.trust.judge_choice import judge_of
 from search.trust.ranking import Judge
 
-# How long a worker took to start when it measured; the record's key.
-WORKER_START = "worker_start"
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0
-# In the record: device-seconds that measuring took.
-MEASURED_SECONDS = "measured_seconds"
 
 
 class Interrupted(Exception):
@@ -52,6 +48,7 @@ class Session:
         work: Work,
     ) -> None:
         self.run, self.record, self.settings = run, run.record, run.settings
+        self.state = run.state
         self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
         self.budget = self.settings.parsed_budget
         self.space = run.space()
@@ -80,7 +77,7 @@ class Session:
 
     def spent(self) -> float:
         """Return the device-seconds that the budget has paid for."""
-        return self.record.spent(PHASES)
+        return self.state.spent
 
     @property
     def end_seconds(self) -> float:
@@ -91,8 +88,7 @@ class Session:
     @property
     def start_seconds(self) -> float:
         """Seconds that a worker takes to start, by what those before took."""
-        known = (self.record.get_meta(key) for key in ("judge_start", WORKER_START))
-        return max(seconds or 0.0 for seconds in known)
+        return max(self.state.judge_start_seconds, self.state.worker_start_seconds)
 
     def has_ended(self, plan: Plan, phase: str) -> bool:
         """Tell whether a phase's share is used up; a phase that the plan lacks has ended."""
@@ -128,9 +124,8 @@ class Session:
     def make_plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
         plan = self.plan_of_times()
-        first = self.record.get_meta("plan")
+        first = self.state.plan
         if first is not None:
-            first = Plan.from_dict(first)
             plan = replace(
                 plan,
                 supernet_steps=first.supernet_steps,
@@ -138,16 +133,16 @@ class Session:
                 trial_steps=first.trial_steps,
                 rungs=first.rungs,
             )
-        self.record.set_meta("plan", plan.to_dict())
+        self.state.plan = plan
         return plan
 
     def plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
         """Plan a multiple of the budget with the measured times."""
-        stored = self.record.get_meta("times")
-        points = tuple((int(macs), float(seconds)) for macs, seconds in stored["trial_steps"])
+        times = self.state.times
+        assert times is not None
         return plan_from_times(
             self.settings,
-            StepTimes(**{**stored, "trial_steps": points}),
+            times,
             self.run.data(),
             devices=max(self.cluster.devices, 1),
             measured_seconds=self._measured_seconds(),
@@ -156,11 +151,11 @@ class Session:
 
     def _measured_seconds(self) -> float:
         """Return what measuring took until it was done; what later starts take is no part of it."""
-        measured = self.record.get_meta(MEASURED_SECONDS)
+        measured = self.state.measured_seconds
         if measured is None:
             measured = self.record.spent_by_phase().get("measure", 0.0)
-            self.record.set_meta(MEASURED_SECONDS, measured)
-        return float(measured)
+            self.state.measured_seconds = measured
+        return measured
 
     def check_start(self, devices: int) -> None:
         """See that the budget pays for another start of the workers on so many devices.
@@ -196,9 +191,9 @@ class Session:
             fixed=self.settings.shares,
             trial_seconds=TrialCosts(plan, done).predict(int(macs), plan.trial_epochs),
             judge_seconds=sum(judged) / len(judged) if judged else None,
-            start_seconds=self.record.get_meta("judge_start") or 0.0,
+            start_seconds=self.state.judge_start_seconds,
         )
-        self.record.set_meta("plan", plan.to_dict())
+        self.state.plan = plan
         return plan
 
     @contextmanager
@@ -221,7 +216,7 @@ class Session:
             limit_seconds: Where the budget spent passes this, waiting ends with `BudgetSpent`;
                 None takes `end_seconds`.
         """
-        self.record.set_meta("phase", phase)
+        self.state.phase = phase
 
         def tick() -> None:
             self.show(phase)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from search.cluster.connection import WorkerLostError, call, call_all, form_group
 from search.phases.measure import bounded, keep_start
 from search.phases.session import Session
-from search.plan import Plan
-from search.results.candidates import SUPERNET
+from search.plan import Plan, StepTimes
+from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as STORED
-from search.scheduling.tasks import StepTimes
 from search.scheduling.trials import MAX_LOST
 from supernet.shared_weights.checkpoint import check_supernet
 
@@ -51,7 +50,7 @@ class _Training:
 
     def run(self) -> Plan:
         session = self.session
-        is_done = self.record.get_meta(SUPERNET) == "done"
+        is_done = session.state.supernet_is_trained
         _check_checkpoint(session, is_done=is_done)
         if is_done:
             return session.make_plan()
@@ -68,23 +67,24 @@ class _Training:
             plan = session.make_plan()
             session.show_plan(plan)
             self._train(workers, plan)
-        self.record.set_meta(SUPERNET, "done")
+        session.state.supernet_is_trained = True
         return session.revise(plan, after=SUPERNET)
 
     def _measure(self, workers: list[Any], may_wait: Callable[[], None]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
-        if self.record.get_meta("times") is not None:
+        place = self.session.cluster.meeting_place
+        if self.session.state.times is not None:
             tick = self._group_tick(len(workers), self.session.tick("measure", may_stop=True))
-            form_group(workers, while_waiting=tick)
+            form_group(workers, meeting_place=place, while_waiting=tick)
             return
         tick, started = self._group_tick(len(workers), may_wait), time.monotonic()
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
         keep_start(self.session, time.monotonic() - started, times)
-        form_group(workers, while_waiting=tick)
+        form_group(workers, meeting_place=place, while_waiting=tick)
         # Together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
-        self.record.set_meta("times", asdict(times))
+        self.session.state.times = times
 
     def _train(self, workers: list[Any], plan: Plan) -> None:
         session = self.session
@@ -92,7 +92,8 @@ class _Training:
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
         self.saved_step = step
-        pace = self.record.get_meta("times")["supernet_step"] / len(workers)  # seconds a step
+        assert session.state.times is not None
+        pace = session.state.times.supernet_step / len(workers)  # seconds a step
         saved = time.monotonic()
         while step < total:
             started = time.monotonic()

@@ -8,8 +8,8 @@ from search.cluster.crew import JudgeCrew
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
-from search.scheduling.trials import Choice, fidelity_of
-from search.trust.judge_choice import PROXY_SCORES
+from search.results.fidelity import trained_alone
+from search.scheduling.trials import Choice
 from searchspace.architecture import Architecture
 
 
@@ -29,7 +29,7 @@ def choose_trust_set(session: Session, plan: Plan) -> list[Architecture]:
 
 def train_trust_set(session: Session, plan: Plan, networks: list[Architecture]) -> None:
     """Train the networks alone on the highest rung."""
-    known = {t.key for t in session.record.trials(fidelity=fidelity_of(plan.trial_epochs))}
+    known = {t.key for t in session.record.trials(fidelity=trained_alone(plan.trial_epochs))}
     remaining = [architecture for architecture in networks if architecture.key not in known]
 
     def choose() -> Choice | None:
@@ -44,7 +44,7 @@ def score_without_training(
     session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]
 ) -> None:
     """Compute the zero-cost proxies of the trust set, once."""
-    if session.record.get_meta(PROXY_SCORES) is None:
+    if session.state.proxy_scores is None:
         tick = session.tick(phase, may_stop=True)
         scores = crew.call("proxy_scores", networks, while_waiting=tick)
-        session.record.set_meta(PROXY_SCORES, scores)
+        session.state.proxy_scores = scores

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 
+from configs.installation import install_command
 from search.record.addresses import has_secret, redacted
 from search.record.schema import (
     BUSY_SECONDS,
@@ -31,7 +32,7 @@ try:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 except ImportError as error:
     raise ValueError(
-        "A record on PostgreSQL needs psycopg. Install it: pip install 'mixer-search[postgres]'"
+        f"A record on PostgreSQL needs psycopg. Install it: {install_command('postgres')}"
     ) from error
 
 logger = logging.getLogger(__name__)

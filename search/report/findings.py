@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.report.sections import columns, describe_fidelity, enumerate_words
+from search.report.sections import columns, enumerate_words
 from search.results.candidates import Candidate
+from search.results.fidelity import describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
 from search.terminal.tables import format_count, format_interval
 from search.trust.ranking import MIN_POINTS, KendallTau, TrustReport
@@ -33,7 +34,7 @@ def retrained_content(
             format_interval(c),
             format_count(c.macs),
             format_count(c.params),
-            c.fidelity.removeprefix("retrain-"),
+            retraining_label(c.fidelity),
         )
         for c in final
     ]

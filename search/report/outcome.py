@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Sequence
-from csv import DictWriter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,19 +11,17 @@ from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.report import page as report
 from search.results.candidates import (
-    EXTRACTION,
-    SUPERNET,
-    ZERO_COST,
     Candidate,
     front,
     passed_over,
     retrained,
     searched_fidelities,
-    to_json,
 )
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import losses_of
 from search.run_folder.folder import RunFolder
 from search.sampling.proposer import Mirror
+from search.terminal.console import shell_command
 from search.terminal.tables import front_table
 from search.trust.judge_choice import report_of, sampled_fidelity
 from search.trust.ranking import COSTS, PREDICTOR
@@ -45,8 +39,7 @@ def print_outcome(run: RunFolder, console: Console) -> bool:
     if not searched_fidelities(trials):
         console.print(
             f"No network has been judged: {_spending(run)}. Go on with a larger budget: "
-            f"search run --resume --out {run.folder} --budget AMOUNT",
-            highlight=False,
+            f"{shell_command('search', 'run', '--resume', '--out', run.folder)} --budget AMOUNT",
             soft_wrap=True,
         )
         return False
@@ -59,16 +52,15 @@ def print_outcome(run: RunFolder, console: Console) -> bool:
     console.print(
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
-        f"Next:\n  search pareto {run.folder}\n"
-        f"  search retrain {run.folder} --arch {best.id}",
-        highlight=False,
+        f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
+        f"  {shell_command('search', 'retrain', run.folder, '--arch', best.id)}",
         soft_wrap=True,
     )
     return True
 
 
 def _spending(run: RunFolder) -> str:
-    asked, spent = run.settings.parsed_budget.amount_seconds, run.record.spent(PHASES)
+    asked, spent = run.settings.parsed_budget.amount_seconds, run.state.spent
     return f"{spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%})"
 
 
@@ -80,9 +72,7 @@ def write_report(run: RunFolder) -> None:
     found = judged_by(run, FrontQuery())
     export_front(
         run,
-        choose_rows(found, FrontQuery(), objectives=run.settings.objectives),
         found=found,
-        csv=None,
         html=run.report,
         png=run.folder / "front.png",
     )
@@ -101,10 +91,8 @@ def update_mirror(run: RunFolder) -> None:
 
 def export_front(
     run: RunFolder,
-    members: Sequence[Candidate],
     *,
     found: Sequence[Candidate],
-    csv: Path | None,
     html: Path | None,
     png: Path | None,
 ) -> None:
@@ -112,25 +100,13 @@ def export_front(
 
     Args:
         run: Of the report, which always shows the whole run.
-        members: The rows of the CSV file.
-        found: All candidates of their fidelity, for the picture.
-        csv, html, png: Where to write; None leaves it out.
+        found: All candidates of the front's fidelity, for the picture.
+        html, png: Where to write; None leaves it out.
     """
-    if csv is not None:
-        rows = [_csv_row(member) for member in members]
-        with csv.open("w", newline="") as file:
-            writer = DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
     if html is not None:
         report.write_report(html, _report_data(run))
     if png is not None:
-        report.front_png(png, found, title=f"{run.folder.name} ({members[0].fidelity})")
-
-
-def _csv_row(member: Candidate) -> dict[str, Any]:
-    row = to_json(member)
-    return {**row, "architecture": json.dumps(row["architecture"])}
+        report.front_png(png, found, title=f"{run.folder.name} ({found[0].fidelity})")
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
@@ -146,7 +122,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         objectives=run.settings.objectives,
         strategy=run.settings.strategy,
         budget=run.settings.parsed_budget,
-        spent_seconds=run.record.spent(PHASES),
+        spent_seconds=run.state.spent,
         spent_by_phase=by_phase,
         trials=trials,
         charges=run.record.charges(PHASES),
@@ -161,16 +137,17 @@ def _commands(run: RunFolder) -> str:
     if budget in command:
         return command
     return (
-        f"{command} && search run --resume --out {shlex.quote(str(run.folder))} --budget {budget}"
+        f"{command} && "
+        f"{shell_command('search', 'run', '--resume', '--out', run.folder, '--budget', budget)}"
     )
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
     if passed := passed_over(run.record.trials()):
         yield passed
-    checked = run.record.get_meta(EXTRACTION) or {}
+    checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
-    errors = [checked[str(member.id)] for member in members if str(member.id) in checked]
+    errors = [checked[member.id] for member in members if member.id in checked]
     if errors:
         worst = max(errors)
         is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
@@ -179,8 +156,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
             which = f"{len(errors)} of the {len(members)} networks of the front give"
         yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
-        times = run.record.get_meta("times") or {}
-        yield f"Latency: one image, float32, on {times.get('device_name') or 'an unknown device'}."
+        device = run.state.times.device_name if run.state.times else ""
+        yield f"Latency: one image, float32, on {device or 'an unknown device'}."
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

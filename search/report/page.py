@@ -38,13 +38,9 @@ from search.report.payload import (
     trust_payload,
     view_payload,
 )
-from search.report.sections import (
-    AXES,
-    describe_fidelity,
-    enumerate_words,
-    front_content,
-)
+from search.report.sections import AXES, enumerate_words, front_content
 from search.results.candidates import Candidate, retrained
+from search.results.fidelity import describe_fidelity
 from search.results.importance import front_traits
 from search.terminal.tables import describe_stages, format_chance, format_count, format_interval
 from search.trust.ranking import TrustReport

@@ -22,6 +22,7 @@ from search.results.candidates import (
 )
 from search.results.certainty import best_within_limits
 from search.results.dominance import hypervolume, non_dominated
+from search.results.fidelity import retraining_label
 from search.results.importance import study_importance
 from search.results.objectives import MEASURED, OBJECTIVES, losses_of
 from search.trust.ranking import TrustReport
@@ -113,7 +114,7 @@ def retrained_payload(
     return [
         {
             "id": final.id,
-            "recipe": final.fidelity.removeprefix("retrain-"),
+            "recipe": retraining_label(final.fidelity),
             "searched": _accuracy(before.get(final.id)),
             "final": _accuracy(final),
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from search.results.candidates import Candidate, by_macs, losses_of
 from search.results.dominance import knee
+from search.results.fidelity import describe_fidelity
 from search.results.objectives import MEASURED
 from searchspace.architecture import differ_in_dims
 from searchspace.mixers import (
@@ -78,17 +79,6 @@ def columns(names: Sequence[str], *, words: Sequence[str] = ()) -> Columns:
 def enumerate_words(words: Sequence[str]) -> str:
     """Write ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def describe_fidelity(fidelity: str) -> str:
-    """Say what a fidelity means: ``train-3e`` is "trained alone for 3 epochs"."""
-    if fidelity == "supernet":
-        return "with inherited weights"
-    kind, _, amount = fidelity.partition("-")
-    epochs = amount.removesuffix("e")
-    if kind == "train" and epochs.isdecimal():
-        return f"trained alone for {epochs} epoch{'' if int(epochs) == 1 else 's'}"
-    return fidelity
 
 
 def _mixer_legend(members: Sequence[Candidate]) -> str:

@@ -7,7 +7,6 @@ candidate that only noise keeps off the front is marked.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +18,11 @@ from numpy.typing import NDArray
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
+from search.results.fidelity import ZERO_COST, fidelity_height, is_retraining, order_fidelities
+from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
-from supernet.training.intervals import NORMAL_975, wilson_interval
 
-SUPERNET = "supernet"
-# Networks that a zero-cost score has judged, or their size: no accuracy, so on no front.
-ZERO_COST = "zero-cost"
-# Where the record has the largest difference of logits of each network that was checked.
-EXTRACTION = "extraction"
-
-_TRAINED = re.compile(r"train-(\d+)e")
-_RETRAIN = "retrain-"
 # Networks of the trust phase are trained alone to compare rankings; nothing promoted them.
 _TRUST = "trust"
 # So many promoted networks and no fewer make a front worth showing.
@@ -241,21 +233,6 @@ def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
     return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
 
 
-def is_retraining(fidelity: str) -> bool:
-    """Tell whether a fidelity is a retraining, which alone is judged on the test split."""
-    return fidelity.startswith(_RETRAIN)
-
-
-def is_trained_alone(fidelity: str) -> bool:
-    """Tell whether a fidelity is a short training of the network alone, ``train-<n>e``."""
-    return _TRAINED.fullmatch(fidelity) is not None
-
-
-def order_fidelities(fidelities: Iterable[str]) -> tuple[str, ...]:
-    """Sort fidelities from the highest to the lowest; each once."""
-    return tuple(sorted(set(fidelities), key=_height, reverse=True))
-
-
 def to_json(candidate: Candidate) -> dict[str, Any]:
     """Describe a candidate with JSON values; the keys are stable."""
     return {
@@ -314,19 +291,12 @@ def _has_arrived(trials: Sequence[Trial], fidelity: str) -> bool:
     """Tell whether a front at a fidelity says more than one of a lower fidelity."""
     there = [trial for trial in trials if trial.fidelity == fidelity]
     done = {trial.key for trial in there if trial.state == "done"}
-    height = _height(fidelity)
-    below = {t.key for t in trials if has_accuracy(t) and _height(t.fidelity) < height}
+    height = fidelity_height(fidelity)
+    below = {t.key for t in trials if has_accuracy(t) and fidelity_height(t.fidelity) < height}
     promoted = [trial.state for trial in there if trial.origin != _TRUST]
     arrived = promoted.count("done")
     on_their_way = promoted.count("waiting") + promoted.count("running")
     return below <= done or arrived >= max(MIN_ARRIVED, on_their_way)
-
-
-def _height(fidelity: str) -> tuple[int, int, str]:
-    if is_retraining(fidelity):
-        return 2, 0, fidelity
-    match = _TRAINED.fullmatch(fidelity)
-    return (1, int(match[1]), fidelity) if match else (0, fidelity == SUPERNET, fidelity)
 
 
 def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:

@@ -12,7 +12,8 @@ from typing import Literal
 import torch.distributed as dist
 
 from search.retraining.network import RetrainOptions, RetrainResult, retrain
-from search.scheduling.tasks import is_disk_full, last_line, outcome_of_error
+from search.run_folder.disk import is_disk_full
+from search.scheduling.tasks import last_line, outcome_of_error
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
 from supernet.recipes.recipe import Recipe

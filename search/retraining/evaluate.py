@@ -11,6 +11,8 @@ import torch
 from rich.table import Table
 from timm.data import RealLabelsImagenet
 
+from configs.files import reading
+from search.results.intervals import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
 from supernet.data import ImageData, open_data, prepare_data
 from supernet.data.image_data import DATA_FILE
@@ -18,7 +20,6 @@ from supernet.data.streaming import StreamedImages
 from supernet.measuring.latency import latency_of, time_runs
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import Accuracy, evaluate
-from supernet.training.intervals import wilson_interval
 
 BATCH_SIZE = 128
 
@@ -154,9 +155,7 @@ def _real_labels(images: object, path: Path) -> Any:
             "ImageNet-real's labels belong to the file names of ImageNet's validation images, "
             "which only streamed data has. Give ImageNet with --data."
         )
-    try:
+    errors = (AttributeError, IndexError, KeyError, TypeError)
+    remedy = "Download it from its authors."
+    with reading(path, "ImageNet-real's real.json", remedy=remedy, errors=errors):
         return RealLabelsImagenet(images.names(), real_json=str(path))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not ImageNet-real's real.json ({error}). Download it from its authors."
-        ) from error

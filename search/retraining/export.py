@@ -21,6 +21,7 @@ from supernet.exchange.export import (
     write_onnx,
     write_torch,
 )
+from supernet.exchange.hub import check_repository, push_to_hub
 from supernet.exchange.timm_layout import timm_model, timm_state
 
 FORMATS = ("safetensors", "timm", "onnx", "torch")
@@ -36,13 +37,17 @@ class Exported:
     checked: str
 
 
-def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> list[Exported]:
+def export_retrained(
+    target: str, formats: Sequence[str], out: Path | None, *, push: str | None = None
+) -> list[Exported]:
     """Write a retrained network in some formats.
 
     Args:
         target: ``RUN:ID`` or the folder of a retraining.
         formats: Of `FORMATS`.
         out: Where to; None takes ``export/`` in the folder of the retraining.
+        push: ``USER/NAME`` on a model hub, where the network goes as well: as timm's own class
+            where that is among the formats.
 
     Raises:
         ValueError: If there is no such retraining or format, or a check fails.
@@ -51,6 +56,12 @@ def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> l
         raise ValueError(
             f"Unknown format {unknown[0]!r}. Formats: {', '.join(FORMATS)}; several with commas."
         )
+    if push is not None:
+        check_repository(push)
+        if not {"safetensors", "timm"} & set(formats):
+            raise ValueError(
+                f"A hub takes --format safetensors or timm, got {', '.join(formats)}. Add one."
+            )
     found = find_retrained(target)
     if "onnx" in formats:
         check_onnx_installed()
@@ -65,6 +76,9 @@ def export_retrained(target: str, formats: Sequence[str], out: Path | None) -> l
         written.append(_timms(found, folder / TIMM_FOLDER))
     if "onnx" in formats or "torch" in formats:
         written += _traced(found, folder, formats)
+    if push is not None:
+        pushed = folder / TIMM_FOLDER if "timm" in formats else folder
+        written.append(Exported(pushed, f"pushed to {push_to_hub(pushed, push)}"))
     return written
 
 

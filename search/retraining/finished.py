@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from search.retraining.model_card import RetrainResult
+from search.terminal.console import shell_command
 from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet, build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
@@ -85,7 +86,7 @@ def find_retrained(target: str) -> Retrained:
     if not found:
         raise ValueError(
             f"Network {number} of {run} has no finished retraining. "
-            f"Run: search retrain {run} --arch {number}"
+            f"Run: {shell_command('search', 'retrain', run, '--arch', number)}"
         )
     if len(found) > 1:
         raise ValueError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from search.results.intervals import wilson_interval
+from search.terminal.console import visible
 from searchspace.architecture import Architecture, describe
 from supernet.recipes.recipe import Recipe
 from supernet.training.evaluation import Accuracy
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import EMA_FILE, WEIGHTS_FILE
 
 
@@ -87,8 +90,8 @@ An image classifier that was searched and trained by mixer-search; architecture 
 |---|---|---|---|
 {accuracies}
 
-On the {result.raw.total:,} test images of `{result.data}`, which were read once, after training;
-95 % intervals by Wilson's score. One training with seed {result.seed}: other seeds differ.
+On the {result.raw.total:,} test images of {_code(result.data)}, which were read once, after
+training; 95 % intervals by Wilson's score. One training with seed {result.seed}: others differ.
 
 | | |
 |---|---|
@@ -96,9 +99,9 @@ On the {result.raw.total:,} test images of `{result.data}`, which were read once
 | multiply-accumulates of an image | {result.macs:,} |
 | image | {architecture.img_size} x {architecture.img_size}, {architecture.in_chans} channels |
 | classes | {_classes(result.class_names)} |
-| trained on | {result.num_train_images:,} images, {result.start} weights |
-| recipe | `{result.recipe}` ({recipe.about}), in full in `recipe.yaml` |
-| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {result.device} |
+| trained on | {result.num_train_images:,} images, {_text(result.start)} weights |
+| recipe | {_code(result.recipe)} ({_text(recipe.about)}), in full in `recipe.yaml` |
+| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {_text(result.device)} |
 
 To load it, with mixer-search installed and this folder as the working directory:
 
@@ -138,7 +141,21 @@ def _percent(correct: int, total: int) -> str:
 
 def _classes(names: tuple[str, ...], limit: int = 20) -> str:
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)}: {', '.join(names[:limit])}{more}"
+    return f"{len(names)}: {', '.join(map(_text, names[:limit]))}{more}"
+
+
+def _text(words: str) -> str:
+    """Write what a user named so that Markdown and HTML show it as it is, also in a table."""
+    shown = html.escape(" ".join(visible(words).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", shown)
+
+
+def _code(words: str) -> str:
+    """Write what a user named as code, in more backticks than it has."""
+    shown = " ".join(visible(words).split()).replace("|", "\\|")
+    longest = max((len(ticks) for ticks in re.findall("`+", shown)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -21,15 +21,16 @@ from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.record import Outcome, Record, Trial
+from search.results.fidelity import retrained
+from search.results.intervals import accuracy_text
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
+from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import FullDiskError, is_disk_full
 from search.terminal.progress import StopSignals, clock_text
 from searchspace.architecture import describe
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import METRICS_FILE
 
 __all__ = ["FAILED", "FULL_DISK", "PHASE", "RetrainPlan", "resized", "retrain_members"]
@@ -123,7 +124,7 @@ def _say_if_done(
 
 def _fidelity(record: Record, prepared: Prepared, network: Wanted) -> str:
     """Name a training: by what was asked for, and where others had that name, by its hash too."""
-    fidelity = f"{PHASE}-{prepared.plan.label(prepared.recipe)}"
+    fidelity = retrained(prepared.plan.label(prepared.recipe))
     known = record.get_meta(IDENTITIES) or {}
     owner = known.get(f"{network.number} {fidelity}")
     if owner is None:
@@ -322,9 +323,4 @@ def _say(console: Console, trial: Trial, text: str) -> None:
 
 
 def _result_text(trial: Trial) -> str:
-    values = trial.values
-    low, high = wilson_interval(int(values["correct"]), int(values["total"]))
-    return (
-        f"{values['top1']:.2f} % of {values['total']:,.0f} test images "
-        f"(95 % interval {low:.1f} to {high:.1f})"
-    )
+    return accuracy_text(trial.values["correct"], trial.values["total"], "test images")

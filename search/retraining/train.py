@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 import typer
 
-from search.retraining.network import RetrainOptions, RetrainResult, retrain
+from search.results.intervals import accuracy_text
+from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.targets import load_target
 from search.terminal.progress import StopSignals
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe, with_epochs
 from supernet.training.batches import with_shards_for
 from supernet.training.epoch_report import EpochReport
-from supernet.training.intervals import wilson_interval
 from supernet.training.training import TrainingStopped
 
 DATA_FOLDER = "data"
@@ -78,7 +78,8 @@ def main(
         if dist.is_initialized():
             dist.destroy_process_group()
     if is_first:
-        print(f"{_text(result)}. {out / 'network'}")
+        text = accuracy_text(result.accuracy.correct, result.accuracy.total, "test images")
+        print(f"{text}. {out / 'network'}")
 
 
 def _join(device: str) -> bool:
@@ -106,15 +107,6 @@ def _say(report: EpochReport) -> None:
         f"epoch {report.epoch} of {report.epochs}: loss {report.loss:.3f}, "
         f"{report.images / report.seconds:,.0f} images/s",
         flush=True,
-    )
-
-
-def _text(result: RetrainResult) -> str:
-    accuracy = result.accuracy
-    low, high = wilson_interval(accuracy.correct, accuracy.total)
-    return (
-        f"{accuracy.top1:.2f} % of {accuracy.total:,} test images "
-        f"(95 % interval {low:.1f} to {high:.1f})"
     )
 
 

@@ -19,22 +19,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs import config_names, config_path
 from search.budget import parse_budget
 from search.plan import SHARES
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
-from search.record.schema import Place, claimed_error
+from search.record.schema import Place, RefusedError, claimed_error
+from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
-from search.run_folder.storage import DATA, SUPERNET, Files, open_files
-from search.scheduling.tasks import StorageError
+from search.run_folder.state import RunState
+from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
-from supernet.data import ImageData, open_data, prepare_data
-from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights.strategies import check_strategy
+
+# To look at a run needs no torch: what reads images and recipes is imported where it is used.
+if TYPE_CHECKING:
+    from supernet.data import ImageData
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
@@ -45,7 +48,7 @@ ADDRESS = "record.conninfo"
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+    r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
     r"data\.lock|"
@@ -63,6 +66,11 @@ class RunFolder:
     settings: RunSettings
 
     @property
+    def state(self) -> RunState:
+        """How far it has come, and what it has found out."""
+        return RunState(self.record)
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
@@ -74,6 +82,8 @@ class RunFolder:
 
     def data(self) -> ImageData:
         """Open the prepared images."""
+        from supernet.data import open_data
+
         return open_data(self.folder / DATA)
 
     def share_data(self) -> None:
@@ -182,6 +192,15 @@ def create_run(
         except StorageError as error:
             new.undo()
             raise ValueError(str(error)) from error
+        except RefusedError as error:
+            is_full = is_disk_full(error, folder)
+            new.undo()
+            if not is_full:
+                raise
+            raise ValueError(
+                f"The record of {folder} cannot be written ({error}). "
+                "Free some space there, and run the same command again."
+            ) from error
         except BaseException:
             new.undo()
             raise
@@ -191,7 +210,7 @@ def create_run(
                 try:
                     yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
                 finally:
-                    began = record.get_meta("plan") is not None
+                    began = RunState(record).has_plan
         except ValueError:
             # E.g. a budget that is too small, or a device that this machine does not have.
             if not began:
@@ -264,6 +283,8 @@ class _NewRun:
 
     def make(self, space: SearchSpace) -> Record:
         """Write everything; return the record, claimed."""
+        from supernet.data import prepare_data
+
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
         prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
@@ -310,6 +331,9 @@ class _NewRun:
 
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
+    from supernet.recipes.recipe import load_recipe
+    from supernet.shared_weights.strategies import check_strategy
+
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
@@ -340,7 +364,7 @@ def _has_recorded_nothing(folder: Path) -> bool:
         return True
     try:
         with Record.open(place, read_only=True) as record:
-            return record.get_meta("plan") is None and not record.ledger()
+            return not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
 

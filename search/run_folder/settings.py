@@ -6,20 +6,25 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
 from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
 from searchspace.space import SearchSpace
-from searchspace.spec_file import load_space
-from supernet.mixers.weight_sharing import WeightSharing
+from searchspace.spec_file import check_space, load_space
 
-# How a supernet is trained; `supernet.shared_weights.strategies` has them, which needs torch.
-SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
-# Of the search; `search.sampling.asking` has them, which needs optuna.
+if TYPE_CHECKING:
+    from supernet.mixers.weight_sharing import WeightSharing
+
+# The names that a run may look up, so that settings are checked without Optuna and torch, in whose
+# rooms they mean something; a test compares them with those of `search.sampling.asking`,
+# `supernet.shared_weights.strategies` and `supernet.mixers.weight_sharing`.
 SAMPLERS = ("guided", "nsga2", "nsga3", "tpe", "gp", "random")
+SUPERNET_STRATEGIES = ("uniform", "fair", "sandwich")
+PROJECTIONS = ("unshared", "shared")
+KERNELS = ("centred", "transformed")
 # The settings that name recipes.
 RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
 # What every library takes for a seed.
@@ -87,18 +92,21 @@ class RunSettings:
             )
         if self.strategy not in SHARES:
             raise ValueError(f"Unknown strategy {self.strategy!r}. Known: {', '.join(SHARES)}.")
-        if self.supernet_strategy not in SUPERNET_STRATEGIES:
-            raise ValueError(
-                f"Unknown supernet strategy {self.supernet_strategy!r}. "
-                f"Known: {', '.join(SUPERNET_STRATEGIES)}."
-            )
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"Unknown sampler {self.sampler!r}. Known: {', '.join(SAMPLERS)}.")
+        for name, known in (
+            ("sampler", SAMPLERS),
+            ("supernet_strategy", SUPERNET_STRATEGIES),
+            ("projections", PROJECTIONS),
+            ("kernels", KERNELS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Unknown {name.replace('_', ' ')} {getattr(self, name)!r}. "
+                    f"Known: {', '.join(known)}."
+                )
         if not 0 <= self.seed <= MOST_SEED:
             raise ValueError(f"A seed is from 0 to {MOST_SEED}, got {self.seed}.")
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
-        _ = self.sharing  # checked when it is made
         unknown = sorted(set(self.objectives) - set(OBJECTIVES))
         is_repeated = len(set(self.objectives)) < len(self.objectives)
         if unknown or is_repeated or "top1" not in self.objectives or len(self.objectives) < 2:
@@ -127,6 +135,8 @@ class RunSettings:
     @property
     def sharing(self) -> WeightSharing:
         """What the choices of a supernet's block share."""
+        from supernet.mixers.weight_sharing import WeightSharing
+
         return WeightSharing(projections=self.projections, kernels=self.kernels)
 
     @property
@@ -143,10 +153,13 @@ class RunSettings:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
         space = load_space(str(file or self.space))
         limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
-        return space.replace(
+        changed = space.replace(
             img_size=space.img_size if self.img_size is None else self.img_size,
             limits={**space.limits, **limits},
         )
+        if changed != space:
+            check_space(changed)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the settings with JSON values; `from_dict` inverts it."""

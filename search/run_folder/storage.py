@@ -27,7 +27,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from search.record.addresses import has_secret
-from search.scheduling.tasks import StorageError
 from searchspace import durable
 
 DATA = "data"
@@ -43,6 +42,10 @@ _MAX_READS = 5
 
 # For each file of a folder its bytes and the nanoseconds of its last change.
 _Contents = dict[str, list[int]]
+
+
+class StorageError(Exception):
+    """The run's storage does not answer: the run stops, and goes on when it does."""
 
 
 class Files(Protocol):
@@ -313,7 +316,7 @@ class Storage:
         """Let one process of this node at a time change copies of this kind."""
         folder = self._copy("")
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name.partition('/')[0]}.lock").open("a") as file:
+        with (folder / f"{name.partition('/')[0]}.lock").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

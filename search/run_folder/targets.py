@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any, cast
 
+from configs.files import read_object, reading
 from search.run_folder.folder import open_run
 from searchspace.architecture import Architecture
 from searchspace.presets import preset
@@ -35,11 +36,8 @@ def load_target(target: str) -> Architecture:
 
 
 def _read(path: Path) -> Architecture:
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}). Write an architecture with `search show TARGET --json`."
-        ) from error
-    # `search show --json` keeps the architecture beside what it prints about it.
-    return Architecture.from_dict(data.get("architecture", data))
+    what, remedy = "an architecture", "Write one with `search show TARGET --json`."
+    data = read_object(path, what, remedy=remedy)
+    with reading(path, what, remedy=remedy):
+        # `search show --json` keeps the architecture beside what it prints about it.
+        return Architecture.from_dict(cast(dict[str, Any], data.get("architecture", data)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.record.record import Record, Trial
+from search.results.fidelity import trained_alone
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import make_proposer
 from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice, fidelity_of
+from search.scheduling.trials import Choice
 from searchspace.space import SearchSpace
 
 
@@ -33,7 +34,7 @@ class Halving:
     def __init__(
         self, record: Record, space: SearchSpace, settings: RunSettings, rungs: Sequence[int]
     ) -> None:
-        self._epochs = {fidelity_of(epochs): epochs for epochs in rungs}
+        self._epochs = {trained_alone(epochs): epochs for epochs in rungs}
         self._lowest, *_ = self._epochs
         self._objectives = settings.objectives
         trials = record.trials()

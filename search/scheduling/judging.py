@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from search.plan import PHASES
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
-from search.results.candidates import SUPERNET, ZERO_COST
+from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import known_losses, losses_of
 from search.run_folder.settings import RunSettings
 from search.sampling.proposer import Proposer

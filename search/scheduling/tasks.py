@@ -6,13 +6,13 @@ Neither Ray nor torch is imported here, so the engine's rules (`search.schedulin
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from search.run_folder.disk import is_disk_full
+from search.run_folder.storage import StorageError
 from searchspace.architecture import Architecture
 
 # `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
@@ -20,16 +20,6 @@ Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no st
 
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
-# With less, writing a checkpoint or the record is bound to fail.
-LEAST_FREE_BYTES = 4 * 2**20
-
-
-class FullDiskError(Exception):
-    """The run's disk is full: the run stops, and goes on when there is space."""
-
-
-class StorageError(Exception):
-    """The run's storage does not answer: the run stops, and goes on when it does."""
 
 
 class BudgetSpent(Exception):
@@ -52,28 +42,6 @@ class TrialTask:
     epochs: int
     seed: int
     micro_batches: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepTimes:
-    """Measured seconds on the machine at hand, with the threads of one worker.
-
-    Attributes:
-        supernet_step: One step of the shared weights, all its architectures on the whole batch; 0
-            without a supernet.
-        trial_steps: (MACs, seconds of one training step alone) of small, large and random subnets.
-        judge: Seconds to judge one architecture without training it; 0 where that is not done.
-        steps_per_epoch: Of a network that is trained alone.
-        device_name: What it was measured on.
-        measured_seconds: That measuring took, once the worker was ready.
-    """
-
-    supernet_step: float
-    trial_steps: tuple[tuple[int, float], ...]
-    judge: float
-    steps_per_epoch: int
-    device_name: str = ""
-    measured_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,19 +118,6 @@ def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory"
     return "out of memory" if "can't allocate memory" in str(error).lower() else "failed"
-
-
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Tell whether an error comes from a full disk (or a used-up quota) under ``folder``."""
-    if isinstance(error, FullDiskError):
-        return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error).lower()
-    if "no space left on device" in text or "disk is full" in text or "quota exceeded" in text:
-        return True
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free < LEAST_FREE_BYTES
 
 
 def last_line(text: str) -> str:

@@ -13,15 +13,10 @@ from pathlib import Path
 from search.plan import PHASES, Plan, StepModel
 from search.record.record import Outcome as AttemptOutcome
 from search.record.record import Record, Trial
-from search.run_folder.storage import Files, SharedFolder
-from search.scheduling.tasks import (
-    START_SECONDS,
-    FullDiskError,
-    Outcome,
-    StorageError,
-    TrialTask,
-    checkpoint_name,
-)
+from search.results.fidelity import trained_alone
+from search.run_folder.disk import FullDiskError
+from search.run_folder.storage import Files, SharedFolder, StorageError
+from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
@@ -105,7 +100,7 @@ class TrialRunner:
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         self._num_placed = 0
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -134,7 +129,7 @@ class TrialRunner:
                 self._next.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
-                architecture_id, fidelity=fidelity_of(epochs), seed=self._seed, origin=self._phase
+                architecture_id, fidelity=trained_alone(epochs), seed=self._seed, origin=self._phase
             )
             task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
@@ -315,7 +310,7 @@ class TrialCosts:
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = {fidelity_of(epochs): epochs for epochs in plan.rungs}
+        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
@@ -370,8 +365,3 @@ class TrialCosts:
     def planned(self, macs: int, epochs: int) -> float:
         """Return device-seconds by the measured steps alone."""
         return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
-
-
-def fidelity_of(epochs: int) -> str:
-    """Name the fidelity of networks that are trained alone for so many epochs."""
-    return f"train-{epochs}e"

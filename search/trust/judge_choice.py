@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 
-from search.plan import Plan
 from search.record.record import Record, Trial
-from search.results.candidates import SUPERNET, ZERO_COST
 from search.results.dominance import crowding_distance, non_dominated_rank
+from search.results.fidelity import SUPERNET, ZERO_COST, trained_alone
 from search.results.objectives import MEASURED, known_losses, losses_of
-from search.scheduling.trials import fidelity_of
+from search.run_folder.state import RunState
 from search.trust.predictor import Predictor
 from search.trust.ranking import (
     PREDICTOR,
     TRAINING,
     Judge,
-    Scores,
     TrustReport,
     trust_points,
     trust_report,
@@ -31,7 +28,6 @@ from search.trust.ranking import (
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
-JUDGE, PROXY_SCORES = "judge", "proxies"
 NUM_CANDIDATES = 500
 
 
@@ -40,8 +36,7 @@ def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustRe
 
     A run with a supernet compares what the supernet has judged, and has no report before that.
     """
-    scores = cast(Scores, record.get_meta(PROXY_SCORES) or {})
-    points = trust_points(record.trials(), scores)
+    points = trust_points(record.trials(), RunState(record).proxy_scores)
     if strategy == SUPERNET and any(point.supernet is None for point in points):
         return None
     return trust_report(points, rng=np.random.default_rng(seed)) if points else None
@@ -52,21 +47,21 @@ def judge_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Judge:
 
     Where the trust phase has trained nothing, that is the supernet, or training without one.
     """
-    stored = record.get_meta(JUDGE)
-    if stored is not None:
-        return cast(Judge, stored)
+    state = RunState(record)
+    if state.estimator is not None:
+        return state.estimator
     report = report_of(record, seed=seed, strategy=strategy)
     unknown: Judge = SUPERNET if strategy == SUPERNET else TRAINING
     judge = unknown if report is None else report.judge
-    record.set_meta(JUDGE, judge)
+    state.estimator = judge
     return judge
 
 
 def sampled_fidelity(record: Record, *, strategy: str) -> str:
     """Name the fidelity whose results the sampler is fed with."""
-    plan = record.get_meta("plan")
+    plan = RunState(record).plan
     if strategy == "proxy" and plan is not None:
-        return fidelity_of(min(Plan.from_dict(plan).rungs))
+        return trained_alone(min(plan.rungs))
     return ZERO_COST if strategy == ZERO_COST else SUPERNET
 
 

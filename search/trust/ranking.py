@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.record.record import Trial
-from search.results.candidates import SUPERNET, Candidate, candidates, is_trained_alone
+from search.results.candidates import Candidate, candidates
+from search.results.fidelity import SUPERNET, is_trained_alone
 from search.trust.predictor import MIN_NETWORKS, cross_validated
 from searchspace.architecture import Architecture
 

@@ -196,7 +196,7 @@ def study_space(settings: StudySettings, folder: Path) -> SearchSpace:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Read the lines of all finished jobs; a line that was cut off by a kill is not there."""
     path = folder / RESULTS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -219,7 +219,7 @@ def result_table(settings: StudySettings, folder: Path) -> list[dict[str, str]]:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write the rows as CSV."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -343,9 +343,9 @@ def _proxy_values(
 def _record(folder: Path, job: Job, values: Mapping[str, Mapping[str, float]]) -> None:
     path = folder / RESULTS_FILE
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        text = path.read_text()  # a line that a kill cut off
-        path.write_text(text[: text.rfind("\n") + 1])
-    with path.open("a") as file:
+        text = path.read_text(encoding="utf-8")  # a line that a kill cut off
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**asdict(job), "values": values}) + "\n")
     if job.kind != "supernet":
         shutil.rmtree(folder / job.folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from search.results.candidates import SUPERNET
+from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
 from search.scheduling.tasks import last_line
 from search.workers.job import Job

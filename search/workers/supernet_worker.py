@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from search.plan import StepTimes
 from search.run_folder.storage import SUPERNET
-from search.scheduling.tasks import StepTimes, TrialTask, Work, checkpoint_name
+from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from search.workers.job import Job, make_job
 from search.workers.judge_worker import Judge, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs

@@ -253,7 +253,7 @@ def checksum(images: npt.NDArray[np.uint8], labels: IntArray) -> str:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time write into the folder; a killed one gives its turn up."""
-    with (folder / LOCK_FILE).open("a") as file:
+    with (folder / LOCK_FILE).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

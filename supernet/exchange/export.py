@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from configs.installation import install_command
 from supernet.kernels.select import VARIABLE
 
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
@@ -100,8 +101,8 @@ def check_onnx_installed() -> None:
     """Raise ValueError if the packages for ONNX are missing."""
     if missing := [name for name in ONNX_MODULES if find_spec(name) is None]:
         raise ValueError(
-            f"ONNX needs the packages {', '.join(missing)}. Install them: pip install "
-            "'mixer-search[export]'."
+            f"ONNX needs the packages {', '.join(missing)}. Install them: "
+            f"{install_command('export')}"
         )
 
 

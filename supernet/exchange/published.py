@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from configs.files import reading
 from searchspace.architecture import Architecture
 from searchspace.mixers import Elsa, GlobalAttention, Mixer, OutlookAttention, WindowAttention
 from supernet.network.supernet import build_subnet
@@ -33,9 +34,12 @@ def read_checkpoint(path: Path) -> State:
     """
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}. Check the path.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    remedy = "Download it again, or name the file of a published checkpoint."
+    # Whatever an unpickler raises, it raises about the file.
+    with reading(path, "a checkpoint", remedy=remedy, errors=(Exception,)):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
     for name in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import isqrt
 from typing import cast
 
 import torch
@@ -41,7 +42,7 @@ class KernelTransforms(nn.Module):
         Returns:
             Shape (size * size, ...); the table itself for its own size.
         """
-        full = round(table.shape[0] ** 0.5)
+        full = isqrt(table.shape[0])
         steps = [full, *(other for other in self.sizes if size <= other < full)]
         for _, smaller in pairwise(steps):
             table = centre_taps(table, smaller)

@@ -8,6 +8,7 @@ that starts at the same channel.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import TypeVar
 
 import torch
@@ -51,7 +52,7 @@ def centre_taps(table: Tensor, size: int) -> Tensor:
     Returns:
         Shape (size * size, ...); the table itself when nothing is cut.
     """
-    full = round(table.shape[0] ** 0.5)
+    full = isqrt(table.shape[0])
     if size == full:
         return table
     start = full // 2 - size // 2

@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from supernet.network.macro import resize_embedding
 
 # Parameters over taps that multiply values which are then added up, by the end of their names.
 SUMMED = (
@@ -94,11 +97,9 @@ def _interpolate(name: str, found: Tensor, wanted: Tensor) -> Tensor:
     squares = all(isqrt(shape[0]) ** 2 == shape[0] for shape in (old, new) if shape)
     if old[1:] == new[1:] and squares:
         return resize_taps(found, isqrt(new[0]), keep_sum=name.endswith(SUMMED))
-    if len(old) == len(new) == 4 and (old[0], old[3]) == (new[0], new[3]):
-        maps = F.interpolate(
-            found.permute(0, 3, 1, 2), new[1:3], mode="bicubic", align_corners=False
-        )
-        return maps.permute(0, 2, 3, 1)
+    if name.endswith("pos_embed") and (old[:-3], old[-1]) == (new[:-3], new[-1]):
+        maps = found.reshape(-1, *old[-3:])
+        return torch.stack([resize_embedding(one, (new[-3], new[-2])) for one in maps]).view(new)
     raise ValueError(
         f"{name} is {tuple(old)} in the weights and {tuple(new)} in the network, which is no other "
         "window, kernel or image size. Choose weights of the same network."

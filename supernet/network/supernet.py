@@ -33,6 +33,14 @@ from supernet.network.macro import (
 )
 
 
+class StageBlocks(nn.ModuleList):
+    """The blocks of a stage; who calls it says how they run. A hook on it sees the stage's map."""
+
+    def forward(self, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute the map behind the stage, (B, H, W, C)."""
+        return run(x)
+
+
 class Supernet(nn.Module):
     """All networks of a space.
 
@@ -63,7 +71,7 @@ class Supernet(nn.Module):
             for index in numbers[1:]
         )
         self.stages = nn.ModuleList(
-            nn.ModuleList(
+            StageBlocks(
                 self._build(
                     f"stages.{index}.{block}",
                     partial(
@@ -128,15 +136,21 @@ class Supernet(nn.Module):
 
     def maps_behind_stages(self, x: Tensor, architecture: Architecture) -> Iterator[Tensor]:
         """Yield the map behind each stage, given the stem's."""
-        for index, stage in enumerate(architecture.stages):
+        for index in range(len(architecture.stages)):
             if index:
                 x = self._part(f"merges.{index - 1}", architecture, index - 1, index)(x)
-            for number, mixer in enumerate(stage.mixers):
-                block = self._part(f"stages.{index}.{number}", architecture, index)
-                x = self._run(block, x, mixer, stage.mlp_ratio)
-                if self.space.family == "twins" and number == 0:
-                    x = self._part(f"encodings.{index}", architecture, index)(x)
+            run = partial(self._run_stage, architecture=architecture, index=index)
+            x = self.stages[index](x, run)
             yield x
+
+    def _run_stage(self, x: Tensor, architecture: Architecture, index: int) -> Tensor:
+        stage = architecture.stages[index]
+        for number, mixer in enumerate(stage.mixers):
+            block = self._part(f"stages.{index}.{number}", architecture, index)
+            x = self._run(block, x, mixer, stage.mlp_ratio)
+            if self.space.family == "twins" and number == 0:
+                x = self._part(f"encodings.{index}", architecture, index)(x)
+        return x
 
     def finish(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Turn the last map into features: normed, in the family ``volo`` behind a class token."""

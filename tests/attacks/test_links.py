@@ -17,9 +17,9 @@ from search.run_folder.storage import (
     CACHE_VARIABLE,
     SharedFolder,
     Storage,
+    StorageError,
     storage_url,
 )
-from search.scheduling.tasks import StorageError
 from searchspace import durable
 from tests.attacks.test_ownership import snapshot
 from tests.tiny_run import write_run

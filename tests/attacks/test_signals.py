@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from search.terminal.progress import StopSignals
 from tests.tiny_run import write_run
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """The tests, and what they start, may themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -58,12 +67,12 @@ def test_nohup_is_left_alone() -> None:
 
 
 HANGS_UP = """
-import os, sys
+import os, sys, time
 from search.terminal.progress import StopSignals
 with StopSignals() as stop:
     print("ready", flush=True)
     while stop.requested is None:
-        pass
+        time.sleep(0.01)
     print("goodbye", flush=True)
     print("goodbye", file=sys.stderr, flush=True)
 open(sys.argv[1], "w").write(stop.requested)

@@ -22,10 +22,12 @@ from search.phases import finish as finish_phase
 from search.phases import measure as measure_phase
 from search.phases import supernet as supernet_phase
 from search.phases.measure import bounded
-from search.phases.session import WORKER_START, Session
+from search.phases.session import Session
+from search.plan import StepTimes
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import BudgetSpent, Judgement, StepTimes
+from search.run_folder.state import RunState
+from search.scheduling.tasks import BudgetSpent, Judgement
 from search.scheduling.trials import Choice, TrialRunner
 from search.workers.supernet_worker import WORK
 from searchspace.spec_file import load_space
@@ -216,7 +218,7 @@ def test_the_finish_starts_no_judge_that_does_not_fit(
     record: Record, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finish_phase, "unchecked", lambda session: [1])
-    record.set_meta(WORKER_START, 8.0)
+    RunState(record).worker_start_seconds = 8.0
     with session_of(record) as session:
         attempt = record.start_attempt("promote", devices=1)
         clock.now += 93.0

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from search.plan import StepTimes
 from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import StepTimes
 from search.workers import judge_worker
 from search.workers.supernet_worker import WORK, SupernetWorker
 from searchspace.architecture import Architecture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from search.phases.planning import plan_from_times
 from search.plan import (
@@ -18,13 +18,13 @@ from search.plan import (
     SHARES,
     Plan,
     StepModel,
+    StepTimes,
     climbing_phase,
     make_plan,
     revise_plan,
     split_shares,
 )
 from search.run_folder.settings import RunSettings
-from search.scheduling.tasks import StepTimes
 from tests.tiny_data import noise, tiny_data
 
 SUPERNET = SHARES["supernet"]
@@ -124,7 +124,7 @@ def test_more_budget_buys_longer_trainings_and_then_more_of_them() -> None:
 
 def test_a_plan_survives_the_record() -> None:
     plan = plan_of(600)
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert TypeAdapter(Plan).validate_json(TypeAdapter(Plan).dump_json(plan)) == plan
 
 
 def test_the_step_model_is_the_line_through_its_points() -> None:
@@ -224,7 +224,7 @@ def test_all_that_is_left_is_given_to_the_phases_to_come_whatever_was_spent(
         ends = list(plan.until.values())
         assert ends[-1] == pytest.approx(max(1000 * more, total))
         assert all(b >= a - 1e-6 for a, b in pairwise(ends))
-        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+        assert TypeAdapter(Plan).validate_json(TypeAdapter(Plan).dump_json(plan)) == plan
 
 
 def test_a_run_that_had_overspent_gives_what_it_gets_to_training() -> None:

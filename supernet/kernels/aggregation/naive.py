@@ -79,7 +79,7 @@ def depthwise_conv_naive(
     The weight has shape (C, K, K), or (B, C, K, K) for filters of each image.
     """
     factors = _every_pixel(weight.flatten(-2).transpose(-2, -1))
-    y = (factors * neighbors(values, weight.shape[-1], dilation)).sum(-1)
+    y = (factors * neighbors(values, int(weight.shape[-1]), dilation)).sum(-1)
     return y if bias is None else y + bias
 
 

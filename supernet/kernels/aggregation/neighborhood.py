@@ -154,7 +154,8 @@ def depthwise_conv(
         ValueError: If shapes, dtypes or devices do not fit.
     """
     check_map(values, "values")
-    channels, size = values.shape[-1], weight.shape[-1] if weight.dim() else 0
+    # A number also where torch.jit.trace makes sizes tensors.
+    channels, size = values.shape[-1], int(weight.shape[-1]) if weight.dim() else 0
     wanted = (values.shape[0],) * (weight.dim() == 4) + (channels, size, size)
     check(
         weight.shape == wanted,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 from torch import Tensor
 
 from supernet.kernels.hadamard.naive import hadamard_conv_naive
@@ -37,7 +39,7 @@ def hadamard_conv(
     check_map(queries, "queries")
     check(queries.shape == keys.shape, "Queries and keys must have one shape", queries, keys)
     channels, width = queries.shape[-1], weight.shape[-1] if weight.dim() == 3 else 0
-    size = round(weight.shape[0] ** 0.5) if weight.dim() == 3 else 0
+    size = isqrt(weight.shape[0]) if weight.dim() == 3 else 0
     if not width or channels % width or weight.shape != (size**2, channels, width):
         raise ValueError(
             "The weight must have shape (K*K, C, width), the width dividing C, for queries "

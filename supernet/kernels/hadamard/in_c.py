@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -41,5 +43,5 @@ def hadamard_conv_grad(
 
 
 def _sizes(queries: Tensor, keys: Tensor, weight: Tensor, dilation: int) -> tuple[int, ...]:
-    size, pitches = round(weight.shape[0] ** 0.5), (queries.stride(2), keys.stride(2))
+    size, pitches = isqrt(weight.shape[0]), (queries.stride(2), keys.stride(2))
     return (*pitches, weight.shape[2], *queries.shape, size, dilation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +49,7 @@ def hadamard_conv_grad(
 
 def _prepare(product: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor, int]:
     """Return the image, the kernel (C, width, K, K) and the padding that is still to be done."""
-    size = round(weight.shape[0] ** 0.5)
+    size = isqrt(weight.shape[0])
     image, padding = product.permute(0, 3, 1, 2), _border(weight, dilation)
     if size % 2 == 0:
         # An even kernel reaches one tap further up and left.
@@ -57,4 +59,4 @@ def _prepare(product: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Te
 
 
 def _border(weight: Tensor, dilation: int) -> int:
-    return round(weight.shape[0] ** 0.5) // 2 * dilation
+    return isqrt(weight.shape[0]) // 2 * dilation

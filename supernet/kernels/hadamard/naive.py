@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ def hadamard_conv_naive(
 ) -> Tensor:
     """Convolve the product of queries and keys in groups; shapes as in `hadamard_conv`."""
     taps, _, width = weight.shape
-    around = neighbors(queries * keys, round(taps**0.5), dilation)  # (B, H, W, C, K*K)
+    around = neighbors(queries * keys, isqrt(taps), dilation)  # (B, H, W, C, K*K)
     inputs = around.unflatten(3, (-1, width))  # (B, H, W, groups, width, K*K)
     y = torch.einsum("bhwgjt,tgcj->bhwgc", inputs, weight.unflatten(1, (-1, width))).flatten(3)
     return y if bias is None else y + bias

@@ -32,7 +32,9 @@ def outlook_aggregate_naive(
     columns = columns.unflatten(1, (weights.shape[3], -1, kernel_size**2)).permute(0, 1, 4, 3, 2)
     outputs = weights.flatten(1, 2).transpose(1, 2) @ columns  # (B, N, tokens, K*K, C/N)
     outputs = outputs.permute(0, 1, 4, 3, 2).flatten(1, 3)
-    sums = F.fold(outputs, padded.shape[2:], kernel_size, stride=stride)
+    # Numbers also where torch.jit.trace makes sizes tensors.
+    size = (int(padded.shape[2]), int(padded.shape[3]))
+    sums = F.fold(outputs, size, kernel_size, stride=stride)
     return F.pad(sums, [-border for border in borders]).permute(0, 2, 3, 1)
 
 

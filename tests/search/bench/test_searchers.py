@@ -69,14 +69,14 @@ def test_unknown_problems_searchers_and_tables_are_refused(tmp_path: Path, quick
         run(None, "x", "random")
     with pytest.raises(ValueError, match=r"Unknown searcher 'x'. Known: guided"):
         run(None, "micro", "x")
-    with pytest.raises(ValueError, match=r"Cannot read the table .*NAS-Bench-Macro"):
+    with pytest.raises(ValueError, match=r"cannot be read as the table.*NAS-Bench-Macro"):
         run(tmp_path / "missing.json", None, "random")
     (tmp_path / "small.json").write_text(
         json.dumps({"0": {"mean_acc": 1.0, "test_acc": [1.0], "flops": 2}})
     )
     with pytest.raises(ValueError, match="holds 1 networks, not 6,561"):
         run(tmp_path / "small.json", None, "random")
-    with pytest.raises(ValueError, match=r"Cannot read the table .*Accel-NASBench"):
+    with pytest.raises(ValueError, match=r"cannot be read as the table.*Accel-NASBench"):
         run(tmp_path / "missing.csv", "accel-nasbench", "random")
     with pytest.raises(ValueError, match="'micro' needs no table"):
         run(tmp_path / "small.json", "micro", "random")

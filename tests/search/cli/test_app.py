@@ -143,8 +143,8 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--max-macs", "many"), "many"),
         ((*BUDGET, "--strategy", "best"), "Unknown strategy 'best'"),
         ((*BUDGET, "--supernet-strategy", "fair", "--max-params", "110K"), "no fair cycle"),
-        ((*BUDGET, "--projections", "some"), "unshared or shared, got 'some'"),
-        ((*BUDGET, "--kernels", "round"), "centred or transformed, got 'round'"),
+        ((*BUDGET, "--projections", "some"), "Unknown projections 'some'. Known: unshared, shared"),
+        ((*BUDGET, "--kernels", "round"), "Unknown kernels 'round'. Known: centred, transformed"),
         (
             (*BUDGET, "--max-latency", "5"),
             "Add it to the objectives, e.g. --objectives top1,macs,l",

@@ -111,7 +111,10 @@ def test_watching_a_run_that_is_done_ends_at_once(capsys: pytest.CaptureFixture[
         (("pareto", "run", "--sort", "colour"), "Cannot sort by 'colour'. Columns: id, top1"),
         (("pareto", "run", "--objectives", "speed"), "Objectives are top1, macs"),
         (("pareto", "run", "--objectives", "top1,latency_ms"), "measured for no network"),
-        (("select", "run", "--top", "0"), "Select at least one network, got --top 0"),
+        (
+            ("select", "run", "--top", "0"),
+            "should be greater than or equal to 1, got '0'",
+        ),
         (("select", "run", "--budget", "1cpu-second"), "No retraining fits in 1 device-seconds"),
         (("compare", "swin_t"), "Compare two or more architectures"),
         (("compare", "swin_t", "swin_q"), "swin_q"),

@@ -175,7 +175,7 @@ def test_a_retraining_costs_its_steps_at_the_measured_seconds(retrain_steps: int
         max_epochs=3,
         retrain_steps=retrain_steps,
     )
-    cost = retrain_cost(plan.to_dict())
+    cost = retrain_cost(plan)
 
     assert cost is not None
     for macs in (1_000_000, 8_000_000, 30_000_000):

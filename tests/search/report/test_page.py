@@ -135,6 +135,14 @@ def test_the_headline_says_what_was_asked_and_spent(page: Page) -> None:
         assert fact in page.text
 
 
+def test_the_front_comes_first(page: Page) -> None:
+    places = [page.source.index(f'id="{name}"') for name in ("front-chart", "limit")]
+    facts = page.source.index('class="facts"')
+
+    assert [*places, facts] == sorted([*places, facts])
+    assert page.text.index("The front") < page.text.index("Which network to take?")
+
+
 def test_fidelities_are_views_of_their_own(page: Page) -> None:
     views = page.data["views"]
 

@@ -13,11 +13,11 @@ from search.results.candidates import (
     candidates,
     front,
     judged_at,
-    order_fidelities,
     retrained,
     searched_fidelities,
     wilson_interval,
 )
+from search.results.fidelity import order_fidelities
 from tests.tiny_trials import trial
 
 

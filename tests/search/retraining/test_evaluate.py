@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from search.results.intervals import wilson_interval
 from search.retraining import evaluate as evaluation
 from search.retraining.evaluate import BATCH_SIZE, evaluate_retrained, evaluation_table
 from search.retraining.finished import find_retrained
@@ -17,7 +18,6 @@ from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
 from supernet.data import ImageData, prepare_data
 from supernet.training.batches import eval_batches
-from supernet.training.intervals import wilson_interval
 from tests.tiny_data import changed, noise, write_images
 
 MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))

@@ -21,6 +21,7 @@ from search.retraining.network import RetrainOptions, retrain
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
 from supernet.data.image_data import write_description
+from tests.hub import stand_in_hub
 from tests.tiny_data import changed, noise, tiny_data
 
 MIXERS = (
@@ -123,6 +124,44 @@ def test_a_network_that_timm_has_not_is_refused_before_anything_is_written(
         export_retrained(f"{folder}:7", ["safetensors", "timm"], out)
 
     assert not out.exists()
+
+
+@pytest.mark.timeout(300)
+def test_an_exported_network_is_pushed_in_the_layout_that_timm_loads(
+    folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "search", "export", f"{folder}:7", "--out", str(tmp_path)]
+    with stand_in_hub() as hub:
+        settings = {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": "right",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = subprocess.run(
+            [*command, "--push", "ada/found"],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to {hub.address}/ada/found" in done.stdout
+    pushed = hub.repositories["ada/found"]
+    assert pushed["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
+    assert {"config.json", "architecture.json"} <= set(pushed)
+
+
+@pytest.mark.parametrize(
+    ("push", "formats", "message"),
+    [("found", ["safetensors"], "USER/NAME"), ("ada/found", ["torch"], "safetensors or timm")],
+)
+def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, push: str, formats: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_retrained(f"{folder}:7", formats, tmp_path / "out", push=push)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -16,8 +16,14 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import CACHE_VARIABLE, SharedFolder, Storage, open_files, storage_url
-from search.scheduling.tasks import StorageError
+from search.run_folder.storage import (
+    CACHE_VARIABLE,
+    SharedFolder,
+    Storage,
+    StorageError,
+    open_files,
+    storage_url,
+)
 from tests.object_store import object_store
 
 FORK = multiprocessing.get_context("fork")

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from search.plan import PHASES, SHARES, Plan
+from search.plan import PHASES, SHARES
 from search.record.record import Record
-from search.results.candidates import ZERO_COST, front, searched_fidelities
+from search.results.candidates import front, searched_fidelities
+from search.results.fidelity import ZERO_COST, trained_alone
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
+from search.run_folder.state import RunState
 from search.scheduling.tasks import BudgetSpent
-from search.scheduling.trials import fidelity_of
-from search.trust.judge_choice import JUDGE, PROXY_SCORES, sampled_fidelity
+from search.trust.judge_choice import sampled_fidelity
 from tests.local_run import LocalRun
 
 BUDGET = 300.0
@@ -47,7 +48,7 @@ def test_a_run_spends_its_budget_on_the_phases_of_its_strategy(
     assert run.enter() == "done"
     with run.record() as record:
         check_ledger(record, strategy)
-        rungs = {fidelity_of(rung) for rung in Plan.from_dict(record.get_meta("plan")).rungs}
+        rungs = {trained_alone(rung) for rung in RunState(record).plan.rungs}
         untrained = {"supernet": {"supernet"}, "zero-cost": {ZERO_COST}, "proxy": set()}[strategy]
         assert {trial.fidelity for trial in record.trials()} == rungs | untrained
         assert set(searched_fidelities(record.trials())) == rungs | (untrained - {ZERO_COST})
@@ -83,9 +84,9 @@ def test_short_trainings_fill_the_lowest_rung_and_the_best_third_goes_up(
     run = new_run(tmp_path, "proxy", monkeypatch)
     run.enter()
     with run.record() as record:
-        rungs = Plan.from_dict(record.get_meta("plan")).rungs
-        levels = [{t.key for t in record.trials(fidelity=fidelity_of(rung))} for rung in rungs]
-        assert sampled_fidelity(record, strategy="proxy") == fidelity_of(rungs[0])
+        rungs = RunState(record).plan.rungs
+        levels = [{t.key for t in record.trials(fidelity=trained_alone(rung))} for rung in rungs]
+        assert sampled_fidelity(record, strategy="proxy") == trained_alone(rungs[0])
     assert len(rungs) > 1
     for lower, higher in pairwise(levels):
         assert 0 < len(higher) <= len(lower) // 3
@@ -98,9 +99,9 @@ def test_zero_cost_judges_by_the_score_that_ranked_best_and_verifies_by_training
     run = new_run(tmp_path, "zero-cost", monkeypatch)
     run.enter()
     with run.record() as record:
-        judge = record.get_meta(JUDGE)
+        judge = RunState(record).estimator
         trials = record.trials()
-        assert record.get_meta(PROXY_SCORES)
+        assert RunState(record).proxy_scores
     # The small work's accuracy grows with MACs, and its one proxy is noisy.
     assert judge == "macs"
     scored = [trial for trial in trials if trial.fidelity == ZERO_COST]

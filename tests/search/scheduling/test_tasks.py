@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from search.scheduling.tasks import (
-    FullDiskError,
-    Outcome,
-    StorageError,
-    is_disk_full,
-    outcome_of_error,
-)
+from search.run_folder.disk import FullDiskError, is_disk_full
+from search.run_folder.storage import StorageError
+from search.scheduling.tasks import Outcome, outcome_of_error
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,13 @@ import pytest
 
 from search.plan import Plan, make_plan
 from search.record.record import Record
+from search.results.fidelity import trained_alone
+from search.run_folder.disk import FullDiskError
 from search.run_folder.settings import RunSettings
+from search.run_folder.storage import StorageError
 from search.scheduling.judging import Judging
-from search.scheduling.tasks import START_SECONDS, FullDiskError, Judgement, Outcome, StorageError
-from search.scheduling.trials import (
-    MAX_LOST,
-    MIN_KNOWN,
-    Choice,
-    TrialCosts,
-    TrialRunner,
-    fidelity_of,
-)
+from search.scheduling.tasks import START_SECONDS, Judgement, Outcome
+from search.scheduling.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -78,6 +74,8 @@ def runner(
     interrupted: Callable[[], bool] = lambda: False,
     clock: Clock | None = None,
     plan: Plan | None = None,
+    start_seconds: float = 0.0,
+    draws: int = 0,
 ) -> TrialRunner:
     return TrialRunner(
         record=record,
@@ -85,11 +83,12 @@ def runner(
         folder=tmp_path,
         phase="promote",
         seed=0,
-        choose=endless(),
+        choose=endless(draws),
         limit_seconds=limit,
         interrupted=interrupted,
         on_event=lambda text: None,
         clock=clock or Clock(),
+        start_seconds=start_seconds,
     )
 
 
@@ -117,14 +116,11 @@ def test_trials_under_way_count_against_the_limit(record: Record, tmp_path: Path
 def test_no_trial_starts_whose_worker_would_start_until_the_limit(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
-    """The worker that measured needed 10 seconds; a training itself is predicted to take 2."""
-    attempt = record.start_attempt("measure", devices=1)
-    clock.now += 10.0
-    record.finish_attempt(attempt, outcome="done")
+    """A worker needs 10 seconds to start; a training itself is predicted to take 2."""
+    late = runner(record, tmp_path, limit=11.9, clock=clock, start_seconds=10.0)
+    assert late.next() is None
 
-    assert runner(record, tmp_path, limit=10.0 + 11.9, clock=clock).next() is None
-
-    running = runner(record, tmp_path, limit=10.0 + 16.1, clock=clock)
+    running = runner(record, tmp_path, limit=16.1, clock=clock, start_seconds=10.0)
     cold = running.next()
     assert cold is not None
     running.started(cold)
@@ -133,12 +129,24 @@ def test_no_trial_starts_whose_worker_would_start_until_the_limit(
     assert running.next() is None  # such trials took 12 seconds until now
 
 
+def test_workers_of_a_later_phase_start_again_whatever_trials_took_before(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """On warm workers trials took 2 seconds: the first ones of the next phase do not."""
+    before = runner(record, tmp_path, limit=100.0, clock=clock, draws=1)
+    for _ in range(3):
+        task = before.next()
+        assert task is not None
+        clock.now += 2.0
+        before.settle(task, outcome="done", values=VALUES, cause=None)
+
+    spent = record.spent()
+    assert runner(record, tmp_path, limit=spent + 11.9, start_seconds=10.0).next() is None
+    assert runner(record, tmp_path, limit=spent + 12.1, start_seconds=10.0).next() is not None
+
+
 def test_a_warm_worker_does_not_start_again(record: Record, clock: Clock, tmp_path: Path) -> None:
-    for phase, seconds in (("measure", 10.0), ("trust", 0.0)):
-        attempt = record.start_attempt(phase, devices=1)
-        clock.now += seconds
-        record.finish_attempt(attempt, outcome="done")
-    running = runner(record, tmp_path, limit=10.0 + 16.1, clock=clock)
+    running = runner(record, tmp_path, limit=16.1, clock=clock, start_seconds=10.0)
     first = running.next()
     assert first is not None
     running.started(first)
@@ -279,7 +287,7 @@ def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
 
 
 def test_the_fidelity_names_the_epochs() -> None:
-    assert fidelity_of(plan_of().trial_epochs) == "train-2e"
+    assert trained_alone(plan_of().trial_epochs) == "train-2e"
     assert count(SPACE.first()).macs > 0
 
 

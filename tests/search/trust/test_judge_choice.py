@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.record.record import Record, Trial
-from search.trust.judge_choice import PROXY_SCORES, judge_of, next_predicted, report_of
+from search.run_folder.state import RunState
+from search.trust.judge_choice import judge_of, next_predicted, report_of
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -86,7 +87,7 @@ def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
     scores = {t.key: {"nwot": float(t.id)} for t in trials}
     with record:
         monkeypatch.setattr(Record, "trials", lambda _self: trials)
-        record.set_meta(PROXY_SCORES, scores)
+        RunState(record).proxy_scores = scores
         assert report_of(record, seed=0) is None
         assert judge_of(record, seed=0) == "supernet"
         report = report_of(record, seed=0, strategy="zero-cost")

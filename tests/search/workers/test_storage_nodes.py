@@ -11,8 +11,8 @@ import torch
 from benchmarks.faults import small_work
 from search.run_folder.folder import create_run
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import CACHE_VARIABLE, DATA, SUPERNET
-from search.scheduling.tasks import StorageError, TrialTask, checkpoint_name
+from search.run_folder.storage import CACHE_VARIABLE, DATA, SUPERNET, StorageError
+from search.scheduling.tasks import TrialTask, checkpoint_name
 from search.workers.job import Job, make_job
 from search.workers.judge_worker import JudgeWorker
 from search.workers.supernet_worker import SupernetWorker, train_alone

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
 from search.scheduling.tasks import TrialTask, checkpoint_name
@@ -332,3 +335,30 @@ def test_a_size_is_a_score(make: Callable[..., Job], name: str) -> None:
     found = Scorer(job).judge(job.space.first(), name)
     assert found["score"] == getattr(count(job.space.first()), name)
     assert set(found) == {"score", "seconds"}
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_workers_and_retrainings_meet_over_what_their_devices_need(
+    make: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    device: str,
+    backend: str,
+) -> None:
+    class MetError(Exception):
+        pass
+
+    met: list[tuple[object, ...]] = []
+
+    def meet(backend: str, *, init_method: str, rank: int, world_size: int) -> None:
+        met.append((backend, init_method, rank, world_size))
+        raise MetError
+
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    job = make()
+    with pytest.raises(MetError):
+        SupernetWorker(replace(job, device=device), threads=1).join("tcp://a:1", 2, 3)
+    options = RetrainOptions(out=tmp_path / "out", device=device, group=("tcp://b:2", 5, 4))
+    with pytest.raises(MetError):
+        retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
+    assert met == [(backend, "tcp://a:1", 2, 3), (backend, "tcp://b:2", 4, 5)]

@@ -14,6 +14,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from configs import config_names
+from search.results.intervals import wilson_interval
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention
 from supernet.data import ImageData
@@ -21,7 +22,6 @@ from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.training.batches import train_batches
 from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
-from supernet.training.intervals import wilson_interval
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.training import (
     EpochReport,

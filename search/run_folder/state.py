@@ -1,0 +1,159 @@
+"""`RunState`: how far a run has come and what it has found out, beside its trials.
+
+The record keeps these as JSON under a key each. Here they have names and types; nothing else reads
+or writes the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from search.plan import PHASES, Plan, StepTimes
+from search.record.record import Record
+
+NOT_STARTED, DONE = "not started", "done"
+T = TypeVar("T")
+
+_PLAN, _TIMES = TypeAdapter(Plan), TypeAdapter(StepTimes)
+_NUMBERS = TypeAdapter(dict[int, float])
+_SCORES = TypeAdapter(dict[str, dict[str, float]])
+
+
+class RunState:
+    """What a run knows of itself; every assignment is committed at once.
+
+    Args:
+        record: Of the run.
+    """
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    @property
+    def spent(self) -> float:
+        """Device-seconds that the budget has paid for."""
+        return self._record.spent(PHASES)
+
+    @property
+    def phase(self) -> str:
+        """The phase that the run is in, `NOT_STARTED` or `DONE`."""
+        return self._read(TypeAdapter(str), "phase") or NOT_STARTED
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        self._record.set_meta("phase", phase)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last phase has ended."""
+        return self.phase == DONE
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the budget is split now; None before anything was measured."""
+        return self._read(_PLAN, "plan")
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._write(_PLAN, "plan", plan)
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether there is one, so that the run has really begun."""
+        return self._record.get_meta("plan") is not None
+
+    @property
+    def times(self) -> StepTimes | None:
+        """What steps take on the devices of the run; None before that was measured."""
+        return self._read(_TIMES, "times")
+
+    @times.setter
+    def times(self, times: StepTimes) -> None:
+        self._write(_TIMES, "times", times)
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Device-seconds that measuring took."""
+        return self._number("measured_seconds")
+
+    @measured_seconds.setter
+    def measured_seconds(self, seconds: float) -> None:
+        self._record.set_meta("measured_seconds", seconds)
+
+    @property
+    def worker_start_seconds(self) -> float:
+        """What the worker that measured took to start; 0 where none has."""
+        return self._number("worker_start") or 0.0
+
+    @worker_start_seconds.setter
+    def worker_start_seconds(self, seconds: float) -> None:
+        self._record.set_meta("worker_start", seconds)
+
+    @property
+    def judge_start_seconds(self) -> float:
+        """What a judge took to start; 0 where none has."""
+        return self._number("judge_start") or 0.0
+
+    @judge_start_seconds.setter
+    def judge_start_seconds(self, seconds: float) -> None:
+        self._record.set_meta("judge_start", seconds)
+
+    @property
+    def supernet_is_trained(self) -> bool:
+        """Whether the shared weights have reached the end of their schedule."""
+        return self._read(TypeAdapter(str), "supernet") == DONE
+
+    @supernet_is_trained.setter
+    def supernet_is_trained(self, is_trained: bool) -> None:
+        self._record.set_meta("supernet", DONE if is_trained else None)
+
+    @property
+    def estimator(self) -> str | None:
+        """What networks are judged by; None before the trust phase has decided."""
+        return self._read(TypeAdapter(str), "judge")
+
+    @estimator.setter
+    def estimator(self, name: str) -> None:
+        self._record.set_meta("judge", name)
+
+    @property
+    def proxy_scores(self) -> dict[str, dict[str, float]] | None:
+        """Zero-cost scores of the trust set by architecture key and score; None before."""
+        return self._read(_SCORES, "proxies")
+
+    @proxy_scores.setter
+    def proxy_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        self._record.set_meta("proxies", {key: dict(found) for key, found in scores.items()})
+
+    @property
+    def extraction_errors(self) -> dict[int, float]:
+        """Largest difference of logits, extracted and inside the supernet, by architecture id."""
+        return self._read(_NUMBERS, "extraction") or {}
+
+    def add_extraction_errors(self, found: Mapping[int, float]) -> None:
+        """Keep what was checked."""
+        self._write(_NUMBERS, "extraction", self.extraction_errors | dict(found))
+
+    @property
+    def latencies_ms(self) -> dict[int, float]:
+        """Latencies that a user has measured afterwards, by architecture id."""
+        return self._read(_NUMBERS, "latency_ms") or {}
+
+    def add_latencies_ms(self, found: Mapping[int, float]) -> None:
+        """Keep what was measured; measuring again replaces it."""
+        self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
+
+    def _number(self, key: str) -> float | None:
+        return self._read(TypeAdapter(float), key)
+
+    def _read(self, kind: TypeAdapter[T], key: str) -> T | None:
+        stored: Any = self._record.get_meta(key)
+        return None if stored is None else kind.validate_python(stored)
+
+    def _write(self, kind: TypeAdapter[T], key: str, value: T) -> None:
+        self._record.set_meta(key, kind.dump_python(value, mode="json"))
