@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine_limits import device_name
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.timing import clock_timer, cpu_timer, median_seconds, positive
 from searchspace import PRESETS, preset
+from supernet.measuring.latency import device_name
 from supernet.mixers import MIXERS
 from supernet.network.supernet import build_subnet
 

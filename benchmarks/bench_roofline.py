@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rivals
-from benchmarks.machine_limits import Limits, device_name, measure_limits
+from benchmarks.machine_limits import Limits, measure_limits
 from benchmarks.operators import OPERATORS, Operator, Work, count_work
 from benchmarks.rivals import Setting, Side, Unavailable
 from benchmarks.timing import (
@@ -69,6 +69,7 @@ from benchmarks.timing import (
     positive,
 )
 from supernet.kernels.select import formulation
+from supernet.measuring.latency import device_name
 
 STAGES = ("56x96x3", "28x192x6", "14x384x12", "7x768x24")  # side, channels, heads
 OURS = {"cpu": ("c", "torch"), "cuda": ("triton", "torch")}

@@ -86,7 +86,7 @@ class Ours:
             self.batches = self.training.loader.epoch(epoch, seed=0)
             self.epoch += 1
             shards = next(self.batches)
-        self.training._step(0, 0, shards)
+        self.training.take_step(0, 0, shards)
 
 
 class Timms:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -42,16 +40,6 @@ def measure_limits(device: torch.device, dtype: torch.dtype, timer: Timer) -> Li
         # In float32 a matrix product is made of these units' multiply-adds, from registers.
         fma = matmul if dtype == torch.float32 else _matmul_rate(device, torch.float32, timer)
     return Limits(copy_bytes=_copy_rate(device, timer), matmul_flops=matmul, fma_flops=fma)
-
-
-def device_name(device: torch.device) -> str:
-    """Name the GPU or the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _copy_rate(device: torch.device, timer: Timer) -> float:

@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,8 +26,9 @@ from typing import Any
 
 import torch
 
-from search.trust.ranking import EstimatorTrust, KendallTau
-from search.trust.study import (
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.rank_study import (
     SUPERNETS,
     UNSHARED,
     StudySettings,
@@ -40,6 +42,7 @@ from search.trust.study import (
     study_space,
     write_table,
 )
+from search.trust.ranking import EstimatorTrust, KendallTau
 from searchspace.spec_file import load_space
 from supernet.data import open_data, prepare_data
 from supernet.network.supernet import build_subnet

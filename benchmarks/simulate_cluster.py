@@ -1,13 +1,18 @@
 """Drive the engine with a virtual clock: hundreds of devices, thousands of gpu-days, failing nodes.
 
-``python benchmarks/simulate_cluster.py [--devices 512] [--gpu-days 50] [--failures 6.5]``
+``python benchmarks/simulate_cluster.py [--devices 512] [--gpu-days 50] [--failures 6.5]
+[--slower 3.5] [--mixed]``
 
 The record, the plan and its revision, `Judging`, `TrialRunner`, `TrialCosts` and `Promotions` are
 the engine's own; Ray and the devices are simulated, event by event. Nodes of 8 devices fail at
 ``--failures`` per 1,000 node-days (6.5 is what Kokolis et al. 2024 report for Meta's RSC-1,
 https://arxiv.org/abs/2410.21680) and come back after an hour; 1 % of trials raise, 0.2 % hang. A
-trial takes what the plan's model says, times log-normal noise (sigma 0.2) and times 1.15, which the
-plan does not know, and goes on after a failure from its last epoch.
+trial takes what the plan's model says, times log-normal noise (sigma 0.2) and times ``--slower``
+(1.15), which the plan does not know: images that are fed too slowly. It goes on after a failure
+from its last epoch. A worker starts for 40 s, and compiles kernels for another 30 s at its first
+step. One node of 32 straggles at half the pace, and with ``--mixed`` every second node has devices
+of 0.6 of the pace; the supernet goes at the pace of its slowest device. The images are ImageNet's,
+the rates those that are estimated for an H100: 1,500 images/s in the supernet, 1,700 alone.
 """
 
 from __future__ import annotations
@@ -20,14 +25,15 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan
+from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan, supernet_batch
 from search.record.record import Record
-from search.results.fidelity import SUPERNET, trained_alone
+from search.results.fidelity import SUPERNET, rung_fidelities
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.scheduling.promotion import Promotions
@@ -39,13 +45,19 @@ DAY = 86_400.0
 NODE_SIZE = 8
 REPAIR_SECONDS = 3600.0
 START_SECONDS = 40.0
+COMPILE_SECONDS = 30.0
 SLOWER = 1.15
+STRAGGLER_EVERY, STRAGGLER = 32, 2.0
+MIXED = 1 / 0.6
 NOISE = 0.2
 RAISE_SHARE, HANG_SHARE = 0.01, 0.002
-# An ImageNet-like job: a training step of 10 ms to 40 ms on one device, 1,250 steps an epoch.
-STEPS = ((1_000_000_000, 0.10), (4_500_000_000, 0.40))
-STEPS_PER_EPOCH = 1250
-JUDGE_SECONDS = 90.0
+# ImageNet after its search split is held out; a step of 64 images alone takes 19 to 56 ms.
+TRAIN_IMAGES = 1_255_544
+STEPS = ((1_000_000_000, 0.019), (4_500_000_000, 0.056))
+STEPS_PER_EPOCH = TRAIN_IMAGES // 64
+SUPERNET_RATE = 1500.0
+# 25,623 images at 6,000 a second, and the network's own statistics.
+JUDGE_SECONDS = 6.0
 LOOK_SECONDS = 60.0
 
 
@@ -69,6 +81,18 @@ class Simulation:
     num_failures: int = 0
     broken: dict[int, float] = field(default_factory=dict)  # node: until when
     next_failure: float = 0.0
+    slower: float = SLOWER
+    mixed: bool = False
+
+    def pace(self, device: int) -> float:
+        """Return how many times longer than planned work takes on a device."""
+        node = device // NODE_SIZE
+        straggles = node % STRAGGLER_EVERY == STRAGGLER_EVERY - 1
+        return (
+            self.slower
+            * (STRAGGLER if straggles else 1.0)
+            * (MIXED if self.mixed and node % 2 else 1.0)
+        )
 
     def __post_init__(self) -> None:
         self.next_failure = self.draw_failure()
@@ -123,7 +147,7 @@ def train_supernet(sim: Simulation, record: Record, plan: Plan) -> None:
         end = min(sim.now + left, sim.next_failure)
         started = sim.now
         sim.advance(end, devices)
-        sim.useful += max(end - started - START_SECONDS, 0.0) * devices
+        sim.useful += max(end - started - START_SECONDS - COMPILE_SECONDS, 0.0) * devices
         failed = end == sim.next_failure
         if failed:
             sim.fail_node()
@@ -175,13 +199,14 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
         if holding[device]:
             (architecture,) = holding[device]
             holding[device] = []
-            sim.useful += JUDGE_SECONDS
+            sim.useful += JUDGE_SECONDS * sim.pace(device)
             judging.tell(
                 [
                     Judgement(
                         architecture=architecture,
                         outcome="done",
-                        values=values_of(sim.rng, architecture, 5.0) | {"seconds": JUDGE_SECONDS},
+                        values=values_of(sim.rng, architecture, 5.0)
+                        | {"seconds": JUDGE_SECONDS * sim.pace(device)},
                     )
                 ]
             )
@@ -189,7 +214,8 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
         asking = bool(asked)
         if asked:
             holding[device] = asked
-            heapq.heappush(free, (sim.now + JUDGE_SECONDS * sim.rng.lognormvariate(0, 0.1), device))
+            seconds = JUDGE_SECONDS * sim.pace(device) * sim.rng.lognormvariate(0, 0.1)
+            heapq.heappush(free, (sim.now + seconds, device))
     for attempt in attempts.values():
         record.finish_attempt(attempt, outcome="done")
 
@@ -209,7 +235,7 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
                 more = bool(running)
                 break
             device, done = free.pop(), progress.get(task.trial_id, 0)
-            trial = running[device] = _SimulatedTrial.begin(sim, task, plan, done)
+            trial = running[device] = _SimulatedTrial.begin(sim, task, plan, done, device)
             runner.started(task)
             runner.heard(task)
             heapq.heappush(events, (sim.now + trial.next_seconds(), next(order), device, trial))
@@ -288,14 +314,16 @@ class _SimulatedTrial:
     hangs_after: float
 
     @classmethod
-    def begin(cls, sim: Simulation, task: TrialTask, plan: Plan, done: int) -> _SimulatedTrial:
-        cost = StepModel(plan.step_seconds)(macs_of(task)) * STEPS_PER_EPOCH
+    def begin(
+        cls, sim: Simulation, task: TrialTask, plan: Plan, done: int, device: int
+    ) -> _SimulatedTrial:
+        cost = step_model()(macs_of(task)) * STEPS_PER_EPOCH * task.images
         hangs = sim.rng.random() < HANG_SHARE
         return cls(
             task=task,
             epochs=done,
             resumed=done,
-            epoch_seconds=cost * SLOWER * sim.rng.lognormvariate(0, NOISE),
+            epoch_seconds=cost * sim.pace(device) * sim.rng.lognormvariate(0, NOISE),
             hangs_after=sim.rng.randrange(done, task.epochs) if hangs else math.inf,
         )
 
@@ -303,7 +331,8 @@ class _SimulatedTrial:
         """Return the seconds until its next epoch is done."""
         if self.epochs >= self.hangs_after:
             return math.inf
-        return self.epoch_seconds + (START_SECONDS if self.epochs == self.resumed else 0.0)
+        starts = START_SECONDS + COMPILE_SECONDS if self.epochs == self.resumed else 0.0
+        return self.epoch_seconds + starts
 
 
 _MACS: dict[str, int] = {}
@@ -317,6 +346,42 @@ def macs_of(task: TrialTask) -> int:
     if key not in _MACS:
         _MACS[key] = count(task.architecture).macs
     return _MACS[key]
+
+
+@cache
+def step_points() -> tuple[tuple[int, float], ...]:
+    """Return (MACs, seconds of a step alone) of the small space, with the job's seconds."""
+    from searchspace.cost import count
+
+    space = load_space("micro").replace(num_classes=10)
+    ends = (space.extreme("macs", largest=largest) for largest in (False, True))
+    return tuple((count(a).macs, s) for a, (_, s) in zip(ends, STEPS, strict=True))
+
+
+@cache
+def step_model() -> StepModel:
+    """Return what steps really take on a device at the planned pace."""
+    return StepModel(step_points())
+
+
+def plan_for(devices: int, gpu_days: float, *, pace: float = 1.0, trial_devices: int = 1) -> Plan:
+    """Plan the job, for trainings that are so many times slower than measured."""
+    batch = supernet_batch(devices)
+    return make_plan(
+        budget_seconds=gpu_days * DAY,
+        devices=devices,
+        measured_seconds=devices * 120.0,
+        supernet_step=batch / SUPERNET_RATE,
+        trial_step_seconds=tuple((macs, s * pace) for macs, s in step_points()),
+        judge_seconds=JUDGE_SECONDS,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        max_epochs=37,
+        retrain_steps=STEPS_PER_EPOCH * 300,
+        train_images=TRAIN_IMAGES,
+        supernet_batch=batch,
+        longest_epochs=300,
+        most_trial_devices=trial_devices,
+    )
 
 
 def values_of(rng: random.Random, architecture: object, noise: float) -> dict[str, float]:
@@ -333,6 +398,8 @@ def simulate(
     seed: int,
     sampler: str,
     quiet: bool = False,
+    slower: float = SLOWER,
+    mixed: bool = False,
 ) -> tuple[float, float, float, float]:
     """Run one budget to its end and print what came out.
 
@@ -340,24 +407,12 @@ def simulate(
         Device-seconds asked for, charged and held; and of a judgement on every device.
     """
     space = load_space("micro").replace(num_classes=10)
-    small, large = (space.extreme("macs", largest=largest) for largest in (False, True))
-    from searchspace.cost import count
-
-    steps = tuple((count(a).macs, s) for a, (_, s) in zip((small, large), STEPS, strict=True))
-    plan = make_plan(
-        budget_seconds=gpu_days * DAY,
-        devices=devices,
-        measured_seconds=devices * 120.0,
-        supernet_step=2.0,
-        trial_step_seconds=steps,
-        judge_seconds=JUDGE_SECONDS,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        max_epochs=37,
-        retrain_steps=STEPS_PER_EPOCH * 300,
+    plan = plan_for(devices, gpu_days)
+    sim = Simulation(
+        devices=devices, failures=failures, rng=random.Random(seed), slower=slower, mixed=mixed
     )
-    sim = Simulation(devices=devices, failures=failures, rng=random.Random(seed))
     settings = RunSettings(data="digits", budget=f"{gpu_days}gpu-days", sampler=sampler, seed=seed)
-    lengths: dict[str, tuple[float, float]] = {}
+    lengths: dict[str, tuple[float, float, float]] = {}
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as out,
         Record.create(Path(out) / "record.db", clock=sim.clock) as record,
@@ -389,7 +444,7 @@ def simulate(
             )
             run_judges(sim, judging, record, phase)
 
-        def train(phase: str, choose: object, on_end: object = None) -> None:
+        def train(phase: str, choose: object, on_end: object = None) -> float | None:
             runner = TrialRunner(
                 record=record,
                 plan=plan,
@@ -404,23 +459,36 @@ def simulate(
                 clock=sim.clock,
             )
             run_trials(sim, runner, record, plan)
+            return runner.off_pace
+
+        def train_trust() -> None:
+            nonlocal plan
+            pace: float | None = 1.0
+            while pace is not None:
+                rng, epochs = random.Random(seed), plan.trust_rung
+                trust = {a.key: a for a in (space.sample(rng) for _ in range(plan.num_trust))}
+                queue = iter([Choice(architecture=a, epochs=epochs) for a in trust.values()])
+                pace = train("trust", lambda queue=queue: next(queue, None))
+                if pace is not None:
+                    steps = plan.supernet_steps
+                    plan = replace(plan_for(devices, gpu_days, pace=pace), supernet_steps=steps)
+                    plan = revise(SUPERNET)
+                    print(f"  trainings {pace:.2f} times slower than planned: rungs {plan.rungs}")
 
         def timed(phase: str, work: object) -> None:
             before, started = sim.now, time.process_time()
+            share = plan.until[phase] - record.spent(PHASES)
             work()  # type: ignore[operator]
-            lengths[phase] = (sim.now - before, time.process_time() - started)
+            lengths[phase] = (sim.now - before, time.process_time() - started, share)
 
         record.finish_attempt(record.start_attempt("measure", devices=0), outcome="done")
         timed(SUPERNET, lambda: train_supernet(sim, record, plan))
         plan = revise(SUPERNET)
-        rng = random.Random(seed)
-        trust = {a.key: a for a in (space.sample(rng) for _ in range(plan.num_trust))}
-        queue = iter([Choice(architecture=a, epochs=plan.trial_epochs) for a in trust.values()])
-        timed("trust", lambda: train("trust", lambda: next(queue, None)))
+        timed("trust", train_trust)
         plan = revise("trust")
         timed("search", lambda: judge("search"))
         plan = revise("search")
-        epochs = {trained_alone(rung): rung for rung in plan.rungs}
+        epochs = rung_fidelities(plan)
         promotions = Promotions(
             record.trials(), base=SUPERNET, rungs=list(epochs), objectives=settings.objectives
         )
@@ -437,7 +505,7 @@ def simulate(
 
 
 def report(
-    sim: Simulation, record: Record, plan: Plan, lengths: dict[str, tuple[float, float]]
+    sim: Simulation, record: Record, plan: Plan, lengths: dict[str, tuple[float, float, float]]
 ) -> None:
     """Print utilisation, overshoot and what the driver cost."""
     spent, trials = record.spent(PHASES), record.trials()
@@ -451,11 +519,18 @@ def report(
         f"  utilisation: {100 * sim.held / sim.alive:.2f} % of living device-time was held, "
         f"{100 * sim.useful / sim.alive:.2f} % ended in results or weights"
     )
-    for phase, (length, cpu) in lengths.items():
+    epochs = record.spent([SUPERNET]) * SUPERNET_RATE / TRAIN_IMAGES
+    slowest = max(sim.pace(device) for device in range(sim.devices))
+    print(
+        f"  supernet: {plan.supernet_epochs:,.0f} epochs planned, "
+        f"{min(epochs / slowest, plan.supernet_epochs):,.0f} at the slowest device's pace"
+    )
+    for phase, (length, cpu, share) in lengths.items():
         count = sum(trial.origin == phase for trial in trials)
         each = f", {1000 * cpu / count:.1f} ms for each of {count:,}" if count else ""
         print(
-            f"  {phase:8} {length / 3600:8.2f} h, {record.spent([phase]) / DAY:9.2f} gpu-days; "
+            f"  {phase:8} {length / 3600:8.2f} h, {record.spent([phase]) / DAY:9.2f} gpu-days, "
+            f"{100 * (record.spent([phase]) / share - 1):+.1f} % of its share; "
             f"driver {cpu:6.1f} s{each} ({100 * cpu / max(length, 1e-9):.3f} % of its time)"
         )
     for fidelity in sorted({trial.fidelity for trial in trials}):
@@ -470,6 +545,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=512)
     parser.add_argument("--gpu-days", type=float, action="append")
     parser.add_argument("--failures", type=float, default=6.5, help="Per 1,000 node-days.")
+    parser.add_argument("--slower", type=float, default=SLOWER, help="Than was measured.")
+    parser.add_argument("--mixed", action="store_true", help="Half of the nodes are older ones.")
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -480,6 +557,8 @@ def main() -> None:
             failures=options.failures,
             seed=options.seed,
             sampler=options.sampler,
+            slower=options.slower,
+            mixed=options.mixed,
         )
 
 

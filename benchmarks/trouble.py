@@ -624,7 +624,7 @@ def main() -> int:
 def _import_all() -> None:
     """Have in this process what every command needs, so that a child starts in no time."""
     for name in (
-        *("search.run", "search.report.outcome", "search.retraining.queue", "tests.local_run"),
+        *("search.run", "search.report.closing", "search.retraining.queue", "tests.local_run"),
         *("search.cli.front_commands", "search.phases.planning", "search.sampling.guided_sampler"),
         *("matplotlib.figure", "plotly.graph_objects", "optuna.storages._rdb.storage", "ray.tune"),
         *("torch.utils.tensorboard", "search.front.query", "search.terminal.listings"),

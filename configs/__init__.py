@@ -6,7 +6,13 @@ import difflib
 from pathlib import Path
 
 _ROOT = Path(__file__).parent
-_ONE_OF = {"spaces": "space", "recipes": "recipe", "searches": "search"}
+_ONE_OF = {
+    "spaces": "space",
+    "recipes": "recipe",
+    "recipes/dense": "recipe for detection or segmentation",
+    "searches": "search",
+    "devices": "device",
+}
 _SUFFIXES = (".yaml", ".yml")
 
 

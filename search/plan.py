@@ -6,6 +6,8 @@ same numbers are printed by ``search plan`` and followed by ``search run``.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,6 +43,26 @@ MIN_WAVES = 2
 ETA = 3
 MAX_RUNGS = 3
 
+# Shares suit minutes on small sets. Where a budget is larger, the phases get what they need.
+# Shared weights have seen enough after as many epochs as a network alone (SPOS takes 120, BigNAS
+# 360, AutoFormer 500); small sets need steps, not epochs.
+MAX_SUPERNET_EPOCHS = 300
+LEAST_CAPPED_STEPS = 20_000
+# Of one device, in steps that all take together; beyond the most, large batches cost accuracy.
+SUPERNET_SHARD, MAX_SUPERNET_BATCH = 64, 4_096
+# Trials that see so many images together can be long ones: so many networks go to the highest
+# rung, for as long as there is time.
+LARGE_IMAGES = 1e8
+LONG_TOP = 12
+MAX_EPOCHS = 300
+# What the lowest rung of long trainings sees: fewer images, not smaller ones, because kernels and
+# windows of other maps are other choices.
+LOWEST_IMAGES = 0.25
+# A trial takes at most so much of its phase, on as many devices as that needs.
+TRIAL_WALL_SHARE = 0.25
+# With fewer epochs than that, inherited weights are hardly trained.
+FEW_EPOCHS = 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTimes:
@@ -54,6 +76,13 @@ class StepTimes:
         steps_per_epoch: Of a network that is trained alone.
         device_name: What it was measured on.
         measured_seconds: That measuring took, once the worker was ready.
+        batch_size: Images of a training step alone; 0 where that was not written down.
+        supernet_batch: Images of the step of the shared weights; 0 likewise.
+        judged_images: Images that a judgement reads; 0 likewise.
+        feed_rate: Images a second that the processes of one device make for a trial; 0 likewise.
+        amp: Precision of a training step alone.
+        versions: Of what was measured with, e.g. ``torch 2.11``.
+        source: Of times that were not measured: what they are estimated from.
     """
 
     supernet_step: float
@@ -62,6 +91,13 @@ class StepTimes:
     steps_per_epoch: int
     device_name: str = ""
     measured_seconds: float = 0.0
+    batch_size: int = 0
+    supernet_batch: int = 0
+    judged_images: int = 0
+    feed_rate: float = 0.0
+    amp: str = ""
+    versions: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +116,13 @@ class Plan:
         num_trust: Expected number of networks in this phase.
         num_judged: Expected number of networks that are judged without training them.
         num_promoted: Expected number on the highest rung.
+        rung_images: Share of the training images that each rung sees; empty: all of them.
+        rung_devices: Devices that train one network together on each rung; empty: one.
+        trust_epochs: Epochs of the rung on which the trust phase trains; 0 takes the highest.
+        train_images: Images of an epoch; 0 where that is not known.
+        supernet_batch: Images of a step of the supernet, over all devices; 0 likewise.
+        most_supernet_steps: What its schedule may grow to; 0: it has no such limit.
+        is_large: Whether the phases get what they need, instead of shares that suit minutes.
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
         strategy: One of `SHARES`.
@@ -101,6 +144,38 @@ class Plan:
     retrain_seconds: tuple[float, float]
     strategy: str = "supernet"
     shares: Mapping[str, float] = field(default_factory=dict)
+    rung_images: tuple[float, ...] = ()
+    rung_devices: tuple[int, ...] = ()
+    trust_epochs: int = 0
+    train_images: int = 0
+    supernet_batch: int = 0
+    most_supernet_steps: int = 0
+    is_large: bool = False
+
+    @property
+    def trust_rung(self) -> int:
+        """The epochs of a network of the trust phase."""
+        return self.trust_epochs or self.trial_epochs
+
+    @property
+    def supernet_epochs(self) -> float:
+        """How often the supernet sees every image; 0 where that is not known."""
+        return self.supernet_steps * self.supernet_batch / max(self.train_images, 1)
+
+    def images_of(self, epochs: int) -> float:
+        """Return the share of the training images that the rung of so many epochs sees."""
+        return dict(zip(self.rungs, self.rung_images, strict=False)).get(epochs, 1.0)
+
+    def devices_of(self, epochs: int) -> int:
+        """Return how many devices train one network of the rung of so many epochs."""
+        return dict(zip(self.rungs, self.rung_devices, strict=False)).get(epochs, 1)
+
+    def trial_seconds(self, epochs: int, macs: float | None = None) -> float:
+        """Predict the device-seconds of a training on the rung of so many epochs."""
+        model = StepModel(self.step_seconds)
+        step = model(_mean_macs(self.step_seconds) if macs is None else macs)
+        steps = self.trial_steps * epochs / self.trial_epochs
+        return step * steps * self.images_of(epochs)
 
     @property
     def planned(self) -> Mapping[str, float]:
@@ -123,6 +198,21 @@ class Plan:
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MorePlan:
+    """What more budget would buy.
+
+    Attributes:
+        budget: How much more, for people.
+        plan: As the run was planned.
+        more: As it would be planned with so much more.
+    """
+
+    budget: str
+    plan: Plan
+    more: Plan
+
+
 def make_plan(
     *,
     budget_seconds: float,
@@ -136,8 +226,16 @@ def make_plan(
     retrain_steps: int,
     fixed_shares: Mapping[str, float] | None = None,
     strategy: str = "supernet",
+    train_images: int = 0,
+    supernet_batch: int = SUPERNET_SHARD,
+    longest_epochs: int | None = None,
+    most_trial_devices: int = 1,
 ) -> Plan:
     """Split a budget.
+
+    Small budgets are split by shares. Where that would give a phase more than it has a use for, or
+    trials could be long, the plan comes from what the phases need: a supernet of a few hundred
+    epochs, twenty thousand judgements, and what is left for fewer, longer, larger trainings.
 
     Args:
         budget_seconds: Device-seconds.
@@ -147,34 +245,67 @@ def make_plan(
         trial_step_seconds: (MACs, seconds) of a training step alone, on one device.
         judge_seconds: Of one evaluation, on one device, where networks are judged untrained.
         steps_per_epoch: Of a network that is trained alone.
-        max_epochs: The most epochs that a network is trained during the search.
+        max_epochs: The most epochs that a network is trained during a small search.
         retrain_steps: Steps of a full retraining.
         fixed_shares: Shares of phases that the user fixed.
         strategy: One of `SHARES`.
+        train_images: Of an epoch; 0 where that is not known, for a plan by shares alone.
+        supernet_batch: Images of a step of the supernet.
+        longest_epochs: Likewise where the budget is large; None takes ``max_epochs``.
+        most_trial_devices: That may train one network together.
 
     Raises:
         ValueError: If the budget is too small for one step of each phase, or a share is wrong.
     """
     shares = split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)
-    climb = climbing_phase(strategy)
-    for phase in ("search", "finish") if climb == "promote" else ():
-        if phase in shares and not {phase, "promote"} & set(fixed_shares or {}):
-            needed = max(MAX_JUDGED * judge_seconds, MIN_FINISH_SECONDS)
-            spare = max(shares[phase] - needed / budget_seconds, 0.0)
-            shares[phase] -= spare
-            shares["promote"] += spare
-    epoch_seconds = StepModel(trial_step_seconds)(_mean_macs(trial_step_seconds)) * steps_per_epoch
+    climb, fixed = climbing_phase(strategy), set(fixed_shares or {})
+    most_steps = 0
+    if "supernet" in shares and train_images:
+        epochs_of_steps = MAX_SUPERNET_EPOCHS * train_images / supernet_batch
+        most_steps = int(max(epochs_of_steps, LEAST_CAPPED_STEPS))
+    needs = {
+        "search": max(MAX_JUDGED * judge_seconds, MIN_FINISH_SECONDS),
+        "finish": max(MAX_JUDGED * judge_seconds, MIN_FINISH_SECONDS),
+        # One step more, so that rounding takes none away.
+        "supernet": measured_seconds + (most_steps + 1) * supernet_step if most_steps else math.inf,
+    }
+    if climb == "promote":
+        _give_spare(shares, needs, to=climb, fixed=fixed, budget_seconds=budget_seconds)
+    costs = StepModel(trial_step_seconds)
+    epoch_seconds = costs(_mean_macs(trial_step_seconds)) * steps_per_epoch
     seconds = {phase: share * budget_seconds for phase, share in shares.items()}
     seconds[next(iter(shares))] -= measured_seconds
-    trials_seconds = seconds.get("trust", 0.0) + seconds[climb]
-    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
-    epochs = int(trials_seconds / (fewest * epoch_seconds))
-    epochs = max(1, min(epochs, max_epochs))
-    trial_seconds = epochs * epoch_seconds
-    num_trust = max(int(seconds.get("trust", 0.0) / trial_seconds), 0)
-    rungs = _rungs(epochs, seconds[climb] / trial_seconds)
+    ladder = _ladder(
+        climb_seconds=seconds[climb],
+        trust_seconds=seconds.get("trust", 0.0),
+        epoch_seconds=epoch_seconds,
+        train_images=train_images,
+        devices=devices,
+        max_epochs=max_epochs,
+        longest_epochs=longest_epochs or max_epochs,
+        most_trial_devices=most_trial_devices,
+    )
+    passes = (seconds.get("trust", 0.0) + seconds[climb]) / epoch_seconds
+    is_large = passes * train_images >= LARGE_IMAGES
+    if is_large and "trust" in shares:
+        ladder = _trust_on(
+            ladder,
+            trust_seconds=seconds["trust"],
+            epoch_seconds=epoch_seconds,
+            most=devices,
+        )
+    trial_seconds = ladder.epochs[-1] * epoch_seconds
+    trust_seconds = ladder.trust_epochs * epoch_seconds
+    most_trust = max(MAX_TRUST, devices // ladder.devices_of(ladder.trust_epochs))
+    num_trust = min(max(int(seconds.get("trust", 0.0) / trust_seconds), 0), most_trust)
+    if is_large and "trust" in shares:
+        needs = {"trust": num_trust * trust_seconds}
+        if next(iter(shares)) == "trust":
+            needs["trust"] += measured_seconds
+        _give_spare(shares, needs, to=climb, fixed=fixed, budget_seconds=budget_seconds)
+        seconds[climb] = shares[climb] * budget_seconds
     # Every rung takes the same time: a third as many networks for three times as long.
-    num_promoted = int(seconds[climb] / trial_seconds / len(rungs))
+    num_promoted = int(seconds[climb] / trial_seconds / len(ladder.epochs))
     least = {climb: trial_seconds}
     steps = num_judged = 0
     if climb == "promote":
@@ -183,6 +314,7 @@ def make_plan(
     if "supernet" in shares:
         least["supernet"] = 2 * supernet_step
         steps = int(seconds["supernet"] / supernet_step)
+        steps = min(steps, most_steps or steps)
     if any(seconds[phase] < unit for phase, unit in least.items()):
         least[next(iter(shares))] = least.get(next(iter(shares)), 0.0) + measured_seconds
         needed = max(unit / max(shares[phase], 1e-9) for phase, unit in least.items())
@@ -192,28 +324,137 @@ def make_plan(
             f"{epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, a smaller "
             "space or a smaller --img-size."
         )
-    spent, until = 0.0, {}
-    for phase, share in shares.items():
-        spent += share * budget_seconds
-        until[phase] = spent
-    costs = StepModel(trial_step_seconds)
     macs = [point[0] for point in trial_step_seconds]
     return Plan(
         budget_seconds=budget_seconds,
         devices=devices,
-        until=until,
+        until=_ends(shares, budget_seconds),
         supernet_steps=steps,
         judge_seconds=judge_seconds,
-        trial_epochs=epochs,
-        trial_steps=epochs * steps_per_epoch,
-        rungs=rungs,
-        num_trust=min(num_trust, max(MAX_TRUST, devices)),
+        trial_epochs=ladder.epochs[-1],
+        trial_steps=ladder.epochs[-1] * steps_per_epoch,
+        rungs=ladder.epochs,
+        num_trust=num_trust,
         num_promoted=num_promoted,
         num_judged=num_judged,
         step_seconds=tuple(trial_step_seconds),
         retrain_seconds=(costs(min(macs)) * retrain_steps, costs(max(macs)) * retrain_steps),
         strategy=strategy,
+        rung_images=ladder.images,
+        rung_devices=ladder.devices,
+        trust_epochs=ladder.trust_epochs,
+        train_images=train_images,
+        supernet_batch=supernet_batch if train_images else 0,
+        most_supernet_steps=most_steps,
+        is_large=is_large,
     )
+
+
+def _ends(shares: Mapping[str, float], budget_seconds: float) -> dict[str, float]:
+    """Return the device-seconds spent when each phase ends."""
+    sums = itertools.accumulate(share * budget_seconds for share in shares.values())
+    return dict(zip(shares, sums, strict=True))
+
+
+def _give_spare(
+    shares: dict[str, float],
+    needs: Mapping[str, float],
+    *,
+    to: str,
+    fixed: Collection[str],
+    budget_seconds: float,
+) -> None:
+    """Move what phases have beyond their needs to another; what the user fixed stays."""
+    if to in fixed:
+        return
+    for phase in (name for name in needs if name in shares and name not in fixed):
+        spare = max(shares[phase] - needs[phase] / budget_seconds, 0.0)
+        shares[phase] -= spare
+        shares[to] += spare
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ladder:
+    """The rungs of promotion, ascending; see `Plan`."""
+
+    epochs: tuple[int, ...]
+    trust_epochs: int
+    images: tuple[float, ...] = ()
+    devices: tuple[int, ...] = ()
+
+    def devices_of(self, epochs: int) -> int:
+        return dict(zip(self.epochs, self.devices, strict=False)).get(epochs, 1)
+
+
+def _ladder(
+    *,
+    climb_seconds: float,
+    trust_seconds: float,
+    epoch_seconds: float,
+    train_images: int,
+    devices: int,
+    max_epochs: int,
+    longest_epochs: int,
+    most_trial_devices: int,
+) -> _Ladder:
+    """Choose the rungs: short trainings where there is little time, else few and long ones."""
+    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
+    epochs = int((trust_seconds + climb_seconds) / (fewest * epoch_seconds))
+    epochs = max(1, min(epochs, max_epochs))
+    longest = 0
+    if (trust_seconds + climb_seconds) / epoch_seconds * train_images >= LARGE_IMAGES:
+        # Of what the phase takes on the clock, a trial on all the devices that it may have.
+        wall = climb_seconds / devices * TRIAL_WALL_SHARE * most_trial_devices / epoch_seconds
+        affordable = climb_seconds / (MAX_RUNGS * LONG_TOP * epoch_seconds)
+        longest = int(min(affordable, wall, longest_epochs, MAX_EPOCHS))
+    if longest <= epochs:
+        rungs = _rungs(epochs, climb_seconds / (epochs * epoch_seconds))
+        return _Ladder(epochs=rungs, trust_epochs=epochs)
+    rungs = _rungs(longest, climb_seconds / (longest * epoch_seconds))
+    images, trust_epochs = (1.0,) * len(rungs), longest
+    if longest >= ETA**MAX_RUNGS:  # else a part of the images is less than a few epochs of all
+        middle = longest // ETA
+        rungs = (min(int(longest // ETA**2 / LOWEST_IMAGES), middle - 1), middle, longest)
+        images, trust_epochs = (LOWEST_IMAGES, 1.0, 1.0), middle
+    limit = climb_seconds / devices * TRIAL_WALL_SHARE
+    return _Ladder(
+        epochs=rungs,
+        trust_epochs=trust_epochs,
+        images=images,
+        devices=tuple(
+            _devices_for(e * share * epoch_seconds, limit, min(most_trial_devices, devices))
+            for e, share in zip(rungs, images, strict=True)
+        ),
+    )
+
+
+def _trust_on(ladder: _Ladder, *, trust_seconds: float, epoch_seconds: float, most: int) -> _Ladder:
+    """Let a large plan rank on the highest rung on which every device has a network.
+
+    Rungs that see a part of the images are none for it: those are to rank other networks by.
+    """
+    full = [e for e, share in zip(ladder.epochs, ladder.images or (), strict=False) if share == 1]
+    rungs = full or list(ladder.epochs)
+    fitting = [
+        epochs
+        for epochs in rungs
+        if epochs <= ladder.trust_epochs
+        and trust_seconds / (epochs * epoch_seconds) >= most // ladder.devices_of(epochs)
+    ]
+    return replace(ladder, trust_epochs=max(fitting, default=min(rungs)))
+
+
+def _devices_for(seconds: float, limit_seconds: float, most: int) -> int:
+    """Return the fewest devices, a power of two, on which a training ends within a limit."""
+    devices = 1
+    while devices * 2 <= most and seconds / devices > limit_seconds:
+        devices *= 2
+    return devices
+
+
+def supernet_batch(devices: int, shard: int = SUPERNET_SHARD) -> int:
+    """Return the images of a step of the supernet: a shard a device, within reason."""
+    return min(shard * devices, max(MAX_SUPERNET_BATCH, shard))
 
 
 def climbing_phase(strategy: str) -> str:

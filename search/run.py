@@ -16,7 +16,7 @@ from search.phases.measure import measure
 from search.phases.promote import promote
 from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
-from search.phases.trust import choose_trust_set, train_trust_set
+from search.phases.trust import train_trust_set
 from search.record.heartbeat import Heartbeat
 from search.record.schema import DatabaseLostError
 from search.run_folder.disk import is_disk_full
@@ -102,8 +102,7 @@ def search_with(session: Session) -> None:
         climb(session, plan, "search")
         return
     plan = measure_and_train_supernet(session) if strategy == "supernet" else measure(session)
-    trust = choose_trust_set(session, plan)
-    train_trust_set(session, plan, trust)
+    plan, trust = train_trust_set(session, plan)
     plan = session.revise(plan, after="trust")
     judge_proposals(session, plan, trust)
     plan = session.revise(plan, after="search")

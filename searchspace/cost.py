@@ -8,12 +8,15 @@ adding a bias are free. The counts equal those of the built network exactly.
 
 from __future__ import annotations
 
+import math
+
 from searchspace.architecture import Architecture, Stage
-from searchspace.families import CLASS_BLOCKS, FAMILIES
-from searchspace.mixer_cost import Cost, count_linear, count_mixer, count_norm, total
+from searchspace.families import CLASS_BLOCKS, FAMILIES, map_sizes
+from searchspace.map_rules import CLASSIFIER, MapRules
+from searchspace.mixer_cost import Cost, Size, count_linear, count_mixer, count_norm, total
 from searchspace.mixers import Mixer
 
-__all__ = ["Cost", "count", "count_mixer", "count_parts"]
+__all__ = ["Cost", "backbone_sizes", "count", "count_maps", "count_mixer", "count_parts"]
 
 
 def count(architecture: Architecture) -> Cost:
@@ -29,17 +32,51 @@ def count_parts(architecture: Architecture) -> dict[str, Cost]:
     stages, sizes = architecture.stages, architecture.resolutions
     parts = {"stem": _count_stem(architecture)}
     for index, (stage, size) in enumerate(zip(stages, sizes, strict=True)):
-        blocks = total(_count_block(architecture, stage, mixer, size) for mixer in stage.mixers)
-        parts[f"stage{index}"] = blocks + _count_transition(architecture, index)
+        blocks = (
+            _count_block(architecture, stage, mixer, (size, size), CLASSIFIER)
+            for mixer in stage.mixers
+        )
+        parts[f"stage{index}"] = total(blocks) + _count_transition(architecture, index, size**2)
     parts["head"] = _count_head(architecture)
     return parts
 
 
-def _count_stem(architecture: Architecture) -> Cost:
+def count_maps(architecture: Architecture, size: Size, rules: MapRules) -> dict[str, Cost]:
+    """Count ``stem`` and the stages of a backbone on images of any size.
+
+    Args:
+        architecture: Of a family without a class token.
+        size: Sides of the images in pixels; they are padded to whole patches.
+        rules: What is done at the border of a map.
+    """
+    sizes = backbone_sizes(architecture, size)
+    parts = {"stem": _count_stem(architecture, math.prod(sizes[0]))}
+    for index, (stage, sides) in enumerate(zip(architecture.stages, sizes, strict=True)):
+        blocks = (_count_block(architecture, stage, mixer, sides, rules) for mixer in stage.mixers)
+        joined = _count_transition(architecture, index, math.prod(sides))
+        parts[f"stage{index}"] = total(blocks) + joined
+    return parts
+
+
+def backbone_sizes(architecture: Architecture, size: Size) -> tuple[Size, ...]:
+    """Return the sides of each stage's map in tokens, for images of a size in pixels."""
+    sides = (
+        map_sizes(
+            architecture.family,
+            math.ceil(side / architecture.patch_size),
+            len(architecture.stages),
+        )
+        for side in size
+    )
+    return tuple(zip(*sides, strict=True))
+
+
+def _count_stem(architecture: Architecture, tokens: int | None = None) -> Cost:
     dim, size = architecture.stages[0].dim, architecture.resolutions[0]
+    tokens = size**2 if tokens is None else tokens
     stem, patch = architecture.stem_dim, architecture.patch_size
     if not stem:
-        return count_linear(architecture.in_chans * patch**2, dim, size**2) + count_norm(dim)
+        return count_linear(architecture.in_chans * patch**2, dim, tokens) + count_norm(dim)
     pixels = (-(-architecture.img_size // 2)) ** 2
     convolutions = (
         count_linear(architecture.in_chans * 49, stem, pixels, bias=False),
@@ -49,9 +86,9 @@ def _count_stem(architecture: Architecture) -> Cost:
     return total(convolutions) + count_linear(stem * (patch // 2) ** 2, dim, size**2)
 
 
-def _count_transition(architecture: Architecture, index: int) -> Cost:
+def _count_transition(architecture: Architecture, index: int, tokens: int) -> Cost:
     """Count what stands in front of a stage, and position encodings in it."""
-    dim, tokens = architecture.stages[index].dim, architecture.resolutions[index] ** 2
+    dim = architecture.stages[index].dim
     previous = architecture.stages[max(index - 1, 0)].dim
     match architecture.family:
         case "swin" if index:
@@ -67,14 +104,17 @@ def _count_transition(architecture: Architecture, index: int) -> Cost:
             return Cost(0, 0)
 
 
-def _count_block(architecture: Architecture, stage: Stage, mixer: Mixer, size: int) -> Cost:
-    dim, tokens = stage.dim, size**2
+def _count_block(
+    architecture: Architecture, stage: Stage, mixer: Mixer, size: Size, rules: MapRules
+) -> Cost:
+    dim, tokens = stage.dim, math.prod(size)
     cost = count_mixer(
         mixer,
         dim=dim,
         size=size,
         qkv_bias=FAMILIES[architecture.family].qkv_bias,
         norm=stage.norm,
+        rules=rules,
     )
     cost += count_norm(dim, stage.norm) + _count_mlp(dim, int(dim * stage.mlp_ratio), tokens)
     if stage.se_reduction:

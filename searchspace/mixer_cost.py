@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates (MACs) of one mixer, in closed form.
 
-`searchspace.cost` says what counts. Everything is a function of the settings, the width ``dim`` and
-the side ``size`` of the square map in tokens.
+`searchspace.cost` says what counts. Everything is a function of the settings, the width ``dim``,
+the sides ``size`` of the map in tokens, and the rules for maps that windows do not divide.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixers import (
     CONV_KINDS,
     DecoupledDynamicFilter,
@@ -27,6 +28,8 @@ from searchspace.mixers import (
     elsa_qk_dim,
     split_terms,
 )
+
+Size = tuple[int, int]  # rows and columns of a map, in tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +60,28 @@ def count_norm(dim: int, norm: str = "default") -> Cost:
 
 
 def count_mixer(
-    mixer: Mixer, *, dim: int, size: int, qkv_bias: bool = True, norm: str = "default"
+    mixer: Mixer,
+    *,
+    dim: int,
+    size: int | Size,
+    qkv_bias: bool = True,
+    norm: str = "default",
+    rules: MapRules = CLASSIFIER,
 ) -> Cost:
     """Count what depends on a block's mixer: the mixer and, for attention, the norm before it.
 
     Args:
         dim: The width in channels.
-        size: The side of the square map, in tokens.
+        size: The sides of the map in tokens; one number for a square.
         qkv_bias: Whether the projections to queries, keys and values have biases.
         norm: The norms of the block, see `searchspace.architecture.Stage`.
+        rules: What is done at the border of the map.
     """
-    tokens = size**2
+    sides = (size, size) if isinstance(size, int) else size
     if mixer.kind in CONV_KINDS:
+        tokens = math.prod(rules.padded(sides, getattr(mixer, "kernel_size", 1)))
         return _count_conv_frame(dim, tokens, norm) + _count_filter(mixer, dim, tokens)
-    return count_norm(dim, norm) + _count_attention_like(mixer, dim, size, qkv_bias)
+    return count_norm(dim, norm) + _count_attention_like(mixer, dim, sides, qkv_bias, rules)
 
 
 def _count_filter(mixer: Mixer, dim: int, tokens: int) -> Cost:
@@ -98,34 +109,36 @@ def _count_filter(mixer: Mixer, dim: int, tokens: int) -> Cost:
             raise AssertionError(mixer)
 
 
-def _count_attention_like(mixer: Mixer, dim: int, size: int, qkv_bias: bool) -> Cost:
+def _count_attention_like(
+    mixer: Mixer, dim: int, size: Size, qkv_bias: bool, rules: MapRules
+) -> Cost:
+    tokens = math.prod(size)
     match mixer:
         case WindowAttention():
-            window, padded = _tile(mixer.window_size, size)
-            tables = Tables(padded**2, window**2, (2 * window - 1) ** 2)
-            return _count_attention(mixer, dim, size**2, tables, qkv_bias)
+            padded, area = _tile(mixer.window_size, size, rules)
+            tables = Tables(padded, area, (2 * math.isqrt(area) - 1) ** 2)
+            return _count_attention(mixer, dim, tokens, tables, qkv_bias)
         case NeighborhoodAttention():
             area = mixer.kernel_size**2
-            return _count_attention(mixer, dim, size**2, Tables(size**2, area, area), qkv_bias)
+            return _count_attention(mixer, dim, tokens, Tables(tokens, area, area), qkv_bias)
         case LocalMlp():
-            return _count_local_mlp(mixer, dim, size, qkv_bias)
+            return _count_local_mlp(mixer, dim, size, qkv_bias, rules)
         case DecoupledDynamicFilter():
-            return _count_ddf(mixer, dim, size**2, qkv_bias)
+            return _count_ddf(mixer, dim, tokens, qkv_bias)
         case OutlookAttention():
             return _count_outlook(mixer, dim, size, qkv_bias)
         case Elsa():
-            return _count_elsa(mixer, dim, size**2, qkv_bias)
+            return _count_elsa(mixer, dim, tokens, qkv_bias)
         case GlobalAttention():
             return _count_global(mixer, dim, size, qkv_bias)
         case _:
             raise AssertionError(mixer)
 
 
-def _tile(window: int, size: int) -> tuple[int, int]:
-    """Return the window that fits the map, and the side of the map padded to whole windows."""
-    # A window larger than the map shrinks to it; a map that windows do not tile is padded.
-    window = min(window, size)
-    return window, math.ceil(size / window) * window
+def _tile(window: int, size: Size, rules: MapRules) -> tuple[int, int]:
+    """Return the tokens of a map padded to whole windows, and those of a window."""
+    window = rules.window(window, size)
+    return math.prod(math.ceil(side / window) * window for side in size), window**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +180,11 @@ def _count_attention(
     return cost
 
 
-def _count_local_mlp(mixer: LocalMlp, dim: int, size: int, qkv_bias: bool) -> Cost:
-    window, padded = _tile(mixer.window_size, size)
-    tokens, area, offsets = padded**2, window**2, (2 * window - 1) ** 2
+def _count_local_mlp(
+    mixer: LocalMlp, dim: int, size: Size, qkv_bias: bool, rules: MapRules
+) -> Cost:
+    tokens, area = _tile(mixer.window_size, size, rules)
+    offsets = (2 * math.isqrt(area) - 1) ** 2
     windows = 1 if mixer.shared_positions else tokens // area
     weights = mixer.num_heads * (windows * area**2 + offsets)
     return (
@@ -189,13 +204,14 @@ def _count_ddf(mixer: DecoupledDynamicFilter, dim: int, tokens: int, qkv_bias: b
     return values + spatial + channel + deviations + Cost(0, tokens * applied * dim * area)
 
 
-def _count_outlook(mixer: OutlookAttention, dim: int, size: int, qkv_bias: bool) -> Cost:
-    pairs, pooled = mixer.kernel_size**4, math.ceil(size / mixer.stride) ** 2
+def _count_outlook(mixer: OutlookAttention, dim: int, size: Size, qkv_bias: bool) -> Cost:
+    pairs, tokens = mixer.kernel_size**4, math.prod(size)
+    pooled = math.prod(math.ceil(side / mixer.stride) for side in size)
     return (
-        count_linear(dim, dim, size**2, bias=qkv_bias)
+        count_linear(dim, dim, tokens, bias=qkv_bias)
         + count_linear(dim, mixer.num_heads * pairs, pooled)
         + Cost(0, pooled * pairs * dim)
-        + count_linear(dim, dim, size**2)
+        + count_linear(dim, dim, tokens)
     )
 
 
@@ -214,8 +230,9 @@ def _count_elsa(mixer: Elsa, dim: int, tokens: int, qkv_bias: bool) -> Cost:
     )
 
 
-def _count_global(mixer: GlobalAttention, dim: int, size: int, qkv_bias: bool) -> Cost:
-    tokens, keys, ratio = size**2, (size // mixer.sr_ratio) ** 2, mixer.sr_ratio
+def _count_global(mixer: GlobalAttention, dim: int, size: Size, qkv_bias: bool) -> Cost:
+    tokens, ratio = math.prod(size), mixer.sr_ratio
+    keys = math.prod(side // ratio for side in size)
     reduction = Cost(0, 0)
     if ratio > 1:
         reduction = count_linear(dim * ratio**2, dim, keys) + count_norm(dim)

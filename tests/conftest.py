@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from search.record.schema import Place
+from search.record.schema import Address
 from tests.postgres import Server, new_place, running_server
 
 # Before torch is imported: the tests' tensors are tiny, and threads only make them wait.
@@ -43,7 +43,7 @@ def postgres() -> Iterator[Server]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
     """Choose where a new record lies: a file, or a schema of the server."""
     if request.param == "sqlite":
         return tmp_path / "record.db"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from search.record.schema import Place
+from search.record.schema import Address
 
 START_SECONDS = 60.0
 CONFIGURATION = ("-c", "shared_buffers=16MB", "-c", "max_connections=40")
@@ -93,14 +93,14 @@ def running_server() -> Iterator[Server]:
         shutil.rmtree(folder)
 
 
-def new_place(url: str) -> Place:
+def new_place(url: str) -> Address:
     """Choose a schema for a record on a server."""
     from search.record.postgres import new_schema
 
     return new_schema(url, "test")
 
 
-def read_place(text: str) -> Place:
+def read_place(text: str) -> Address:
     """Read back the place of a record from its text."""
     return Path(text) if text.startswith("/") else text
 

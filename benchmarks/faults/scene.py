@@ -24,7 +24,7 @@ from benchmarks.faults.stopwatch import Stopwatch
 from search.plan import PHASES
 from search.record.record import Record
 from search.record.schema import RefusedError, open_database
-from search.run_folder.folder import record_place
+from search.run_folder.folder import record_address
 
 ROOT = Path(__file__).parents[2]
 NODES = 2
@@ -100,7 +100,7 @@ class Scene:
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read the record from outside, as SQL."""
         try:
-            with closing(open_database(record_place(self.folder))) as database:
+            with closing(open_database(record_address(self.folder))) as database:
                 return database.execute(text, values)
         except (ValueError, RefusedError):
             return [(0,)]  # there is none yet, or it does not answer
@@ -158,7 +158,7 @@ class Scene:
 
 def spent_of(folder: Path) -> float:
     """Sum the ledger."""
-    with Record.open(record_place(folder)) as record:
+    with Record.open(record_address(folder)) as record:
         return record.spent(PHASES)
 
 
@@ -212,7 +212,7 @@ def check(scene: Scene, *, budget: float, unfinished: bool = False) -> dict[str,
     # Each raylet keeps these: workers that wait for any job, and its own agents.
     busy = [title for title in left if not re.match(r"ray::(IDLE|\w+Agent)", title)]
     assert not busy, f"left behind: {busy}"
-    if isinstance(record_place(scene.folder), Path):
+    if isinstance(record_address(scene.folder), Path):
         assert scene.query("PRAGMA integrity_check") == [("ok",)]
     twice = (
         "SELECT architecture_id, fidelity, seed FROM trials GROUP BY 1, 2, 3 HAVING count(*) > 1"

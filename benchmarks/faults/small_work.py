@@ -80,7 +80,7 @@ class SmallSupernetWorker:
             steps_per_epoch=1,
         )
 
-    def address(self) -> str:
+    def address(self, host: str) -> str:
         """Nobody connects."""
         return "nowhere"
 

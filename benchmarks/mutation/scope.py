@@ -20,7 +20,7 @@ MODULES = (
     "search/scheduling/promotion.py",
     "search/scheduling/trials.py",
     "search/trust/judge_choice.py",
-    "search/trust/ladder.py",
+    "search/retraining/ladder.py",
     "search/trust/predictor.py",
     "search/trust/ranking.py",
     "search/workers/judge_worker.py",

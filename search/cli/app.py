@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.files import check_output_folder
-from search.cli import front_commands
+from configs.files import check_output, check_output_folder
+from search.cli import dense_commands, front_commands
 from search.cli import latency_commands as latency_command
 from search.cli.config_file import apply_config
 from search.cli.messages import fail, message_of, speak_any_locale
@@ -220,7 +220,7 @@ def _work(
 ) -> None:
     """Work on a run until it is done or stopped, and say how it ended."""
     from search.cli.config_file import keep_options
-    from search.report.outcome import print_outcome, write_report
+    from search.report.closing import print_closing, write_report
     from search.terminal.console import shell_command, visible
 
     console = make_console()
@@ -239,7 +239,7 @@ def _work(
             if stopped_by != NO_DATABASE:
                 if stopped_by != FULL_DISK:
                     write_report(folder)
-                has_front = print_outcome(folder, console)
+                has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)
         raise typer.Exit(130) from None
@@ -260,11 +260,27 @@ def plan(
     strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Devices; default: this machine's.")
+        int | None, typer.Option(min=1, help="Devices; default: this machine's or the cluster's.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Measure one device of this Ray cluster instead.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="That its nodes read images from; default: this folder.")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option(help="Measure nothing: times of a run's folder, or a file.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure nothing: estimates for h100, a100, rtx4090 or cpu.")
+    ] = None,
+    save_times: Annotated[
+        Path | None, typer.Option(help="Write the times to this file, for --times elsewhere.")
     ] = None,
 ) -> None:
-    """Measure this machine for a few seconds and say what a budget would buy."""
-    from search.phases.planning import plan_here
+    """Measure a device for a few seconds and say what a budget would buy."""
+    from search.phases.planning import TimesFrom, plan_here
+    from search.phases.step_times import write_times
     from search.run_folder.settings import RunSettings
     from search.terminal.listings import plan_table
 
@@ -276,10 +292,16 @@ def plan(
         shares=_shares(share),
         img_size=img_size,
         retrain_recipe=recipe or "",
+        storage=storage or "",
     )
+    check_output(save_times)
+    source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
-    made, twice = plan_here(settings, devices=devices, say=console.say)
-    console.print(plan_table(made, settings.parsed_budget.device, twice=twice))
+    made = plan_here(settings, devices=devices, times_from=source, say=console.say)
+    counted = settings.parsed_budget.device
+    console.print(plan_table(made.plan, counted, twice=made.twice, times=made.times))
+    if save_times is not None:
+        write_times(save_times, made.times)
 
 
 @app.command(cls=Command)
@@ -297,6 +319,8 @@ for _command in (
     front_commands.select,
     front_commands.compare,
     latency_command.latency,
+    dense_commands.transfer,
+    dense_commands.predict,
 ):
     app.command(cls=Command)(_command)
 
@@ -307,6 +331,10 @@ def show(
         str, typer.Argument(help="A preset, an architecture file, RUN:ID or timm:NAME.")
     ],
     img_size: ImgSize = None,
+    task: Annotated[
+        str | None, typer.Option(help="As a backbone: instance, detection or semantic.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="e.g. cascade_mask_rcnn, with --task.")] = None,
     json_: Json = False,
 ) -> None:
     """Show one architecture: its stages, parameters and MACs."""
@@ -323,6 +351,11 @@ def show(
     from search.terminal.tables import architecture_json, architecture_table
 
     architecture = load_target(target)
+    if head is not None and task is None:
+        raise ValueError(f"--head is one of a task: add --task, got --head {head!r} alone.")
+    if task is not None:
+        dense_commands.show_dense(architecture, target, task=task, head=head, as_json=json_)
+        return
     if img_size is not None:
         architecture = architecture.replace(img_size=img_size)
     if json_:
@@ -365,7 +398,7 @@ def retrain(
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
-    from search.report.outcome import write_report
+    from search.report.closing import write_report
     from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
     from search.run_folder.folder import own_run
 
@@ -428,21 +461,20 @@ def ladder(
 ) -> None:
     """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
     from search.results.intervals import wilson_interval
+    from search.retraining.ladder import STEPS, take_steps
     from search.run_folder.folder import open_run
-    from search.trust.ladder import STEPS, climb
+    from search.run_folder.targets import run_and_id
 
     check_device(device)
-    folder, colon, number = target.rpartition(":")
-    if not colon or not number.isdecimal():
+    if (named := run_and_id(target)) is None:
         raise ValueError(f"Name a network of a run as RUN:ID, e.g. runs/digits:12, got {target!r}.")
     console = make_console()
-    with open_run(Path(folder)) as run:
+    with open_run(named[0]) as run:
         steps = tuple(step or STEPS)
-        for rung in climb(run, int(number), steps=steps, epochs=epochs, seed=seed, device=device):
-            low, high = wilson_interval(rung.accuracy.correct, rung.accuracy.total)
+        for one in take_steps(run, named[1], steps=steps, epochs=epochs, seed=seed, device=device):
+            low, high = wilson_interval(one.accuracy.correct, one.accuracy.total)
             console.say(
-                f"{rung.step:13} {rung.accuracy.top1:6.2f} %  ({low:.1f} to {high:.1f})  "
-                f"{rung.about}"
+                f"{one.step:13} {one.accuracy.top1:6.2f} %  ({low:.1f} to {high:.1f})  {one.about}"
             )
 
 
@@ -470,6 +502,8 @@ def eval_(
     target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
     data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
     real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
+    scales: Annotated[str, typer.Option(help="Of segmenters: .5,.75,1,1.25,1.5,1.75.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Of segmenters: mirror images too.")] = False,
     device: Device = "cpu",
     json_: Json = False,
 ) -> None:
@@ -477,6 +511,16 @@ def eval_(
     import tempfile
 
     check_device(device)
+    if dense_commands.is_transfer(Path(target)):
+        dense_commands.eval_dense(
+            Path(target), data=data, scales=scales, flip=flip, device=device, as_json=json_
+        )
+        return
+    if flip or scales != "1":
+        raise ValueError(
+            f"--scales and --flip are for folders of search transfer --task semantic, got {target}."
+            " Leave them out."
+        )
     from search.retraining.evaluate import evaluate_retrained, evaluation_table
 
     with tempfile.TemporaryDirectory() as folder:

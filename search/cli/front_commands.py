@@ -83,7 +83,7 @@ def pareto(
             with writing(csv):
                 write_csv(csv, rows)
         if html or png:
-            from search.report.outcome import export_front
+            from search.report.closing import export_front
 
             export_front(folder, found=found, html=html, png=png)
         if json_:

@@ -61,15 +61,12 @@ class Cluster:
     Args:
         device: What one worker holds: a core (``cpu``) or a GPU (``gpu``).
         address: Address of a cluster; None starts Ray on this machine.
-        max_devices: Use at most so many devices.
 
     Raises:
         ValueError: If there is no such cluster, or it has no such device.
     """
 
-    def __init__(
-        self, *, device: str, address: str | None = None, max_devices: int | None = None
-    ) -> None:
+    def __init__(self, *, device: str, address: str | None = None) -> None:
         self._closing = ExitStack()
         self._folder: Path | None = None
         try:
@@ -80,7 +77,6 @@ class Cluster:
         except BaseException:
             self._closing.close()
             raise
-        self._max_devices = max_devices
 
     def _connect(self, device: str, address: str | None) -> None:
         if address is not None:
@@ -123,8 +119,7 @@ class Cluster:
     @property
     def devices(self) -> int:
         """Count the devices of the nodes that are alive now; it may be 0 for a while."""
-        found = self._alive
-        return found if self._max_devices is None else min(found, self._max_devices)
+        return self._alive
 
     @property
     def _alive(self) -> int:
@@ -302,10 +297,20 @@ def form_group(
         meeting_place: See `Cluster.meeting_place`; None lets the first of them name an address.
     """
     if len(actors) > 1:
-        address = meeting_place or call(actors[0], "address", while_waiting=while_waiting)
+        address = meeting_place
+        if address is None:
+            # What the machine itself takes for its address may be its loopback's.
+            host = call(actors[0], "__ray_call__", _host_of, while_waiting=while_waiting)
+            address = call(actors[0], "address", host, while_waiting=while_waiting)
         world = len(actors)
         pending = [actor.join.remote(address, rank, world) for rank, actor in enumerate(actors)]
         _gather(pending, while_waiting=while_waiting, limit_seconds=START_SECONDS)
+
+
+def _host_of(worker: object) -> str:
+    """Return the address under which the other nodes of the cluster know a worker's."""
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host
 
 
 def take_finished(pending: list[Any]) -> list[tuple[Any, Any, str | None]]:

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
 from search.record.record import Record
-from search.scheduling.tasks import START_SECONDS, BudgetSpent, Judgement, last_line
+from search.scheduling.tasks import START_SECONDS, BudgetSpent, Judgement, Outcome, last_line
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.
@@ -329,7 +329,10 @@ class JudgeCrew:
     def _dismiss(
         self, judge: _Judge, outcome: Any, cause: str | None, *, is_gone: bool = False
     ) -> list[Judgement]:
-        """Kill a judge and end its charge; return what it held as lost."""
+        """Kill a judge and end its charge; return what it held.
+
+        What it was working on is lost; what lay behind that has nothing to do with its end.
+        """
         if is_gone:
             kill_aside([judge.actor])  # it holds no device that its kill would free
         else:
@@ -340,11 +343,15 @@ class JudgeCrew:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN * max(self._cluster.devices, 1):
                 raise RuntimeError(f"No judge can start: {cause}")
-        held = [architecture for _, batch in judge.queue for architecture in batch]
-        self._suspects |= {architecture.key for architecture in held}
+        ends: list[tuple[Architecture, Outcome]] = [
+            (architecture, "not begun" if place else "lost")
+            for place, (_, batch) in enumerate(judge.queue)
+            for architecture in batch
+        ]
+        self._suspects |= {architecture.key for architecture, end in ends if end == "lost"}
         return [
-            Judgement(architecture=architecture, outcome="lost", values={}, cause=cause)
-            for architecture in held
+            Judgement(architecture=architecture, outcome=end, values={}, cause=cause)
+            for architecture, end in ends
         ]
 
     def _end(self, judge: _Judge, outcome: Any, cause: str | None) -> None:

@@ -36,6 +36,7 @@ from search.scheduling.tasks import (
     TrialSource,
     TrialTask,
     Work,
+    end_if_spoilt,
     last_line,
     outcome_of_error,
 )
@@ -76,7 +77,7 @@ def run_trials(
 def _run_round(
     cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
 ) -> None:
-    session = _SESSIONS[name] = _Session(source, cluster)
+    round_ = _ROUNDS[name] = _Round(source, cluster)
     # Else Tune starts a few at a time, and each takes seconds.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
     trainable = tune.with_resources(
@@ -101,18 +102,18 @@ def _run_round(
     try:
         tuner.fit()
     finally:
-        _SESSIONS.pop(name)
-        for task in session.tasks.values():
+        _ROUNDS.pop(name)
+        for task in round_.tasks.values():
             source.settle(task, outcome="lost", values={}, cause="stopped before its end")
-        session.release()
+        round_.release()
         scratch.cleanup()
-    if session.problem is not None:
-        raise session.problem
+    if round_.problem is not None:
+        raise round_.problem
 
 
 @dataclass(slots=True)
-class _Session:
-    """What Tune's objects share; keys are Tune's trial ids."""
+class _Round:
+    """What Tune's objects share in one round; keys are Tune's trial ids."""
 
     source: TrialSource
     cluster: Cluster
@@ -166,7 +167,7 @@ class _Session:
 
 
 # Tune pickles what it is given when a Tuner is built, so those hold a name and look up here.
-_SESSIONS: dict[str, _Session] = {}
+_ROUNDS: dict[str, _Round] = {}
 
 
 class _Feed(Searcher):
@@ -177,31 +178,31 @@ class _Feed(Searcher):
         self._name = name
 
     def suggest(self, trial_id: str) -> Any:
-        session = _SESSIONS[self._name]
-        if session.problem is not None or session.source.should_stop():
+        round_ = _ROUNDS[self._name]
+        if round_.problem is not None or round_.source.should_stop():
             return Searcher.FINISHED
-        session.look()
-        if len(session.tasks) >= session.slots:
+        round_.look()
+        if len(round_.tasks) >= round_.slots:
             return None
         try:
-            task = session.source.next()
+            task = round_.source.next()
         except Exception as problem:
             # Tune would log it and go on: `run_trials` raises it.
-            session.problem = problem
+            round_.problem = problem
             return Searcher.FINISHED
         if task is None:
             return Searcher.FINISHED
-        session.tasks[trial_id] = task
+        round_.tasks[trial_id] = task
         return {"task": task}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        session = _SESSIONS[self._name]
-        task = session.tasks.get(trial_id)
+        round_ = _ROUNDS[self._name]
+        task = round_.tasks.get(trial_id)
         if task is not None:
-            outcome, values, cause = _read(session, trial_id, task, result, error)
-            session.settle(trial_id, outcome, values, cause)
+            outcome, values, cause = _read(round_, trial_id, task, result, error)
+            round_.settle(trial_id, outcome, values, cause)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the truth."""
@@ -220,8 +221,8 @@ class _Stop(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        session = _SESSIONS.get(self._name)
-        return session is None or session.problem is not None or session.source.should_stop()
+        round_ = _ROUNDS.get(self._name)
+        return round_ is None or round_.problem is not None or round_.source.should_stop()
 
 
 class _Watch(tune.Callback):
@@ -231,42 +232,42 @@ class _Watch(tune.Callback):
         self._name = name
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        session = _SESSIONS[self._name]
-        session.trials[trial.trial_id] = trial
+        round_ = _ROUNDS[self._name]
+        round_.trials[trial.trial_id] = trial
         actor = trial.temporary_state.ray_actor
-        session.actors[actor._ray_actor_id] = actor
-        session.source.started(session.tasks[trial.trial_id])
+        round_.actors[actor._ray_actor_id] = actor
+        round_.source.started(round_.tasks[trial.trial_id])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        session = _SESSIONS[self._name]
-        task = session.tasks.get(trial.trial_id)
+        round_ = _ROUNDS[self._name]
+        task = round_.tasks.get(trial.trial_id)
         if task is not None:
-            session.source.heard(task)
+            round_.source.heard(task)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        session = _SESSIONS[self._name]
-        stopping = session.problem is not None or session.source.should_stop()
-        for trial_id, trial in list(session.trials.items()):
-            task = session.tasks.get(trial_id)
+        round_ = _ROUNDS[self._name]
+        stopping = round_.problem is not None or round_.source.should_stop()
+        for trial_id, trial in list(round_.trials.items()):
+            task = round_.tasks.get(trial_id)
             if task is None:
                 continue
-            cause = session.source.overdue(task)
+            cause = round_.source.overdue(task)
             if cause is not None:
-                session.overdue.setdefault(trial_id, cause)
+                round_.overdue.setdefault(trial_id, cause)
             actor = trial.temporary_state.ray_actor
-            if actor is None or not (stopping or trial_id in session.overdue):
+            if actor is None or not (stopping or trial_id in round_.overdue):
                 continue
             ray.kill(actor)
-            if stopping and session.problem is None:
+            if stopping and round_.problem is None:
                 # Tune takes seconds more to end.
-                session.settle(trial_id, "lost", {}, "stopped before its end")
-        session.look()
+                round_.settle(trial_id, "lost", {}, "stopped before its end")
+        round_.look()
 
 
 def _read(
-    session: _Session,
+    round_: _Round,
     trial_id: str,
     task: TrialTask,
     result: dict[str, Any] | None,
@@ -276,9 +277,9 @@ def _read(
     report = json.loads((result or {}).get("report", "{}"))
     if not error and report:
         return report["outcome"], report.get("values", {}), report.get("cause")
-    if trial_id in session.overdue:
-        return "failed", {}, session.overdue[trial_id]
-    trial = session.trials.get(trial_id)
+    if trial_id in round_.overdue:
+        return "failed", {}, round_.overdue[trial_id]
+    trial = round_.trials.get(trial_id)
     problem = trial.get_pickled_error() if error and trial is not None else None
     if problem is None:
         return "lost", {}, "its worker died or was stopped"
@@ -298,6 +299,7 @@ def _train_trial(
     try:
         values = train(job, task, threads, lambda epoch: tune.report({"epoch": epoch}))
     except Exception as error:
+        end_if_spoilt(error)
         # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
         logger.error("Trial %d failed:\n%s", task.trial_id, traceback.format_exc())
         cause = f"{type(error).__name__}: {last_line(str(error))}"

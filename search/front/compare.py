@@ -12,7 +12,7 @@ from rich.text import Text
 
 from search.results.candidates import Candidate, judged_at, searched_fidelities
 from search.run_folder.folder import open_run
-from search.run_folder.targets import load_target
+from search.run_folder.targets import load_target, run_and_id
 from search.terminal.tables import describe_stages, format_count, format_interval
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
@@ -220,9 +220,9 @@ def _sizes(architecture: Architecture) -> dict[str, str]:
 
 def _result_of(target: str) -> Candidate | None:
     """Return the result of RUN:ID at the highest fidelity below retraining that has it."""
-    run, colon, number = target.rpartition(":")
-    if Path(target).exists() or not colon or not number.isdecimal():
+    named = run_and_id(target)
+    if Path(target).exists() or named is None:
         return None
-    with open_run(Path(run)) as folder:
-        trials = [t for t in folder.record.trials() if t.architecture_id == int(number)]
+    with open_run(named[0]) as folder:
+        trials = [t for t in folder.record.trials() if t.architecture_id == named[1]]
         return judged_at(trials)[0] if searched_fidelities(trials) else None

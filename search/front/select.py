@@ -26,7 +26,7 @@ LEAST_CHANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class Selected:
     """A network to retrain, the reasons, and what it will cost.
 
     Attributes:
@@ -46,7 +46,7 @@ def select_members(
     top: int,
     budget_seconds: float = math.inf,
     cost_of: Callable[[Candidate], float] | None = None,
-) -> tuple[Choice, ...]:
+) -> tuple[Selected, ...]:
     """Choose at most ``top`` networks whose retrainings fit in the budget together.
 
     Args:
@@ -67,7 +67,7 @@ def select_members(
     pool = sorted((c for c in found if _is_worth_a_look(c)), key=by_macs)
     places = _scaled(pool, objectives)
     reasons = _leading(pool, objectives)
-    chosen: list[Choice] = []
+    chosen: list[Selected] = []
     left, open_ = budget_seconds, list(range(len(pool)))
     while open_ and len(chosen) < top:
         index = _next(open_, reasons, places, [pool.index(c.candidate) for c in chosen], pool)
@@ -77,7 +77,7 @@ def select_members(
             continue
         left -= seconds or 0.0
         reason = reasons.get(index) or _spread_reason(pool[index], [c.candidate for c in chosen])
-        chosen.append(Choice(candidate=pool[index], reason=reason, retrain_seconds=seconds))
+        chosen.append(Selected(candidate=pool[index], reason=reason, retrain_seconds=seconds))
     if not chosen and cost_of:
         least = min(cost_of(candidate) for candidate in pool)
         raise ValueError(
@@ -97,7 +97,7 @@ def retrain_cost(plan: Plan | None) -> Callable[[Candidate], float] | None:
     return lambda candidate: num_steps * step(candidate.macs)
 
 
-def select_table(choices: Sequence[Choice], device: Device) -> Table:
+def select_table(choices: Sequence[Selected], device: Device) -> Table:
     """Show the choices with their reasons, a row each."""
     table = Table(title="Worth retraining", title_justify="left", caption_justify="left")
     for column in ("id", "top-1 %", "MACs", "sure", "retraining"):
@@ -117,7 +117,7 @@ def select_table(choices: Sequence[Choice], device: Device) -> Table:
     return table
 
 
-def choice_json(choice: Choice) -> dict[str, Any]:
+def choice_json(choice: Selected) -> dict[str, Any]:
     """Describe a choice with JSON values; the keys are stable."""
     one = choice.candidate
     return {

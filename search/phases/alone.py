@@ -17,7 +17,7 @@ def train_alone(
     phase: str,
     choose: Callable[[], Choice | None],
     on_end: Callable[[Trial], None] | None = None,
-) -> None:
+) -> float | None:
     """Train what is chosen until there is no more, or the phase's share is used up.
 
     Args:
@@ -26,9 +26,13 @@ def train_alone(
         phase: What the time is charged to.
         choose: The next network, or None when there is none.
         on_end: Called with every trial that has ended.
+
+    Returns:
+        How many times slower the first epochs were than a large plan has it, which ended the
+        trials; None where all went on.
     """
     if session.has_ended(plan, phase):
-        return
+        return None
     runner = TrialRunner(
         record=session.record,
         plan=plan,
@@ -55,3 +59,4 @@ def train_alone(
             name=phase,
         )
     session.check_stop()
+    return runner.off_pace

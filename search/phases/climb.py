@@ -5,6 +5,7 @@ from __future__ import annotations
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
+from search.results.fidelity import rung_fidelities
 from search.scheduling.halving import Halving
 from search.scheduling.trials import Choice
 
@@ -16,7 +17,7 @@ def climb(session: Session, plan: Plan, phase: str) -> None:
     """
     if session.has_ended(plan, phase):
         return
-    halving = Halving(session.record, session.space, session.settings, plan.rungs)
+    halving = Halving(session.record, session.space, session.settings, rung_fidelities(plan))
     due: list[Choice] = []
     while not session.has_ended(plan, phase):
         train_alone(

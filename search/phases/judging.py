@@ -16,7 +16,7 @@ from search.results.fidelity import SUPERNET, trained_alone
 from search.scheduling.judging import Judging, make_proposer
 from search.scheduling.trials import Choice
 from search.trust.judge_choice import next_predicted, report_of, trains
-from search.trust.ranking import Judge
+from search.trust.ranking import Estimator
 from searchspace.architecture import Architecture
 
 
@@ -30,20 +30,20 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
             judge_warm(session, crew, plan, phase, by=SUPERNET, first=trust, proposes=False)
             session.check_stop()
         score_without_training(session, crew, phase, trust)
-        judge = session.judge()
+        estimator = session.estimator()
         report = report_of(
             session.record, seed=session.settings.seed, strategy=session.settings.strategy
         )
-        if report is not None and judge != SUPERNET:
+        if report is not None and estimator != SUPERNET:
             session.view.say(report.verdict)
-        if not trains(judge):
-            judge_warm(session, crew, plan, phase, by=judge, first=trust)
+        if not trains(estimator):
+            judge_warm(session, crew, plan, phase, by=estimator, first=trust)
         if session.settings.strategy == SUPERNET:
             check_extraction(session, crew, phase)
         session.state.judge_start_seconds = crew.start_seconds
     session.check_stop()
-    if trains(judge):
-        judge_by_training(session, plan, phase, judge)
+    if trains(estimator):
+        judge_by_training(session, plan, phase, estimator)
 
 
 def judge_warm(
@@ -52,7 +52,7 @@ def judge_warm(
     plan: Plan,
     phase: str,
     *,
-    by: Judge,
+    by: Estimator,
     first: Sequence[Architecture] = (),
     proposes: bool = True,
 ) -> None:
@@ -74,18 +74,18 @@ def judge_warm(
     crew.stream(judging, session.tick(phase, limit_seconds=math.inf))
 
 
-def judge_by_training(session: Session, plan: Plan, phase: str, judge: Judge) -> None:
+def judge_by_training(session: Session, plan: Plan, phase: str, estimator: Estimator) -> None:
     """Train networks alone where no ranking without training is believed."""
     if session.settings.strategy != SUPERNET:
         climb(session, plan, phase)
         return
-    train_alone(session, plan, phase, lambda: _choose_alone(session, plan, judge))
+    train_alone(session, plan, phase, lambda: _choose_alone(session, plan, estimator))
 
 
-def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
-    """Choose what to train alone next on the highest rung."""
-    fidelity, trials = trained_alone(plan.trial_epochs), session.record.trials()
-    if judge == "predictor":
+def _choose_alone(session: Session, plan: Plan, estimator: Estimator) -> Choice | None:
+    """Choose what to train alone next, as long as the trust set."""
+    fidelity, trials = trained_alone(plan.trust_rung), session.record.trials()
+    if estimator == "predictor":
         chosen = next_predicted(
             session.space,
             trials,
@@ -96,4 +96,4 @@ def _choose_alone(session: Session, plan: Plan, judge: Judge) -> Choice | None:
     else:
         known = [trial for trial in trials if trial.fidelity == fidelity]
         chosen = make_proposer(session.space, session.settings, known).ask()
-    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trial_epochs)
+    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trust_rung)

@@ -1,75 +1,194 @@
-"""``search plan``: measure this machine for a few seconds and say what a budget would buy."""
+"""``search plan``: what a budget would buy, by times measured here, on a cluster or elsewhere."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.budget import count_cores
-from search.plan import Plan, StepTimes, make_plan
+from search.phases.step_times import profile_times, read_times, times_for
+from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
 from search.run_folder.settings import RunSettings
-from search.workers.job import make_job
+from search.run_folder.storage import DATA
+from search.workers.job import for_group, make_job
 from search.workers.supernet_worker import SupernetWorker, compile_kernels
 from supernet.data import ImageData, prepare_data
 from supernet.recipes.recipe import load_recipe
+from supernet.shared_weights.group import recipe_of_group
 
-# A network is trained alone for at most this share of the full recipe's epochs.
+# In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
+# Of the devices that train one network together; `search.cluster.tune_trials` gives each trial one.
+MOST_TRIAL_DEVICES = 1
+# What ``twice the budget`` and ``ten more gpu-days`` are asked with.
+MORE_DAYS, DAY = 10, 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimesFrom:
+    """Where times come from; at most one is given, and without any this machine is measured.
+
+    Attributes:
+        ray_address: A cluster, one device of which is held for as long as it is measured.
+        times: A run's folder, or a file of times.
+        profile: Name or file of a device's profile: estimates.
+        storage: From which the cluster's nodes read images; None takes the current folder.
+    """
+
+    ray_address: str | None = None
+    times: Path | None = None
+    profile: str | None = None
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {"--ray-address": self.ray_address, "--times": self.times, "--device": self.profile}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(
+                f"{' and '.join(names)} each say where the times come from. Give one of them."
+            )
+        if self.storage is not None and self.ray_address is None:
+            raise ValueError(
+                f"--storage {self.storage!r} is where the nodes of a cluster read images. Add "
+                "--ray-address, or leave it out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What ``search plan`` shows.
+
+    Attributes:
+        plan: Of the budget.
+        twice: Of twice the budget.
+        times: By which it was planned.
+    """
+
+    plan: Plan
+    twice: Plan
+    times: StepTimes
 
 
 def plan_here(
-    settings: RunSettings, *, devices: int | None, say: Callable[[str], None] | None = None
-) -> tuple[Plan, Plan]:
-    """Measure in this process; return the plan and that of twice the budget.
-
-    Nothing is left behind.
+    settings: RunSettings,
+    *,
+    devices: int | None,
+    times_from: TimesFrom | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Planned:
+    """Find out what steps take, and plan the budget and twice as much. Nothing is left behind.
 
     Args:
         settings: What was asked for.
-        devices: How many; None takes this machine's.
+        devices: How many; None takes this machine's, or the cluster's.
+        times_from: Where times come from; None measures in this process.
         say: Told what images there are, line by line, before anything is measured.
-    """
-    import torch
 
-    budget = settings.parsed_budget
-    found = torch.cuda.device_count() if budget.device == "gpu" else count_cores()
-    if not (devices or found):
-        raise ValueError(
-            "The budget counts gpu time, and this machine has no GPU to measure. "
-            "Run `search plan` on a machine that has one, or give a cpu budget."
-        )
-    space = settings.load_space()
-    with tempfile.TemporaryDirectory() as folder:
+    Raises:
+        ValueError: If there is nothing to measure, and no times are given.
+    """
+    source = times_from or TimesFrom()
+    found = devices_here(settings, source)
+    # Data in the current folder can be seen by the nodes of a cluster, as a run's folder can.
+    where = "." if source.ray_address and not settings.storage else None
+    with tempfile.TemporaryDirectory(prefix="search-plan-", dir=where) as text:
+        folder = Path(text)
         data = prepare_data(
             settings.data,
-            img_size=space.img_size,
-            folder=Path(folder) / "data",
+            img_size=settings.load_space().img_size,
+            folder=folder / DATA,
             reads_content=False,
         )
         if say is not None:
             for line in data.lines():
                 say(line)
-        compile_kernels()
         started = time.monotonic()
-        job = make_job(settings, Path(folder), data)
-        times = SupernetWorker(job, threads=1 if budget.device == "cpu" else 4).measure()
+        if source.ray_address is not None:
+            times, found = measure_on_cluster(settings, folder, data, source.ray_address)
+        elif source.times is not None:
+            times = read_times(source.times)
+        elif source.profile is not None:
+            times = profile_times(source.profile, settings, settings.load_space(), data)
+        else:
+            compile_kernels()
+            started = time.monotonic()
+            job, _ = for_group(make_job(settings, folder, data), data, devices or found)
+            threads = 1 if settings.parsed_budget.device == "cpu" else 4
+            worker = SupernetWorker(job, threads=threads)
+            times = worker.measure()
+            if settings.strategy == "supernet":
+                times = replace(times, supernet_step=worker.measure_supernet())
+        took = time.monotonic() - started
         # In a run with a supernet, all devices are held meanwhile.
         held = (devices or found) if settings.strategy == "supernet" else 1
-        measured = (time.monotonic() - started) * held
-    plan, twice = (
-        plan_from_times(
-            settings,
-            times,
-            data,
-            devices=devices or found,
-            measured_seconds=measured,
-            times_budget=factor,
+        plan, twice = (
+            plan_from_times(
+                settings,
+                times,
+                data,
+                devices=devices or found,
+                measured_seconds=took * held,
+                times_budget=factor,
+            )
+            for factor in (1.0, 2.0)
         )
-        for factor in (1.0, 2.0)
-    )
-    return plan, twice
+    return Planned(plan=plan, twice=twice, times=times)
+
+
+def devices_here(settings: RunSettings, source: TimesFrom) -> int:
+    """Count this machine's devices of the kind that the budget counts.
+
+    Raises:
+        ValueError: If it has none to measure, and no times are given.
+    """
+    import torch
+
+    is_gpu = settings.parsed_budget.device == "gpu"
+    found = torch.cuda.device_count() if is_gpu else count_cores()
+    if not found and source == TimesFrom():
+        raise ValueError(
+            f"The budget {settings.budget!r} counts gpu time, and this machine has no GPU to "
+            "measure. Measure one of a cluster with --ray-address ADDRESS, take the times of a run "
+            "or a file with --times RUN, or estimates with --device h100, a100 or rtx4090."
+        )
+    return max(found, 1)
+
+
+def measure_on_cluster(
+    settings: RunSettings, folder: Path, data: ImageData, address: str
+) -> tuple[StepTimes, int]:
+    """Measure on one device of a cluster, and let it go.
+
+    Returns:
+        The times, and the cluster's devices.
+
+    Raises:
+        ValueError: If there is no such cluster, or it has no such device.
+    """
+    from search.cluster.connection import Cluster, call
+
+    if settings.storage:
+        # A folder of its own: the storage may be that of a run.
+        settings = replace(settings, storage=f"{settings.storage}/plan-{uuid.uuid4().hex[:8]}")
+    with Cluster(device=settings.parsed_budget.device, address=address) as cluster:
+        devices = cluster.devices
+        job, _ = for_group(make_job(settings, folder, data), data, devices)
+        try:
+            if not job.files.has(DATA):
+                job.files.publish(DATA, folder / DATA)
+            with cluster.actors(SupernetWorker, job, 1) as (worker,):
+                times: StepTimes = call(worker, "measure", while_waiting=lambda: None)
+                if settings.strategy == "supernet":
+                    step = call(worker, "measure_supernet", while_waiting=lambda: None)
+                    times = replace(times, supernet_step=step)
+        finally:
+            if settings.storage:
+                job.files.remove(DATA)
+    return times, devices
 
 
 def plan_from_times(
@@ -81,9 +200,16 @@ def plan_from_times(
     measured_seconds: float,
     times_budget: float = 1.0,
 ) -> Plan:
-    """Split the budget of the settings (or a multiple of it) with measured times."""
+    """Split the budget of the settings (or a multiple of it) by what steps take."""
     retrain = load_recipe(settings.retrain_recipe)
+    grows = settings.parsed_budget.device == "gpu"
+    recipe = load_recipe(settings.supernet_recipe)
+    batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
+    times = times_for(times, data, batch)
     num_images = data.sizes["train"] + data.sizes["search"]
+    retrain_steps = retrain.total_epochs * num_images // retrain.batch_size
+    if times.batch_size:  # a step takes as long as its images do
+        retrain_steps = retrain_steps * retrain.batch_size // times.batch_size
     return make_plan(
         budget_seconds=settings.parsed_budget.amount_seconds * times_budget,
         devices=devices,
@@ -93,7 +219,11 @@ def plan_from_times(
         judge_seconds=times.judge,
         steps_per_epoch=times.steps_per_epoch,
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
-        retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
+        retrain_steps=retrain_steps,
         fixed_shares=settings.shares,
         strategy=settings.strategy,
+        train_images=data.sizes["train"],
+        supernet_batch=batch,
+        longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
+        most_trial_devices=MOST_TRIAL_DEVICES,
     )

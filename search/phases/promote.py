@@ -6,7 +6,7 @@ from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.fidelity import SUPERNET, ZERO_COST, trained_alone
+from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
 from search.scheduling.promotion import Promotions
 from search.scheduling.trials import Choice
 from search.trust.judge_choice import trains
@@ -14,14 +14,14 @@ from search.trust.judge_choice import trains
 
 def promote(session: Session, plan: Plan) -> None:
     """Train the best networks alone, up the rungs, while the budget lasts."""
-    judge = session.judge()
-    if trains(judge):
-        judge_by_training(session, plan, "promote", judge)
+    estimator = session.estimator()
+    if trains(estimator):
+        judge_by_training(session, plan, "promote", estimator)
         return
-    epochs = {trained_alone(rung): rung for rung in plan.rungs}
+    epochs = rung_fidelities(plan)
     promotions = Promotions(
         session.record.trials(),
-        base=SUPERNET if judge == SUPERNET else ZERO_COST,
+        base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
         limits=session.settings.measured_limits,

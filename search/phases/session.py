@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from search.budget import format_seconds
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew
-from search.phases.planning import plan_from_times
-from search.plan import END_SECONDS, END_SHARE, Plan, revise_plan
+from search.phases.planning import DAY, MORE_DAYS, plan_from_times
+from search.plan import END_SECONDS, END_SHARE, MorePlan, Plan, revise_plan
 from search.results.fidelity import SUPERNET, ZERO_COST
 from search.run_folder.folder import RunFolder
 from search.scheduling.tasks import BudgetSpent, Work
 from search.scheduling.trials import TrialCosts
 from search.terminal.listings import plan_table
 from search.terminal.progress import ProgressView, StopSignals
-from search.trust.judge_choice import judge_of
-from search.trust.ranking import Judge
+from search.trust.judge_choice import estimator_of
+from search.trust.ranking import Estimator
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0
@@ -111,15 +112,16 @@ class Session:
             start_seconds=self.start_seconds,
         )
 
-    def judge(self) -> Judge:
+    def estimator(self) -> Estimator:
         """Return what the run judges networks by; the first call decides."""
         settings = self.settings
-        return judge_of(self.record, seed=settings.seed, strategy=settings.strategy)
+        return estimator_of(self.record, seed=settings.seed, strategy=settings.strategy)
 
     def show_plan(self, plan: Plan) -> None:
         """Print the plan, and what twice the budget would buy."""
         twice = self.plan_of_times(times_budget=2.0)
-        self.view.say(plan_table(plan, self.budget.device, twice=twice))
+        times = self.state.times
+        self.view.say(plan_table(plan, self.budget.device, twice=twice, times=times))
 
     def make_plan(self) -> Plan:
         """Make the plan from the measured times; what has been trained keeps its length."""
@@ -132,9 +134,41 @@ class Session:
                 trial_epochs=first.trial_epochs,
                 trial_steps=first.trial_steps,
                 rungs=first.rungs,
+                rung_images=first.rung_images,
+                rung_devices=first.rung_devices,
+                trust_epochs=first.trust_epochs,
+                train_images=first.train_images,
+                supernet_batch=first.supernet_batch,
+                most_supernet_steps=first.most_supernet_steps,
+                is_large=first.is_large,
             )
         self.state.plan = plan
+        self._plan_more()
         return plan
+
+    def plan_slower(self, plan: Plan, pace: float) -> Plan:
+        """Make the plan anew for trainings that are so many times slower than measured."""
+        times = self.state.times
+        assert times is not None
+        slower = tuple((macs, seconds * pace) for macs, seconds in times.trial_steps)
+        self.state.times = replace(times, trial_steps=slower)
+        fresh = replace(self.plan_of_times(), supernet_steps=plan.supernet_steps)
+        self.state.plan = fresh
+        self.view.say(
+            f"Trainings are {pace:.1f} times slower than measured, so they are planned anew:"
+        )
+        self.show_plan(fresh)
+        phases = list(fresh.until)
+        before = phases[: phases.index("trust")]
+        return self.revise(fresh, after=before[-1]) if before else fresh
+
+    def _plan_more(self) -> None:
+        """Write down what more budget would buy, for those who only look."""
+        amount = self.budget.amount_seconds
+        seconds = MORE_DAYS * DAY if self.budget.device == "gpu" else amount
+        now, more = self.plan_of_times(), self.plan_of_times(times_budget=1 + seconds / amount)
+        text = format_seconds(seconds, self.budget.device)
+        self.state.more_plan = MorePlan(budget=text, plan=now, more=more)
 
     def plan_of_times(self, *, times_budget: float = 1.0) -> Plan:
         """Plan a multiple of the budget with the measured times."""
@@ -183,7 +217,7 @@ class Session:
         """Split what is left anew, with what trials and judgements have really cost."""
         done = self.record.trials(state="done")
         macs = sum(macs for macs, _ in plan.step_seconds) / len(plan.step_seconds)
-        judged = [t.values["seconds"] for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
+        judged = [t.measured.seconds for t in done if t.fidelity in (SUPERNET, ZERO_COST)]
         plan = revise_plan(
             plan,
             after=after,

@@ -14,10 +14,12 @@ from search.phases.session import Session
 from search.plan import Plan, StepTimes
 from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as STORED
+from search.scheduling.tasks import START_SECONDS
 from search.scheduling.trials import MAX_LOST
 from supernet.shared_weights.checkpoint import check_supernet
 
-SAVE_EVERY_SECONDS = 30.0
+# Whatever a checkpoint takes, all devices wait for it: at most a hundredth of the time.
+SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES = 30.0, 100.0
 TRAIN_CALL_SECONDS = 2.0
 CALL_LIMIT_FACTOR = 30.0
 RESCHEDULE_SHARE = 0.05
@@ -46,7 +48,7 @@ def measure_and_train_supernet(session: Session) -> Plan:
 class _Training:
     def __init__(self, session: Session) -> None:
         self.session, self.record = session, session.record
-        self.saved_step = 0
+        self.saved_step, self.saved, self.save_seconds = 0, 0.0, 0.0
 
     def run(self) -> Plan:
         session = self.session
@@ -54,12 +56,12 @@ class _Training:
         _check_checkpoint(session, is_done=is_done)
         if is_done:
             return session.make_plan()
-        devices = session.wait_for_devices()
+        job, devices = self._job_for(session.wait_for_devices())
         session.check_start(devices)
         # What the workers take to start and to end is charged as well.
         with (
             ExitStack() as charges,
-            session.cluster.actors(session.work.supernet_worker, session.job, devices) as workers,
+            session.cluster.actors(session.work.supernet_worker, job, devices) as workers,
         ):
             with bounded(session) as may_wait, session.charged("measure", devices):
                 self._measure(workers, may_wait)
@@ -69,6 +71,25 @@ class _Training:
             self._train(workers, plan)
         session.state.supernet_is_trained = True
         return session.revise(plan, after=SUPERNET)
+
+    def _job_for(self, devices: int) -> tuple[Any, int]:
+        """Describe the work to so many devices; return it, and how many of them have a part in it.
+
+        The batch and its shards are those of the devices that the run was begun on.
+        """
+        session = self.session
+        if session.work.for_group is None:
+            return session.job, devices
+        first = session.state.supernet_devices
+        if first is None:
+            first = session.state.supernet_devices = devices
+        job, most = session.work.for_group(session.job, session.run.data(), first)
+        if devices > most:
+            session.view.say(
+                f"The supernet trains on {most} of {devices} devices: its batch has {most} shards, "
+                f"as the run was begun on {first}."
+            )
+        return job, min(devices, most)
 
     def _measure(self, workers: list[Any], may_wait: Callable[[], None]) -> None:
         """Let the workers find each other; the first time, measure what steps take."""
@@ -81,7 +102,7 @@ class _Training:
         times: StepTimes = call(workers[0], "measure", while_waiting=tick)
         keep_start(self.session, time.monotonic() - started, times)
         form_group(workers, meeting_place=place, while_waiting=tick)
-        # Together they are slower than one alone is on its share.
+        # All at once: together they are slower than one alone is on its share.
         together = call_all(workers, "measure_supernet", while_waiting=tick)
         times = replace(times, supernet_step=max(together))
         self.session.state.times = times
@@ -91,35 +112,65 @@ class _Training:
         tick = self._group_tick(len(workers), session.tick(SUPERNET))
         total = plan.supernet_steps
         step = call_all(workers, "start", total, while_waiting=tick)[0]
-        self.saved_step = step
-        assert session.state.times is not None
-        pace = session.state.times.supernet_step / len(workers)  # seconds a step
-        saved = time.monotonic()
+        self.saved_step, self.saved, self.save_seconds = step, time.monotonic(), 0.0
+        pace = self._pace() / len(workers)  # seconds a step
+        if step:
+            total = self._fitting(plan, step, pace, len(workers))
+            call_all(workers, "reschedule", total, while_waiting=tick)
+        is_first = True
         while step < total:
             started = time.monotonic()
             steps = max(round(TRAIN_CALL_SECONDS / pace), 1)
-            limit = CALL_LIMIT_FACTOR * max(steps * pace, TRAIN_CALL_SECONDS)
+            # The first call starts the processes that make batches, and compiles kernels.
+            least = START_SECONDS if is_first else TRAIN_CALL_SECONDS * CALL_LIMIT_FACTOR
+            limit = max(CALL_LIMIT_FACTOR * steps * pace, least)
             progress = call_all(workers, "train", steps, while_waiting=tick, limit_seconds=limit)[0]
             measured = (time.monotonic() - started) / (progress.step - step)
-            pace += (measured - pace) * PACE_SHARE
-            step = progress.step
-            # On a machine that is slower than it was measured, the schedule ends earlier.
-            left = (plan.until[SUPERNET] - session.spent()) / len(workers)
-            fitting = min(step + max(int(left / pace), 1), plan.supernet_steps)
+            pace += (measured - pace) * (0 if is_first else PACE_SHARE)
+            step, is_first = progress.step, False
+            # The schedule follows the pace: it ends earlier, or later, than was planned.
+            fitting = self._fitting(plan, step, pace, len(workers))
             if step < total and abs(fitting - total) > total * RESCHEDULE_SHARE:
                 total = fitting
                 call_all(workers, "reschedule", total, while_waiting=tick)
             session.show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
-            if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                call(workers[0], "save", while_waiting=tick)
-                self.saved_step, saved = step, time.monotonic()
+            if session.stop.requested or self._is_save_due():
+                session.state.supernet_pace = pace * len(workers)
+                self._save(workers[0], step, tick)
             session.check_stop()
-        if total < plan.supernet_steps:
-            session.view.say(
-                f"The machine was slower than measured: {total:,} supernet steps instead of "
-                f"{plan.supernet_steps:,}."
+        self._say_length(total, plan.supernet_steps)
+        self._save(workers[0], step, tick)
+
+    def _is_save_due(self) -> bool:
+        waited = time.monotonic() - self.saved
+        return waited > max(SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES * self.save_seconds)
+
+    def _save(self, worker: Any, step: int, tick: Callable[[], None]) -> None:
+        started = time.monotonic()
+        call(worker, "save", while_waiting=tick)
+        self.saved_step, self.saved = step, time.monotonic()
+        self.save_seconds = self.saved - started
+
+    def _say_length(self, steps: int, planned: int) -> None:
+        if abs(steps - planned) > planned * RESCHEDULE_SHARE:
+            kind = "slower" if steps < planned else "faster"
+            self.session.view.say(
+                f"The machine was {kind} than measured: {steps:,} supernet steps instead of "
+                f"{planned:,}."
             )
-        call(workers[0], "save", while_waiting=tick)
+
+    def _pace(self) -> float:
+        """Return the device-seconds of a step: as it was at the last checkpoint, else measured."""
+        state = self.session.state
+        assert state.times is not None
+        known = state.supernet_pace
+        return state.times.supernet_step if known is None else known
+
+    def _fitting(self, plan: Plan, step: int, pace: float, workers: int) -> int:
+        """Return at which step the schedule ends if what is left of the share goes on like this."""
+        left = (plan.until[SUPERNET] - self.session.spent()) / workers
+        fitting = step + max(int(left / pace), 1)
+        return min(fitting, plan.most_supernet_steps or fitting)
 
     def _group_tick(self, workers: int, tick: Callable[[], None]) -> Callable[[], None]:
         """Like ``tick``; and a group that has lost a device is given up at once."""

@@ -27,17 +27,31 @@ def choose_trust_set(session: Session, plan: Plan) -> list[Architecture]:
     return list(chosen.values())[: plan.num_trust]
 
 
-def train_trust_set(session: Session, plan: Plan, networks: list[Architecture]) -> None:
-    """Train the networks alone on the highest rung."""
-    known = {t.key for t in session.record.trials(fidelity=trained_alone(plan.trial_epochs))}
+def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architecture]]:
+    """Train networks alone on the rung of the trust phase; where they are too slow, shorter ones.
+
+    Returns:
+        The plan that was followed, and the networks.
+    """
+    networks = choose_trust_set(session, plan)
+    pace = _train(session, plan, networks)
+    if pace is not None:
+        plan = session.plan_slower(plan, pace)
+        networks = choose_trust_set(session, plan)
+        _train(session, plan, networks)
+    return plan, networks
+
+
+def _train(session: Session, plan: Plan, networks: list[Architecture]) -> float | None:
+    known = {t.key for t in session.record.trials(fidelity=trained_alone(plan.trust_rung))}
     remaining = [architecture for architecture in networks if architecture.key not in known]
 
     def choose() -> Choice | None:
         if not remaining:
             return None
-        return Choice(architecture=remaining.pop(0), epochs=plan.trial_epochs)
+        return Choice(architecture=remaining.pop(0), epochs=plan.trust_rung)
 
-    train_alone(session, plan, "trust", choose)
+    return train_alone(session, plan, "trust", choose)
 
 
 def score_without_training(

@@ -90,15 +90,15 @@ class PostgresDatabase:
     """A record's schema; what begins while the server is away waits for it.
 
     Args:
-        place: How libpq connects, with the schema as the search path; see `new_schema`.
+        address: How libpq connects, with the schema as the search path; see `new_schema`.
         read_only: Let the server refuse to write.
 
     Raises:
         ValueError: If that cannot be read, or the server cannot be reached.
     """
 
-    def __init__(self, place: str, *, read_only: bool = False) -> None:
-        self._parts = _parse(place) | {"application_name": f"mixer-search {uuid.uuid4().hex}"}
+    def __init__(self, address: str, *, read_only: bool = False) -> None:
+        self._parts = _parse(address) | {"application_name": f"mixer-search {uuid.uuid4().hex}"}
         self.schema = str(self._parts.get("options")).rpartition("=")[2]
         if not _SCHEMA_NAME.fullmatch(self.schema):
             raise ValueError(
@@ -264,8 +264,8 @@ def new_schema(address: str, name: str) -> str:
     readable = re.sub(r"[^a-z0-9]+", "_", name.lower())[:40]
     schema = f"run_{readable}_{uuid.uuid4().hex[:8]}"
     parts["options"] = f"{parts.get('options') or ''} -c search_path={schema}".strip()
-    place = make_conninfo("", **parts)
-    database = PostgresDatabase(place)
+    address = make_conninfo("", **parts)
+    database = PostgresDatabase(address)
     allowed = database.execute("SELECT has_database_privilege(current_database(), 'CREATE')")
     database.close()
     if allowed != [(True,)]:
@@ -273,7 +273,7 @@ def new_schema(address: str, name: str) -> str:
             "This user must not make schemas there. Let the owner of the database say: "
             "GRANT CREATE ON DATABASE db TO user."
         )
-    return place
+    return address
 
 
 def guarded(address: str) -> str:
@@ -292,9 +292,9 @@ def guarded(address: str) -> str:
     return make_conninfo("", **(parts | {"password": ""}))
 
 
-def drop_schema(place: str) -> None:
+def drop_schema(address: str) -> None:
     """Remove a record, if it is there."""
-    database = PostgresDatabase(place)
+    database = PostgresDatabase(address)
     database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
     database.close()
 

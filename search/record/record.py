@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from search.record.measured import Measured
 from search.record.open_attempts import OpenAttempt, OpenAttempts
 from search.record.schema import (
     BY_TRIAL,
@@ -26,8 +27,8 @@ from search.record.schema import (
     LEDGER,
     NEXT_ATTEMPT,
     TRIALS,
+    Address,
     Database,
-    Place,
     Rows,
     Values,
     create_database,
@@ -40,10 +41,10 @@ from searchspace.architecture import Architecture
 ENTERED = "entered"
 
 State = Literal["waiting", "running", "done", "failed"]
-Outcome = Literal["done", "failed", "interrupted", "lost"]
+AttemptOutcome = Literal["done", "failed", "interrupted", "lost"]
 
 # What becomes of the trial; work that was interrupted or lost is queued again.
-STATE_AFTER: Mapping[Outcome, State] = {
+STATE_AFTER: Mapping[AttemptOutcome, State] = {
     "done": "done",
     "failed": "failed",
     "interrupted": "waiting",
@@ -80,6 +81,11 @@ class Trial:
     num_attempts: int
     finished: float | None
 
+    @property
+    def measured(self) -> Measured:
+        """The values of a network that was judged on images, or by a score."""
+        return Measured.read(self.values)
+
 
 class SteadyClock:
     """Seconds since 1970 by the wall clock's time when it was made, and evenly from then on."""
@@ -109,7 +115,7 @@ class Record:
         self._ended: dict[str, float] | None = None
 
     @classmethod
-    def create(cls, place: Place, *, clock: Callable[[], float] | None = None) -> Record:
+    def create(cls, address: Address, *, clock: Callable[[], float] | None = None) -> Record:
         """Start a record in a new file or schema.
 
         Args:
@@ -118,12 +124,12 @@ class Record:
         Raises:
             ValueError: If it exists, or cannot be made.
         """
-        return cls(create_database(place), clock or SteadyClock())
+        return cls(create_database(address), clock or SteadyClock())
 
     @classmethod
     def open(
         cls,
-        place: Place,
+        address: Address,
         *,
         clock: Callable[[], float] | None = None,
         read_only: bool = False,
@@ -137,7 +143,7 @@ class Record:
         Raises:
             ValueError: If it is missing, no record, or one of another schema version.
         """
-        return cls(open_database(place, read_only=read_only), clock or SteadyClock())
+        return cls(open_database(address, read_only=read_only), clock or SteadyClock())
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +269,7 @@ class Record:
         self,
         attempt_id: int,
         *,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         values: Mapping[str, float] | None = None,
         cause: str | None = None,
         was_held: bool = True,
@@ -281,7 +287,7 @@ class Record:
         Raises:
             ValueError: If the attempt is not open or not ours, or the outcome lacks what it needs.
         """
-        if outcome not in get_args(Outcome):
+        if outcome not in get_args(AttemptOutcome):
             raise ValueError(f"Outcomes are {', '.join(STATE_AFTER)}; got {outcome!r}.")
         if outcome == "failed" and not cause:
             raise ValueError("A failed attempt needs its cause.")

@@ -18,7 +18,7 @@ from search.record.claim import Claim, is_claimed, take_claim
 from searchspace import durable
 
 # A file for SQLite, or how libpq connects to a schema of PostgreSQL.
-Place = Path | str
+Address = Path | str
 Values = Sequence[Any] | Mapping[str, Any]
 Rows = list[tuple[Any, ...]]
 
@@ -140,32 +140,32 @@ class Database(Protocol):
         """Close the connection."""
 
 
-def create_database(place: Place) -> Database:
+def create_database(address: Address) -> Database:
     """Make the tables of an empty record, all or nothing.
 
     Raises:
         ValueError: If the file or schema exists, or the server cannot be reached.
     """
-    if isinstance(place, str):
+    if isinstance(address, str):
         from search.record.postgres import PostgresDatabase
 
-        database = PostgresDatabase(place)
+        database = PostgresDatabase(address)
         _fill(database, f"CREATE SCHEMA {database.schema};{SCHEMA}")
         return database
-    if place.exists():
+    if address.exists():
         raise ValueError(
-            f"{place} exists, and a record is never overwritten. "
+            f"{address} exists, and a record is never overwritten. "
             "Go on with that run (--resume) or name another folder."
         )
-    partial = place.with_name(f"{place.name}.partial")
+    partial = address.with_name(f"{address.name}.partial")
     partial.unlink(missing_ok=True)
     partial.touch()
     begun = SqliteDatabase(partial)
     _fill(begun, SCHEMA)
     begun.execute("PRAGMA journal_mode = WAL")
     begun.close()
-    durable.replace(partial, place)
-    return SqliteDatabase(place)
+    durable.replace(partial, address)
+    return SqliteDatabase(address)
 
 
 def _fill(database: Database, schema: str) -> None:
@@ -181,7 +181,7 @@ def _fill(database: Database, schema: str) -> None:
         raise ValueError(f"Cannot make a record: {error}.") from error
 
 
-def open_database(place: Place, *, read_only: bool = False) -> Database:
+def open_database(address: Address, *, read_only: bool = False) -> Database:
     """Connect to the tables of a record.
 
     Args:
@@ -191,11 +191,11 @@ def open_database(place: Place, *, read_only: bool = False) -> Database:
         ValueError: If there is no record, it is of another schema version, or cannot be reached.
     """
     try:
-        database = _connect(place, read_only)
+        database = _connect(address, read_only)
         rows = database.execute("SELECT value FROM meta WHERE key = 'schema_version'")
     except RefusedError as error:
         raise ValueError(
-            f"{place} cannot be read as the record of a run ({error}). Name the folder of a run."
+            f"{address} cannot be read as the record of a run ({error}). Name the folder of a run."
         ) from error
     version = json.loads(rows[0][0]) if rows else None
     if version != SCHEMA_VERSION:
@@ -316,11 +316,11 @@ def _sqlite(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _connect(place: Place, read_only: bool) -> Database:
-    if isinstance(place, str):
+def _connect(address: Address, read_only: bool) -> Database:
+    if isinstance(address, str):
         from search.record.postgres import PostgresDatabase
 
-        return PostgresDatabase(place, read_only=read_only)
-    if not place.is_file():
-        raise ValueError(f"{place} does not exist. Name the folder of a run.")
-    return SqliteDatabase(place, read_only=read_only)
+        return PostgresDatabase(address, read_only=read_only)
+    if not address.is_file():
+        raise ValueError(f"{address} does not exist. Name the folder of a run.")
+    return SqliteDatabase(address, read_only=read_only)

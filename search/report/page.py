@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from search.budget import Budget, format_seconds
 from search.record.record import Trial
+from search.report.backbones import Backbone, backbones_content
 from search.report.findings import (
     choices_content,
     published_content,
@@ -71,6 +72,7 @@ class ReportData:
         strategy: What networks were judged by, see `search.plan.SHARES`.
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
+        backbones: Networks that were trained as backbones of detectors and segmenters.
     """
 
     name: str
@@ -88,6 +90,7 @@ class ReportData:
     strategy: str = "supernet"
     trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
+    backbones: tuple[Backbone, ...] = ()
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -233,6 +236,7 @@ def _content(
             payload["importance"], front_traits(list(members.values()), rest)
         ),
         "retrained": retrained_content(retrained(report.trials), top),
+        "backbones": backbones_content(report.backbones, [*top, *retrained(report.trials)]),
         "spending": {
             "has_curve": bool(payload["hypervolume"]),
             "costs": enumerate_words([AXES[n] for n in report.objectives if n != "top1"]),

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from search.record.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
-from search.results.fidelity import ZERO_COST, fidelity_height, is_retraining, order_fidelities
+from search.results.fidelity import (
+    ZERO_COST,
+    fidelity_height,
+    is_retraining,
+    is_transfer,
+    order_fidelities,
+)
 from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row
 from searchspace.architecture import Architecture, describe
@@ -224,7 +230,8 @@ def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
 
 def has_accuracy(trial: Trial) -> bool:
     """Tell whether a trial is done and measured an accuracy, at whatever fidelity."""
-    return trial.state == "done" and trial.fidelity != ZERO_COST
+    is_other = trial.fidelity == ZERO_COST or is_transfer(trial.fidelity)
+    return trial.state == "done" and not is_other
 
 
 def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
@@ -303,9 +310,9 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     """Join the seeds of one architecture."""
     first = trials[0]
     # All seeds are judged on the same images, which therefore count once.
-    correct = statistics.fmean(trial.values["correct"] for trial in trials)
-    total = statistics.fmean(trial.values["total"] for trial in trials)
-    top1 = statistics.fmean(trial.values["top1"] for trial in trials)
+    correct = statistics.fmean(trial.measured.correct for trial in trials)
+    total = statistics.fmean(trial.measured.total for trial in trials)
+    top1 = statistics.fmean(trial.measured.top1 for trial in trials)
     low, high = wilson_interval(correct, total)
     between = seed_half / math.sqrt(len(trials))
     smoothed = (correct + 0.5) / (total + 1)
@@ -347,7 +354,7 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
     """
     squares, freedom = 0.0, 0
     for group in groups:
-        top1s = [trial.values["top1"] for trial in group]
+        top1s = [trial.measured.top1 for trial in group]
         mean = statistics.fmean(top1s)
         squares += math.fsum((top1 - mean) ** 2 for top1 in top1s)
         freedom += len(top1s) - 1

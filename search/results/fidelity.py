@@ -1,8 +1,9 @@
 """Fidelities: how an architecture was judged, by name, and which is worth more.
 
 ``supernet`` is accuracy with inherited weights. ``zero-cost`` is a score of an untrained network,
-or its size: no accuracy, so on no front. ``train-<n>e`` is n epochs alone. ``retrain-...`` is a
-full recipe, and alone is judged on the test split.
+or its size: no accuracy, so on no front. ``train-<n>e`` is n epochs alone, ``train-<n>e-of-25%``
+of a quarter of the images. ``retrain-...`` is a full recipe, and alone is judged on the test split.
+``transfer-...`` is a network as the backbone of a detector or segmenter: AP or mIoU, on no front.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from search.plan import Plan
+
 SUPERNET = "supernet"
 ZERO_COST = "zero-cost"
 
-_TRAINED = re.compile(r"train-(\d+)e")
+_TRAINED = re.compile(r"train-(\d+)e(?:-of-(\d+)%)?")
 _RETRAIN = "retrain-"
+_TRANSFER = "transfer-"
 
 
-def trained_alone(epochs: int) -> str:
-    """Name the fidelity of networks that are trained alone for so many epochs."""
-    return f"train-{epochs}e"
+def trained_alone(epochs: int, images: float = 1.0) -> str:
+    """Name the fidelity of networks trained alone for so many epochs of a share of the images."""
+    return f"train-{epochs}e" if images == 1 else f"train-{epochs}e-of-{100 * images:.0f}%"
+
+
+def rung_fidelities(plan: Plan) -> dict[str, int]:
+    """Return the fidelities of a plan's rungs, ascending, and the epochs of each."""
+    return {trained_alone(epochs, plan.images_of(epochs)): epochs for epochs in plan.rungs}
 
 
 def retrained(label: str) -> str:
@@ -35,6 +44,21 @@ def retraining_label(fidelity: str) -> str:
 def is_retraining(fidelity: str) -> bool:
     """Tell whether a fidelity is a retraining."""
     return fidelity.startswith(_RETRAIN)
+
+
+def transferred(label: str) -> str:
+    """Name the fidelity of a transfer: its recipe, length, data and start."""
+    return f"{_TRANSFER}{label}"
+
+
+def transfer_label(fidelity: str) -> str:
+    """Invert `transferred`."""
+    return fidelity.removeprefix(_TRANSFER)
+
+
+def is_transfer(fidelity: str) -> bool:
+    """Tell whether a fidelity is one of detection or segmentation."""
+    return fidelity.startswith(_TRANSFER)
 
 
 def is_trained_alone(fidelity: str) -> bool:
@@ -55,7 +79,8 @@ def describe_fidelity(fidelity: str) -> str:
     if trained is None:
         return fidelity
     epochs = int(trained[1])
-    return f"trained alone for {epochs} epoch{'' if epochs == 1 else 's'}"
+    part = f" of {trained[2]} % of the images" if trained[2] else ""
+    return f"trained alone for {epochs} epoch{'' if epochs == 1 else 's'}{part}"
 
 
 def fidelity_height(fidelity: str) -> tuple[int, int, str]:

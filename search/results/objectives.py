@@ -23,7 +23,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 
 def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
     """Tell whether what was measured of a trial that is done keeps to upper limits."""
-    return all(trial.values.get(name, math.inf) <= most for name, most in limits.items())
+    return all(getattr(trial.measured, name) <= most for name, most in limits.items())
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
@@ -34,9 +34,9 @@ def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | No
     """
     if trial.state != "done":
         return None
-    values = trial.values
-    error = 100.0 - values["top1"] if "top1" in values else -values["score"]
-    return loss_row(error, trial.macs, trial.params, values, objectives)
+    found = trial.measured
+    error = -found.score if math.isnan(found.top1) else 100.0 - found.top1
+    return loss_row(error, trial.macs, trial.params, trial.values, objectives)
 
 
 def loss_row(

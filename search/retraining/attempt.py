@@ -7,6 +7,7 @@ import logging
 import re
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
@@ -55,14 +56,14 @@ def attempt(
         text = last_line(str(error))
         kind = type(error).__name__
         cause = text if isinstance(error, ValueError) else f"{kind}: {text}"
-        return Ended(end=end_of_error(error, options), cause=cause)
+        return Ended(end=end_of_error(error, options.out), cause=cause)
 
 
-def end_of_error(error: BaseException, options: RetrainOptions) -> End:
-    """Tell whose fault an error is."""
-    if is_disk_full(error, options.out):
+def end_of_error(error: BaseException, out: Path) -> End:
+    """Tell whose fault an error is, of a training that leaves the folder ``out``."""
+    if is_disk_full(error, out):
         return "full disk"
-    if outcome_of_error(error, options.out) == "out of memory":
+    if outcome_of_error(error, out) == "out of memory":
         return "failed"  # it would be again
     if isinstance(error, dist.DistError | ConnectionError):
         return "lost"

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from search.retraining.model_card import RetrainResult
+from search.run_folder.targets import run_and_id
 from search.terminal.console import shell_command
 from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet, build_subnet
@@ -75,14 +76,13 @@ def find_retrained(target: str) -> Retrained:
     path = Path(target)
     if (path / ARCHITECTURE_FILE).is_file():
         return _open(path)
-    run, colon, number = target.rpartition(":")
-    if not colon or not number.isdecimal() or not Path(run).is_dir():
+    named = run_and_id(target)
+    if named is None or not named[0].is_dir():
         raise ValueError(
             f"{target!r} is neither RUN:ID nor the folder of a retraining. Write e.g. runs/x:17."
         )
-    found = sorted(
-        folder.parent for folder in (Path(run) / "retrain").glob(f"{number}-*/{RESULT_FILE}")
-    )
+    run, number = named
+    found = sorted(folder.parent for folder in (run / "retrain").glob(f"{number}-*/{RESULT_FILE}"))
     if not found:
         raise ValueError(
             f"Network {number} of {run} has no finished retraining. "

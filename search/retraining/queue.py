@@ -20,7 +20,8 @@ from rich.console import Console
 from search.budget import count_cores
 from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
-from search.record.record import Outcome, Record, Trial
+from search.record.measured import Measured
+from search.record.record import AttemptOutcome, Record, Trial
 from search.results.fidelity import retrained
 from search.results.intervals import accuracy_text
 from search.retraining.attempt import Ended, attempt
@@ -47,7 +48,7 @@ IDENTITIES = "retrainings"
 
 
 @dataclass(slots=True)
-class _Training:
+class _Entry:
     trial: Trial
     network: Wanted
     out: Path
@@ -152,11 +153,11 @@ class _Queue:
         self.is_gpu = run.settings.parsed_budget.device == "gpu"
         self.threads = 4 if self.is_gpu else self._threads(tasks)
         self.held = self.plan.devices * (1 if self.is_gpu else self.threads)
-        self.waiting: deque[_Training] = deque()
-        self.running: list[_Training] = []
+        self.waiting: deque[_Entry] = deque()
+        self.running: list[_Entry] = []
         self.num_failed = 0
 
-    def training(self, network: Wanted, seed: int) -> _Training:
+    def training(self, network: Wanted, seed: int) -> _Entry:
         """Find or make the trial of a network and a seed; one that failed may try again."""
         record = self.run.record
         with record.together():
@@ -168,9 +169,9 @@ class _Queue:
             record.retry(trial_id)
         name = f"{network.number}-{fidelity.removeprefix(f'{PHASE}-')}-s{seed}"
         out = self.run.folder.resolve() / PHASE / name
-        return _Training(record.trial(trial_id), network, out)
+        return _Entry(record.trial(trial_id), network, out)
 
-    def work_off(self, trainings: Iterable[_Training], stop: StopSignals) -> None:
+    def work_off(self, trainings: Iterable[_Entry], stop: StopSignals) -> None:
         """Train them all, in order.
 
         Raises:
@@ -201,7 +202,7 @@ class _Queue:
         # A task runs on one node.
         return threads if threads <= count_cores() else min(threads, self.cluster.node_devices)
 
-    def _hand_out(self, training: _Training) -> None:
+    def _hand_out(self, training: _Entry) -> None:
         plan, network, trial = self.plan, training.network, training.trial
         options = RetrainOptions(
             out=training.out,
@@ -251,7 +252,7 @@ class _Queue:
         self.running.remove(training)
         self._settle(training, ended)
 
-    def _settle(self, training: _Training, ended: Ended) -> None:
+    def _settle(self, training: _Entry, ended: Ended) -> None:
         """Write how an attempt ended; what was lost is handed out again, a few times."""
         if ended.end == "done":
             self._finish(training, "done", ended)
@@ -271,23 +272,25 @@ class _Queue:
         else:
             self.waiting.appendleft(training)
 
-    def _finish(self, training: _Training, outcome: Outcome, ended: Ended | None = None) -> None:
+    def _finish(
+        self, training: _Entry, outcome: AttemptOutcome, ended: Ended | None = None
+    ) -> None:
         values = None
         if ended is not None and ended.result is not None:
             accuracy = ended.result.accuracy
-            values = {"top1": accuracy.top1, "correct": accuracy.correct, "total": accuracy.total}
+            values = Measured.judged(accuracy.correct, accuracy.total).values()
         cause = None if ended is None else ended.cause
         self.run.record.finish_attempt(
             training.attempt, outcome=outcome, values=values, cause=cause
         )
 
-    def _drop(self, training: _Training) -> None:
+    def _drop(self, training: _Entry) -> None:
         """End what is left of a group: its processes would wait for the one that has ended."""
         if training.pending:
             self.cluster.cancel(training.pending)
             training.pending = []
 
-    def _show_epochs(self, training: _Training) -> None:
+    def _show_epochs(self, training: _Entry) -> None:
         """Say where a training stands, when its metrics have grown."""
         epochs = _epochs(training.out)
         if not epochs or len(epochs) == training.epochs_shown:
@@ -323,4 +326,4 @@ def _say(console: Console, trial: Trial, text: str) -> None:
 
 
 def _result_text(trial: Trial) -> str:
-    return accuracy_text(trial.values["correct"], trial.values["total"], "test images")
+    return accuracy_text(trial.measured.correct, trial.measured.total, "test images")

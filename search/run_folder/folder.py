@@ -26,7 +26,7 @@ from search.budget import parse_budget
 from search.plan import SHARES
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.record import Record
-from search.record.schema import Place, RefusedError, claimed_error
+from search.record.schema import Address, RefusedError, claimed_error
 from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
@@ -116,7 +116,7 @@ class RunFolder:
         return self.record.architecture(architecture_id)
 
 
-def record_place(folder: Path) -> Place:
+def record_address(folder: Path) -> Address:
     """Tell where the record of a run lies.
 
     Raises:
@@ -140,10 +140,10 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
     Raises:
         ValueError: If the folder is not one of a run.
     """
-    place = _place_of_run(folder)
+    address = _address_of_run(folder)
     if write:
         refuse_links(folder)
-    with Record.open(place, read_only=not write) as record:
+    with Record.open(address, read_only=not write) as record:
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
@@ -158,7 +158,7 @@ def own_run(folder: Path) -> Iterator[RunFolder]:
     Raises:
         ValueError: If it is no run, another process works on it, or a part of it is a link.
     """
-    _place_of_run(folder)
+    _address_of_run(folder)
     with _claimed(folder), open_run(folder, write=True) as run:
         run.record.claim()
         yield run
@@ -182,11 +182,11 @@ def create_run(
     """
     _check_free(folder)
     space = _check(settings)
-    place = folder / RECORD if database is None else _new_schema(database, folder.name)
+    address = folder / RECORD if database is None else _new_schema(database, folder.name)
     with _made_folder(folder), _claimed(folder) as claim:
         _check_free(folder)  # by now nobody else changes it
         refuse_links(folder)
-        new = _NewRun(folder, settings, place, claim)
+        new = _NewRun(folder, settings, address, claim)
         try:
             record = new.make(space)
         except StorageError as error:
@@ -276,8 +276,8 @@ def refuse_links(folder: Path) -> None:
 class _NewRun:
     """A run that is being made by the process that has the folder's lock."""
 
-    def __init__(self, folder: Path, settings: RunSettings, place: Place, claim: Claim) -> None:
-        self._folder, self._settings, self._place, self._claim = folder, settings, place, claim
+    def __init__(self, folder: Path, settings: RunSettings, address: Address, claim: Claim) -> None:
+        self._folder, self._settings, self._address, self._claim = folder, settings, address, claim
         self._files = open_files(settings.storage, folder)
         self._has_storage = self._has_schema = False
 
@@ -295,12 +295,12 @@ class _NewRun:
         # `_check_free` has seen that nothing was ever recorded there.
         for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
             (folder / name).unlink(missing_ok=True)
-        record = Record.create(self._place)
+        record = Record.create(self._address)
         try:
             record.claim()
-            if isinstance(self._place, str):
+            if isinstance(self._address, str):
                 self._has_schema = True
-                durable.write_text(folder / ADDRESS, f"{self._place}\n")
+                durable.write_text(folder / ADDRESS, f"{self._address}\n")
             record.set_meta("settings", settings.to_dict())
             # From here on it is a run.
             durable.write_text(folder / SPACE, space.source)
@@ -315,10 +315,10 @@ class _NewRun:
             with suppress(StorageError):
                 self._files.remove(DATA)
                 self._files.disown()
-        if self._has_schema and isinstance(self._place, str):
+        if self._has_schema and isinstance(self._address, str):
             from search.record.postgres import drop_schema
 
-            drop_schema(self._place)
+            drop_schema(self._address)
         data = self._folder / DATA
         for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -359,21 +359,21 @@ def _check_free(folder: Path) -> None:
 
 
 def _has_recorded_nothing(folder: Path) -> bool:
-    place = record_place(folder)
-    if isinstance(place, Path) and not place.is_file():
+    address = record_address(folder)
+    if isinstance(address, Path) and not address.is_file():
         return True
     try:
-        with Record.open(place, read_only=True) as record:
+        with Record.open(address, read_only=True) as record:
             return not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
 
 
-def _place_of_run(folder: Path) -> Place:
-    place = record_place(folder)
-    if isinstance(place, Path) and not place.is_file():
+def _address_of_run(folder: Path) -> Address:
+    address = record_address(folder)
+    if isinstance(address, Path) and not address.is_file():
         raise _no_run(folder)
-    return place
+    return address
 
 
 def _no_run(folder: Path, *, is_ours: bool = False) -> ValueError:

@@ -27,6 +27,9 @@ PROJECTIONS = ("unshared", "shared")
 KERNELS = ("centred", "transformed")
 # The settings that name recipes.
 RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
+# Those of images as large as the papers', from so many pixels on.
+LARGE_PIXELS = 160
+LARGE_RECIPES = dict(zip(RECIPES, ("supernet_224", "quick_224", "swin_300e:tiny"), strict=True))
 # What every library takes for a seed.
 MOST_SEED = 2**32 - 1
 
@@ -46,8 +49,8 @@ class RunSettings:
         supernet_strategy: How the supernet is trained.
         projections, kernels: What its mixers share; see
             `supernet.mixers.weight_sharing.WeightSharing`.
-        supernet_recipe, trial_recipe: Names or paths of recipes.
-        retrain_recipe: Likewise; empty takes the one for the data.
+        supernet_recipe, trial_recipe, retrain_recipe: Names or paths of recipes; empty takes those
+            for the size of the images, and for the data.
         objectives: What the search weighs: ``top1`` up, costs of `search.results.objectives` down.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
         limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
@@ -67,8 +70,8 @@ class RunSettings:
     supernet_strategy: str = "uniform"
     projections: str = "unshared"
     kernels: str = "centred"
-    supernet_recipe: str = "supernet"
-    trial_recipe: str = "quick"
+    supernet_recipe: str = ""
+    trial_recipe: str = ""
     retrain_recipe: str = ""
     objectives: tuple[str, ...] = ("top1", "macs")
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -82,9 +85,11 @@ class RunSettings:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         object.__setattr__(self, "storage", storage_url(self.storage))
         default = "digits" if self.data == "digits" else "micro"
-        for name in ("space", "retrain_recipe"):
+        if not self.space:
+            object.__setattr__(self, "space", default)
+        for name, recipe in self._recipes(default).items():
             if not getattr(self, name):
-                object.__setattr__(self, name, default)
+                object.__setattr__(self, name, recipe)
         if self.strategy in SUPERNET_STRATEGIES:
             raise ValueError(
                 f"{self.strategy!r} says how the supernet is trained. Write "
@@ -126,6 +131,19 @@ class RunSettings:
                 f"A limit of {name} needs the networks to be measured. Add it to the objectives, "
                 f"e.g. --objectives {','.join((*self.objectives, name))}."
             )
+
+    def _recipes(self, default: str) -> Mapping[str, str]:
+        """Name the recipes of images like these; nothing is read where all of them are given."""
+        small = dict(zip(RECIPES, ("supernet", "quick", default), strict=True))
+        if all(getattr(self, name) for name in RECIPES):
+            return small
+        pixels = self.img_size
+        if pixels is None:
+            try:
+                pixels = load_space(self.space).img_size
+            except ValueError:  # said where the space is loaded
+                return small
+        return LARGE_RECIPES if pixels >= LARGE_PIXELS else small
 
     @property
     def parsed_budget(self) -> Budget:

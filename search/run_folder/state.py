@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from search.plan import PHASES, Plan, StepTimes
+from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record.record import Record
 
 NOT_STARTED, DONE = "not started", "done"
 T = TypeVar("T")
 
-_PLAN, _TIMES = TypeAdapter(Plan), TypeAdapter(StepTimes)
+_PLAN, _TIMES, _MORE = TypeAdapter(Plan), TypeAdapter(StepTimes), TypeAdapter(MorePlan)
 _NUMBERS = TypeAdapter(dict[int, float])
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 
@@ -68,6 +68,15 @@ class RunState:
         return self._record.get_meta("plan") is not None
 
     @property
+    def more_plan(self) -> MorePlan | None:
+        """What more budget would buy; None before anything was measured."""
+        return self._read(_MORE, "more_plan")
+
+    @more_plan.setter
+    def more_plan(self, plan: MorePlan) -> None:
+        self._write(_MORE, "more_plan", plan)
+
+    @property
     def times(self) -> StepTimes | None:
         """What steps take on the devices of the run; None before that was measured."""
         return self._read(_TIMES, "times")
@@ -111,6 +120,24 @@ class RunState:
     @supernet_is_trained.setter
     def supernet_is_trained(self, is_trained: bool) -> None:
         self._record.set_meta("supernet", DONE if is_trained else None)
+
+    @property
+    def supernet_devices(self) -> int | None:
+        """On how many devices the supernet was begun, which decides its batch and its shards."""
+        return self._read(TypeAdapter(int), "supernet_devices")
+
+    @supernet_devices.setter
+    def supernet_devices(self, devices: int) -> None:
+        self._record.set_meta("supernet_devices", devices)
+
+    @property
+    def supernet_pace(self) -> float | None:
+        """Device-seconds of a step, as it was at the last checkpoint; None before the first."""
+        return self._number("supernet_pace")
+
+    @supernet_pace.setter
+    def supernet_pace(self, seconds: float) -> None:
+        self._record.set_meta("supernet_pace", seconds)
 
     @property
     def estimator(self) -> str | None:

@@ -11,6 +11,12 @@ from searchspace.architecture import Architecture
 from searchspace.presets import preset
 
 
+def run_and_id(target: str) -> tuple[Path, int] | None:
+    """Take ``RUN:ID`` apart; None if it is something else."""
+    run, colon, number = target.rpartition(":")
+    return (Path(run), int(number)) if colon and number.isdecimal() else None
+
+
 def load_target(target: str) -> Architecture:
     """Find an architecture.
 
@@ -26,12 +32,11 @@ def load_target(target: str) -> Architecture:
         path = path / "architecture.json"
     if path.is_file():
         return _read(path)
-    run, colon, number = target.rpartition(":")
-    if colon and Path(run).is_dir():
-        if not number.isdecimal():
-            raise ValueError(f"{target!r}: after the colon comes the id of a network, e.g. RUN:12.")
-        with open_run(Path(run)) as folder:
-            return folder.architecture(int(number))
+    if (named := run_and_id(target)) is not None and named[0].is_dir():
+        with open_run(named[0]) as folder:
+            return folder.architecture(named[1])
+    if ":" in target and Path(target.rpartition(":")[0]).is_dir():
+        raise ValueError(f"{target!r}: after the colon comes the id of a network, e.g. RUN:12.")
     return preset(target)
 
 

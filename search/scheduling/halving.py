@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from search.record.record import Record, Trial
-from search.results.fidelity import trained_alone
 from search.results.objectives import losses_of
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import make_proposer
@@ -24,7 +23,7 @@ class Halving:
         record: Of the run.
         space: What may be proposed.
         settings: Sampler, objectives and seed.
-        rungs: Epochs of the rungs, ascending.
+        rungs: Epochs of the rungs by fidelity, ascending.
 
     Attributes:
         ran_dry: Whether the last call of `next` found nothing: the space is used up, or networks
@@ -32,9 +31,9 @@ class Halving:
     """
 
     def __init__(
-        self, record: Record, space: SearchSpace, settings: RunSettings, rungs: Sequence[int]
+        self, record: Record, space: SearchSpace, settings: RunSettings, rungs: Mapping[str, int]
     ) -> None:
-        self._epochs = {trained_alone(epochs): epochs for epochs in rungs}
+        self._epochs = dict(rungs)
         self._lowest, *_ = self._epochs
         self._objectives = settings.objectives
         trials = record.trials()

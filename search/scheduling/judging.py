@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from search.plan import PHASES
-from search.record.record import Outcome as AttemptOutcome
-from search.record.record import Record, Trial
+from search.record.record import AttemptOutcome, Record, Trial
 from search.results.fidelity import SUPERNET, ZERO_COST
 from search.results.objectives import known_losses, losses_of
 from search.run_folder.settings import RunSettings
@@ -144,7 +143,8 @@ class Judging:
         trial_id, attempt = self._running[judgement.architecture.key]
         outcome, cause = judgement.outcome, judgement.cause
         ends: AttemptOutcome = outcome if outcome in ("done", "failed") else "lost"
-        if ends == "lost" and (self._interrupted() or self._record.spent(PHASES) >= self._limit):
+        is_over = self._interrupted() or self._record.spent(PHASES) >= self._limit
+        if outcome == "not begun" or (ends == "lost" and is_over):
             ends = "interrupted"
         elif ends == "lost" and self._record.count_lost(trial_id) + 1 >= MAX_LOST:
             ends, cause = "failed", f"lost {MAX_LOST} times; last: {cause}"

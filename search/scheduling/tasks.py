@@ -6,7 +6,10 @@ Neither Ray nor torch is imported here, so the engine's rules (`search.schedulin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,9 +18,34 @@ from search.run_folder.disk import is_disk_full
 from search.run_folder.storage import StorageError
 from searchspace.architecture import Architecture
 
-# `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final.
-Outcome = Literal["done", "failed", "lost", "out of memory", "full disk", "no storage"]
+# `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final. What
+# was `not begun` only waited at a worker that was lost with something else.
+Outcome = Literal["done", "failed", "lost", "not begun", "out of memory", "full disk", "no storage"]
 
+logger = logging.getLogger(__name__)
+
+# What libraries say for it, in small letters; cuBLAS and cuDNN cannot get their workspace then.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+# And where a device has failed under a process (`spoils_process`).
+SPOILT = (
+    "cuda error",
+    "error [cuda]",
+    "acceleratorerror",
+    "device-side assert",
+    "illegal memory access",
+    "unspecified launch failure",
+    "cublas_status_",
+    "cudnn_status_internal_error",
+    "cudnn_status_execution_failed",
+    "cudnn_status_mapping_error",
+    "hip error",
+)
+SPOILT_STATUS = 70
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
 
@@ -35,6 +63,8 @@ class TrialTask:
         epochs: How long to train.
         seed: Of weights and data order.
         micro_batches: Parts into which every batch is split, to need less memory.
+        images: Share of the training images that it sees, the first ones of the split.
+        devices: That train it together.
     """
 
     trial_id: int
@@ -42,6 +72,8 @@ class TrialTask:
     epochs: int
     seed: int
     micro_batches: int = 1
+    images: float = 1.0
+    devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +127,8 @@ class Work:
         train_alone: Trains a task's network and returns what was measured; calls the last argument
             with 0 when all is ready, and with the number of each finished epoch.
         prepare: Run once on every node before anything is charged, e.g. to compile kernels.
+        for_group: Fits a job, with the run's data, to the number of devices that its supernet is
+            begun on; returns it, and how many devices can train together at most.
     """
 
     make_job: Callable[..., Any]
@@ -102,6 +136,7 @@ class Work:
     judge_worker: type
     train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
     prepare: Callable[[], None] | None = None
+    for_group: Callable[[Any, Any, int], tuple[Any, int]] | None = None
 
 
 def checkpoint_name(trial_id: int) -> str:
@@ -115,9 +150,48 @@ def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
         return "full disk"
     if isinstance(error, StorageError):
         return "no storage"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "out of memory"
-    return "out of memory" if "can't allocate memory" in str(error).lower() else "failed"
+    return "out of memory" if _is_out_of_memory(error) else "failed"
+
+
+def spoils_process(error: BaseException) -> bool:
+    """Tell whether an error leaves its process without a device that works.
+
+    After an illegal access or a failed assertion on a GPU every later call of the process fails,
+    whatever it is for: only a new process gets the device to work again.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text = f"{type(cause).__name__}: {cause}".lower()
+        if not _is_out_of_memory(cause) and any(words in text for words in SPOILT):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+@contextmanager
+def ending_spoilt() -> Iterator[None]:
+    """End this process where an error in the block has spoilt it, so that it counts as lost."""
+    try:
+        yield
+    except Exception as error:
+        end_if_spoilt(error)
+        raise
+
+
+def end_if_spoilt(error: BaseException) -> None:
+    """End this process where an error has spoilt it; whoever started it starts another one."""
+    if spoils_process(error):
+        logger.critical("This process's device is lost to it, so it ends: %s", error)
+        logging.shutdown()
+        # No clean-up: it would call the device, and may wait for it for ever.
+        os._exit(SPOILT_STATUS)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 def last_line(text: str) -> str:

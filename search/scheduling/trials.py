@@ -6,14 +6,13 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record.record import Outcome as AttemptOutcome
-from search.record.record import Record, Trial
-from search.results.fidelity import trained_alone
+from search.record.record import AttemptOutcome, Record, Trial
+from search.results.fidelity import rung_fidelities, trained_alone
 from search.run_folder.disk import FullDiskError
 from search.run_folder.storage import Files, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
@@ -31,6 +30,8 @@ LEAST_LIMIT_SECONDS = 120.0
 # The latest say most: the machine may be busier than it was.
 LATEST = 100
 OUT_OF_MEMORY = "out of memory"
+# A large plan is made anew where first epochs take so many times longer than planned.
+OFF_PACE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +48,18 @@ class _Running:
     started: float
     expected_seconds: float
     macs: int
+    wanted: int  # epochs
+    devices: int = 1
     placed: float | None = None  # when it had a device
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
+    epochs: int = 0  # that it has told of in this attempt
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Seconds of its epochs so far; None before the first has ended."""
+        return (self.heard - self.begun) / self.epochs if self.begun and self.epochs else None
 
 
 class TrialRunner:
@@ -100,7 +109,8 @@ class TrialRunner:
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
         self._num_placed = 0
-        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
+        self._off_pace: float | None = None
+        rungs = rung_fidelities(plan)
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -109,7 +119,7 @@ class TrialRunner:
 
     def next(self) -> TrialTask | None:
         """Start the next trial: one that was interrupted before, else a new choice."""
-        if self._interrupted():
+        if self._interrupted() or self.off_pace is not None:
             return None
         if self._waiting:
             trial, epochs = self._waiting[0]
@@ -129,7 +139,10 @@ class TrialRunner:
                 self._next.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
-                architecture_id, fidelity=trained_alone(epochs), seed=self._seed, origin=self._phase
+                architecture_id,
+                fidelity=trained_alone(epochs, self._plan.images_of(epochs)),
+                seed=self._seed,
+                origin=self._phase,
             )
             task = self._start(self._record.trial(trial_id), epochs)
         self._next = None
@@ -147,7 +160,14 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
+            running.epochs += 1
         running.heard = now
+        if running.begun is not None and running.epoch_seconds is not None:
+            training = running.epoch_seconds * task.epochs
+            start = running.begun - (running.begun if running.placed is None else running.placed)
+            self._costs.foresee(
+                task.trial_id, running.macs, task.epochs, training=training, start=start
+            )
 
     def overdue(self, task: TrialTask) -> str | None:
         """Say why a trial is taken to hang, by what trials have taken until now."""
@@ -156,11 +176,12 @@ class TrialRunner:
             # Imports and images may take longer than a whole training.
             is_late = running.placed is not None and now - running.placed > START_SECONDS
             return f"not ready within {START_SECONDS:.0f} s" if is_late else None
-        expected = self._costs.predict_training(running.macs, task.epochs)
+        # By the clock: several devices end a training sooner.
+        expected = self._costs.predict_training(running.macs, task.epochs) / task.devices
         limit = max(self._costs.hang_factor(task.epochs) * expected, LEAST_LIMIT_SECONDS)
         if now - running.begun > limit:
             return f"no end within its limit of {limit:.0f} s"
-        silence = self._costs.longest_silence(running.macs, task.epochs)
+        silence = self._costs.longest_silence(running.macs, task.epochs) / task.devices
         limit = max(HANG_FACTOR * silence, LEAST_LIMIT_SECONDS)
         if now - running.heard > limit:
             return f"no epoch within its limit of {limit:.0f} s"
@@ -184,6 +205,7 @@ class TrialRunner:
         if ends == "done":
             self.heard(task)
         running = self._running.pop(task.trial_id)
+        self._costs.forget(task.trial_id, task.epochs)
         if values and task.micro_batches > 1:
             values = {**values, "micro_batches": task.micro_batches}
         with self._record.together():
@@ -197,9 +219,10 @@ class TrialRunner:
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
             if running.begun is not None and running.heard > running.begun:
-                lasted = running.heard - running.begun
+                lasted = (running.heard - running.begun) * task.devices
                 self._costs.add_training(running.macs, task.epochs, lasted)
-                self._costs.add_silence(running.macs, task.epochs, running.longest_silence)
+                silence = running.longest_silence * task.devices
+                self._costs.add_silence(running.macs, task.epochs, silence)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
@@ -218,9 +241,32 @@ class TrialRunner:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
         return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
 
+    @property
+    def off_pace(self) -> float | None:
+        """How many times slower than planned the first trainings are; None where that is near.
+
+        A large plan is made anew then, for shorter trainings: with these one phase would take what
+        the others were to have. Where a training has ended, it is too late for that: networks are
+        compared at equal lengths.
+        """
+        if self._plan.is_large and self._off_pace is None and not self._costs.has_ended:
+            known = [one for one in self._running.values() if one.epochs and one.begun is not None]
+            if known and 2 * len(known) >= len(self._running):
+                pace = statistics.median(self._pace(one) for one in known)
+                self._off_pace = pace if pace > OFF_PACE else None
+        return self._off_pace
+
+    def _pace(self, running: _Running) -> float:
+        assert running.begun is not None
+        taken = (running.heard - running.begun) * running.devices
+        planned = self._costs.planned(running.macs, running.wanted) / running.wanted
+        return taken / (planned * running.epochs)
+
     def should_stop(self) -> bool:
-        """Tell whether running trials must end: the user says so, or the budget is gone."""
-        return self._interrupted() or self._record.spent(PHASES) >= self._plan.last_call_seconds
+        """Tell whether running trials must end: the user says so, the budget or plan is gone."""
+        if self._interrupted() or self.off_pace is not None:
+            return True
+        return self._record.spent(PHASES) >= self._plan.last_call_seconds
 
     def _judge_end(
         self, task: TrialTask, outcome: Outcome, cause: str | None
@@ -243,10 +289,12 @@ class TrialRunner:
         return "lost", cause
 
     def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected = self._expected(trial.macs, epochs)
+        expected, devices = self._expected(trial.macs, epochs), self._plan.devices_of(epochs)
         with self._record.together():
-            attempt = self._record.start_attempt(self._phase, devices=1, trial_id=trial.id)
-            self._running[trial.id] = _Running(attempt, self._clock(), expected, trial.macs)
+            attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
+            self._running[trial.id] = _Running(
+                attempt, self._clock(), expected, trial.macs, epochs, devices
+            )
             self._charge_idle()
         # Whatever ended later attempts: it will need as much memory again.
         causes = self._record.causes(trial.id)
@@ -257,6 +305,8 @@ class TrialRunner:
             epochs=epochs,
             seed=trial.seed,
             micro_batches=2 if needs_less else 1,
+            images=self._plan.images_of(epochs),
+            devices=devices,
         )
 
     def _listened(self) -> float:
@@ -265,7 +315,7 @@ class TrialRunner:
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""
-        idle = max(self._held - len(self._running), 0)
+        idle = max(self._held - sum(one.devices for one in self._running.values()), 0)
         if idle == self._idle:
             return
         with self._record.together():
@@ -288,15 +338,25 @@ class TrialRunner:
         return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
-        now = self._clock()
-        return sum(
-            max(running.expected_seconds - (now - running.started), 0.0)
-            for running in self._running.values()
-        )
+        """Predict the device-seconds that running trials will still take, by their own epochs."""
+        now, total = self._clock(), 0.0
+        for running in self._running.values():
+            if running.epoch_seconds is None:
+                expected = self._costs.predict(running.macs, running.wanted)
+                spent = (now - running.started) * running.devices
+                left = max(running.expected_seconds, expected) - spent
+            else:
+                left = running.epoch_seconds * (running.wanted - running.epochs)
+                left = (left - (self._listened() - running.heard)) * running.devices
+            total += max(left, 0.0)
+        return total
 
 
 class TrialCosts:
-    """Predicts the device-seconds of trials, corrected by what finished ones really took.
+    """Predicts the device-seconds of trials, corrected by what they really take.
+
+    One that is under way counts from its first epoch on: a plan that is far off is known to be when
+    an epoch has passed, and not when a trial has.
 
     Args:
         plan: For the measured step times and the rungs.
@@ -309,15 +369,43 @@ class TrialCosts:
         # Without what workers took to start, which the first trials of a phase wait for.
         self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
         self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        # Of trials under way, by their numbers.
+        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
+        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = {trained_alone(epochs): epochs for epochs in plan.rungs}
+        rungs = rung_fidelities(plan)
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether any training has taught what it takes."""
+        return any(self._ratios.values())
+
     def add(self, macs: int, epochs: int, seconds: float) -> None:
         """Learn from a trial that took ``seconds``."""
         self._ratios[epochs].append(seconds / self.planned(macs, epochs))
+        self._medians.clear()
+
+    def foresee(
+        self, trial_id: int, macs: int, epochs: int, *, training: float, start: float
+    ) -> None:
+        """Learn from a trial under way, whose epochs so far foretell its whole training.
+
+        Args:
+            training: Seconds that all its epochs will take.
+            start: Seconds that its worker took to start.
+        """
+        planned = self.planned(macs, epochs)
+        self._coming[epochs][trial_id] = (start + training) / planned
+        self._coming_trainings[epochs][trial_id] = training / planned
+        self._medians.clear()
+
+    def forget(self, trial_id: int, epochs: int) -> None:
+        """Take back what a trial under way has taught: it has ended."""
+        for coming in (self._coming, self._coming_trainings):
+            coming[epochs].pop(trial_id, None)
         self._medians.clear()
 
     def add_training(self, macs: int, epochs: int, seconds: float) -> None:
@@ -331,14 +419,16 @@ class TrialCosts:
 
     def predict(self, macs: int, epochs: int) -> float:
         """Return device-seconds; a rung without results goes by the others'."""
-        return self.planned(macs, epochs) * (self._median(self._ratios, epochs) or 1.0)
+        return self.planned(macs, epochs) * (
+            self._median(self._ratios, self._coming, epochs) or 1.0
+        )
 
     def predict_training(self, macs: int, epochs: int) -> float:
         """Return the seconds of a training once its worker is ready, for a time limit.
 
         Without any that was seen from its beginning it is what the device is charged for.
         """
-        ratio = self._median(self._trainings, epochs)
+        ratio = self._median(self._trainings, self._coming_trainings, epochs)
         return self.predict(macs, epochs) if ratio is None else self.planned(macs, epochs) * ratio
 
     def longest_silence(self, macs: int, epochs: int) -> float:
@@ -353,15 +443,21 @@ class TrialCosts:
         known = len(self._ratios[epochs]) >= MIN_KNOWN
         return HANG_FACTOR if known else HANG_FACTOR_AT_FIRST
 
-    def _median(self, ratios: dict[int, deque[float]], epochs: int) -> float | None:
+    def _median(
+        self,
+        ended: Mapping[int, Iterable[float]],
+        coming: Mapping[int, Mapping[int, float]],
+        epochs: int,
+    ) -> float | None:
         """Return the median ratio of a rung, or of all where it has none; None without any."""
-        key = (id(ratios), epochs)
+        key = (id(ended), epochs)
         if key not in self._medians:
-            known = [ratios[epochs]] if ratios[epochs] else ratios.values()
-            found = [ratio for latest in known for ratio in latest]
-            self._medians[key] = statistics.median(found) if found else None
+            found = {e: [*ended[e], *coming[e].values()] for e in ended}
+            known = found[epochs] or [ratio for ratios in found.values() for ratio in ratios]
+            self._medians[key] = statistics.median(known) if known else None
         return self._medians[key]
 
     def planned(self, macs: int, epochs: int) -> float:
         """Return device-seconds by the measured steps alone."""
-        return self._model(macs) * self._plan.trial_steps * epochs / self._plan.trial_epochs
+        steps = self._plan.trial_steps * epochs / self._plan.trial_epochs
+        return self._model(macs) * steps * self._plan.images_of(epochs)

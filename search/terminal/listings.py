@@ -11,9 +11,18 @@ from rich.table import Table
 
 from configs import config_names, config_path
 from search.budget import Device, format_seconds
-from search.plan import ETA, Plan, climbing_phase
+from search.plan import Plan, StepTimes, climbing_phase
+from search.planned_work import (
+    climbing_text,
+    device_rate,
+    idle_devices,
+    more_text,
+    plan_warnings,
+    supernet_text,
+)
 from search.results.candidates import front, searched_fidelities, shown_fidelity
 from search.run_folder.folder import RunFolder
+from search.run_folder.state import RunState
 from search.terminal.console import shell_command
 from search.terminal.tables import format_count
 from searchspace.cost import count
@@ -23,31 +32,71 @@ from searchspace.spec_file import load_space
 _NOUNS: Mapping[Device, str] = {"cpu": "cores", "gpu": "GPUs"}
 
 
-def plan_table(plan: Plan, device: Device, *, twice: Plan) -> Table:
-    """Show what a budget buys, a row for each phase, and what twice the budget would."""
+def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | None = None) -> Table:
+    """Show what a budget buys, a row for each phase, and what twice the budget would.
+
+    Args:
+        times: By which it was planned, to say what they are of.
+    """
     table = Table(title=f"Plan, strategy {plan.strategy}", title_justify="left")
-    for name, justify in (("phase", "left"), ("share", "right"), ("work", "left")):
+    columns = (("phase", "left"), ("share", "right"), ("time", "right"), ("work", "left"))
+    for name, justify in columns:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
     work = {
-        "supernet": f"{plan.supernet_steps:,} steps of the shared weights",
-        "trust": f"{plan.num_trust} networks alone for {plan.trial_epochs} epochs",
+        "supernet": supernet_text(plan),
+        "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} epochs",
         "search": f"about {plan.num_judged:,} networks {judged_by}",
-        climbing_phase(plan.strategy): _promotions(plan),
+        climbing_phase(plan.strategy): climbing_text(plan),
         "finish": "check the extraction; judge with what is left",
     }
-    before = 0.0
+    before, idle = 0.0, idle_devices(plan)
     for phase, until in plan.until.items():
-        table.add_row(phase, format_seconds(until - before, device), work[phase])
+        seconds = until - before
+        resting = f"; {idle[phase]} {_NOUNS[device]} idle" if idle[phase] else ""
+        clock = _clock(seconds / plan.devices)
+        table.add_row(phase, format_seconds(seconds, device), clock, work[phase] + resting)
         before = until
-    smallest, largest = (format_seconds(s, device) for s in plan.retrain_seconds)
     table.add_section()
-    table.add_row(
-        "all", format_seconds(plan.budget_seconds, device), f"on {plan.devices} {_NOUNS[device]}"
-    )
-    table.add_row("later", "", f"retraining a network: {smallest} to {largest}")
-    table.add_row("", "", f"twice the budget: {_twice(twice)}")
+    _add_totals(table, plan, device)
+    table.add_row("", "", "", f"twice the budget: {_twice(twice)}")
+    if times is not None:
+        for line in times_lines(times, plan):
+            table.add_row("", "", "", line)
+    for warning in plan_warnings(plan, feed_rate=times.feed_rate if times else 0.0):
+        table.add_row("note", "", "", warning)
     return table
+
+
+def _add_totals(table: Table, plan: Plan, device: Device) -> None:
+    smallest, largest = (format_seconds(s, device) for s in plan.retrain_seconds)
+    clock = _clock(plan.budget_seconds / plan.devices)
+    asked = format_seconds(plan.budget_seconds, device)
+    table.add_row("all", asked, clock, f"on {plan.devices} {_NOUNS[device]}")
+    table.add_row("later", "", "", f"retraining a network: {smallest} to {largest}")
+
+
+def _clock(seconds: float) -> str:
+    """Write how long a phase lasts: ``1.8 min``."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def times_lines(times: StepTimes, plan: Plan) -> list[str]:
+    """Say what the times of a plan are of: rates, device, and whether they are estimates."""
+    rate = device_rate(plan)
+    feed = f", its processes make {times.feed_rate:,.0f}" if times.feed_rate else ""
+    lines = [f"a device trains on {rate:,.0f} images/s{feed}"] if rate else []
+    if times.device_name:
+        made = f" ({times.versions})" if times.versions else ""
+        lines.append(
+            f"{'estimated for' if times.source else 'measured on'} {times.device_name}{made}"
+        )
+    if times.source:
+        lines.append(f"estimates, nothing was measured: {times.source}")
+    return lines
 
 
 def status_table(run: RunFolder) -> Table:
@@ -84,7 +133,18 @@ def status_table(run: RunFolder) -> Table:
     if plan is not None and not run.state.is_done:
         left = max(budget.amount_seconds - spent, 0.0) / plan.devices
         table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
+    more = what_more_buys(run.state)
+    if more is not None:
+        table.add_row("with more", more)
     return table
+
+
+def what_more_buys(state: RunState) -> str | None:
+    """Say what ten more gpu-days (of a cpu run: as much again) would buy; None without a plan."""
+    found = state.more_plan
+    if found is None:
+        return None
+    return f"{found.budget} more would buy {more_text(found.plan, found.more)}"
 
 
 def _at_work(run: RunFolder) -> str:
@@ -119,12 +179,17 @@ def spaces_table() -> Table:
 def recipes_table() -> Table:
     """List the recipes; the shipped files are sound, so their fields need no check by timm."""
     rows = []
+    # libyaml, where it is there, reads ours ten times as fast; others' files are bounded.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for name in config_names("recipes"):
         text = config_path("recipes", name).read_text(encoding="utf-8")
-        # libyaml, where it is there, reads ours ten times as fast; others' files are bounded.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         recipe = cast(Mapping[str, object], yaml.load(text, Loader=loader))
         rows.append((name, str(recipe["epochs"]), str(recipe["about"])))
+    for name in config_names("recipes/dense"):
+        text = config_path("recipes/dense", name).read_text(encoding="utf-8")
+        dense = cast(Mapping[str, object], yaml.load(text, Loader=loader))
+        length = str(dense["epochs"] or f"{dense['steps']} steps")
+        rows.append((name, length, f"{dense['about']} (--task {dense['task']})"))
     return _table("Recipes", ("name", "epochs", "about"), rows)
 
 
@@ -137,16 +202,7 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) 
     return table
 
 
-def _promotions(plan: Plan) -> str:
-    """Say how many networks go up the rungs: ``about 90 networks for 10 epochs, 30 for 30``."""
-    higher = len(plan.rungs) - 1
-    counts = [plan.num_promoted * ETA ** (higher - rung) for rung in range(higher + 1)]
-    first, *others = zip(counts, plan.rungs, strict=True)
-    text = f"about {first[0]} networks alone for {first[1]} epochs"
-    return ", ".join([text, *(f"{number} for {epochs}" for number, epochs in others)])
-
-
 def _twice(plan: Plan) -> str:
-    numbers = {"supernet steps": plan.supernet_steps, "judged": plan.num_judged}
-    work = [f"{number:,} {name}" for name, number in numbers.items() if number]
-    return ", ".join([*work, _promotions(plan)])
+    work = [supernet_text(plan)] if plan.supernet_steps else []
+    judged = [f"{plan.num_judged:,} judged"] if plan.num_judged else []
+    return ", ".join([*work, *judged, climbing_text(plan)])

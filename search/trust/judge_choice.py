@@ -1,7 +1,7 @@
 """What a run judges by after its trust phase, and which network that makes the next one to train.
 
 The choice is made once and kept in the record, so that a resumed run does not change its mind. See
-`search.trust.ranking.choose_judge` for the rule.
+`search.trust.ranking.choose_estimator` for the rule.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from search.record.record import Record, Trial
 from search.results.dominance import crowding_distance, non_dominated_rank
-from search.results.fidelity import SUPERNET, ZERO_COST, trained_alone
+from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
 from search.results.objectives import MEASURED, known_losses, losses_of
 from search.run_folder.state import RunState
 from search.trust.predictor import Predictor
 from search.trust.ranking import (
     PREDICTOR,
     TRAINING,
-    Judge,
+    Estimator,
     TrustReport,
     trust_points,
     trust_report,
@@ -42,7 +42,7 @@ def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustRe
     return trust_report(points, rng=np.random.default_rng(seed)) if points else None
 
 
-def judge_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Judge:
+def estimator_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Estimator:
     """Return what the run judges by; the first call after the trust phase decides and writes it.
 
     Where the trust phase has trained nothing, that is the supernet, or training without one.
@@ -51,23 +51,23 @@ def judge_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Judge:
     if state.estimator is not None:
         return state.estimator
     report = report_of(record, seed=seed, strategy=strategy)
-    unknown: Judge = SUPERNET if strategy == SUPERNET else TRAINING
-    judge = unknown if report is None else report.judge
-    state.estimator = judge
-    return judge
+    unknown: Estimator = SUPERNET if strategy == SUPERNET else TRAINING
+    estimator = unknown if report is None else report.chosen
+    state.estimator = estimator
+    return estimator
 
 
 def sampled_fidelity(record: Record, *, strategy: str) -> str:
     """Name the fidelity whose results the sampler is fed with."""
     plan = RunState(record).plan
     if strategy == "proxy" and plan is not None:
-        return trained_alone(min(plan.rungs))
+        return next(iter(rung_fidelities(plan)))
     return ZERO_COST if strategy == ZERO_COST else SUPERNET
 
 
-def trains(judge: Judge) -> bool:
+def trains(estimator: Estimator) -> bool:
     """Tell whether judging a network by this means to train it alone."""
-    return judge in (PREDICTOR, TRAINING)
+    return estimator in (PREDICTOR, TRAINING)
 
 
 def next_predicted(
@@ -102,7 +102,7 @@ def next_predicted(
     if not candidates:
         return None
     predictor = Predictor(
-        [trial.architecture for trial in known], [trial.values["top1"] for trial in known]
+        [trial.architecture for trial in known], [trial.measured.top1 for trial in known]
     )
     # What is measured of a network is not known of those that were never judged.
     measured = {

@@ -27,7 +27,7 @@ PREDICTOR = "predictor"
 COSTS = ("params", "macs")
 
 # "supernet", "predictor", "training", or the name of a zero-cost score or of a cost.
-Judge: TypeAlias = str
+Estimator: TypeAlias = str
 TRAINING = "training"
 Scores: TypeAlias = Mapping[str, Mapping[str, float]]
 
@@ -92,13 +92,13 @@ class TrustReport:
     Attributes:
         points: The networks that were trained alone, for the scatter plots.
         estimators: Every estimator, in the order in which they are shown.
-        judge: What the run judges networks by from here on.
+        chosen: What the run judges networks by from here on.
         verdict: That choice and its reason in words.
     """
 
     points: tuple[TrustPoint, ...]
     estimators: tuple[EstimatorTrust, ...]
-    judge: Judge
+    chosen: Estimator
     verdict: str
 
 
@@ -171,16 +171,11 @@ def trust_points(trials: Sequence[Trial], proxies: Scores | None = None) -> tupl
     )
 
 
-def trust_taus(points: Sequence[TrustPoint], *, rng: np.random.Generator) -> dict[str, KendallTau]:
-    """Compare the ranking of each estimator with that of training alone."""
-    return {found.name: found.tau for found in estimator_trust(points, rng=rng)}
-
-
 def trust_report(points: Sequence[TrustPoint], *, rng: np.random.Generator) -> TrustReport:
     """Compare all estimators on the networks of the trust phase and choose what to judge by."""
     estimators = estimator_trust(points, rng=rng)
-    judge, verdict = choose_judge(estimators)
-    return TrustReport(points=tuple(points), estimators=estimators, judge=judge, verdict=verdict)
+    chosen, verdict = choose_estimator(estimators)
+    return TrustReport(points=tuple(points), estimators=estimators, chosen=chosen, verdict=verdict)
 
 
 def estimator_trust(
@@ -228,7 +223,7 @@ def compare(
     )
 
 
-def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
+def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
     """Choose what a run judges networks by, and say why.
 
     The supernet or the predictor, whichever has the larger tau, if it is positive and above those
@@ -263,7 +258,7 @@ def choose_judge(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
     )
 
 
-def choose_score(estimators: Sequence[EstimatorTrust]) -> tuple[Judge, str]:
+def choose_score(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
     """Choose what a run without a supernet judges networks by, and say why.
 
     The zero-cost score with the largest tau, if it is positive; parameters and MACs compete. With

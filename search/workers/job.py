@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from search.budget import count_cores
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA, Files, open_files
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data
 from supernet.mixers.weight_sharing import WeightSharing
 from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.shared_weights.group import most_devices, recipe_of_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,20 +49,73 @@ class Job:
         """Open the prepared images of the run."""
         return open_data(self.files.fetch(DATA))
 
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches for a worker, asked for where it runs.
+
+        A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches:
+        every other core has a worker too.
+        """
+        return max(count_cores() // count_gpus(), 1) if self.device == "cuda" else 0
+
+    @property
+    def eval_amp(self) -> str:
+        """Precision in which networks are judged: on a GPU that of its matrix units."""
+        return "bf16" if self.device == "cuda" else "none"
+
+
+def set_up_process(job: Job, threads: int) -> None:
+    """Give this process its CPU threads, and on a GPU the matrix units for float32 as well."""
+    torch.set_num_threads(threads)
+    if job.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: 10 bits of 23 in products, not in sums
+
+
+def for_group(job: Job, data: ImageData, devices: int) -> tuple[Job, int]:
+    """Fit a job to the devices that its supernet is begun on.
+
+    Returns:
+        The job with the recipe of `recipe_of_group`, and how many devices can train together.
+    """
+    num_images = data.sizes["train"]
+    recipe = recipe_of_group(job.supernet_recipe, num_images, devices, grows=job.device == "cuda")
+    return replace(job, supernet_recipe=recipe), most_devices(recipe, num_images)
+
+
+def count_gpus(listed: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Count this machine's GPUs, also those that this process may not use; at least 1.
+
+    Ray shows each worker its own GPU alone.
+    """
+    return max(len(list(listed.iterdir())) if listed.is_dir() else torch.cuda.device_count(), 1)
+
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
     """Describe a run to its workers; ``folder`` holds the prepared data."""
+    device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
     stored = folder / "space.yaml"
     space = settings.load_space(stored if stored.is_file() else None)
     return Job(
         files=open_files(settings.storage, folder),
         space=space.replace(num_classes=data.num_classes),
-        supernet_recipe=load_recipe(settings.supernet_recipe),
-        trial_recipe=load_recipe(settings.trial_recipe),
+        supernet_recipe=_recipe_on(device, settings.supernet_recipe),
+        trial_recipe=_recipe_on(device, settings.trial_recipe),
         strategy=settings.strategy,
         supernet_strategy=settings.supernet_strategy,
         sharing=settings.sharing,
         measured=settings.measured_objectives,
         seed=settings.seed,
-        device="cuda" if settings.parsed_budget.device == "gpu" else "cpu",
+        device=device,
     )
+
+
+def _recipe_on(device: str, name: str) -> Recipe:
+    """Load a recipe; a shipped one without mixed precision takes bfloat16 on a GPU.
+
+    A file of the user's own is taken at its word.
+    """
+    recipe = load_recipe(name)
+    is_shipped = not name.endswith((".yaml", ".yml"))
+    if device == "cuda" and is_shipped and recipe.amp == "none":
+        return recipe.model_copy(update={"amp": "bf16"})
+    return recipe

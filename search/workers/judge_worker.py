@@ -8,32 +8,28 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-from torch import Tensor
-
+from search.record.measured import Measured
 from search.results.fidelity import SUPERNET
 from search.run_folder.storage import SUPERNET as SUPERNET_FILES
-from search.scheduling.tasks import last_line
-from search.workers.job import Job
+from search.scheduling.tasks import end_if_spoilt, ending_spoilt, last_line
+from search.workers.job import Job, set_up_process
 from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from supernet.data import ImageData
 from supernet.measuring.proxies import PROXIES, proxy_scores
 from supernet.network.supernet import Supernet, build_subnet, extract, extraction_error
-from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.calibration import calibration_images, recalibrate
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import evaluate
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_BATCHES = 8
 EVAL_BATCH = 256
 PROXY_IMAGES = 32
 
 
-class Judge:
+class Evaluator:
     """Judges architectures with inherited weights: extract, recalibrate, evaluate.
 
     The search split and the calibration images are decoded and normalised once. Judging never
@@ -51,25 +47,21 @@ class Judge:
             (images.to(job.device), labels.to(job.device))
             for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
         ]
-        self.calibration = _calibration_images(job, data)
+        self.calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
 
     def judge(self, architecture: Architecture) -> dict[str, float]:
         """Return top1 (percent), correct, total, measured costs and the seconds of all that."""
         started = time.monotonic()
         assert self.supernet is not None
         values = self.measure(extract(self.supernet, architecture), architecture)
-        return values | {"seconds": time.monotonic() - started}
+        return values | Measured(seconds=time.monotonic() - started).values()
 
     def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
-        accuracy = evaluate(network, self.batches, self.job.device)
-        return {
-            "top1": accuracy.top1,
-            "correct": accuracy.correct,
-            "total": accuracy.total,
-            **measure_costs(network, architecture, self.job.measured),
-        }
+        accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
+        costs = measure_costs(network, architecture, self.job.measured)
+        return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
@@ -107,7 +99,7 @@ class Scorer:
         if self._job.measured:
             network = build_subnet(architecture).to(self._job.device)
             costs = measure_costs(network, architecture, self._job.measured)
-        return {"score": score, **costs, "seconds": time.monotonic() - started}
+        return Measured(score=score, seconds=time.monotonic() - started, **costs).values()
 
     def scores(
         self, architecture: Architecture, names: Sequence[str] = PROXIES
@@ -127,15 +119,12 @@ class JudgeWorker:
     """
 
     def __init__(self, job: Job, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(job, threads)
         self._scorer = Scorer(job)
-        self._judge: Judge | None = None
+        self._evaluator: Evaluator | None = None
         if job.strategy == SUPERNET:
             supernet = load_supernet(job.files.fetch(SUPERNET_FILES), job.space)
-            self._judge = Judge(job, supernet=supernet.to(job.device))
-
-    def ping(self) -> None:
-        """Answer: the worker is ready."""
+            self._evaluator = Evaluator(job, supernet=supernet.to(job.device))
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
@@ -154,14 +143,16 @@ class JudgeWorker:
         return [judge_safely(judge, architecture) for architecture in architectures]
 
     @property
-    def _inherited(self) -> Judge:
-        assert self._judge is not None, "this run has no supernet"
-        return self._judge
+    def _inherited(self) -> Evaluator:
+        assert self._evaluator is not None, "this run has no supernet"
+        return self._evaluator
 
+    @ending_spoilt()
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
-        """Measure `Judge.extraction_error` of several architectures."""
+        """Measure `Evaluator.extraction_error` of several architectures."""
         return [self._inherited.extraction_error(architecture) for architecture in architectures]
 
+    @ending_spoilt()
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
         """Score architectures without training, by key (`supernet.measuring.proxies`)."""
         return {a.key: self._scorer.scores(a) for a in architectures}
@@ -172,19 +163,12 @@ def judge_safely(
 ) -> tuple[dict[str, float], str | None]:
     """Judge an architecture; return what was measured, or nothing and the cause.
 
-    An error of one network is its result, and must not cost those that share its batch.
+    An error of one network is its result, and must not cost those that share its batch. One that
+    spoils the device of this process ends it.
     """
     try:
         return judge(architecture), None
     except Exception as error:
+        end_if_spoilt(error)
         logger.error("A judgement failed:\n%s", traceback.format_exc())
         return {}, f"{type(error).__name__}: {last_line(str(error))}"
-
-
-def _calibration_images(job: Job, data: ImageData) -> list[Tensor]:
-    recipe = job.trial_recipe
-    batches = eval_batches(data.split("train"), data, recipe.batch_size)
-    return [
-        images.to(job.device)
-        for (images, _), _ in zip(batches, range(CALIBRATION_BATCHES), strict=False)
-    ]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
+from supernet.measuring import latency
 from supernet.measuring.latency import latency_of, time_runs
 from supernet.measuring.memory import peak_memory_mib
-
-# How a network's latency is found: timed here, or predicted (by a table of measured blocks).
-LatencySource = Callable[[nn.Module, Architecture], Mapping[str, float]]
 
 
 def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, float]:
@@ -42,31 +38,22 @@ def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, fl
 
 def device_name(device: str) -> str:
     """Name a torch device of this machine as its maker does, e.g. for reports."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(models, platform.machine())}, {torch.get_num_threads()} thread(s)"
+    name = latency.device_name(torch.device(device))
+    return name if device == "cuda" else f"{name}, {torch.get_num_threads()} thread(s)"
 
 
 def measure_costs(
     network: nn.Module,
     architecture: Architecture,
     names: Sequence[str],
-    *,
-    latency: LatencySource = time_latency,
 ) -> dict[str, float]:
     """Measure the costs of a network that the search weighs.
 
     Args:
         network: The extracted network of the architecture.
         names: Of `search.results.objectives.MEASURED`.
-        latency: Where it comes from.
     """
-    found = dict(latency(network, architecture)) if "latency_ms" in names else {}
+    found = time_latency(network, architecture) if "latency_ms" in names else {}
     if "memory_mib" in names:
         found["memory_mib"] = peak_memory_mib(network.eval(), _one_image(network, architecture))
     return found

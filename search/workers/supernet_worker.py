@@ -7,23 +7,26 @@ weights and images travel as files: `search.run_folder.storage`.
 
 from __future__ import annotations
 
+import platform
 import random
-import socket
 import statistics
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
+from search.record.measured import Measured
 from search.run_folder.storage import SUPERNET
-from search.scheduling.tasks import TrialTask, Work, checkpoint_name
-from search.workers.job import Job, make_job
-from search.workers.judge_worker import Judge, JudgeWorker, Scorer
+from search.scheduling.tasks import TrialTask, Work, checkpoint_name, ending_spoilt
+from search.workers.job import Job, for_group, make_job, set_up_process
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -31,14 +34,17 @@ from supernet.kernels import library
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, in_shards, with_epochs
-from supernet.shared_weights.trainer import (
-    Progress,
-    SupernetTrainer,
-    accumulate_gradients,
-)
+from supernet.shared_weights.group import most_devices
+from supernet.shared_weights.trainer import Progress, SupernetTrainer
 from supernet.training.batches import train_batches
 from supernet.training.epoch_report import EpochReport
-from supernet.training.training import TrainingOptions, train
+from supernet.training.training import TrainingOptions, train, train_steps
+
+# So long workers look for each other, and wait for each other's gradients.
+MEETING_TIME = timedelta(minutes=2)
+SILENCE_TIME = timedelta(minutes=10)
+# Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
+TIMED_STEPS = {"cpu": 3, "cuda": 20}
 
 
 class SupernetWorker:
@@ -50,27 +56,52 @@ class SupernetWorker:
     """
 
     def __init__(self, job: Job, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        set_up_process(job, threads)
         self.job = job
         self.data = job.open_data()
         self.trainer: SupernetTrainer | None = None
         self.folder: Path | None = None
+        self._store: Store | None = None
 
-    def address(self) -> str:
-        """Return an address where the other workers find this one, the first."""
-        try:
-            host = socket.gethostbyname(socket.gethostname())
-        except socket.gaierror:  # a laptop whose name nobody knows; there is one machine then
-            host = "127.0.0.1"
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{host}:{free.getsockname()[1]}"
+    def address(self, host: str) -> str:
+        """Open the place where a group meets, in this process, its first worker's.
 
+        Args:
+            host: Where the others reach this machine.
+
+        Returns:
+            The place's address: with a port that is this process's already.
+        """
+        self._store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME
+        )
+        return f"tcp://{f'[{host}]' if ':' in host else host}:{self._store.port}"
+
+    @ending_spoilt()
     def join(self, address: str, rank: int, world_size: int) -> None:
-        """Join the group of workers that train the supernet together."""
-        backend = "nccl" if self.job.device == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size)
+        """Join the group of workers that train the supernet together.
 
+        Args:
+            address: Of the first one's `address`, or a file that all of them reach.
+        """
+        place = urlsplit(address)
+        if place.scheme == "file":
+            self._store = FileStore(place.path, world_size)
+        elif self._store is None:
+            assert place.hostname is not None
+            assert place.port is not None
+            self._store = TCPStore(place.hostname, place.port, timeout=MEETING_TIME)
+        is_gpu = self.job.device == "cuda"
+        dist.init_process_group(
+            "nccl" if is_gpu else "gloo",
+            store=self._store,
+            rank=rank,
+            world_size=world_size,
+            timeout=SILENCE_TIME,
+            device_id=torch.device("cuda", torch.cuda.current_device()) if is_gpu else None,
+        )
+
+    @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps and evaluations of the smallest, the largest and two random subnets."""
         started = time.monotonic()
@@ -78,32 +109,51 @@ class SupernetWorker:
         extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
         subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
         split = self.data.split("train")
-        trial_batch = self._first_batch(job.trial_recipe)
-        trial_steps = tuple(
-            (count(subnet).macs, self._time_training([subnet], trial_batch, job.trial_recipe))
-            for subnet in subnets
-        )
+        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
         return StepTimes(
-            supernet_step=self.measure_supernet() if job.strategy == "supernet" else 0.0,
+            supernet_step=0.0,  # which the workers of a group measure together
             trial_steps=trial_steps,
             judge=self._time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
             device_name=device_name(job.device),
+            batch_size=job.trial_recipe.batch_size,
+            supernet_batch=job.supernet_recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            feed_rate=self._feed_rate(),
+            amp=job.trial_recipe.amp,
+            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
             measured_seconds=time.monotonic() - started,
         )
 
+    @ending_spoilt()
     def measure_supernet(self) -> float:
-        """Time a step of the shared weights, in device-seconds; all workers of a group at once."""
-        steps = 3
-        trainer = self._new_trainer(total_steps=1 + steps)
-        trainer.run(1)
-        started = time.monotonic()
-        trainer.run(steps)
-        return (time.monotonic() - started) / steps * trainer.world_size
+        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
 
+        A worker that is alone takes one shard of the batch for all of them.
+        """
+        recipe, shards = self.job.supernet_recipe, 1
+        if not dist.is_initialized():
+            images = len(self.data.split("train"))
+            shards = most_devices(recipe, images)
+            alone = {"batch_size": min(recipe.batch_size, images) // shards, "shard_size": None}
+            recipe = recipe if shards == 1 else recipe.model_copy(update=alone)
+        steps = TIMED_STEPS[self.job.device]
+        trainer = self._new_trainer(steps, recipe)
+        # The same steps once before: kernels are compiled when an architecture first needs them.
+        trainer.run(steps)
+        trainer.rewind()
+        times, feed = [], 0.0
+        for _ in range(steps):
+            started = time.monotonic()
+            feed += trainer.run(1).feed_seconds / steps
+            times.append(time.monotonic() - started)
+        seconds = max(statistics.median(times), self._waiting_for(feed))
+        return seconds * trainer.world_size * shards
+
+    @ending_spoilt()
     def start(self, total_steps: int) -> int:
         """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
-        self.trainer = self._new_trainer(total_steps)
+        self.trainer = self._new_trainer(total_steps, self.job.supernet_recipe)
         self.folder = self.job.files.fetch(SUPERNET)
         self.trainer.load(self.folder)
         return self.trainer.step
@@ -113,11 +163,13 @@ class SupernetWorker:
         assert self.trainer is not None
         self.trainer.total_steps = max(total_steps, self.trainer.step + 1)
 
+    @ending_spoilt()
     def train(self, steps: int) -> Progress:
         """Take so many steps, together with the other workers."""
         assert self.trainer is not None
         return self.trainer.run(steps)
 
+    @ending_spoilt()
     def save(self) -> None:
         """Write the checkpoint, for all nodes to read."""
         assert self.trainer is not None
@@ -125,37 +177,54 @@ class SupernetWorker:
         self.trainer.save(self.folder)
         self.job.files.publish(SUPERNET, self.folder)
 
-    def _new_trainer(self, total_steps: int) -> SupernetTrainer:
+    def _new_trainer(self, total_steps: int, recipe: Recipe) -> SupernetTrainer:
         return SupernetTrainer(
             self.job.space,
             self.data,
-            self.job.supernet_recipe,
+            recipe,
             strategy=self.job.supernet_strategy,
             total_steps=total_steps,
             seed=self.job.seed,
             sharing=self.job.sharing,
             device=self.job.device,
+            loader_workers=self.job.loader_workers,
         )
 
-    def _first_batch(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        batches = train_batches(
-            self.data.split("train"), self.data, recipe, epoch=0, seed=self.job.seed
+    def _feed_rate(self) -> float:
+        """Time the making of a trial's batch; return images a second of the device's processes."""
+        recipe = self.job.trial_recipe
+        started, images = time.monotonic(), self.data.split("train")
+        batches = train_batches(images, self.data, recipe, epoch=0, seed=self.job.seed)
+        made = len(next(batches)[1])
+        return made / (time.monotonic() - started)
+
+    def _time_training(self, architecture: Architecture) -> float:
+        """Time a step of a network alone as its epochs have them: with images and optimiser."""
+        recipe, feed = self.job.trial_recipe, []
+        network = build_subnet(architecture, recipe.drop_path).to(self.job.device)
+        options = TrainingOptions(
+            train_split=self.data.split("train"),
+            eval_split=self.data.split("search"),
+            seed=self.job.seed,
+            device=self.job.device,
+            loader_workers=self.job.loader_workers,
         )
-        images, labels = next(batches)
-        return images.to(self.job.device), labels.to(self.job.device)
+        steps = train_steps(network, self.data, recipe, options)
+        seconds = _median_seconds(
+            lambda: feed.append(sum(s.read_seconds + s.augment_seconds for s in next(steps))),
+            self.job.device,
+            runs=TIMED_STEPS[self.job.device],
+        )
+        return max(seconds, self._waiting_for(statistics.mean(feed)))
 
-    def _time_training(
-        self, architectures: list[Architecture], batch: tuple[Tensor, Tensor], recipe: Recipe
-    ) -> float:
-        networks = [
-            build_subnet(architecture).to(self.job.device) for architecture in architectures
-        ]
+    def _waiting_for(self, feed_seconds: float) -> float:
+        """Return the seconds that a step lasts at least, by what its images take to make.
 
-        def step() -> None:
-            for network, architecture in zip(networks, architectures, strict=True):
-                accumulate_gradients(network, [architecture], *batch, recipe)
-
-        return _median_seconds(step, self.job.device)
+        In the first steps loaders have a lead, which they lose. Without loaders it is part of the
+        step.
+        """
+        workers = self.job.loader_workers
+        return feed_seconds / workers if workers else 0.0
 
     def _time_judging(self, subnets: list[Architecture]) -> float:
         if self.job.strategy == "proxy":
@@ -167,7 +236,7 @@ class SupernetWorker:
                 _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
-        judge = Judge(self.job, supernet=None)
+        judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
         return _median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
@@ -192,7 +261,7 @@ def train_alone(
     Returns:
         top1 (percent), correct, total and the measured costs of the run's objectives.
     """
-    torch.set_num_threads(threads)
+    set_up_process(job, threads)
     data = job.open_data()
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
@@ -205,24 +274,21 @@ def train_alone(
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
-        train_split=data.split("train"),
+        train_split=data.split("train").first(task.images),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,
         out=out,
         on_epoch=report,
+        loader_workers=job.loader_workers,
     )
     on_epoch(0)
     try:
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    return {
-        "top1": accuracy.top1,
-        "correct": accuracy.correct,
-        "total": accuracy.total,
-        **measure_costs(network, task.architecture, job.measured),
-    }
+    costs = measure_costs(network, task.architecture, job.measured)
+    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
 def compile_kernels() -> None:
@@ -248,4 +314,5 @@ WORK = Work(
     judge_worker=JudgeWorker,
     train_alone=train_alone,
     prepare=compile_kernels,
+    for_group=for_group,
 )

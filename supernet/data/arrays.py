@@ -49,6 +49,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, share: float) -> Split:
+        """Return the first images: a fair sample, because the order is random; at least one."""
+        count = max(round(len(self) * share), 1)
+        return self if share == 1 else Split(self.images[:count], self.labels[:count])
+
 
 def write_split(
     source: Source,

@@ -13,7 +13,7 @@ from supernet.data.folders import open_folder
 from supernet.data.source import Fetched, Source
 from supernet.data.splits import IntArray
 from supernet.data.tars import open_tar
-from supernet.data.webdataset import open_shards
+from supernet.data.webdataset import open_webdataset
 
 DIGITS = "digits"
 TIMM_PREFIXES = ("torch/", "hfds/", "tfds/", "wds/")
@@ -67,7 +67,7 @@ def open_source(source: str, *, img_size: int) -> Source:
         if name.startswith("wds/"):
             if not Path(root).is_dir() or not root:
                 raise ValueError(f"{name!r} needs the folder of its shards, write '{name}:FOLDER'.")
-            return open_shards(name.partition("/")[2], Path(root))
+            return open_webdataset(name.partition("/")[2], Path(root))
         # timm takes seconds to import.
         from supernet.data.timm_readers import open_timm
 

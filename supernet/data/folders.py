@@ -42,7 +42,7 @@ POOL_OF_FOLDER = {
 _Identity: TypeAlias = tuple[int, int]
 
 
-class Place(NamedTuple):
+class Member(NamedTuple):
     """Where an image or a folder of images lies."""
 
     pool: str
@@ -63,9 +63,9 @@ class Found:
     is_same: Callable[[str, str], bool] = lambda one, other: True
     classes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=Skipped)
-    _taken: dict[object, Place] = field(default_factory=dict)
+    _taken: dict[object, Member] = field(default_factory=dict)
 
-    def take(self, place: Place, real: object) -> None:
+    def take(self, place: Member, real: object) -> None:
         """Take an image, unless the same file was taken before.
 
         Args:
@@ -82,7 +82,7 @@ class Found:
         self.classes[place.pool][place.label].append(place.name)
 
 
-def check_same(first: Place, second: Place) -> None:
+def check_same(first: Member, second: Member) -> None:
     """Refuse a file that has two classes, or is to be learned from and tested on."""
     if first[:2] != second[:2]:
         raise ValueError(
@@ -202,13 +202,13 @@ class _Walk:
 
     base: bytes
     found: Found
-    entered: dict[_Identity, Place] = field(default_factory=dict)
+    entered: dict[_Identity, Member] = field(default_factory=dict)
 
     def list_pool(self, pool: str, folder: str) -> None:
         """Take the images of a pool."""
         classes = self.found.classes[pool] = {}
         above = frozenset(map(_identity, _with_parents(self.base)))
-        identity = self._enter(Place(pool, "", folder), above)
+        identity = self._enter(Member(pool, "", folder), above)
         for entry in self._entries(folder):
             name = f"{folder}/{_text(entry.name)}"
             if reason := clutter_reason(_text(entry.name)):
@@ -216,11 +216,11 @@ class _Walk:
             elif _is_folder(entry):
                 label = _text(entry.name)
                 classes[label] = []
-                self._list_class(Place(pool, label, name), above | {identity})
+                self._list_class(Member(pool, label, name), above | {identity})
             else:
                 self.found.skipped.add(OUTSIDE, name)
 
-    def _list_class(self, top: Place, above: frozenset[_Identity | None]) -> None:
+    def _list_class(self, top: Member, above: frozenset[_Identity | None]) -> None:
         waiting = [(top, above)]
         while waiting:
             place, above = waiting.pop()
@@ -229,7 +229,7 @@ class _Walk:
             below = []
             for entry in self._entries(place.name):
                 name = _text(entry.name)
-                inner = Place(place.pool, place.label, f"{place.name}/{name}")
+                inner = Member(place.pool, place.label, f"{place.name}/{name}")
                 if reason := clutter_reason(name):
                     self.found.skipped.add(reason, inner.name)
                 elif _is_folder(entry):
@@ -240,7 +240,7 @@ class _Walk:
                     self.found.take(inner, _real_file(entry, identity))
             waiting += reversed(below)
 
-    def _enter(self, place: Place, above: frozenset[_Identity | None]) -> _Identity | None:
+    def _enter(self, place: Member, above: frozenset[_Identity | None]) -> _Identity | None:
         """Return which folder it is; None if its images were taken under another name."""
         identity = _identity(_path(self.base, place.name))
         if identity in above:

@@ -19,6 +19,9 @@ TRAIN, SEARCH, TEST = SPLITS = ("train", "search", "test")
 SPLIT_SEED = "mixer-search-1"
 SMALL_SET = 10_000
 MAX_SEARCH_IMAGES = 10_000
+# Of sets like ImageNet more are held out, because networks differ less: with 10,000 images the
+# standard error at 75 % is 0.43 %. One of so many, and at most as many as its test images.
+LARGE_SEARCH_PART, MOST_SEARCH_IMAGES = 50, 50_000
 
 
 def split_pools(
@@ -54,7 +57,8 @@ def split_pools(
     if "val" in ranked and "test" in ranked:
         return {TRAIN: ranked["train"], SEARCH: ranked["val"], TEST: ranked["test"]}
     num_train = len(ranked["train"])
-    fraction = 0.2 if num_train < SMALL_SET else min(0.1, MAX_SEARCH_IMAGES / num_train)
+    most = min(max(MAX_SEARCH_IMAGES, num_train // LARGE_SEARCH_PART), MOST_SEARCH_IMAGES)
+    fraction = 0.2 if num_train < SMALL_SET else min(0.1, most / num_train)
     train, search = _carve(ranked["train"], fraction, labels=labels, class_names=class_names)
     return {TRAIN: train, SEARCH: search, TEST: ranked["val" if "val" in ranked else "test"]}
 

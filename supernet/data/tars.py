@@ -19,7 +19,7 @@ from supernet.data.decoding import HEAD_BYTES, MAX_FILE_BYTES, shown
 from supernet.data.folders import (
     POOL_OF_FOLDER,
     Found,
-    Place,
+    Member,
     arrange,
     class_of,
     pools_of,
@@ -100,7 +100,7 @@ def open_tar(path: Path) -> Source:
         place = _followed(name, files, path)
         if takes_file(short, partial(bytes, place.head), found.skipped):
             found.classes[pool].setdefault(label, [])
-            found.take(Place(pool, label, short), place.offset)
+            found.take(Member(pool, label, short), place.offset)
             places[short] = place
     return replace(
         arrange(found, path, partial(_fetch, path, top, places)), is_random_access=_is_plain(path)

@@ -45,8 +45,8 @@ UNLABELLED = -1
 
 
 @dataclass(slots=True)
-class _Shard:
-    """The files of a shard by their keys, which end at the last dot."""
+class _Archive:
+    """The files of an archive by their keys, which end at the last dot."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -58,12 +58,12 @@ class _Listing:
 
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    shards: list[int] = field(default_factory=list)
+    archives: list[int] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
 
 
-def open_shards(name: str, root: Path) -> Source:
+def open_webdataset(name: str, root: Path) -> Source:
     """List the samples of a folder of shards.
 
     The words of a shard's path say which pool it belongs to, as in ``imagenet1k-train-0000.tar`` or
@@ -78,13 +78,13 @@ def open_shards(name: str, root: Path) -> Source:
         ValueError: If there are no shards of a pool, or one is compressed, damaged or incomplete;
             if classes are no numbers from 0 without gaps.
     """
-    shards = _shards(root)
+    archives = _archives(root)
     listing = _Listing()
     pools: dict[str, IntArray] = {}
-    by_pool = sorted((pool, number) for number, (_, pool) in enumerate(shards))
+    by_pool = sorted((pool, number) for number, (_, pool) in enumerate(archives))
     for pool, number in by_pool:
         first = len(listing.names)
-        _list_shard(shards[number][0], number, root, listing)
+        _list_archive(archives[number][0], number, root, listing)
         members = np.arange(first, len(listing.names))
         pools[pool] = np.concatenate([pools.get(pool, members[:0]), members])
     labels = np.array(listing.labels, dtype=np.int64)
@@ -98,15 +98,15 @@ def open_shards(name: str, root: Path) -> Source:
     info = _info(root)
     _check_complete(root, info, pools, labels)
     places = np.array(listing.places, dtype=np.int64)
-    shard_of = np.array(listing.shards)
+    archive_of = np.array(listing.archives)
 
     def fetch(positions: IntArray) -> Iterator[Fetched]:
         # In the order in which they lie on disk; a file of its own for each reader, so that
         # processes that were forked from one another do not move each other's position.
-        order = positions[np.lexsort((places[positions, 0], shard_of[positions]))]
-        for shard in np.unique(shard_of[order]).tolist():
-            with shards[shard][0].open("rb", buffering=0) as file:
-                for position in order[shard_of[order] == shard].tolist():
+        order = positions[np.lexsort((places[positions, 0], archive_of[positions]))]
+        for archive in np.unique(archive_of[order]).tolist():
+            with archives[archive][0].open("rb", buffering=0) as file:
+                for position in order[archive_of[order] == archive].tolist():
                     offset, size = places[position].tolist()
                     content = os.pread(file.fileno(), size, offset)
                     yield Fetched(position, content, listing.names[position])
@@ -123,7 +123,7 @@ def open_shards(name: str, root: Path) -> Source:
     )
 
 
-def _shards(root: Path) -> list[tuple[Path, str]]:
+def _archives(root: Path) -> list[tuple[Path, str]]:
     """Return the shards that belong to a pool, each once, with their pools, in order."""
     found: dict[Path, tuple[Path, str]] = {}
     for path in sorted(root.rglob("*.tar*")):
@@ -146,12 +146,12 @@ def _pool_of(path: Path) -> str | None:
     return next((POOL_OF_FOLDER[word] for word in reversed(words) if word in POOL_OF_FOLDER), None)
 
 
-def _list_shard(path: Path, number: int, root: Path, listing: _Listing) -> None:
-    shard = _Shard()
+def _list_archive(path: Path, number: int, root: Path, listing: _Listing) -> None:
+    archive = _Archive()
     try:
         with open_checked(path, "r:") as tar:
             for member in members_of(tar, path):
-                _take_file(tar, member, shard, listing.skipped)
+                _take_file(tar, member, archive, listing.skipped)
     except _WrongLabelError:
         raise
     except TAR_ERRORS as error:
@@ -160,23 +160,23 @@ def _list_shard(path: Path, number: int, root: Path, listing: _Listing) -> None:
             "Decompress it, or copy or download it again."
         ) from error
     name = path.relative_to(root).as_posix()
-    for key, (sample, place) in _samples(shard, listing.skipped).items():
+    for key, (sample, place) in _samples(archive, listing.skipped).items():
         listing.names.append(f"{name}/{key}")
-        listing.labels.append(shard.labels.get(sample, UNLABELLED))
-        listing.shards.append(number)
+        listing.labels.append(archive.labels.get(sample, UNLABELLED))
+        listing.archives.append(number)
         listing.places.append(place)
 
 
-def _samples(shard: _Shard, skipped: Skipped) -> dict[str, tuple[str, tuple[int, int]]]:
+def _samples(archive: _Archive, skipped: Skipped) -> dict[str, tuple[str, tuple[int, int]]]:
     """Map the key of each image to that of its label, and to its place."""
     samples: dict[str, tuple[str, tuple[int, int]]] = {}
-    taken = {key for key in shard.images if key in shard.labels}
-    for key, place in shard.images.items():
+    taken = {key for key in archive.images if key in archive.labels}
+    for key, place in archive.images.items():
         folder, slash, file = key.rpartition("/")
         first = f"{folder}{slash}{file.partition('.')[0]}"
-        if key == first or key in shard.labels:
+        if key == first or key in archive.labels:
             samples[key] = (key, place)
-        elif first in shard.images or first in taken:
+        elif first in archive.images or first in taken:
             skipped.add(FURTHER, key)
         else:
             samples[key] = (first, place)
@@ -185,7 +185,7 @@ def _samples(shard: _Shard, skipped: Skipped) -> dict[str, tuple[str, tuple[int,
 
 
 def _take_file(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, shard: _Shard, skipped: Skipped
+    tar: tarfile.TarFile, member: tarfile.TarInfo, archive: _Archive, skipped: Skipped
 ) -> None:
     """Note the place of an image, or read a label."""
     if member.isdir():
@@ -201,16 +201,16 @@ def _take_file(
         skipped.add(NO_FILE, name)
     elif has_image_suffix(file):
         check_size(member, MAX_FILE_BYTES)
-        if key in shard.images:
+        if key in archive.images:
             raise tarfile.ReadError(f"{shown(key)} has two images")
-        shard.images[key] = (member.offset_data, member.size)
-    elif suffix == "cls" or (suffix == "json" and key not in shard.labels):
+        archive.images[key] = (member.offset_data, member.size)
+    elif suffix == "cls" or (suffix == "json" and key not in archive.labels):
         check_size(member, MAX_LABEL_BYTES)
         content = tar.extractfile(member)
         assert content is not None
         label = _label(content.read(), suffix, f"{shown(member.name)} in {shown(str(tar.name))}")
         if label is not None:
-            shard.labels[key] = label
+            archive.labels[key] = label
     elif suffix != "json":
         skipped.add(other_reason(name), name)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -55,6 +56,13 @@ def formulation(tensor: Tensor) -> str:
         f"{VARIABLE}=c needs a working C compiler and CPU tensors of {names}, got {tensor.dtype} "
         f"on {tensor.device}. Set {VARIABLE}=auto, or install gcc."
     )
+
+
+def module_for(package: str, tensor: Tensor) -> ModuleType:
+    """Return the module of a package whose primitives serve operands like this tensor."""
+    chosen = formulation(tensor)
+    # Imported when it is wanted, for not every torch brings Triton.
+    return importlib.import_module(f"{package}.in_{'torch' if chosen == 'naive' else chosen}")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,16 @@ from supernet.network.supernet import Supernet
 
 TIMED_RUNS = 30
 WARM_UP_RUNS = 3
+
+
+def device_name(device: torch.device) -> str:
+    """Name a GPU or the processor as its maker does."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import random
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from searchspace.cost import count
 from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import Mixer, mixer_from_dict, mixer_to_dict
 from searchspace.space import SearchSpace
-from supernet.measuring.latency import Latency, latency_of
+from supernet.measuring.latency import Latency, device_name, latency_of
 from supernet.network.supernet import Supernet, build_subnet
 
 PASSES = 3
@@ -270,7 +269,7 @@ def measure_table(
     table = LatencyTable(
         macro=macro_of(space.first()),
         batch_size=batch_size,
-        device=_name_of(device),
+        device=device_name(device),
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         measured_on=date.today().isoformat(),
@@ -370,12 +369,3 @@ def _modules_of(network: Supernet) -> Iterator[nn.Module]:
             yield block
             if network.space.family == "twins" and number == 0:
                 yield network.encodings[index]
-
-
-def _name_of(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -75,7 +75,7 @@ class LocalMlpMixer(nn.Module):
     def __init__(self, options: Sequence[LocalMlp], *, place: Place) -> None:
         super().__init__()
         self.size = place.size
-        self.is_shifted = place.block % 2 == 1
+        self.is_shifted, self.rules = place.block % 2 == 1, place.rules
         self.value = new_linear(place.dim, place.dim, bias=place.qkv_bias)
         self.proj = new_linear(place.dim, place.dim)
         self.largest = max(self._window(option) for option in options)
@@ -113,7 +113,9 @@ class LocalMlpMixer(nn.Module):
         if not mixer.shared_positions:
             check_map_size(x, mixer, size=self.size)
         size = (x.shape[1], x.shape[2])
-        tiling = tile(size, window=self._window(mixer), is_shifted=self.is_shifted)
+        tiling = tile(
+            size, window=self._window(mixer), is_shifted=self.is_shifted, rules=self.rules
+        )
         v = self.value(cut_windows(x, tiling)).unflatten(-1, (mixer.num_heads, -1))
         weights = self._weights(mixer, tiling)
         equation = "ijn,bwjnd->bwind" if weights.dim() == 3 else "wijn,bwjnd->bwind"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import BlockNorm
+from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixers import Mixer
 from supernet.mixers.weight_sharing import WeightSharing
 
@@ -32,6 +33,7 @@ class Place:
         qkv_bias: Whether projections to queries, keys and values have biases.
         norm: The norms that the stage asks for; see `searchspace.architecture.Stage`.
         sharing: What the choices of a block share.
+        rules: What is done at the border of a map.
     """
 
     dim: int
@@ -40,6 +42,7 @@ class Place:
     qkv_bias: bool = True
     norm: BlockNorm = "default"
     sharing: WeightSharing = field(default_factory=WeightSharing)
+    rules: MapRules = CLASSIFIER
 
 
 def centre_taps(table: Tensor, size: int) -> Tensor:

@@ -46,7 +46,7 @@ class WindowAttentionMixer(nn.Module):
 
     def __init__(self, options: Sequence[WindowAttention], *, place: Place) -> None:
         super().__init__()
-        self.is_shifted = place.block % 2 == 1
+        self.is_shifted, self.rules = place.block % 2 == 1, place.rules
         largest = max(option.window_size for option in options)
         self.attention = AttentionWeights(options, place=place, taps=2 * largest - 1)
 
@@ -58,7 +58,10 @@ class WindowAttentionMixer(nn.Module):
     def forward(self, x: Tensor, mixer: WindowAttention) -> Tensor:
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
         tiling = tile(
-            (x.shape[1], x.shape[2]), window=mixer.window_size, is_shifted=self.is_shifted
+            (x.shape[1], x.shape[2]),
+            window=mixer.window_size,
+            is_shifted=self.is_shifted,
+            rules=self.rules,
         )
         convolved = self.attention.convolve(x, mixer)
         cut_convolved = None if convolved is None else cut_windows(convolved, tiling)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from searchspace.map_rules import CLASSIFIER, MapRules
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
@@ -32,12 +34,18 @@ class Tiling:
     grid: tuple[int, int]
 
 
-def tile(size: tuple[int, int], *, window: int, is_shifted: bool) -> Tiling:
-    """Cover a map with windows no larger than it; a window that spans a side is never shifted."""
-    window = min(window, max(size))
+def tile(
+    size: tuple[int, int], *, window: int, is_shifted: bool, rules: MapRules = CLASSIFIER
+) -> Tiling:
+    """Cover a map with windows.
+
+    They are no larger than it, and one that spans a side is never shifted, unless the rules say
+    that windows keep their size.
+    """
+    window = rules.window(window, size)
     return Tiling(
         window=window,
-        shift=window // 2 if is_shifted and window < min(size) else 0,
+        shift=window // 2 if is_shifted and (rules.keeps_windows or window < min(size)) else 0,
         size=size,
         grid=(-(-size[0] // window) * window, -(-size[1] // window) * window),
     )

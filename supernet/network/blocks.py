@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from timm.layers import DropPath, SEModule
@@ -98,6 +98,7 @@ class Block(nn.Module):
         self.se = SqueezeExcite(dim, options.se_reduction) if options.se_reduction else None
         self.local = LocalConv(place, options.local_conv) if options.local_conv else None
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio))
+        self.rules = place.rules
         self.drop_path = DropPath(options.drop_path)
 
     def select(self, mixer: Mixer, mlp_ratio: float) -> dict[str, Tensor]:
@@ -116,7 +117,7 @@ class Block(nn.Module):
         """Transform a map (B, H, W, C) with one of the block's mixers and MLPs."""
         mix = self._mixer(mixer)
         *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
-        mixed = mix(before[0](x) if before else x, mixer)
+        mixed = self._with_border(mix, before[0](x) if before else x, mixer)
         if self.se is not None:
             mixed = self.se(mixed)
         # The published VOLO never drops its outlook blocks; they get no rate.
@@ -126,6 +127,16 @@ class Block(nn.Module):
             x = x + self.local(x)
         hidden = int(self.dim * mlp_ratio)
         return x + drop(self.mlp(before_mlp(x), hidden))
+
+    def _with_border(self, mix: Any, x: Tensor, mixer: Mixer) -> Tensor:
+        """Mix a map that is padded first, where the rules say so."""
+        if mixer.kind not in CONV_KINDS or not self.rules.pads_convolutions:
+            return cast(Tensor, mix(x, mixer))
+        height, width = x.shape[1:3]
+        kernel_size: int = mixer.kernel_size  # type: ignore[union-attr]  # convolutions have one
+        rows, columns = self.rules.padded((height, width), kernel_size)
+        padded = F.pad(x, (0, 0, 0, columns - width, 0, rows - height))
+        return cast(Tensor, mix(padded, mixer)[:, :height, :width])
 
     def unused(self, x: Tensor, mixer: Mixer, mlp_ratio: float) -> tuple[str, ...]:
         """Say how the names of weights start that `forward` does not need."""

@@ -39,12 +39,10 @@ class Start:
     Attributes:
         state: Of the new network.
         interpolated: Names of what has another size there.
-        fresh: Names of classifiers that were left as the new network had them.
     """
 
     state: dict[str, Tensor]
     interpolated: tuple[str, ...]
-    fresh: tuple[str, ...]
 
 
 def interpolated_start(old: Mapping[str, Tensor], network: nn.Module) -> Start:
@@ -64,18 +62,17 @@ def interpolated_start(old: Mapping[str, Tensor], network: nn.Module) -> Start:
             f"{different[0]}, the other has not ({len(different)} such). Choose the folder of a "
             "retraining of this network."
         )
-    state, interpolated, fresh = {}, [], []
+    state, interpolated = {}, []
     for name, wanted in new.items():
         found = old[name]
         if found.shape != wanted.shape:
             if name.endswith(CLASSIFIERS) and found.shape[1:] == wanted.shape[1:]:
-                fresh.append(name)
-                found = wanted
+                found = wanted  # the new classifier
             else:
                 interpolated.append(name)
                 found = _interpolate(name, found, wanted)
         state[name] = found.detach().clone().to(wanted)
-    return Start(state, tuple(interpolated), tuple(fresh))
+    return Start(state, tuple(interpolated))
 
 
 def resize_taps(table: Tensor, size: int, *, keep_sum: bool) -> Tensor:

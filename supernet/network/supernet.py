@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.families import CLASS_BLOCKS, FAMILIES
+from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixers import Mixer
 from searchspace.space import SearchSpace
 from supernet.mixers.sharing import Place, new_linear, new_table
@@ -49,6 +50,8 @@ class Supernet(nn.Module):
         drop_path_rate: Stochastic depth of the last block; earlier blocks have linearly less. A
             block has the rate of its place in the deepest network, also in shallower ones.
         sharing: What the choices of a block share; by default little.
+        backbone: Build no final norm and no classifier, only what `stage_maps` needs, and treat
+            maps like this; None builds a classifier.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class Supernet(nn.Module):
         drop_path_rate: float = 0.0,
         *,
         sharing: WeightSharing | None = None,
+        backbone: MapRules | None = None,
     ) -> None:
         super().__init__()
         self.space, self.sharing = space, sharing or WeightSharing()
+        self.backbone = backbone
         depth = sum(stage.max_depth for stage in space.stages)
         rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self._builders: dict[str, Callable[[SearchSpace], nn.Module]] = {}
@@ -80,6 +85,7 @@ class Supernet(nn.Module):
                         block=block,
                         drop_path=rates.pop(0),
                         sharing=self.sharing,
+                        rules=backbone or CLASSIFIER,
                     ),
                 )
                 for block in range(stage.max_depth)
@@ -92,7 +98,7 @@ class Supernet(nn.Module):
                 self._build(f"encodings.{index}", partial(_build_encoding, index=index))
                 for index in numbers
             )
-        if space.family == "volo":
+        if space.family == "volo" and backbone is None:
             self.cls_token = new_table(dim)
             ratio = max(space.stages[-1].mlp_ratios)
             self.class_blocks = nn.ModuleList(
@@ -100,8 +106,9 @@ class Supernet(nn.Module):
                 for _ in range(CLASS_BLOCKS)
             )
             self.aux_head = new_linear(dim, space.num_classes)
-        self.norm = self._build("norm", _build_norm)
-        self.head = self._build("head", _build_head)
+        if backbone is None:
+            self.norm = self._build("norm", _build_norm)
+            self.head = self._build("head", _build_head)
         self.only = space.first() if space.size() == 1 else None
         self.grad_checkpointing = False
 
@@ -232,7 +239,7 @@ class Supernet(nn.Module):
             has_choices = isinstance(part, NarrowPart) or arguments
             selected = part.select(*arguments) if has_choices else part.state_dict(keep_vars=True)
             state.update({f"{name}.{key}": value for key, value in selected.items()})
-        if self.space.family == "volo":
+        if self.space.family == "volo" and self.backbone is None:
             state["cls_token"] = self.cls_token
         return state
 
@@ -250,6 +257,8 @@ class Supernet(nn.Module):
             for number, mixer in enumerate(stage.mixers):
                 name = f"stages.{index}.{number}"
                 yield name, self._part(name, architecture, index), (mixer, stage.mlp_ratio)
+        if self.backbone is not None:
+            return
         for name in ("norm", "head"):
             yield name, self._part(name, architecture, last), ()
         if self.space.family == "volo":
@@ -303,7 +312,12 @@ def _build_transition(space: SearchSpace, index: int) -> nn.Module:
 
 
 def _build_block(
-    space: SearchSpace, index: int, block: int, drop_path: float, sharing: WeightSharing
+    space: SearchSpace,
+    index: int,
+    block: int,
+    drop_path: float,
+    sharing: WeightSharing,
+    rules: MapRules,
 ) -> Block:
     """Build a block with every mixer that the space offers it."""
     stage, family = space.stages[index], FAMILIES[space.family]
@@ -316,6 +330,7 @@ def _build_block(
             qkv_bias=family.qkv_bias,
             norm=stage.norm,
             sharing=sharing,
+            rules=rules,
         ),
         options=BlockOptions(
             mlp_ratio=max(stage.mlp_ratios),
@@ -348,9 +363,11 @@ def _narrowed(space: SearchSpace, dims: Mapping[int, int]) -> SearchSpace:
     return space.replace(stages=tuple(stages))
 
 
-def build_subnet(architecture: Architecture, drop_path_rate: float = 0.0) -> Supernet:
+def build_subnet(
+    architecture: Architecture, drop_path_rate: float = 0.0, *, backbone: MapRules | None = None
+) -> Supernet:
     """Build an architecture's own network with fresh weights."""
-    return Supernet(SearchSpace.of(architecture), drop_path_rate)
+    return Supernet(SearchSpace.of(architecture), drop_path_rate, backbone=backbone)
 
 
 def extract(supernet: Supernet, architecture: Architecture) -> Supernet:
@@ -361,7 +378,7 @@ def extract(supernet: Supernet, architecture: Architecture) -> Supernet:
         exactly what the supernet computes for the architecture.
     """
     with torch.device("meta"):
-        subnet = build_subnet(architecture)
+        subnet = build_subnet(architecture, backbone=supernet.backbone)
     state = {name: value.detach().clone() for name, value in supernet.select(architecture).items()}
     subnet.load_state_dict(state, assign=True)
     for parameter in subnet.parameters():

@@ -288,11 +288,11 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def in_shards(recipe: Recipe, parts: int) -> Recipe:
-    """Split the batches of a recipe into ``parts`` shards, which need less memory.
+    """Split the batches of a recipe, or the shards that it has, into ``parts``: less memory.
 
-    Batches that do not divide evenly (into pairs, where Mixup or CutMix mix) stay whole.
+    What does not divide evenly (into pairs, where Mixup or CutMix mix) stays whole.
     """
-    size, rest = divmod(recipe.batch_size, parts)
+    size, rest = divmod(recipe.shard_size or recipe.batch_size, parts)
     if parts == 1 or rest or size < 1 or (recipe.mixes and size % 2):
         return recipe
     return Recipe.model_validate({**recipe.model_dump(), "shard_size": size})

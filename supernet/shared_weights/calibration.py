@@ -7,9 +7,36 @@ own; they are computed on a copy (`network.supernet.extract`), so that the share
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+
+from searchspace.architecture import Architecture
+from supernet.data import ImageData
+from supernet.network.supernet import Supernet, extract
+from supernet.training.batches import eval_batches
+
+CALIBRATION_BATCHES = 8
+
+
+def calibration_images(data: ImageData, batch_size: int, device: str = "cpu") -> list[Tensor]:
+    """Return the first `CALIBRATION_BATCHES` batches of the train split, not augmented."""
+    batches = eval_batches(data.split("train"), data, batch_size)
+    return [images.to(device) for images, _ in islice(batches, CALIBRATION_BATCHES)]
+
+
+def recalibrated(
+    supernet: Supernet, architecture: Architecture, batches: Iterable[Tensor]
+) -> Supernet:
+    """Extract an architecture's network and give it batch-norm statistics of its own.
+
+    Args:
+        batches: See `recalibrate`.
+    """
+    network = extract(supernet, architecture)
+    recalibrate(network, batches)
+    return network
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,30 +28,43 @@ from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
 from supernet.shared_weights.strategies import DISTILLING, strategy_named
 from supernet.shared_weights.usage import Usage, UsedWeights
-from supernet.training.batches import steps_per_epoch, train_batches
+from supernet.training.batches import Shard, TrainLoader, steps_per_epoch
 from supernet.training.optimization import build_optimizer
 from supernet.training.seeding import derived_seed
-from supernet.training.training_step import AMP_DTYPES
+from supernet.training.training_step import AMP_DTYPES, add_up, process_place
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 20
+# Shards go through the network together up to so many images: fewer, larger operators, in memory
+# that every device has.
+PASS_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a training stands: steps done, mean loss of the last call, learning rate."""
+    """Where a training stands.
+
+    Attributes:
+        step: Steps done.
+        loss: Mean of the last call's steps, over this process's images.
+        lr: Learning rate.
+        feed_seconds: That making this process's images of one step took, wherever they were made.
+    """
 
     step: int
     loss: float
     lr: float
+    feed_seconds: float = 0.0
 
 
 class SupernetTrainer:
     """Train a supernet step by step; every step is a function of the seed and its number.
 
     Several processes (ranks of the default `torch.distributed` group) train one supernet: all of
-    them the same architectures, each on its share of the batch, with averaged gradients.
+    them the same architectures, each on its own shards of the batch, which it alone makes. Their
+    gradients are weighted by their images and summed: how many processes share the shards changes
+    the rounding of sums, and nothing else but the draws of dropped paths.
 
     Args:
         space: The space; its number of classes is the data's.
@@ -64,6 +76,10 @@ class SupernetTrainer:
         seed: Of the weights, the architectures and the order of the data.
         sharing: What the choices of a block share; by default little.
         device: Torch device.
+        loader_workers: Processes that make the batches of this one; 0 for itself.
+
+    Raises:
+        ValueError: If the recipe does not do, or has fewer shards than there are processes.
     """
 
     def __init__(
@@ -77,6 +93,7 @@ class SupernetTrainer:
         seed: int,
         sharing: WeightSharing | None = None,
         device: str = "cpu",
+        loader_workers: int = 0,
     ) -> None:
         _check(recipe, strategy)
         self.space, self.data, self.recipe = space, data, recipe
@@ -97,20 +114,37 @@ class SupernetTrainer:
             space.extreme("macs", largest=True),
             space.extreme("macs", largest=False),
         )
-        self.rank, self.world_size = 0, 1
-        if dist.is_initialized():
-            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._split = data.split("train")
-        self._epoch_steps = steps_per_epoch(len(self._split), recipe)
-        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self.rank, self.world_size = process_place()
+        split = data.split("train")
+        self._epoch_steps = steps_per_epoch(len(split), recipe)
+        self._loader = TrainLoader(
+            split,
+            data,
+            recipe,
+            rank=self.rank,
+            world_size=self.world_size,
+            workers=loader_workers,
+        )
+        self._batches: Iterator[list[Shard]] = iter(())
+        self._feed_seconds = 0.0
 
     def run(self, steps: int) -> Progress:
         """Take so many steps, or fewer where the schedule ends."""
-        last = min(self.step + steps, self.total_steps)
+        last, self._feed_seconds = min(self.step + steps, self.total_steps), 0.0
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             losses = [self._take_step() for _ in range(self.step, last)]
-        loss = sum(losses) / len(losses) if losses else float("nan")
-        return Progress(step=self.step, loss=loss, lr=self._learning_rate())
+        # Read once a call: what waits for a number of the device at every step leaves it idle.
+        loss = torch.stack(losses).mean().item() if losses else float("nan")
+        return Progress(
+            step=self.step,
+            loss=loss,
+            lr=self._learning_rate(),
+            feed_seconds=self._feed_seconds / max(len(losses), 1),
+        )
+
+    def rewind(self) -> None:
+        """Go back to the first step with the weights that there are, to take the same steps."""
+        self.step, self._batches = 0, iter(())
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
@@ -139,9 +173,8 @@ class SupernetTrainer:
         self._batches = iter(())
         return True
 
-    def _take_step(self) -> float:
-        share = slice(self.rank, None, self.world_size)
-        images, labels = (tensor[share].to(self.device) for tensor in self._next_batch())
+    def _take_step(self) -> Tensor:
+        shards = self._next_shards()
         architectures = strategy_named(self.strategy)(
             self.space, random.Random(f"{self.seed}/{self.step}"), self._extremes
         )
@@ -151,20 +184,31 @@ class SupernetTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(
-            self.supernet,
-            architectures,
-            images,
-            labels,
-            self.recipe,
-            distil=self.strategy in DISTILLING,
-            scaler=self.scaler,
-        )
+        loss = self._gradients(architectures, shards)
         if self.world_size > 1:
-            average_gradients(self.supernet.parameters(), self.world_size)
+            # The ranks ran the same architectures: the same parameters have gradients everywhere.
+            add_up([p.grad for p in self.supernet.parameters() if p.grad is not None])
         self._update(architectures)
         self.step += 1
         return loss
+
+    def _gradients(self, architectures: Sequence[Architecture], shards: Sequence[Shard]) -> Tensor:
+        """Add up the gradients of this process's shards; return the mean loss over its images."""
+        total = sum(shard.share for shard in shards)
+        losses = []
+        for images, targets, share in passes_of(shards):
+            loss = accumulate_gradients(
+                self.supernet,
+                architectures,
+                images.to(self.device, non_blocking=True),
+                targets.to(self.device, non_blocking=True),
+                self.recipe,
+                distil=self.strategy in DISTILLING,
+                scaler=self.scaler,
+                weight=share,
+            )
+            losses.append(loss * (share / total))
+        return torch.stack(losses).sum()
 
     def _update(self, architectures: Sequence[Architecture]) -> None:
         """Change the weights that the architectures use, unless their gradients are not finite.
@@ -190,18 +234,14 @@ class SupernetTrainer:
                 "lr, or forbid the choices that diverge in the space file."
             )
 
-    def _next_batch(self) -> tuple[Tensor, Tensor]:
-        batch = next(self._batches, None)
-        if batch is None:
+    def _next_shards(self) -> list[Shard]:
+        shards = next(self._batches, None)
+        if shards is None:
             epoch, position = divmod(self.step, self._epoch_steps)
-            batches = train_batches(
-                self._split, self.data, self.recipe, epoch=epoch, seed=self.seed
-            )
-            for _ in range(position):
-                next(batches)
-            self._batches = batches
-            batch = next(batches)
-        return batch
+            self._batches = self._loader.epoch(epoch, self.seed, start=position)
+            shards = next(self._batches)
+        self._feed_seconds += sum(shard.read_seconds + shard.augment_seconds for shard in shards)
+        return shards
 
     def _learning_rate(self) -> float:
         peak = self.recipe.peak_lr(self.recipe.batch_size)
@@ -213,18 +253,23 @@ class SupernetTrainer:
         return self.recipe.min_lr + (peak - self.recipe.min_lr) * cosine
 
 
-def average_gradients(parameters: Iterable[Tensor], world_size: int) -> None:
-    """Replace gradients by their mean over all ranks, in one message.
+def passes_of(shards: Sequence[Shard]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Put shards together up to `PASS_IMAGES`.
 
-    The ranks ran the same architectures, so the same parameters have gradients everywhere.
+    Yields:
+        Images (B, 3, S, S), targets (B,) or (B, num_classes), and their share of the step's batch.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    message = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(message)
-    message /= world_size
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, mean in zip(gradients, message.split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    largest = max(len(shard.images) for shard in shards)
+    together = max(PASS_IMAGES // max(largest, 1), 1)
+    for first in range(0, len(shards), together):
+        part = shards[first : first + together]
+        if len(part) == 1:
+            yield part[0].images, part[0].targets, part[0].share
+            continue
+        images, targets = (
+            torch.cat([getattr(shard, name) for shard in part]) for name in ("images", "targets")
+        )
+        yield images, targets, sum(shard.share for shard in part)
 
 
 def accumulate_gradients(
@@ -236,7 +281,8 @@ def accumulate_gradients(
     *,
     distil: bool = False,
     scaler: torch.amp.GradScaler | None = None,
-) -> float:
+    weight: float = 1.0,
+) -> Tensor:
     """Add up the gradients of the architectures' mean loss, in the recipe's precision.
 
     Args:
@@ -245,9 +291,10 @@ def accumulate_gradients(
         distil: The first architecture learns the labels, the others its soft targets; without,
             all learn the labels.
         scaler: For fp16; the gradients are then scaled.
+        weight: Of the loss: the images' share of a step's batch.
 
     Returns:
-        The first architecture's loss on the labels.
+        The first architecture's loss on the labels, without the weight, on the images' device.
     """
     soft_targets: Tensor | None = None
     first: Tensor | None = None
@@ -261,9 +308,9 @@ def accumulate_gradients(
         else:
             loss = F.cross_entropy(logits, soft_targets)
         first = loss.detach() if first is None else first
-        share = loss / len(architectures)
+        share = loss / len(architectures) * weight
         (share if scaler is None else scaler.scale(share)).backward()
-    return float("nan") if first is None else first.item()
+    return torch.tensor(float("nan")) if first is None else first
 
 
 def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> bool:

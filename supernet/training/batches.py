@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -51,6 +51,11 @@ class Shard:
     share: float
     read_seconds: float
     augment_seconds: float
+
+    def pin_memory(self) -> Shard:
+        """Put the tensors where a GPU fetches them while it computes; `DataLoader` asks for it."""
+        images, targets = self.images.pin_memory(), self.targets.pin_memory()
+        return replace(self, images=images, targets=targets)
 
 
 def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
@@ -205,16 +210,21 @@ class TrainLoader:
                 sampler=self._wanted,
                 num_workers=workers,
                 persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
             )
             if workers
             else _Mapped(self._maker, self._wanted)
         )
 
-    def epoch(self, epoch: int, seed: int) -> Iterator[list[Shard]]:
-        """Make the shards of an epoch; an epoch that is under way ends there."""
+    def epoch(self, epoch: int, seed: int, *, start: int = 0) -> Iterator[list[Shard]]:
+        """Make the shards of an epoch; an epoch that is under way ends there.
+
+        Args:
+            start: The first step to make; nothing is read for those before it.
+        """
         self._wanted[:] = [
             _Place(seed, epoch, step, number)
-            for step in range(self._steps)
+            for step in range(start, self._steps)
             for number in self._numbers
         ]
         shards = iter(self._shards)

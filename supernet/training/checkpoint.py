@@ -17,8 +17,8 @@ from searchspace import durable
 
 CHECKSUMS_FILE = "checksums.json"
 
-_NAME = re.compile(r"checkpoint-\d{5}")
-_OURS = re.compile(r"checkpoint-\d{5}(\.partial)?")
+_NAME = re.compile(r"checkpoint-\d{5,}")
+_OURS = re.compile(r"checkpoint-\d{5,}(\.partial)?")
 
 
 def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], None]) -> None:
@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], Non
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a folder, or None."""
     complete = [path for path in _checkpoints(folder) if _NAME.fullmatch(path.name)]
-    return max(complete, key=lambda path: path.name, default=None)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from supernet.training.training_step import AMP_DTYPES
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -39,6 +41,8 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str | torch.device,
     on_logits: Callable[[Tensor], None] | None = None,
+    *,
+    amp: str = "none",
 ) -> Accuracy:
     """Classify images in eval mode, and put the network back into the mode that it was in.
 
@@ -47,6 +51,7 @@ def evaluate(
     Args:
         batches: Images of shape (B, C, H, W) and class indices of shape (B,).
         on_logits: Called with the logits (B, num_classes) of every batch.
+        amp: Precision of the pass, one of `AMP_DTYPES`.
 
     Raises:
         ValueError: If there are no images.
@@ -56,7 +61,9 @@ def evaluate(
     correct = correct_top5 = total = 0
     with torch.inference_mode():
         for images, labels in batches:
-            logits = network(images.to(device)).float()
+            with torch.autocast(torch.device(device).type, AMP_DTYPES[amp], amp != "none"):
+                logits = network(images.to(device))
+            logits = logits.float()
             if on_logits is not None:
                 on_logits(logits)
             top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices

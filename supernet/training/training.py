@@ -7,13 +7,14 @@ the first one writes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from supernet.training.training_step import BatchStatistics, Gradients, add_up, 
 logger = logging.getLogger(__name__)
 
 __all__ = ["Accuracy", "EpochReport", "TrainingOptions", "TrainingResult", "TrainingStopped"]
-__all__ += ["evaluate", "train"]
+__all__ += ["evaluate", "train", "train_steps"]
 
 WEIGHTS_FILE = "model.safetensors"
 EMA_FILE = "model_ema.safetensors"
@@ -142,6 +143,27 @@ def train(
     return training.judge()
 
 
+def train_steps(
+    network: nn.Module, data: ImageData, recipe: Recipe, options: TrainingOptions
+) -> Iterator[list[Shard]]:
+    """Take one step of a training after the other, without an end: to time what its epochs do.
+
+    Nothing is written, and no checkpoint read.
+
+    Args:
+        network, data, recipe, options: As for `train`.
+
+    Yields:
+        After each step its shards.
+    """
+    training = _Training(network, data, recipe, replace(options, out=None))
+    training.network.train()
+    for epoch in itertools.count():
+        for step, shards in enumerate(training.loader.epoch(epoch, options.seed)):
+            training.take_step(min(epoch, recipe.total_epochs - 1), step, shards)
+            yield shards
+
+
 class _Training:
     """The state of a training: weights, optimiser, averaged weights, finished epochs."""
 
@@ -232,7 +254,8 @@ class _Training:
                 interpolation=self.recipe.eval_interpolation,
                 workers=self.options.loader_workers,
             )
-            found = evaluate(network, batches, self.device)
+            amp = self.recipe.amp if self.device.type == "cuda" else "none"
+            found = evaluate(network, batches, self.device, amp=amp)
             counts += torch.tensor([found.correct, found.correct_top5, found.total])
         if self.world_size > 1:
             dist.broadcast(counts, 0)
@@ -255,7 +278,7 @@ class _Training:
         images = 0
         self.network.train()
         for step, (shards, seconds) in enumerate(_timed(self.loader.epoch(epoch, self._seed))):
-            losses.append(self._step(epoch, step, shards))
+            losses.append(self.take_step(epoch, step, shards))
             waited += seconds
             read += sum(shard.read_seconds for shard in shards)
             augmented += sum(shard.augment_seconds for shard in shards)
@@ -281,7 +304,7 @@ class _Training:
             dist.all_reduce(counts)
         return int(counts)
 
-    def _step(self, epoch: int, step: int, shards: list[Shard]) -> float:
+    def take_step(self, epoch: int, step: int, shards: list[Shard]) -> float:
         """Update the weights with a batch and return its loss."""
         recipe, updates = self.recipe, epoch * self.steps + step
         # Only one of the two does anything, as the recipe says.

@@ -94,8 +94,9 @@ class Gradients:
         return float(total)
 
     def _loss(self, shard: Shard, seed: int) -> Tensor:
-        recipe, images = self.recipe, shard.images.to(self.device, memory_format=self.layout)
-        targets = shard.targets.to(self.device)
+        recipe = self.recipe
+        images = shard.images.to(self.device, non_blocking=True).to(memory_format=self.layout)
+        targets = shard.targets.to(self.device, non_blocking=True)
         if recipe.token_labels is not None and shard.maps is not None:
             return self._token_label_loss(shard, images, targets, seed)
         with self._precision():

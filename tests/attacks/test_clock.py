@@ -10,7 +10,7 @@ import pytest
 
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record, SteadyClock
-from search.record.schema import Place
+from search.record.schema import Address
 
 DAY = 86_400.0
 
@@ -43,7 +43,7 @@ SEEN = pytest.mark.parametrize("look", [lambda record: None, Record.heartbeat, R
 @JUMPS
 @SEEN
 def test_twenty_seconds_on_two_devices_are_forty(
-    place: Place, clocks: Clocks, jump: float, look: Callable[[Record], object]
+    place: Address, clocks: Clocks, jump: float, look: Callable[[Record], object]
 ) -> None:
     with Record.create(place) as record:
         attempt = record.start_attempt("supernet", devices=2)
@@ -61,7 +61,7 @@ def test_twenty_seconds_on_two_devices_are_forty(
 
 @JUMPS
 def test_an_orphan_is_charged_until_it_was_last_seen(
-    place: Place, clocks: Clocks, jump: float
+    place: Address, clocks: Clocks, jump: float
 ) -> None:
     with Record.create(place) as killed:
         killed.start_attempt("supernet", devices=2)
@@ -86,7 +86,7 @@ def test_an_orphan_is_charged_until_it_was_last_seen(
 
 @JUMPS
 def test_a_reader_whose_clock_is_wrong_charges_the_same(
-    place: Place, clocks: Clocks, jump: float
+    place: Address, clocks: Clocks, jump: float
 ) -> None:
     with Record.create(place) as record:
         record.start_attempt("search", devices=4)
@@ -98,7 +98,7 @@ def test_a_reader_whose_clock_is_wrong_charges_the_same(
 
 
 def test_a_run_that_is_worked_on_is_not_silent_whatever_the_clock_says(
-    place: Place, clocks: Clocks
+    place: Address, clocks: Clocks
 ) -> None:
     with Record.create(place) as record:
         record.claim()
@@ -108,7 +108,7 @@ def test_a_run_that_is_worked_on_is_not_silent_whatever_the_clock_says(
             assert reader.last_seen() is None
 
 
-def test_silence_is_never_negative(place: Place, clocks: Clocks) -> None:
+def test_silence_is_never_negative(place: Address, clocks: Clocks) -> None:
     with Record.create(place) as record:
         record.claim()
     clocks.set_by(-DAY)
@@ -130,7 +130,7 @@ def test_a_steady_clock_starts_with_the_wall_clock(clocks: Clocks) -> None:
     assert clock() == pytest.approx(1.8e9 + 7.0)
 
 
-def test_the_heart_beats_on_when_the_clock_is_set_back(place: Place, clocks: Clocks) -> None:
+def test_the_heart_beats_on_when_the_clock_is_set_back(place: Address, clocks: Clocks) -> None:
     beats, enough = 0, threading.Event()
     with Record.create(place) as record:
         record.start_attempt("supernet", devices=1)

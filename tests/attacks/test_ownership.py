@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import supernet.data
 from search.record.claim import is_claimed, take_claim
 from search.record.record import Record
 from search.run_folder import folder as folders
@@ -45,12 +46,12 @@ class Held:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.arrived, self.go = threading.Event(), threading.Event()
         self.outcome: BaseException | str = "not ended"
-        self._prepare, self._thread = folders.prepare_data, threading.Thread()
+        self._prepare, self._thread = supernet.data.prepare_data, threading.Thread()
         self._patch = patch
 
     def start(self, folder: Path, settings: RunSettings, *, fails: bool = False) -> None:
         def prepare(*arguments: Any, **options: Any) -> Any:
-            self._patch.setattr(folders, "prepare_data", self._prepare)
+            self._patch.setattr(supernet.data, "prepare_data", self._prepare)
             self.arrived.set()
             assert self.go.wait(60)
             if fails:
@@ -65,7 +66,7 @@ class Held:
             except BaseException as error:
                 self.outcome = error
 
-        self._patch.setattr(folders, "prepare_data", prepare)
+        self._patch.setattr(supernet.data, "prepare_data", prepare)
         self._thread = threading.Thread(target=drive)
         self._thread.start()
         assert self.arrived.wait(60)
@@ -267,6 +268,7 @@ def test_a_schema_is_dropped_only_by_who_made_it(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import supernet.data
 from search.run_folder import folder
 from search.run_folder.settings import RunSettings
 step = sys.argv[3]
@@ -274,7 +276,7 @@ def killed(*arguments, **options):
     if step == "after":
         real(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
-holder = folder.Record if sys.argv[2] == "create" else folder
+holder = {"create": folder.Record, "prepare_data": supernet.data}.get(sys.argv[2], folder)
 real = getattr(holder, sys.argv[2])
 setattr(holder, sys.argv[2], killed)
 settings = RunSettings(data="digits", budget="10cpu-minutes")
@@ -359,7 +361,7 @@ def test_only_what_was_written_is_removed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    prepare = folders.prepare_data
+    prepare = supernet.data.prepare_data
 
     def disturbed(*arguments: Any, **options: Any) -> Any:
         prepare(*arguments, **options)
@@ -367,7 +369,7 @@ def test_only_what_was_written_is_removed_again(
         (out / "space.yaml.bak").write_text("mine")
         raise ValueError("an image is damaged")
 
-    monkeypatch.setattr(folders, "prepare_data", disturbed)
+    monkeypatch.setattr(supernet.data, "prepare_data", disturbed)
     with pytest.raises(ValueError, match="damaged"), create_run(out, SETTINGS):
         pass
 

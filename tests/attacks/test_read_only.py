@@ -15,7 +15,7 @@ import pytest
 import search as package
 from search.cli.app import main
 from search.record.record import Record
-from search.record.schema import Place, RefusedError
+from search.record.schema import Address, RefusedError
 from tests.attacks.test_ownership import snapshot
 from tests.tiny_run import write_run
 
@@ -148,7 +148,7 @@ def test_a_reader_sees_what_a_working_process_wrote_last(run: Path) -> None:
                 assert reader.get_meta("number") == number
 
 
-def test_who_looks_cannot_write(place: Place) -> None:
+def test_who_looks_cannot_write(place: Address) -> None:
     Record.create(place).close()
     with Record.open(place, read_only=True) as reader, pytest.raises(RefusedError):
         reader.set_meta("phase", "done")

@@ -13,7 +13,7 @@ import pytest
 from search import load_run
 from search.cli.app import main
 from search.record.addresses import has_secret, redacted
-from search.run_folder.folder import open_run, own_run, record_place
+from search.run_folder.folder import open_run, own_run, record_address
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import storage_url
 
@@ -118,9 +118,9 @@ def test_the_server_that_the_user_names_gets_it(
     assert PASSWORD.encode() not in listener.heard  # another port is another server
 
     monkeypatch.setenv("PGPORT", str(listener.port))
-    assert record_place(run) == address
+    assert record_address(run) == address
     monkeypatch.setenv("PGHOSTADDR", "127.0.0.2")
-    assert "password=''" in str(record_place(foreign(tmp_path / "b", f"{address} hostaddr=::1")))
+    assert "password=''" in str(record_address(foreign(tmp_path / "b", f"{address} hostaddr=::1")))
 
 
 @pytest.mark.parametrize(

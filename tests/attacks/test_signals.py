@@ -147,7 +147,7 @@ def test_ctrl_c_while_images_are_decoded_says_that_nothing_began(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("search.run_folder.folder.prepare_data", interrupted)
+    monkeypatch.setattr("supernet.data.prepare_data", interrupted)
 
     assert command(monkeypatch, "run", "--budget", "1cpu-minute", "--out", "run") == 130
     assert "The same command begins it." in capsys.readouterr().err

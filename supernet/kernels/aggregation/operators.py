@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels.aggregation import in_c, in_torch
-from supernet.kernels.select import formulation
+from supernet.kernels.aggregation import in_c
+from supernet.kernels.select import module_for
 
 Grads = tuple[Tensor | None, ...]
 
@@ -94,13 +94,7 @@ def skew_op(terms: Tensor, kernel_size: int, dilation: int, transposed: bool) ->
 
 def primitives_for(tensor: Tensor) -> ModuleType:
     """Return the module whose primitives serve operands like this tensor."""
-    chosen = formulation(tensor)
-    if chosen == "triton":
-        # Not every torch brings Triton.
-        from supernet.kernels.aggregation import in_triton
-
-        return in_triton
-    return in_c if chosen == "c" else in_torch
+    return module_for(__package__, tensor)
 
 
 @aggregate_op.register_fake

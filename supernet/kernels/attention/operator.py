@@ -7,17 +7,15 @@ nothing of the size of the weights (B, H, W, heads, K*K) is stored in C and Trit
 from __future__ import annotations
 
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels.attention import in_c, in_torch
 from supernet.kernels.attention.area import Area, Grads
 from supernet.kernels.layout import join_channels
-from supernet.kernels.select import formulation
+from supernet.kernels.select import module_for
 
 
 @torch.library.custom_op("mixer_search::attention", mutates_args=())
@@ -38,7 +36,7 @@ def attention_op(
     """Attend to the neighbours; operands as in `Operands`, settings as in `Area`."""
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
-    return _module_for(values).attention(operands, area)
+    return module_for(__package__, values).attention(operands, area)
 
 
 @torch.library.custom_op("mixer_search::attention_grad", mutates_args=())
@@ -63,20 +61,9 @@ def attention_grad_op(
     """
     operands = (queries, keys, values, query_table, key_table, bias)
     area = Area(num_heads, kernel_size, dilation, scale, has_product, norm)
-    grads = _module_for(values).attention_grad(grad, operands, area)
+    grads = module_for(__package__, values).attention_grad(grad, operands, area)
     maps, tables = ([x for x in part if x is not None] for part in (grads[:3], grads[3:]))
     return [join_channels(maps), *(table.contiguous() for table in tables)]
-
-
-def _module_for(values: Tensor) -> ModuleType:
-    """Return the module that serves operands like these values."""
-    chosen = formulation(values)
-    if chosen == "triton":
-        # Not every torch brings Triton.
-        from supernet.kernels.attention import in_triton
-
-        return in_triton
-    return in_c if chosen == "c" else in_torch
 
 
 @attention_op.register_fake

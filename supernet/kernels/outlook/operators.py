@@ -12,15 +12,13 @@ for the backward pass.
 from __future__ import annotations
 
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from supernet.kernels.outlook import in_c, in_torch
-from supernet.kernels.select import formulation
+from supernet.kernels.select import module_for
 
 Grads = tuple[Tensor | None, ...]
 
@@ -34,7 +32,9 @@ def outlook_aggregate_op(
     The weights are (B, ceil(H/s), ceil(W/s), N, K*K outputs, K*K values); transposed, their last
     two axes change roles.
     """
-    return _module_for(values).aggregate(weights, values, kernel_size, stride, transposed)
+    return module_for(__package__, values).aggregate(
+        weights, values, kernel_size, stride, transposed
+    )
 
 
 @torch.library.custom_op("mixer_search::outlook_products", mutates_args=())
@@ -42,18 +42,7 @@ def outlook_products_op(
     x: Tensor, values: Tensor, heads: int, kernel_size: int, stride: int
 ) -> Tensor:
     """Multiply the pixels of two maps around every token, summed over each head's channels."""
-    return _module_for(x).products(x, values, heads, kernel_size, stride)
-
-
-def _module_for(tensor: Tensor) -> ModuleType:
-    """Return the module whose primitives serve operands like this tensor."""
-    chosen = formulation(tensor)
-    if chosen == "triton":
-        # Not every torch brings Triton.
-        from supernet.kernels.outlook import in_triton
-
-        return in_triton
-    return in_c if chosen == "c" else in_torch
+    return module_for(__package__, x).products(x, values, heads, kernel_size, stride)
 
 
 @outlook_aggregate_op.register_fake

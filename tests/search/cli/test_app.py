@@ -22,6 +22,8 @@ COMMANDS = (
     "compare",
     "latency",
     "show",
+    "transfer",
+    "predict",
     "retrain",
     "export",
     "eval",

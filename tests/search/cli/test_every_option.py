@@ -16,11 +16,14 @@ import typer.main
 from search.cli.app import app
 from search.record.record import Record
 from tests.search.cli.test_app import search
+from tests.tiny_dense import write_data
 from tests.tiny_run import write_run
 
 BUDGET = ("--budget", "1cpu-minute")
 LONG = "x" * 300
 NAN, NONE = "nan", "0"
+
+CELLS = ("swin_t", "--task", "semantic", "--recipe", "cells_semantic")
 
 # What a command needs besides the option that is tried.
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -32,6 +35,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "compare": ("swin_t", "elsa_swin_t"),
     "latency": ("--check", "0"),
     "show": ("swin_t",),
+    "transfer": (*CELLS, "--data", "cells", "--out", "new"),
+    "predict": ("transferred", "image.png"),
     "retrain": ("run", "--arch", "1"),
     "import": ("checkpoint.pth", "--arch", "swin_t", "--out", "imported"),
     "ladder": ("run:1",),
@@ -83,6 +88,11 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "strategy": ("best",),
         "share": ("x", "supernet=nan"),
         "devices": NUMBER,
+        "ray_address": ("127.0.0.1:1", "nonsense", ""),
+        "times": ("nothing/here", "checkpoint.pth"),
+        "device": ("h1000", "h100"),
+        "storage": ("nothing://here", "checkpoint.pth"),
+        "save_times": OUTPUT,
     },
     "pareto": {
         "objectives": ("top1,speed", "speed"),
@@ -115,7 +125,27 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "out": OUTPUT,
         "csv_": OUTPUT,
     },
-    "show": {"img_size": (*NUMBER, "33")},
+    "show": {
+        "img_size": (*NUMBER, "33"),
+        "task": ("detect", ""),
+        # A head without a task, and of no task.
+        "head": ("mask_rcnn", "retinanet", ""),
+    },
+    "transfer": {
+        "task": ("detect", "", "instance"),
+        "data": ("nothing/here", "checkpoint.pth", "run"),
+        "recipe": ("unknown", "missing.yaml", "broken.yaml", "deep.yaml", "mask_rcnn_1x:tiny"),
+        "arch": (*NUMBER, "77"),
+        "start": ("missing.safetensors", "checkpoint.pth", "run"),
+        "epochs": AMOUNT,
+        "steps": NUMBER,
+        "seed": SEED,
+        "devices": (*NUMBER, "3"),
+        "workers": ("-1", "1.5", "nan"),
+        "out": ("checkpoint.pth", "run", LONG),
+        "ray_address": ("127.0.0.1:1",),
+    },
+    "predict": {"out": ("checkpoint.pth", LONG), "device": DEVICE},
     "retrain": {
         "arch": (*NUMBER, "77"),
         "recipe": ("unknown", "broken.yaml"),
@@ -144,6 +174,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "eval": {
         "data": ("nothing/here",),
         "real_labels": ("missing.json",),
+        # Of a retraining; those of a transfer have their own tests.
+        "scales": ("1,2", "x", ""),
         "device": DEVICE,
     },
     "bench": {
@@ -157,7 +189,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "doctor": {"data": (), "storage": ()},
 }
 # They have no wrong value: given or not.
-FLAGS = {"knee", "near", "watch", "latency", "json_", "args", "help"}
+FLAGS = {"flip", "knee", "near", "watch", "latency", "json_", "args", "help"}
 
 
 def commands() -> dict[str, Any]:
@@ -185,6 +217,7 @@ def cases() -> Iterator[Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("door")
     write_run(folder / "run")
+    write_data(folder / "cells", train=2, val=1)
     (folder / "checkpoint.pth").write_bytes(b"\x80\x04no pickle \xff")
     (folder / "broken.yaml").write_text("name: [a\n")
     (folder / "deep.yaml").write_text("a: " + "[" * 5000)

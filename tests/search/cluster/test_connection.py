@@ -12,7 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster as Nodes
 
 from search.cluster import connection as executor
-from search.cluster.connection import Cluster, WorkerLostError, call_all
+from search.cluster.connection import Cluster, WorkerLostError, call_all, form_group
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
@@ -33,6 +33,15 @@ class Worker:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def address(self, host: str) -> str:
+        return f"tcp://{host}:1234"
+
+    def join(self, address: str, rank: int, world_size: int) -> None:
+        self.joined = (address, rank, world_size)
+
+    def place(self) -> tuple[str, int, int]:
+        return self.joined
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +78,17 @@ def test_all_answer_and_give_their_devices_back(cluster: Cluster) -> None:
         assert cluster.free == 0
         assert executor._count_dead(workers) == 0
     assert comes_free(cluster, 2)
+
+
+def test_a_group_over_nodes_meets_where_the_cluster_knows_the_first_worker(
+    cluster: Cluster,
+) -> None:
+    (node,) = executor.ray.nodes()
+    with cluster.actors(Worker, "job", 2) as workers:
+        form_group(workers, meeting_place=None, while_waiting=lambda: None)
+        places = call_all(workers, "place", while_waiting=lambda: None)
+    address = f"tcp://{node['NodeManagerAddress']}:1234"
+    assert places == [(address, 0, 2), (address, 1, 2)]
 
 
 def test_one_that_died_is_told_and_not_waited_for(

@@ -9,10 +9,10 @@ import pytest
 
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record
-from search.record.schema import Place, RefusedError
+from search.record.schema import Address, RefusedError
 
 
-def test_open_attempts_are_charged_without_the_driver_doing_anything(place: Place) -> None:
+def test_open_attempts_are_charged_without_the_driver_doing_anything(place: Address) -> None:
     beats: list[float] = []
     enough = threading.Event()
 
@@ -32,7 +32,7 @@ def test_open_attempts_are_charged_without_the_driver_doing_anything(place: Plac
 
 
 def test_a_beat_that_the_database_refuses_is_logged_and_the_next_one_comes(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Address, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
     recovered = threading.Event()
@@ -57,7 +57,7 @@ def test_a_beat_that_the_database_refuses_is_logged_and_the_next_one_comes(
     ]
 
 
-def test_the_driver_writes_while_the_heart_beats(place: Place) -> None:
+def test_the_driver_writes_while_the_heart_beats(place: Address) -> None:
     with (
         Record.create(place) as record,
         Heartbeat(record, every_seconds=0.0001),

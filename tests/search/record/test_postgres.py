@@ -21,7 +21,7 @@ import pytest
 import search as package
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record
-from search.record.schema import DatabaseLostError, Place, open_database
+from search.record.schema import Address, DatabaseLostError, open_database
 from search.run_folder.folder import create_run, resume_run
 from search.run_folder.settings import RunSettings
 from tests.postgres import Server, new_place
@@ -31,7 +31,7 @@ SETTINGS = RunSettings(data="digits", budget="10cpu-minutes")
 
 
 @pytest.fixture
-def place(postgres: Server) -> Place:
+def place(postgres: Server) -> Address:
     return new_place(postgres.url)
 
 
@@ -43,7 +43,7 @@ def server_goes_on(postgres: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_what_begins_while_the_server_is_away_waits_for_it(
-    postgres: Server, place: Place, number: signal.Signals
+    postgres: Server, place: Address, number: signal.Signals
 ) -> None:
     with Record.create(place) as record:
         attempts = []
@@ -65,7 +65,7 @@ def test_what_begins_while_the_server_is_away_waits_for_it(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_breaks_under_a_working_process_what_it_was_told_is_there(
-    postgres: Server, place: Place, number: signal.Signals
+    postgres: Server, place: Address, number: signal.Signals
 ) -> None:
     told: list[int] = []
     with Record.create(place) as record, Heartbeat(record, every_seconds=0.01):
@@ -180,7 +180,9 @@ def test_a_commit_whose_answer_was_lost_ends_the_process_and_counts_once(
             assert [row[0] for row in resumed.ledger()] == [1, 2]
 
 
-def test_a_transaction_that_broke_before_its_commit_is_void(postgres: Server, place: Place) -> None:
+def test_a_transaction_that_broke_before_its_commit_is_void(
+    postgres: Server, place: Address
+) -> None:
     def half() -> None:
         with Record.create(place) as record, record.together():
             record.set_meta("one", 1)
@@ -196,7 +198,7 @@ def test_a_transaction_that_broke_before_its_commit_is_void(postgres: Server, pl
 
 
 def test_a_server_that_stays_away_ends_the_run_with_one_message(
-    postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+    postgres: Server, place: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search.record.postgres.PATIENCE_SECONDS", 0.3)
     with Record.create(place) as record:
@@ -215,7 +217,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_message(
 
 
 def test_a_process_that_was_overtaken_while_the_server_was_away_ends(
-    postgres: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+    postgres: Server, place: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search.record.postgres.CLAIM_SECONDS", 0.3)
     with Record.create(place) as first, Record.open(place) as second:
@@ -231,7 +233,7 @@ def test_a_process_that_was_overtaken_while_the_server_was_away_ends(
         assert [row[8] for row in second.ledger()] == ["interrupted"]
 
 
-def test_a_record_is_silent_unless_a_process_holds_it(place: Place) -> None:
+def test_a_record_is_silent_unless_a_process_holds_it(place: Address) -> None:
     with Record.create(place, clock=lambda: 100.0) as record:
         record.finish_attempt(record.start_attempt("search", devices=1), outcome="done")
         with Record.open(place) as reader:
@@ -313,6 +315,6 @@ def test_without_psycopg_a_record_on_postgresql_says_what_to_install() -> None:
     assert "ValueError: A record on PostgreSQL needs psycopg. Install it: pip in" in done.stderr
 
 
-def _made(place: Place) -> Place:
+def _made(place: Address) -> Address:
     Record.create(place).close()
     return place

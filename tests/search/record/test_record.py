@@ -16,8 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from search.record.record import Outcome, Record
-from search.record.schema import Place, open_database
+from search.record.record import AttemptOutcome, Record
+from search.record.schema import Address, open_database
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv
 from tests.postgres import Server, new_place
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def record(place: Place, clock: Clock) -> Iterator[Record]:
+def record(place: Address, clock: Clock) -> Iterator[Record]:
     with Record.create(place, clock=clock) as record:
         yield record
 
@@ -85,14 +85,14 @@ def test_a_file_that_is_no_record_is_refused(path: Path, content: bytes) -> None
         Record.open(path)
 
 
-def test_a_record_of_another_schema_version_is_refused(record: Record, place: Place) -> None:
+def test_a_record_of_another_schema_version_is_refused(record: Record, place: Address) -> None:
     record.set_meta("schema_version", 99)
 
     with pytest.raises(ValueError, match="schema version 99"):
         Record.open(place)
 
 
-def test_meta_values_survive_reopening(record: Record, place: Place) -> None:
+def test_meta_values_survive_reopening(record: Record, place: Address) -> None:
     record.set_meta("plan", {"phases": ["supernet"], "share": 0.5})
     record.set_meta("plan", {"phases": ["supernet", "search"], "share": 0.25})
 
@@ -167,7 +167,7 @@ def test_a_failed_trial_keeps_its_cause(record: Record) -> None:
 
 @pytest.mark.parametrize("outcome", ["interrupted", "lost"])
 def test_work_without_a_verdict_waits_again_and_stays_charged(
-    record: Record, clock: Clock, outcome: Outcome
+    record: Record, clock: Clock, outcome: AttemptOutcome
 ) -> None:
     trial_id = add_trial(record)
     for _ in range(2):
@@ -182,7 +182,7 @@ def test_work_without_a_verdict_waits_again_and_stays_charged(
 
 
 @pytest.mark.parametrize("outcome", ["done", "failed"])
-def test_a_settled_trial_is_never_started_again(record: Record, outcome: Outcome) -> None:
+def test_a_settled_trial_is_never_started_again(record: Record, outcome: AttemptOutcome) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
     values = {"top1": 0.5} if outcome == "done" else None
@@ -226,7 +226,11 @@ def test_an_attempt_ends_once(record: Record, clock: Clock) -> None:
     ],
 )
 def test_a_refused_end_changes_nothing(
-    record: Record, outcome: Outcome, values: dict[str, float] | None, cause: str, message: str
+    record: Record,
+    outcome: AttemptOutcome,
+    values: dict[str, float] | None,
+    cause: str,
+    message: str,
 ) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
@@ -253,7 +257,7 @@ def test_an_attempt_holds_a_finite_number_of_devices(record: Record, devices: fl
 
 
 def test_an_attempt_of_an_ended_process_can_only_be_closed_as_lost(
-    record: Record, place: Place, clock: Clock
+    record: Record, place: Address, clock: Clock
 ) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
@@ -276,7 +280,7 @@ def test_live_attempts_are_no_orphans(record: Record) -> None:
 
 
 def test_a_reader_charges_live_work_until_it_was_last_seen(
-    record: Record, place: Place, clock: Clock
+    record: Record, place: Address, clock: Clock
 ) -> None:
     record.start_attempt("supernet", devices=4)
     clock.now += 2
@@ -310,7 +314,7 @@ def test_an_architecture_is_parsed_once(record: Record) -> None:
     assert first.architecture is second.architecture is record.trials()[0].architecture
 
 
-def test_only_one_process_writes_attempts(record: Record, place: Place) -> None:
+def test_only_one_process_writes_attempts(record: Record, place: Address) -> None:
     attempt = record.start_attempt("supernet", devices=1)
     script = (
         "import sys; from search.record.record import Record\n"
@@ -348,7 +352,7 @@ class Ledger(RuleBasedStateMachine):
         self.phases: dict[int, str] = {}
         self.charged = {"supernet": 0.0, "search": 0.0}
 
-    def new_place(self) -> Place:
+    def new_place(self) -> Address:
         return Path(self.folder.name) / "record.db"
 
     @rule(quarters=st.integers(1, 40))
@@ -375,7 +379,7 @@ class Ledger(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), outcome=st.sampled_from(["done", "failed", "interrupted", "lost"]))
-    def an_attempt_ends(self, data: st.DataObject, outcome: Outcome) -> None:
+    def an_attempt_ends(self, data: st.DataObject, outcome: AttemptOutcome) -> None:
         attempt = data.draw(st.sampled_from(sorted(self.held)))
         values = {"top1": 0.5} if outcome == "done" and self.phases[attempt] == "search" else None
         self.record.finish_attempt(attempt, outcome=outcome, values=values, cause="said")
@@ -420,7 +424,7 @@ class LedgerOnPostgres(Ledger):
 
     server: Server
 
-    def new_place(self) -> Place:
+    def new_place(self) -> Address:
         return new_place(self.server.url)
 
 
@@ -452,7 +456,7 @@ for trial in record.trials(state="waiting"):
 """
 
 
-def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(place: Place) -> None:
+def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(place: Address) -> None:
     with Record.create(place) as record, record.together():
         for seed in range(1_000):
             add_trial(record, seed=seed)
@@ -489,7 +493,7 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(place: Place) 
     assert spent == pytest.approx(sum((ended - started) * 2 for started, ended, _ in attempts))
 
 
-def test_calls_made_together_are_one_transaction(place: Place) -> None:
+def test_calls_made_together_are_one_transaction(place: Address) -> None:
     with Record.create(place) as record, Record.open(place) as reader:
         with suppress(KeyError), record.together():
             record.set_meta("one", 1)
@@ -501,7 +505,7 @@ def test_calls_made_together_are_one_transaction(place: Place) -> None:
         assert reader.get_meta("one") == 1
 
 
-def test_what_never_had_its_devices_is_not_charged(place: Place, clock: Clock) -> None:
+def test_what_never_had_its_devices_is_not_charged(place: Address, clock: Clock) -> None:
     with Record.create(place, clock=clock) as record:
         held, promised = (record.start_attempt("search", devices=devices) for devices in (1, 2))
         clock.now += 10
@@ -516,7 +520,7 @@ def test_what_never_had_its_devices_is_not_charged(place: Place, clock: Clock) -
         assert record.spent_by_phase() == {"search": 11}
 
 
-def test_what_was_undone_is_not_charged(place: Place) -> None:
+def test_what_was_undone_is_not_charged(place: Address) -> None:
     now = [100.0]
     with Record.create(place, clock=lambda: now[0]) as record:
         ended = record.start_attempt("trust", devices=2)
@@ -529,7 +533,7 @@ def test_what_was_undone_is_not_charged(place: Place) -> None:
         assert record.spent_by_phase() == {"trust": 2.0}
 
 
-def test_the_writers_sum_is_that_of_any_reader(place: Place) -> None:
+def test_the_writers_sum_is_that_of_any_reader(place: Address) -> None:
     now = [100.0]
     with Record.create(place, clock=lambda: now[0]) as record:
         for number in range(5):
@@ -541,7 +545,7 @@ def test_the_writers_sum_is_that_of_any_reader(place: Place) -> None:
                 assert reader.spent_by_phase() == pytest.approx(record.spent_by_phase())
 
 
-def test_only_what_the_cluster_lost_counts_as_lost(place: Place) -> None:
+def test_only_what_the_cluster_lost_counts_as_lost(place: Address) -> None:
     stage = Stage(dim=8, mixers=(DepthwiseConv(kernel_size=3),))
     architecture = Architecture(img_size=8, patch_size=2, num_classes=2, stages=(stage,))
     with Record.create(place) as record:

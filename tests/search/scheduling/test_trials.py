@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -510,6 +511,74 @@ def test_what_workers_take_to_start_makes_no_limit_longer(
     assert running.overdue(hung) == "no end within its limit of 2000 s"
 
 
+def begin(running: TrialRunner, number: int) -> list[Any]:
+    """Have so many trials that train from now on."""
+    tasks = [task for task in (running.next() for _ in range(number)) if task is not None]
+    assert len(tasks) == number
+    for task in tasks:
+        running.started(task)
+        running.heard(task)
+    return tasks
+
+
+def test_a_plan_that_is_too_optimistic_is_noticed_after_one_epoch(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """A trial of two epochs was planned with 200 seconds, and takes 700."""
+    running = runner(record, tmp_path, limit=2500.0, clock=clock, plan=slow_plan())
+    (first,) = begin(running, 1)
+    clock.now += 350.0
+    assert running._fits(1_000_000, 2)  # 350 spent, and 200 planned
+    running.heard(first)
+    # 350 are spent, 350 to come, 700 for each of two more: 2100 of 2500; a third does not fit.
+    begin(running, 2)
+    assert running.next() is None
+
+
+def test_trials_whose_own_epochs_last_longer_hold_what_they_will_take(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=2099.0, clock=clock, plan=slow_plan())
+    tasks = begin(running, 2)
+    clock.now += 350.0
+    for task in tasks:
+        running.heard(task)
+    # Twice 700 for the two, and a third takes as much: 2100.
+    assert running.next() is None
+    clock.now += 350.0
+    for task in tasks:
+        running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert running.next() is None
+
+
+def test_what_a_trial_under_way_foretells_is_forgotten_when_it_is_lost(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    (task,) = begin(running, 1)
+    clock.now += 350.0
+    running.heard(task)
+    assert running._costs.predict(1_000_000, 2) == pytest.approx(700.0)
+    running.settle(task, outcome="lost", values={}, cause="killed")
+    assert running._costs.predict(1_000_000, 2) == pytest.approx(200.0)
+
+
+def test_the_limit_of_trials_follows_the_epochs_of_those_that_run(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """Fifteen times slower than planned, from the first trial on: slow, and none hangs."""
+    running = runner(record, tmp_path, limit=1e6, clock=clock, plan=slow_plan())
+    first, second = begin(running, 2)
+    clock.now += 1500.0
+    running.heard(first)
+    clock.now += 1500.0
+    # Ten times what was planned would have been 2000.
+    assert running.overdue(first) is None
+    assert running.overdue(second) is None
+    clock.now += 10 * 3000.0
+    assert running.overdue(second) == "no end within its limit of 30000 s"
+
+
 def test_a_worker_that_never_gets_ready_is_taken_to_hang(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:
@@ -579,3 +648,34 @@ def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
     )
     states = {trial.key: trial.state for trial in record.trials()}
     assert states == {good.key: "done", bad.key: "failed"}
+
+
+@pytest.mark.parametrize(
+    ("is_large", "factor", "expected"), [(True, 3.5, 3.5), (True, 1.2, None), (False, 3.5, None)]
+)
+def test_a_large_plan_is_given_up_when_first_epochs_are_too_slow(
+    record: Record,
+    clock: Clock,
+    tmp_path: Path,
+    is_large: bool,
+    factor: float,
+    expected: float | None,
+) -> None:
+    """An epoch is planned to take 10 steps of 0.1 s."""
+    plan = replace(plan_of(), is_large=is_large)
+    running = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    tasks = [running.next() for _ in range(2)]
+    for task in tasks:
+        assert task is not None
+        running.started(task)
+        running.heard(task)
+    assert running.off_pace is None
+
+    clock.now += factor
+    for task in tasks:
+        assert task is not None
+        running.heard(task)
+
+    assert running.off_pace == (None if expected is None else pytest.approx(expected))
+    assert running.should_stop() == (expected is not None)
+    assert (running.next() is None) == (expected is not None)

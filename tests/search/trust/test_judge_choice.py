@@ -8,7 +8,7 @@ import pytest
 
 from search.record.record import Record, Trial
 from search.run_folder.state import RunState
-from search.trust.judge_choice import judge_of, next_predicted, report_of
+from search.trust.judge_choice import estimator_of, next_predicted, report_of
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -74,10 +74,10 @@ def test_the_choice_is_made_once(record: Record, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(Record, "trials", lambda _self: trials)
         report = report_of(record, seed=0)
         assert report is not None
-        assert report.judge == "training"  # the supernet's ranking is inverted
-        assert judge_of(record, seed=0) == "training"
+        assert report.chosen == "training"  # the supernet's ranking is inverted
+        assert estimator_of(record, seed=0) == "training"
         trials.clear()
-        assert judge_of(record, seed=0) == "training"
+        assert estimator_of(record, seed=0) == "training"
 
 
 def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
@@ -89,7 +89,7 @@ def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
         monkeypatch.setattr(Record, "trials", lambda _self: trials)
         RunState(record).proxy_scores = scores
         assert report_of(record, seed=0) is None
-        assert judge_of(record, seed=0) == "supernet"
+        assert estimator_of(record, seed=0) == "supernet"
         report = report_of(record, seed=0, strategy="zero-cost")
         assert report is not None
-        assert report.judge == "nwot"
+        assert report.chosen == "nwot"

@@ -13,12 +13,12 @@ from scipy import stats
 from search.trust.ranking import (
     EstimatorTrust,
     KendallTau,
-    choose_judge,
+    choose_estimator,
     compare,
+    estimator_trust,
     kendall_tau_interval,
     trust_points,
     trust_report,
-    trust_taus,
 )
 from tests.tiny_trials import trial
 
@@ -84,8 +84,8 @@ def test_trust_leaves_out_networks_that_the_estimate_chose() -> None:
     points = trust_points(trials)
 
     assert [(p.id, p.top1, p.supernet) for p in points] == [(1, 75.0, 50.5), (2, 80.0, 51.0)]
-    taus = trust_taus(points, rng=np.random.default_rng(0))
-    assert {name: tau.tau for name, tau in taus.items()} == {
+    found = estimator_trust(points, rng=np.random.default_rng(0))
+    assert {one.name: one.tau.tau for one in found} == {
         "supernet": 1.0,
         "params": 1.0,
         "macs": 1.0,
@@ -126,13 +126,13 @@ def found(name: str, tau: float | None, num_points: int = 12) -> EstimatorTrust:
     ],
 )
 def test_a_run_judges_by_what_won(taus: dict[str, float | None], judge: str, words: str) -> None:
-    chosen, verdict = choose_judge([found(name, tau) for name, tau in taus.items()])
+    chosen, verdict = choose_estimator([found(name, tau) for name, tau in taus.items()])
     assert chosen == judge
     assert re.search(words, verdict)
 
 
 def test_too_few_networks_leave_the_supernet_unchecked() -> None:
-    judge, verdict = choose_judge([found("supernet", -1.0, 4), found("macs", 1.0, 4)])
+    judge, verdict = choose_estimator([found("supernet", -1.0, 4), found("macs", 1.0, 4)])
     assert judge == "supernet"
     assert "too few" in verdict
 
@@ -150,4 +150,4 @@ def test_a_report_compares_every_estimator_that_all_networks_have() -> None:
     assert list(taus) == ["supernet", "nwot", "params", "macs", "predictor"]
     assert (taus["supernet"], taus["nwot"], taus["macs"]) == (1.0, -1.0, 1.0)
     assert all(len(e.estimates) == len(report.points) == 9 for e in report.estimators)
-    assert report.judge == "training"  # the supernet is no better than MACs
+    assert report.chosen == "training"  # the supernet is no better than MACs

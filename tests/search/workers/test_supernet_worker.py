@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing as mp
 import random
+import socket
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +23,8 @@ from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
 from search.scheduling.tasks import TrialTask, checkpoint_name
 from search.workers import supernet_worker
-from search.workers.job import Job, make_job
-from search.workers.judge_worker import CALIBRATION_BATCHES, Judge, JudgeWorker, Scorer
+from search.workers.job import Job, count_gpus, for_group, make_job
+from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.supernet_worker import SupernetWorker, train_alone
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -28,8 +32,9 @@ from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import load_recipe, with_epochs
-from supernet.shared_weights.calibration import recalibrate
-from supernet.training.batches import eval_batches
+from supernet.shared_weights.calibration import CALIBRATION_BATCHES, recalibrate
+from supernet.training.augmentation import Augmentation
+from supernet.training.batches import _ShardMaker, eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.training import TrainingOptions, train
 from tests.tiny_data import noise, write_images
@@ -148,7 +153,8 @@ def test_what_a_strategy_does_not_do_is_not_timed(make: Callable[..., Job], cloc
     zero_cost = SupernetWorker(make("zero-cost"), threads=1).measure()
     assert zero_cost.supernet_step == 0.0
     assert zero_cost.judge > 0
-    assert SupernetWorker(make(), threads=1).measure().supernet_step > 0
+    # The shared weights are measured by all workers together.
+    assert SupernetWorker(make(), threads=1).measure().supernet_step == 0.0
 
 
 def test_the_dearest_score_of_the_largest_network_is_planned_with(
@@ -176,22 +182,143 @@ def test_a_median_leaves_the_first_run_out(clock: Clock) -> None:
     assert next(lasts, None) is None
 
 
-def test_the_shared_weights_step_is_timed_over_three_steps_of_all_workers(
+def test_the_shared_weights_step_is_timed_as_the_median_of_three_of_all_workers(
     make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lasts = iter([0.5, 9.0, 0.25])
+
     class Trainer:
         world_size = 4
 
         def __init__(self, *_: Any, **more: Any) -> None:
-            self.taken: list[int] = []
+            self.is_warm = False
 
-        def run(self, steps: int) -> None:
-            self.taken.append(steps)
+        def run(self, steps: int) -> Any:
             # The first steps are slow: they are not counted.
-            clock.now += 100.0 if len(self.taken) == 1 else 0.5 * steps
+            clock.now += next(lasts) if self.is_warm else 100.0
+            return SimpleNamespace(feed_seconds=0.0)
+
+        def rewind(self) -> None:
+            self.is_warm = True
 
     monkeypatch.setattr(supernet_worker, "SupernetTrainer", Trainer)
     assert SupernetWorker(make(), threads=1).measure_supernet() == pytest.approx(0.5 * 4)
+    assert next(lasts, None) is None
+
+
+def test_kernels_that_compile_at_their_first_use_are_no_part_of_a_step(
+    make: Callable[..., Job], clock: Clock
+) -> None:
+    compiled: set[Architecture] = set()
+
+    def compile_first(network: nn.Module, given: tuple[Any, ...]) -> None:
+        if isinstance(network, Supernet) and given[1] not in compiled:
+            compiled.add(given[1])
+            clock.now += 1000.0
+
+    job = make()
+    expected = SupernetWorker(job, threads=1).measure_supernet()
+    hook = nn.modules.module.register_module_forward_pre_hook(compile_first)
+    found = SupernetWorker(job, threads=1).measure_supernet()
+    hook.remove()
+    assert compiled
+    assert found == pytest.approx(expected, rel=0.2)
+
+
+def test_a_worker_that_is_alone_takes_one_of_the_shards(
+    make: Callable[..., Job], clock: Clock
+) -> None:
+    job, most = for_group(make(), make().open_data(), 4)
+    assert most == 4
+    seconds = SupernetWorker(job, threads=1).measure_supernet()
+    assert {images for _, images, training in clock.passes if training} == {BATCH // 4}
+    sizes = [size / 1000 for size, _, training in clock.passes if training]
+    assert seconds == pytest.approx(4 * statistics.median(sizes[-3:]))
+
+
+def test_steps_are_timed_with_their_images_and_their_optimiser(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    worker = SupernetWorker(job, threads=1)
+    plain, shared = worker.measure(), worker.measure_supernet()
+
+    def augment(self: Augmentation, *given: Any) -> Any:
+        clock.now += 7.0
+        return augmented(self, *given)
+
+    def update(self: torch.optim.AdamW, *given: Any) -> Any:
+        clock.now += 3.0
+        return updated(self, *given)
+
+    augmented, updated = Augmentation.__call__, torch.optim.AdamW.step
+    monkeypatch.setattr(Augmentation, "__call__", augment)
+    monkeypatch.setattr(torch.optim.AdamW, "step", update)
+    found = worker.measure()
+    for (_, before), (_, after) in zip(plain.trial_steps, found.trial_steps, strict=True):
+        assert after == pytest.approx(before + 10.0)
+    assert worker.measure_supernet() == pytest.approx(shared + 10.0)
+
+
+def test_a_step_lasts_as_long_as_its_loaders_need(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "loader_workers", property(lambda job: 2))
+    worker = SupernetWorker(make(), threads=1)
+
+    def slow(shard: Any) -> Any:
+        return dataclasses.replace(shard, read_seconds=5000.0, augment_seconds=1000.0)
+
+    made = _ShardMaker.__getitem__
+    monkeypatch.setattr(_ShardMaker, "__getitem__", lambda maker, place: slow(made(maker, place)))
+    assert worker.measure_supernet() == pytest.approx(6000.0 / 2)
+    assert worker._time_training(worker.job.space.first()) == pytest.approx(6000.0 / 2)
+
+
+def test_a_gpu_is_fed_by_its_part_of_the_cores(
+    make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make().loader_workers == 0
+    job = dataclasses.replace(make(), device="cuda")
+    for cores, gpus, expected in ((64, 8, 8), (12, 8, 1), (4, 8, 1), (16, 1, 16)):
+        monkeypatch.setattr("search.workers.job.count_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("search.workers.job.count_gpus", lambda gpus=gpus: gpus)
+        assert job.loader_workers == expected
+    monkeypatch.undo()
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    assert count_gpus(tmp_path / "gpus") == 2
+    assert count_gpus(tmp_path / "none") >= 1
+
+
+def test_a_group_meets_at_an_address_that_the_name_of_the_machine_has_no_part_in(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = for_group(make(), make().open_data(), 2)
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "127.0.1.1")
+    first = SupernetWorker(job, threads=1)
+    address = first.address("127.0.0.1")
+    port = int(address.removeprefix("tcp://127.0.0.1:"))
+    # It is open already: nobody else can take the port meanwhile.
+    socket.create_connection(("127.0.0.1", port), 5).close()
+    other = mp.get_context("spawn").Process(target=_join_and_train, args=(job, address))
+    other.start()
+    try:
+        first.join(address, 0, 2)
+        first.start(2)
+        assert first.train(2).step == 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        other.join(60)
+    assert other.exitcode == 0
+
+
+def _join_and_train(job: Job, address: str) -> None:
+    worker = SupernetWorker(job, threads=1)
+    worker.join(address, 1, 2)
+    worker.start(2)
+    worker.train(2)
 
 
 def test_a_supernet_goes_on_from_its_checkpoint_and_its_end_may_move(
@@ -299,7 +426,7 @@ def test_a_judge_counts_the_search_images_that_are_right(make: Callable[..., Job
     data = job.open_data()
     calibration = [images for images, _ in eval_batches(data.split("train"), data, BATCH)]
     assert len(calibration) == 3 <= CALIBRATION_BATCHES
-    judge = Judge(job, supernet=worker.trainer.supernet)
+    judge = Evaluator(job, supernet=worker.trainer.supernet)
     assert sum(len(images) for images in judge.calibration) == NUM_TRAIN
     for architecture, (values, cause) in zip(some, found, strict=True):
         network = extract(worker.trainer.supernet, architecture)
@@ -350,15 +477,18 @@ def test_workers_and_retrainings_meet_over_what_their_devices_need(
 
     met: list[tuple[object, ...]] = []
 
-    def meet(backend: str, *, init_method: str, rank: int, world_size: int) -> None:
-        met.append((backend, init_method, rank, world_size))
+    def meet(backend: str, *, rank: int, world_size: int, **more: Any) -> None:
+        met.append((backend, more.get("init_method"), rank, world_size, more.get("device_id")))
         raise MetError
 
     monkeypatch.setattr(dist, "init_process_group", meet)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     job = make()
+    place = f"file://{tmp_path}/group"
     with pytest.raises(MetError):
-        SupernetWorker(replace(job, device=device), threads=1).join("tcp://a:1", 2, 3)
+        SupernetWorker(replace(job, device=device), threads=1).join(place, 2, 3)
     options = RetrainOptions(out=tmp_path / "out", device=device, group=("tcp://b:2", 5, 4))
     with pytest.raises(MetError):
         retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
-    assert met == [(backend, "tcp://a:1", 2, 3), (backend, "tcp://b:2", 4, 5)]
+    card = torch.device("cuda", 0) if device == "cuda" else None
+    assert met == [(backend, None, 2, 3, card), (backend, "tcp://b:2", 4, 5, None)]

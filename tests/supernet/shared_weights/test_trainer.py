@@ -6,14 +6,12 @@ import json
 import math
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +24,6 @@ from supernet.shared_weights.checkpoint import load_supernet
 from supernet.shared_weights.trainer import (
     SupernetTrainer,
     accumulate_gradients,
-    average_gradients,
 )
 
 RECIPE = load_recipe("supernet").model_copy(update={"batch_size": 8})
@@ -225,10 +222,10 @@ def test_one_diverging_architecture_does_not_spoil_the_weights(
 ) -> None:
     training = trainer(data)
 
-    def diverge(supernet: Supernet, *_: object, **__: object) -> float:
+    def diverge(supernet: Supernet, *_: object, **__: object) -> Tensor:
         for parameter in supernet.parameters():
             parameter.grad = torch.full_like(parameter, float("nan"))
-        return float("nan")
+        return torch.tensor(float("nan"))
 
     with monkeypatch.context() as patch:
         patch.setattr("supernet.shared_weights.trainer.accumulate_gradients", diverge)
@@ -239,44 +236,10 @@ def test_one_diverging_architecture_does_not_spoil_the_weights(
     assert all(value.isfinite().all() for value in weights(training).values())
 
 
-def test_two_processes_train_what_one_does(data: ImageData, tmp_path: Path) -> None:
-    alone = trainer(data, steps=3)
-    alone.run(3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    mp.spawn(_train_as_rank, args=(address, str(data.folder), str(tmp_path)), nprocs=2)
-    together = trainer(data, steps=3)
-    assert together.load(tmp_path)
-    expected = weights(alone)
-    for name, value in weights(together).items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
-
-
-def _train_as_rank(rank: int, address: str, data_folder: str, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    training = trainer(open_data(Path(data_folder)), steps=3)
-    training.run(3)
-    if rank == 0:
-        training.save(Path(out))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_averaged_gradients_are_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
-    parameters[0].grad = torch.arange(6.0).view(2, 3)
-    monkeypatch.setattr(dist, "all_reduce", lambda message: message.mul_(3))
-    average_gradients(parameters, 2)
-    torch.testing.assert_close(parameters[0].grad, torch.arange(6.0).view(2, 3) * 1.5)
-    assert parameters[1].grad is None
-
-
 def test_the_order_of_the_data_does_not_depend_on_the_architectures(data: ImageData) -> None:
     first, second = trainer(data), trainer(data)
     first.strategy, second.strategy = "uniform", "sandwich"
-    images = [training._next_batch()[0] for training in (first, second)]
+    images = [training._next_shards()[0].images for training in (first, second)]
     np.testing.assert_array_equal(images[0].numpy(), images[1].numpy())
     assert isinstance(data.split("train"), Split)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.report import page as report
+from search.report.backbones import find_backbones
 from search.results.candidates import (
     Candidate,
     front,
@@ -29,7 +30,7 @@ from search.trust.ranking import COSTS, PREDICTOR
 EXTRACTION_TOLERANCE = 1e-5
 
 
-def print_outcome(run: RunFolder, console: Console) -> bool:
+def print_closing(run: RunFolder, console: Console) -> bool:
     """Print the front, what the extraction check found, what was spent, and what to type next.
 
     Returns:
@@ -126,6 +127,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         spent_by_phase=by_phase,
         trials=trials,
         charges=run.record.charges(PHASES),
+        backbones=find_backbones(trials, run.folder),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
         notes=tuple(_notes(run)),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search.trust.study import (
+from benchmarks.rank_study import (
     StudySettings,
     analyse,
     choose_networks,

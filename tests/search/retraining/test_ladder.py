@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from search.record.record import Record
+from search.retraining import ladder
+from search.retraining.ladder import STEPS, take_steps
 from search.run_folder.folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
-from search.trust import ladder
-from search.trust.ladder import STEPS, climb
 from searchspace.cost import count
 from supernet.data import ImageData
 from supernet.network.supernet import Supernet, build_subnet, extract
@@ -73,7 +73,7 @@ def add_network(record: Record, run: RunFolder) -> None:
 
 
 def test_every_step_is_judged_on_the_same_images(run: RunFolder) -> None:
-    rungs = {rung.step: rung.accuracy for rung in climb(run, 1, epochs=1)}
+    rungs = {rung.step: rung.accuracy for rung in take_steps(run, 1, epochs=1)}
     assert tuple(rungs) == STEPS
     assert {accuracy.total for accuracy in rungs.values()} == {run.data().sizes["search"]}
     # Extraction is exact, so nothing is won or lost by it.
@@ -82,20 +82,20 @@ def test_every_step_is_judged_on_the_same_images(run: RunFolder) -> None:
 
 def test_a_step_taken_alone_gives_the_same(run: RunFolder) -> None:
     for step in STEPS:
-        (alone,) = climb(run, 1, steps=(step,), epochs=1)
-        assert alone in list(climb(run, 1, epochs=1))
+        (alone,) = take_steps(run, 1, steps=(step,), epochs=1)
+        assert alone in list(take_steps(run, 1, epochs=1))
 
 
 def test_an_unknown_step_or_a_run_without_a_supernet_is_refused(
     run: RunFolder, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"'polished'. The steps are inside, extracted"):
-        list(climb(run, 1, steps=("polished",), epochs=1))
+        list(take_steps(run, 1, steps=("polished",), epochs=1))
     with create_run(tmp_path / "new", run.settings) as fresh:
         add_network(fresh.record, fresh)
         fresh.record.set_meta("plan", {})
         with pytest.raises(ValueError, match="No supernet in"):
-            list(climb(fresh, 1, epochs=1))
+            list(take_steps(fresh, 1, epochs=1))
 
 
 def test_each_step_is_what_it_says(run: RunFolder) -> None:
@@ -105,7 +105,7 @@ def test_each_step_is_what_it_says(run: RunFolder) -> None:
     search = list(eval_batches(data.split("search"), data, 100))
     calibration = [x for x, _ in eval_batches(data.split("train"), data, 256)][:8]
     recipe = with_epochs(load_recipe("quick"), 2)
-    rungs = {rung.step: rung for rung in climb(run, 1, epochs=2, seed=3)}
+    rungs = {rung.step: rung for rung in take_steps(run, 1, epochs=2, seed=3)}
 
     network = extract(supernet, architecture)
     assert rungs["extracted"].accuracy == evaluate(network, search, "cpu")
@@ -141,6 +141,6 @@ def test_a_gentle_rate_is_never_below_the_floors_of_the_schedule(
     monkeypatch.setattr(ladder, "train", listening)
     high = load_recipe("quick").model_copy(update={"warmup_lr": 1e-3, "min_lr": 1e-6})
     monkeypatch.setattr(ladder, "load_recipe", lambda name: high)
-    list(climb(run, 1, steps=("fine-tuned",), epochs=3, seed=9))
+    list(take_steps(run, 1, steps=("fine-tuned",), epochs=3, seed=9))
     (recipe,) = seen
     assert (recipe.lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-4, 2e-4, 1e-6))

@@ -32,9 +32,9 @@ from searchspace.spec_file import load_space
 from supernet.data import ImageData, open_data
 from supernet.measuring.proxies import proxy_scores
 from supernet.mixers.weight_sharing import PROJECTIONS, WeightSharing
-from supernet.network.supernet import build_subnet, extract
+from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import load_recipe, with_epochs
-from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.calibration import calibration_images, recalibrated
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.shared_weights.strategies import STRATEGIES, check_strategy
 from supernet.shared_weights.trainer import SupernetTrainer
@@ -51,7 +51,6 @@ SUPERNETS = tuple(f"{name}-{shared}" for name in STRATEGIES for shared in PROJEC
 UNSHARED = f"-{PROJECTIONS[0]}"
 SHORT_SEED = 1_000
 PROXY_BATCH = 64
-CALIBRATION_BATCHES = 8
 EVAL_BATCH = 256
 SAVE_EVERY_STEPS = 200
 
@@ -312,19 +311,11 @@ def _supernet_values(
         trainer.run(SAVE_EVERY_STEPS)
         trainer.save(out)
     supernet = load_supernet(out, space)
-    calibration = [
-        images
-        for (images, _), _ in zip(
-            eval_batches(data.split("train"), data, EVAL_BATCH),
-            range(CALIBRATION_BATCHES),
-            strict=False,
-        )
-    ]
+    calibration = calibration_images(data, EVAL_BATCH)
     judging = list(eval_batches(data.split("search"), data, EVAL_BATCH))
     values = {}
     for key, architecture in networks.items():
-        network = extract(supernet, architecture)
-        recalibrate(network, calibration)
+        network = recalibrated(supernet, architecture, calibration)
         name = f"supernet-{strategy}-{sharing.projections}"
         values[key] = {name: evaluate(network, judging, "cpu").top1}
     return values

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from search import run
 from search.cli import app as cli
 from search.front.query import FrontQuery, front_view
-from search.record.record import Outcome, Record
-from search.report.outcome import print_outcome
+from search.record.record import AttemptOutcome, Record
+from search.report.closing import print_closing
 from search.run_folder.folder import create_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
@@ -29,7 +29,7 @@ def test_a_run_without_a_front_says_how_to_go_on(tmp_path: Path) -> None:
         attempt = opened.record.start_attempt("measure", devices=1)
         opened.record.finish_attempt(attempt, outcome="done")
 
-        assert not print_outcome(opened, Console(file=shown, width=200))
+        assert not print_closing(opened, Console(file=shown, width=200))
 
     assert "of 60.0 device-seconds spent" in shown.getvalue()
     assert f"search run --resume --out {tmp_path / 'run'} --budget AMOUNT" in shown.getvalue()
@@ -55,7 +55,7 @@ def fill(record: Record, *, fidelity: str, origin: str, results: dict[int, float
         one = record.add_trial(known, fidelity=fidelity, seed=0, origin=origin)
         attempt = record.start_attempt(origin, devices=0, trial_id=one)
         values = {"top1": top1, "correct": 2 * top1, "total": 200.0, "seconds": 1.0} if top1 else {}
-        outcome: Outcome = "done" if top1 else "interrupted"
+        outcome: AttemptOutcome = "done" if top1 else "interrupted"
         record.finish_attempt(attempt, outcome=outcome, values=values or None)
 
 
@@ -71,7 +71,7 @@ def test_promotions_that_did_not_arrive_leave_the_front_below(tmp_path: Path) ->
         fill(opened.record, fidelity="supernet", origin="search", results=dict(judged))
         fill(opened.record, fidelity="train-2e", origin="promote", results={8: None, 9: None})
 
-        assert print_outcome(opened, Console(file=shown, width=200))
+        assert print_closing(opened, Console(file=shown, width=200))
         listed = Console(file=(table := StringIO()), width=200)
         listed.print(front_view(opened, FrontQuery()))
         listed.print(front_view(opened, FrontQuery(fidelity="train-2e")))

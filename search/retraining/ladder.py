@@ -18,7 +18,7 @@ from searchspace.architecture import Architecture
 from supernet.data import ImageData
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
-from supernet.shared_weights.calibration import recalibrate
+from supernet.shared_weights.calibration import calibration_images, recalibrated
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import Accuracy, evaluate
@@ -26,12 +26,11 @@ from supernet.training.training import TrainingOptions, train
 
 STEPS = ("inside", "extracted", "recalibrated", "fine-tuned", "retrained")
 EVAL_BATCH = 256
-CALIBRATION_BATCHES = 8
 FINE_TUNING_LR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rung:
+class Step:
     """One step of the ladder.
 
     Attributes:
@@ -83,11 +82,8 @@ class _Ladder:
         return self._train(network, self.recipe, "retrained")
 
     def _recalibrated(self) -> Supernet:
-        network = extract(self.supernet, self.architecture)
-        batches = eval_batches(self.data.split("train"), self.data, EVAL_BATCH)
-        some = zip(batches, range(CALIBRATION_BATCHES), strict=False)
-        recalibrate(network, [images.to(self.device) for (images, _), _ in some])
-        return network
+        images = calibration_images(self.data, EVAL_BATCH, self.device)
+        return recalibrated(self.supernet, self.architecture, images)
 
     def _train(self, network: Supernet, recipe: Recipe, step: str) -> tuple[Accuracy, str]:
         options = TrainingOptions(
@@ -121,7 +117,7 @@ class _Inside(nn.Module):
         return logits
 
 
-def climb(
+def take_steps(
     run: RunFolder,
     architecture_id: int,
     *,
@@ -129,7 +125,7 @@ def climb(
     epochs: int,
     seed: int = 0,
     device: str = "cpu",
-) -> Iterator[Rung]:
+) -> Iterator[Step]:
     """Judge one network of a run after each step, in the order of `STEPS`.
 
     Args:
@@ -158,4 +154,4 @@ def climb(
     for step in STEPS:
         if step in steps:
             accuracy, about = judges[step]()
-            yield Rung(step=step, accuracy=accuracy, about=about)
+            yield Step(step=step, accuracy=accuracy, about=about)

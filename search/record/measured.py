@@ -1,0 +1,55 @@
+"""`Measured`: what was measured of a network, the one description of a result's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A result's values; NaN is what was not measured, and the record does not keep it.
+
+    Attributes:
+        top1: Percent of the judged images that are classified correctly.
+        correct: Number of those images.
+        total: Number of judged images.
+        score: Zero-cost score, where there is no accuracy; more is predicted to be better.
+        seconds: Of the judgement itself; what was charged is the trial's.
+        latency_ms: Median time of one image.
+        latency_low_ms: Lower end of the median's 95 % interval.
+        latency_high_ms: Upper end of the median's 95 % interval.
+        memory_mib: Largest memory for one image.
+        micro_batches: Parts into which the batches of a training were split to fit in memory.
+    """
+
+    top1: float = math.nan
+    correct: float = math.nan
+    total: float = math.nan
+    score: float = math.nan
+    seconds: float = math.nan
+    latency_ms: float = math.nan
+    latency_low_ms: float = math.nan
+    latency_high_ms: float = math.nan
+    memory_mib: float = math.nan
+    micro_batches: float = math.nan
+
+    @classmethod
+    def read(cls, values: Mapping[str, float]) -> Self:
+        """Read the values of a record; names that are not of a classification are passed over."""
+        return cls(**{name: value for name, value in values.items() if name in _NAMES})
+
+    @classmethod
+    def judged(cls, correct: float, total: float, costs: Mapping[str, float] | None = None) -> Self:
+        """Return the result of a network that classified ``correct`` of ``total`` images right."""
+        return cls(top1=100 * correct / total, correct=correct, total=total, **(costs or {}))
+
+    def values(self) -> dict[str, float]:
+        """Return what was measured, by name, as the record keeps it; `read` inverts it."""
+        return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
+
+
+# Looked up for every trial that is read.
+_NAMES = frozenset(one.name for one in fields(Measured))

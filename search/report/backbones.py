@@ -1,0 +1,144 @@
+"""The report's section on networks as backbones: AP and mIoU beside top-1, and pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from search.record.record import Trial
+from search.report.sections import columns
+from search.results.candidates import Candidate
+from search.results.fidelity import is_transfer, transfer_label
+from search.terminal.tables import format_interval
+from search.trust.ranking import kendall_tau_interval
+from searchspace.published_dense import PUBLISHED_DENSE
+
+MEASURES = {"ap_box": "box AP", "ap_mask": "mask AP", "miou": "mIoU"}
+MOST_BYTES = 60_000  # of a picture in the page
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """A finished transfer.
+
+    Attributes:
+        number: Of the network in its run.
+        label: What was done.
+        values: In percent, by name.
+        pictures: PNG files of truth beside prediction.
+    """
+
+    number: int
+    label: str
+    seed: int
+    values: Mapping[str, float]
+    pictures: tuple[Path, ...]
+
+
+def find_backbones(trials: Sequence[Trial], folder: Path) -> tuple[Backbone, ...]:
+    """Gather the finished transfers of a run, with their pictures."""
+    found = []
+    for trial in trials:
+        if trial.state != "done" or not is_transfer(trial.fidelity):
+            continue
+        label = transfer_label(trial.fidelity)
+        own = folder / "transfer" / f"{trial.architecture_id}-{label}-s{trial.seed}" / "pictures"
+        found.append(
+            Backbone(
+                number=trial.architecture_id,
+                label=label,
+                seed=trial.seed,
+                values=trial.values,
+                pictures=tuple(sorted(own.glob("*.png"))),
+            )
+        )
+    return tuple(found)
+
+
+def backbones_content(
+    found: Sequence[Backbone], accuracies: Sequence[Candidate]
+) -> dict[str, Any] | None:
+    """Set AP and mIoU beside top-1; None where nothing was transferred.
+
+    Args:
+        accuracies: Of the run's networks; of a network's several the last one counts.
+    """
+    if not found:
+        return None
+    top1 = {candidate.id: candidate for candidate in accuracies}
+    shown = [name for name in MEASURES if any(name in one.values for one in found)]
+    rows = [
+        (
+            one.number,
+            format_interval(top1[one.number]) if one.number in top1 else "not judged",
+            *(_interval(one.values, name) for name in shown),
+            one.label,
+            one.seed,
+        )
+        for one in found
+    ]
+    names = ("id", "top-1 %", *(f"{MEASURES[name]} %" for name in shown), "transfer", "seed")
+    heads = {"miou": ("upernet",)}
+    published = [
+        (row.backbone, row.head, row.schedule, f"{row.params_m:g} M", row.result, row.paper)
+        for row in PUBLISHED_DENSE
+        if any(row.head in heads.get(name, ("mask_rcnn", "cascade_mask_rcnn")) for name in shown)
+    ]
+    return {
+        "columns": columns(names, words=("id", "transfer")),
+        "rows": rows,
+        "taus": [_tau(found, top1, name) for name in shown],
+        "pictures": [
+            (one.number, one.label, [_inlined(path) for path in one.pictures]) for one in found
+        ],
+        "published_columns": columns(
+            ("network", "head", "schedule", "parameters", "result", "source"),
+            words=("network", "head", "schedule", "result", "source"),
+        ),
+        "published": published,
+    }
+
+
+def _interval(values: Mapping[str, float], name: str) -> str:
+    if name not in values:
+        return ""
+    return f"{values[name]:.1f} ({values[f'{name}_low']:.1f} to {values[f'{name}_high']:.1f})"
+
+
+def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str) -> str:
+    """Say how well top-1 ranks networks by another measure, of one kind of transfer."""
+    labels = [one.label for one in found if name in one.values]
+    label = max(dict.fromkeys(labels), key=labels.count)
+    pairs = [
+        (top1[one.number].top1, one.values[name])
+        for one in found
+        if one.label == label and name in one.values and one.number in top1
+    ]
+    words = f"top-1 against {MEASURES[name]} of {label}"
+    if len(pairs) < 2:
+        return f"Kendall's tau of {words} needs two networks."
+    tau = kendall_tau_interval(*zip(*pairs, strict=True), rng=np.random.default_rng(0))
+    if tau.tau is None:
+        return f"Kendall's tau of {words} is undefined: one of them never differs."
+    ends = "" if tau.low is None else f", 95 % interval {tau.low:.2f} to {tau.high:.2f}"
+    return f"Kendall's tau of {words}: {tau.tau:.2f} over {len(pairs)} networks{ends}."
+
+
+def _inlined(path: Path) -> str:
+    """Write a picture as a data URL, smaller where it would be large."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    for _ in range(8):
+        written = io.BytesIO()
+        picture.save(written, format="WEBP", quality=70)
+        if written.tell() <= MOST_BYTES:
+            break
+        picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4))
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"

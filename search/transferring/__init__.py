@@ -1,0 +1,1 @@
+"""``search transfer``: networks as backbones of detectors and segmenters, trained and judged."""

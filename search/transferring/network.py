@@ -1,0 +1,273 @@
+"""Training one network as a backbone, judging it once, and the folder that is left of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_model
+from torch import Tensor
+
+from search.transferring.result import (
+    ARCHITECTURE_FILE,
+    PICTURES,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    TransferResult,
+)
+from searchspace.architecture import Architecture
+from searchspace.dense import TASK_SIZES, check_backbone
+from searchspace.dense_cost import count_dense
+from searchspace.space import SearchSpace
+from supernet.data.dense import DenseData, DenseSplit
+from supernet.data.dense.masks import require_pycocotools
+from supernet.dense.judging import Judgement, judge, predict_objects, predict_pixels
+from supernet.dense.network import DenseNetwork, Segmenter, build_dense
+from supernet.dense.options import dense_options
+from supernet.dense.pictures import draw_classes, draw_objects, draw_truth, side_by_side
+from supernet.dense.start import load_start
+from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
+from supernet.recipes.dense_recipe import DenseRecipe, dump_dense_recipe
+from supernet.training.checkpoint import remove_checkpoints, write_text
+from supernet.training.training import WEIGHTS_FILE
+from supernet.training.training_step import process_place
+
+NUM_PICTURES = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferOptions:
+    """Where and how a transfer runs.
+
+    Attributes:
+        out: The folder that it leaves; one that was begun goes on, a finished one is kept.
+        seed: Of weights and training; None takes the recipe's.
+        data_source: What the user named the data by.
+        device: Torch device.
+        threads: CPU threads of torch; None leaves them as they are.
+        on_report: Called after every checkpoint.
+        should_stop: Asked before every step.
+        start: Weights of the same network to start from (`supernet.dense.start`); None: fresh.
+        start_name: What they are.
+        loader_workers: Processes that make batches; 0 for the one that trains.
+        group: Where the processes that train together meet, their number, and which this one is;
+            None for one process, or for the default group where there is one (torchrun).
+    """
+
+    out: Path
+    seed: int | None = None
+    data_source: str = ""
+    device: str = "cpu"
+    threads: int | None = None
+    on_report: Callable[[StepReport], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+    start: Mapping[str, Tensor] | None = None
+    start_name: str = "fresh"
+    loader_workers: int = 0
+    group: tuple[str, int, int] | None = None
+
+
+def transfer(
+    architecture: Architecture, data: DenseData, recipe: DenseRecipe, options: TransferOptions
+) -> TransferResult | None:
+    """Train a network as a backbone, judge it once, and leave the folder ``options.out``.
+
+    It holds ``model.safetensors`` (backbone and heads), ``architecture.json``, ``recipe.yaml``,
+    ``metrics.csv``, ``predictions.json`` (of detectors, COCO's format), ``pictures/`` and
+    ``result.json``, which is written last.
+
+    Returns:
+        The result; None in all processes of a group but the first.
+
+    Raises:
+        ValueError: If the network is no backbone, the data is another task's, or the folder holds
+            something else.
+        TrainingStopped: If ``options.should_stop`` said so; calling again goes on.
+        FloatingPointError: If a loss is not finite.
+    """
+    recipe = recipe.model_copy(
+        update={"seed": recipe.seed if options.seed is None else options.seed}
+    )
+    check_transfer(architecture, recipe, data.task)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with _joined(options) as is_first:
+        network = _build(architecture, data, recipe, options)
+        if is_first:
+            _claim(options.out, architecture, recipe)
+        if (options.out / RESULT_FILE).exists():
+            stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
+            return TransferResult.from_dict(stored)
+        history = train_dense(
+            network,
+            data.train,
+            recipe,
+            DenseTrainingOptions(
+                seed=recipe.seed,
+                device=options.device,
+                out=options.out,
+                on_report=options.on_report,
+                should_stop=options.should_stop,
+                loader_workers=options.loader_workers,
+                identity=f"{data.fingerprint} {options.start_name}",
+            ),
+        )
+        if not is_first:
+            return None
+        seconds = sum(report.seconds for report in history)
+        return _finish(network, architecture, data, recipe, options, seconds)
+
+
+def check_transfer(architecture: Architecture, recipe: DenseRecipe, task: str) -> None:
+    """Check that a network, a recipe and a task go together.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if recipe.task != task:
+        raise ValueError(
+            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task {task}. "
+            "Choose another recipe; search recipes lists them."
+        )
+    check_backbone(architecture)
+    if task != "semantic":
+        require_pycocotools()
+
+
+def _build(
+    architecture: Architecture, data: DenseData, recipe: DenseRecipe, options: TransferOptions
+) -> DenseNetwork:
+    """Build the network with the weights that it starts from."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        network = build_dense(
+            SearchSpace.of(architecture),
+            dense_options(recipe, len(data.class_names)),
+            recipe.drop_path,
+        )
+    if options.start is not None:
+        load_start(network, options.start)
+    return network
+
+
+def _finish(
+    network: DenseNetwork,
+    architecture: Architecture,
+    data: DenseData,
+    recipe: DenseRecipe,
+    options: TransferOptions,
+    seconds: float,
+) -> TransferResult:
+    """Judge the network and write what is left of the training."""
+    judged = judge(network, data.test, recipe, device=options.device)
+    draw_pictures(network, data.test, recipe, options.out / PICTURES, device=options.device)
+    if judged.predictions:
+        write_text(options.out / PREDICTIONS_FILE, json.dumps(judged.predictions) + "\n")
+    result = _result(architecture, data, recipe, options, judged, seconds)
+    save_model(network.cpu(), str(options.out / WEIGHTS_FILE))
+    write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
+    remove_checkpoints(options.out)
+    return result
+
+
+def draw_pictures(
+    network: DenseNetwork, split: DenseSplit, recipe: DenseRecipe, folder: Path, *, device: str
+) -> None:
+    """Draw the truth beside what a network finds, for the first images of a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(min(NUM_PICTURES, len(split))):
+        pixels = split.images[index].pixels()
+        if isinstance(network, Segmenter):
+            classes = predict_pixels(network, split, index, recipe, device)
+            drawn = draw_classes(pixels, classes, len(split.class_names))
+        else:
+            found = predict_objects(network, split, index, recipe, device)
+            drawn = draw_objects(pixels, found, split.class_names)
+        truth = draw_truth(split, index, task=recipe.task)
+        side_by_side(truth, drawn).save(folder / f"{index}.png")
+
+
+def _result(
+    architecture: Architecture,
+    data: DenseData,
+    recipe: DenseRecipe,
+    options: TransferOptions,
+    judged: Judgement,
+    seconds: float,
+) -> TransferResult:
+    cost = count_dense(
+        architecture,
+        recipe.head_shape(),
+        num_classes=len(data.class_names),
+        size=TASK_SIZES[recipe.task],
+        rules=recipe.rules,
+    )
+    return TransferResult(
+        key=architecture.key,
+        task=recipe.task,
+        head=recipe.head,
+        params=cost.params,
+        macs=cost.macs,
+        recipe=recipe.name,
+        length=recipe.length(),
+        seed=recipe.seed,
+        start=options.start_name,
+        data=data.name,
+        data_source=options.data_source,
+        data_fingerprint=data.fingerprint,
+        split=data.test_name,
+        class_names=data.class_names,
+        images=judged.images,
+        values=judged.values(),
+        by_class=judged.measures[0].by_class,
+        device=options.device,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _joined(options: TransferOptions) -> Iterator[bool]:
+    """Join the processes that train together; tell whether this is the first of them."""
+    if options.group is None:
+        yield process_place()[0] == 0
+        return
+    address, world_size, rank = options.group
+    backend = "nccl" if options.device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=address, world_size=world_size, rank=rank)
+    try:
+        yield rank == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _claim(out: Path, architecture: Architecture, recipe: DenseRecipe) -> None:
+    """Make the folder with architecture and recipe, or see that they are those it has.
+
+    The recipe is written last, so that a folder without it was left before it began.
+    """
+    contents = {
+        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
+        RECIPE_FILE: dump_dense_recipe(recipe),
+    }
+    if (out / RECIPE_FILE).exists():
+        for name, text in contents.items():
+            if (out / name).read_text(encoding="utf-8") != text:
+                raise ValueError(
+                    f"{out} holds a transfer with another {name}, and results are never "
+                    "overwritten. Choose another folder, or remove this one."
+                )
+        return
+    ours = {*contents, *(f"{name}.partial" for name in contents), "data"}
+    if out.exists() and any(path.name not in ours for path in out.iterdir()):
+        raise ValueError(
+            f"{out} is in use by something else than a transfer. Choose another folder."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        write_text(out / name, text)

@@ -1,0 +1,138 @@
+"""What a finished transfer left: its folder, its numbers, its network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+
+from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
+from supernet.dense.network import DenseNetwork, build_dense
+from supernet.dense.options import dense_options
+from supernet.recipes.dense_recipe import DenseRecipe, load_dense_recipe
+from supernet.training.training import WEIGHTS_FILE
+
+FOLDER = "transfer"
+RESULT_FILE = "result.json"
+ARCHITECTURE_FILE = "architecture.json"
+RECIPE_FILE = "recipe.yaml"
+PREDICTIONS_FILE = "predictions.json"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferResult:
+    """A finished transfer.
+
+    Attributes:
+        params: Of the whole detector or segmenter.
+        macs: Of one image at the size that both papers count at.
+        length: ``12e`` or ``240s``.
+        start: What weights it began with: ``fresh``, or a name.
+        values: AP and mIoU in percent, with the ends of their intervals, by name.
+        by_class: The first of them for each class; None for a class without objects.
+        seconds: Of training.
+    """
+
+    key: str
+    task: str
+    head: str
+    params: int
+    macs: int
+    recipe: str
+    length: str
+    seed: int
+    start: str
+    data: str
+    data_source: str
+    data_fingerprint: str
+    split: str
+    class_names: tuple[str, ...]
+    images: int
+    values: dict[str, float]
+    by_class: tuple[float | None, ...]
+    device: str
+    seconds: float
+
+    @property
+    def headline(self) -> str:
+        """The name of the number that counts."""
+        return {"semantic": "miou", "instance": "ap_mask", "detection": "ap_box"}[self.task]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it with JSON values; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TransferResult:
+        """Read what `to_dict` wrote."""
+        found = {field.name: data[field.name] for field in fields(cls)}
+        for name in ("class_names", "by_class"):
+            found[name] = tuple(found[name])
+        return cls(**found)
+
+
+def result_text(values: dict[str, float]) -> str:
+    """Say in a line what a network reached; intervals are of 95 %, over images."""
+    names = {"ap_mask": "mask AP", "ap_box": "box AP", "miou": "mIoU"}
+    parts = []
+    for name, words in names.items():
+        if name not in values:
+            continue
+        text = (
+            f"{words} {values[name]:.1f} % (95 % interval {values[f'{name}_low']:.1f} to "
+            f"{values[f'{name}_high']:.1f})"
+        )
+        if f"{name}50" in values:
+            text += f", AP50 {values[f'{name}50']:.1f}, AP75 {values[f'{name}75']:.1f}"
+        parts.append(text)
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transferred:
+    """A finished transfer with what its folder holds."""
+
+    folder: Path
+    architecture: Architecture
+    recipe: DenseRecipe
+    result: TransferResult
+
+    def network(self) -> DenseNetwork:
+        """Build the detector or segmenter with its weights, in eval mode."""
+        options = dense_options(self.recipe, len(self.result.class_names))
+        network = build_dense(SearchSpace.of(self.architecture), options)
+        load_model(network, str(self.folder / WEIGHTS_FILE))
+        return network.eval()
+
+
+def is_transfer(folder: Path) -> bool:
+    """Tell whether a folder is one of a transfer, finished or not."""
+    path = folder / RECIPE_FILE
+    return path.is_file() and "\nhead:" in path.read_text(encoding="utf-8")
+
+
+def open_transferred(folder: Path) -> Transferred:
+    """Open the folder of a finished transfer.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not is_transfer(folder):
+        raise ValueError(
+            f"{folder} is not the folder of a transfer. Name one that search transfer left."
+        )
+    if not (folder / RESULT_FILE).is_file():
+        raise ValueError(f"The transfer in {folder} is not finished. Run its command again.")
+    stored = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))
+    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    return Transferred(
+        folder=folder,
+        architecture=Architecture.from_dict(stored),
+        recipe=load_dense_recipe(str(folder / RECIPE_FILE)),
+        result=TransferResult.from_dict(result),
+    )

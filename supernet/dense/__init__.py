@@ -1,0 +1,1 @@
+"""Detection and segmentation: backbones with norms, heads, losses, training, judging."""

@@ -1,0 +1,376 @@
+"""`DenseRecipe`: how a detector or segmenter is built, trained and judged, from a complete file.
+
+No field has a default: what is not in the file is not done. The shipped files stand in
+``configs/recipes/dense``, each value with its source; ``mask_rcnn_3x:small`` names one of the
+``sizes`` of a recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from configs import config_path
+from configs.reading import read_yaml
+from searchspace.dense import DetectionHead, Head, SegmentationHead, check_head
+from searchspace.map_rules import MapRules
+from searchspace.spec_schema import suggest
+from supernet.recipes.recipe import Count, NotNegative, Positive, Probability, Share
+
+FOLDER = "recipes/dense"
+Pair = tuple[Count, Count]
+Range = tuple[Positive, Positive]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DetectionShape(_Part):
+    """Sizes of a detector's heads, see `searchspace.dense.DetectionHead`."""
+
+    channels: Count
+    fc_dim: Count
+    box_convs: int = Field(ge=0)
+    mask_convs: Count
+
+
+class SegmentationShape(_Part):
+    """Sizes of UPerNet, see `searchspace.dense.SegmentationHead`."""
+
+    channels: Count
+    pool_scales: tuple[Count, ...] = Field(min_length=1)
+    aux_channels: Count
+
+
+class Proposals(_Part):
+    """Anchors, and the network that turns them into proposals."""
+
+    scale: Positive = Field(description="Side of an anchor over the stride of its level.")
+    ratios: tuple[Positive, ...] = Field(min_length=1, description="Height over width.")
+    positive: Probability = Field(description="IoU with an object that makes an anchor its.")
+    negative: Probability = Field(description="Less with every object makes it background.")
+    lowest: Probability = Field(description="An object's best anchors are its from here on.")
+    samples: Count = Field(description="Anchors of an image that are learned from.")
+    positive_share: Probability = Field(description="Of these, at most so many objects'.")
+    border: int | None = Field(description="Pixels that anchors may stick out; null: any.")
+    smooth_beta: NotNegative = Field(description="Of the smooth L1 loss; 0 for L1.")
+    nms: Probability = Field(description="IoU from which a worse proposal is dropped.")
+    per_level_training: Count = Field(description="Best of each level, before it.")
+    per_level: Count = Field(description="The same in inference.")
+    kept_training: Count = Field(description="Best of an image, behind it.")
+    kept: Count = Field(description="The same in inference.")
+
+
+class RegionStage(_Part):
+    """What boxes one stage learns from."""
+
+    positive: Probability = Field(description="IoU that makes a box an object's.")
+    negative: Probability = Field(description="Less is background.")
+    lowest: Probability | None = Field(description="An object's best boxes are its from here on.")
+    stds: tuple[Positive, Positive, Positive, Positive] = Field(description="Of box offsets.")
+    weight: Positive = Field(description="Of the stage's losses.")
+
+
+class Regions(_Part):
+    """The heads for boxes, classes and masks."""
+
+    stages: tuple[RegionStage, ...] = Field(min_length=1)
+    samples: Count = Field(description="Boxes of an image that are learned from.")
+    positive_share: Probability = Field(description="Of these, at most so many objects'.")
+    box_loss: Literal["l1", "giou"] = Field(description="On offsets, or on decoded boxes.")
+    box_weight: Positive = Field(description="Of the box loss.")
+    finest_scale: Positive = Field(description="Root of the area from which level 1 is read.")
+    score_threshold: Probability = Field(description="Least probability of a detection.")
+    nms: Probability = Field(description="IoU from which a worse detection is dropped.")
+    kept: Count = Field(description="Detections of an image at most.")
+
+
+class Segmentation(_Part):
+    """Losses of a segmenter."""
+
+    dropout: Share = Field(description="Of channels in front of the classifiers.")
+    aux_weight: NotNegative = Field(description="Of the auxiliary head's loss.")
+
+
+class CropBranch(_Part):
+    """The second way to size an image in half of the cases: scaled, cropped, scaled again."""
+
+    short_sides: tuple[Count, ...] = Field(min_length=1)
+    size: Pair = Field(description="Least and largest side of the crop, drawn for each side.")
+
+
+class Photometric(_Part):
+    """`torchvision.transforms.v2.RandomPhotometricDistort`."""
+
+    brightness: Range
+    contrast: Range
+    saturation: Range
+    hue: tuple[float, float]
+    probability: Probability = Field(description="Of each of them.")
+
+
+class TrainImages(_Part):
+    """What is done to an image in training."""
+
+    short_sides: tuple[Count, ...] = Field(
+        min_length=1, description="One is drawn; the image is scaled to it, aspect ratio kept."
+    )
+    longest_side: Count = Field(description="Where the image would be longer, it is scaled to it.")
+    ratio: Range | None = Field(description="Both sides times a factor from this range; null: 1.")
+    crop_branch: CropBranch | None
+    crop: Count | None = Field(description="Side of a random square; null: the whole image.")
+    crop_max_share: Probability = Field(
+        description="A crop with more of one class is drawn again, ten times; 1: never."
+    )
+    flip: Probability = Field(description="Of mirroring.")
+    vertical_flip: Probability = Field(description="Of turning upside down.")
+    photometric: Photometric | None
+
+
+class TestImages(_Part):
+    """What is done to an image that is judged; null for both leaves it as it is."""
+
+    short_side: Count | None
+    longest_side: Count | None
+
+
+class Schedule(_Part):
+    """The learning rate, step by step."""
+
+    kind: Literal["milestones", "poly"]
+    milestones: tuple[Positive, ...] = Field(
+        description="In the unit of the length (epochs or steps); times factor behind each."
+    )
+    factor: Share = Field(description="For milestones.")
+    power: Positive = Field(description="For poly: (1 - step / steps) ** power.")
+    min_lr: NotNegative = Field(description="For poly, where it ends.")
+    warmup_steps: int = Field(ge=0, description="Linear, up to what the schedule says then.")
+    warmup_factor: Probability = Field(description="Where the warm-up starts, times that.")
+
+
+class DenseRecipe(_Part):
+    """A named, complete configuration of a detector or segmenter and its training."""
+
+    name: str
+    about: str
+    source: str
+    task: Literal["instance", "detection", "semantic"]
+    head: Literal["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "upernet"]
+    detection_shape: DetectionShape | None
+    segmentation_shape: SegmentationShape | None
+    proposals: Proposals | None
+    regions: Regions | None
+    segmentation: Segmentation | None
+    pad_convolutions: bool = Field(
+        description="Zero-pad maps to multiples of the kernel in front of convolution blocks."
+    )
+
+    mean: tuple[Positive, Positive, Positive] = Field(description="Of the pixels, 0 to 255.")
+    std: tuple[Positive, Positive, Positive]
+    train_images: TrainImages
+    test_images: TestImages
+    pad_to: Count = Field(description="Sides of images are padded to a multiple of this.")
+
+    epochs: Positive | None = Field(description="Length; null where steps says it.")
+    steps: Count | None = Field(description="Length; null where epochs says it.")
+    batch_size: Count = Field(description="Images in a step, over all devices.")
+    shard_size: Count = Field(
+        description="Images that pass through the network together: what batch norms see."
+    )
+    sync_batch_norm: bool = Field(
+        description="Let batch norms see the shards of all devices (several GPUs only)."
+    )
+    checkpoint_steps: Count = Field(description="A checkpoint after so many.")
+
+    optimizer: Literal["adamw"]
+    lr: Positive
+    betas: tuple[Share, Share]
+    eps: Positive
+    weight_decay: NotNegative
+    no_weight_decay: tuple[str, ...] = Field(description="Patterns of parameters' names.")
+    clip_grad: Positive | None = Field(description="Largest norm of all gradients; null: any.")
+    schedule: Schedule
+    drop_path: Share
+    amp: Literal["none", "bf16", "fp16"]
+    seed: int = Field(ge=0)
+    sizes: dict[str, dict[str, Any]] = Field(description="What NAME:SIZE has instead.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_head(self.task, self.head)
+        is_semantic = self.task == "semantic"
+        needed = ("segmentation_shape", "segmentation")
+        others = ("detection_shape", "proposals", "regions")
+        for name in (*needed, *others):
+            if (getattr(self, name) is not None) != ((name in needed) == is_semantic):
+                raise ValueError(
+                    f"{name} belongs to {'semantic' if name in needed else 'detection'} heads: "
+                    f"with the head {self.head} it must be "
+                    f"{'null' if getattr(self, name) is not None else 'written'}. Correct it."
+                )
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                "A recipe has one length: epochs or steps, and null for the other, got "
+                f"{self.epochs} and {self.steps}. Write one."
+            )
+        if self.batch_size % self.shard_size:
+            raise ValueError(
+                "A batch is made of whole shards, so shard_size must divide batch_size, got "
+                f"{self.shard_size} and {self.batch_size}. Change one of them."
+            )
+        if self.regions is not None and len(self.regions.stages) != self.head_shape_stages:
+            raise ValueError(
+                f"The head {self.head} has {self.head_shape_stages} stages, got "
+                f"{len(self.regions.stages)} in regions.stages. Write as many."
+            )
+        return self
+
+    @property
+    def head_shape_stages(self) -> int:
+        """The number of box heads."""
+        return 3 if self.head == "cascade_mask_rcnn" else 1
+
+    @property
+    def num_shards(self) -> int:
+        """The number of shards of a batch."""
+        return self.batch_size // self.shard_size
+
+    @property
+    def rules(self) -> MapRules:
+        """What the backbone does at the border of a map."""
+        return MapRules(keeps_windows=True, pads_convolutions=self.pad_convolutions)
+
+    def head_shape(self) -> Head:
+        """Return the head as a value that costs and networks are made of."""
+        if self.segmentation_shape is not None:
+            return SegmentationHead(**self.segmentation_shape.model_dump())
+        assert self.detection_shape is not None
+        assert self.proposals is not None
+        return DetectionHead(
+            stages=self.head_shape_stages,
+            has_masks=self.task == "instance",
+            num_anchors=len(self.proposals.ratios),
+            **self.detection_shape.model_dump(),
+        )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(round(self.epochs * steps_per_epoch), 1)
+
+    def length(self) -> str:
+        """Name the length: ``12e`` or ``160000s``."""
+        return f"{self.epochs:g}e" if self.epochs is not None else f"{self.steps}s"
+
+    def is_decayed(self, name: str) -> bool:
+        """Tell whether a parameter has weight decay."""
+        return not any(fnmatchcase(name, pattern) for pattern in self.no_weight_decay)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, of which there are so many (mmcv 1.3's hooks)."""
+        schedule = self.schedule
+        if schedule.kind == "poly":
+            share = (1 - step / steps) ** schedule.power
+            lr = (self.lr - schedule.min_lr) * share + schedule.min_lr
+        else:
+            length = self.epochs or self.steps or 1
+            passed = sum(step * length >= at * steps for at in schedule.milestones)
+            lr = self.lr * schedule.factor**passed
+        if step < schedule.warmup_steps:
+            lr *= 1 - (1 - step / schedule.warmup_steps) * (1 - schedule.warmup_factor)
+        return lr
+
+
+def load_dense_recipe(name_or_path: str) -> DenseRecipe:
+    """Read a shipped recipe by its name, or a user's own file by its path.
+
+    Args:
+        name_or_path: ``mask_rcnn_3x``, ``mine.yaml``, or either with a size: ``mask_rcnn_3x:base``.
+
+    Raises:
+        ValueError: If there is no such recipe or size, or the file is not a complete and valid one.
+    """
+    plain, colon, size = name_or_path.rpartition(":")
+    path = config_path(FOLDER, plain if colon else name_or_path)
+    values = _read_mapping(path)
+    try:
+        recipe = DenseRecipe.model_validate(values)
+        sized = {known: _of_size(recipe, known) for known in recipe.sizes}
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_explain(error)}") from error
+    if colon and size not in sized:
+        raise ValueError(
+            f"The recipe {plain} has no size {size!r}; its sizes: {', '.join(sized) or 'none'}. "
+            "Choose one of them, or leave it out."
+        )
+    return sized[size] if colon else recipe
+
+
+def dump_dense_recipe(recipe: DenseRecipe) -> str:
+    """Write a recipe as the text of a file that `load_dense_recipe` reads."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def with_length(
+    recipe: DenseRecipe, *, epochs: float | None = None, steps: int | None = None
+) -> DenseRecipe:
+    """Stretch or shorten a recipe; milestones move along, the warm-up stays as it is.
+
+    Raises:
+        ValueError: If both lengths are given, or one that is not positive.
+    """
+    if epochs is None and steps is None:
+        return recipe
+    given = [length for length in (epochs, steps) if length is not None]
+    if len(given) != 1 or not 0 < given[0] < math.inf:
+        raise ValueError(
+            "A training has one length, finite and above 0: --epochs or --steps, got "
+            f"{' and '.join(map(str, given))}. Write one of them."
+        )
+    ratio = (epochs or steps or 1) / (recipe.epochs or recipe.steps or 1)
+    milestones = tuple(at * ratio for at in recipe.schedule.milestones)
+    schedule = {**recipe.schedule.model_dump(), "milestones": milestones}
+    values = {**recipe.model_dump(), "epochs": epochs, "steps": steps, "schedule": schedule}
+    return DenseRecipe.model_validate(values)
+
+
+def _of_size(recipe: DenseRecipe, size: str) -> DenseRecipe:
+    own = {"name": f"{recipe.name}-{size}", "sizes": {}}
+    return DenseRecipe.model_validate({**recipe.model_dump(), **recipe.sizes[size], **own})
+
+
+def _read_mapping(path: Path) -> Mapping[object, object]:
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "
+            "Start from a copy of a shipped recipe."
+        )
+    return data
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first thing that pydantic found in our words."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown key {place!r}. {suggest(place, DenseRecipe.model_fields)}"
+        case "missing":
+            return (
+                f"{place}: the key {place!r} is missing, and a recipe is complete. "
+                "Add it; the shipped recipes have examples."
+            )
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case _:
+            return f"{place}: {first['msg']}, got {first['input']!r}. Correct the value."

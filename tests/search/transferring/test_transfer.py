@@ -1,0 +1,143 @@
+"""A network as a backbone, from the command line to the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from search.transferring.result import open_transferred
+from supernet.network.supernet import build_subnet
+from supernet.recipes.dense_recipe import dump_dense_recipe
+from tests.search.cli.test_app import search
+from tests.tiny_dense import CONV, WINDOWS, architecture, recipe, write_data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make data, a network and recipes."""
+    folder = tmp_path_factory.mktemp("made")
+    write_data(folder / "cells", train=4, val=2)
+    (folder / "net.json").write_text(json.dumps(architecture().to_dict()))
+    for name in ("cells_semantic", "cells_detection", "mask_rcnn_1x"):
+        text = dump_dense_recipe(recipe(name, steps=3, pad_to=1 if name[0] == "c" else 32))
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def transfer(made: Path, task: str, name: str, out: Path, *more: str) -> int:
+    return search(
+        "transfer",
+        str(made / "net.json"),
+        "--task",
+        task,
+        "--data",
+        str(made / "cells"),
+        "--recipe",
+        str(made / f"{name}.yaml"),
+        "--out",
+        str(out),
+        *more,
+    )
+
+
+CASES = [
+    ("semantic", "cells_semantic", {"miou", "pixel_accuracy"}),
+    ("detection", "cells_detection", {"ap_box", "ap_box50", "ap_box75"}),
+    ("instance", "mask_rcnn_1x", {"ap_box", "ap_mask", "ap_mask50", "ap_mask75"}),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("task", "name", "values"), CASES)
+def test_a_transfer_leaves_weights_numbers_and_pictures(
+    made: Path,
+    tmp_path: Path,
+    task: str,
+    name: str,
+    values: set[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert transfer(made, task, name, out) == 0
+    assert "of 2 val images" in capsys.readouterr().out
+    found = open_transferred(out)
+    assert values <= set(found.result.values)
+    assert len(list((out / "pictures").glob("*.png"))) == 2
+    assert (out / "predictions.json").exists() == (task != "semantic")
+    assert not list(out.glob("checkpoint-*"))
+    network = found.network()
+    assert sum(p.numel() for p in network.parameters()) == found.result.params
+
+    # The same command changes nothing; eval gives the same numbers; predict draws.
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert transfer(made, task, name, out) == 0
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    assert search("eval", str(out), "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again.pop("images") == 2
+    assert again == pytest.approx(found.result.values)
+    image = next((made / "cells" / "images" / "val").iterdir())
+    assert search("predict", str(out), str(image), "--out", str(tmp_path / "drawn")) == 0
+    with Image.open(tmp_path / "drawn" / f"{image.stem}.png") as drawn, Image.open(image) as own:
+        assert drawn.size == own.size
+
+
+@pytest.mark.timeout(300)
+def test_a_transfer_starts_from_the_weights_of_a_classifier(made: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    classifier = build_subnet(architecture())
+    save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
+    start = ("--start", str(tmp_path / "weights.safetensors"))
+    frozen = recipe("cells_semantic", steps=1, lr=1e-12, weight_decay=0.0)
+    (made / "frozen.yaml").write_text(dump_dense_recipe(frozen))
+    assert transfer(made, "semantic", "frozen", tmp_path / "out", *start) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert open_transferred(tmp_path / "out").result.start == "from-weights"
+    for key, value in classifier.named_parameters():
+        if not key.startswith(("norm.", "head.")):
+            torch.testing.assert_close(found[f"backbone.network.{key}"], value.detach())
+
+    # A detector's backbone starts from a segmenter's.
+    again = ("--start", str(tmp_path / "out"), "--steps", "1")
+    assert transfer(made, "detection", "cells_detection", tmp_path / "second", *again) == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_folder_of_another_transfer_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "out", "--steps", "1") == 0
+    capsys.readouterr()
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "out", "--steps", "2") == 2
+    assert "holds a transfer with another recipe.yaml" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "other") == 2
+    assert "in use by something else" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_weights_of_another_network_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = build_subnet(architecture(CONV, CONV, CONV, WINDOWS))
+    save_file(other.state_dict(), tmp_path / "weights.safetensors")
+    start = ("--start", str(tmp_path / "weights.safetensors"))
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "out", *start) == 2
+    assert "the same network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_show_counts_the_whole_and_names_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("show", "elsa_swin_t", "--task", "instance", "--head", "cascade_mask_rcnn", "--json")
+    assert search(*words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == 86_482_428
+    assert round(found["macs"] / 1e9, 2) == 747.43
+    assert {row["ap_mask"] for row in found["published"]} == {43.0, 44.2}
