@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from configs.files import read_object, reading
+from search.bench.landscapes import Landscape, regimes, rugged
+from search.bench.tables import ACCEL_DIGITS, fit_accel, read_macro
 from search.results.dominance import hypervolume, non_dominated
 from search.sampling.candidates import breed
 from search.sampling.design_space import Choose, DesignSpace, Draw, draw_random
@@ -36,11 +37,8 @@ Matrix = NDArray[np.float64]
 
 REFERENCE = 1.01
 RANDOM_DESIGNS, EVOLVED_DESIGNS, GENERATION = 2_000, 10_000, 250
-TABLE_SOURCE = (
-    "The table is data/nas-bench-macro_cifar10.json of https://github.com/xiusu/NAS-Bench-Macro "
-    "(Apache-2.0): all 6,561 networks of an 8-layer space, trained on CIFAR-10. Download it and "
-    "pass its path: search bench --table nas-bench-macro_cifar10.json"
-)
+TABLES = Path("../shared/bench")
+MACRO_FILE, ACCEL_FILE = "nas-bench-macro_cifar10.json", "accel-nasbench_imagenet.csv"
 _CHOICE = CategoricalDistribution(("0", "1", "2"))
 
 
@@ -73,56 +71,95 @@ class Problem:
         return _scaled_volume(points, self.low, self.high) / self.full
 
 
-def table_problem(path: Path) -> Problem:
+def macro_problem(path: Path, *, one_seed: bool = False) -> Problem:
     """Read NAS-Bench-Macro: error against FLOPs; FLOPs are known before evaluation.
 
     FLOPs are scaled to their range, the error to its best and its 90 % quantile.
 
+    Args:
+        path: Of the JSON file.
+        one_seed: Tell the accuracy of one training; judged is the mean of three all the same.
+
     Raises:
         ValueError: If the file is missing or not that table.
     """
-    table = read_object(path, "the table", remedy=TABLE_SOURCE)
-    with reading(path, "the table", remedy=TABLE_SOURCE, errors=(KeyError, TypeError)):
-        losses = {
-            key: np.array([100.0 - entry["mean_acc"], float(entry["flops"])])
-            for key, entry in cast(dict[str, Any], table).items()
-        }
-    if len(losses) != 3**8 or any(len(key) != 8 for key in losses):
-        raise ValueError(f"{path} holds {len(losses)} networks, not 6,561. {TABLE_SOURCE}")
-    points = np.array(list(losses.values()))
-    low, high = points.min(axis=0), points.max(axis=0)
-    high[0] = np.quantile(points[:, 0], 0.9)
-    return Problem(
-        name="nas-bench-macro",
-        losses=("error", "flops"),
-        space=DesignSpace(
-            walk=lambda choose: "".join(choose(f"layer{index}", _CHOICE) for index in range(8)),
-            key=lambda digits: digits,
-            known_losses=lambda digits: (None, float(losses[digits][1])),
-        ),
-        observe=losses.__getitem__,
+    losses, first = read_macro(path)
+    space = DesignSpace(
+        walk=lambda choose: "".join(choose(f"layer{index}", _CHOICE) for index in range(8)),
+        key=lambda digits: digits,
+        known_losses=lambda digits: (None, float(losses[digits][1])),
+    )
+    return _of_all(
+        "nas-bench-macro-1" if one_seed else "nas-bench-macro",
+        ("error", "flops"),
+        space,
+        points=np.array(list(losses.values())),
+        observe=(first if one_seed else losses).__getitem__,
         judge=losses.__getitem__,
-        low=low,
-        high=high,
-        full=_scaled_volume(points, low, high),
-        full_is="the true front",
     )
 
 
-def built_in_problem(name: str) -> Problem:
-    """Make one of the problems that need no file.
+def accel_problem(path: Path) -> Problem:
+    """Fit Accel-NASBench: error against time on an A100, none of them known before evaluation.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the file is missing or not that table.
     """
-    problems: dict[str, Callable[[], Problem]] = {
-        "conditional": conditional_problem,
-        "micro": micro_problem,
-        "micro-3": lambda: micro_problem(("error", "macs", "params")),
-    }
-    if name not in problems:
-        raise ValueError(f"Unknown problem {name!r}. Known: {', '.join(problems)}.")
-    return problems[name]()
+    predict = fit_accel(path)
+    options = [CategoricalDistribution(digits) for digits in ACCEL_DIGITS]
+    space = DesignSpace(
+        walk=lambda choose: "".join(
+            choose(f"digit{place}", one) for place, one in enumerate(options)
+        ),
+        key=lambda network: network,
+    )
+
+    def judge(network: str) -> Matrix:
+        losses: Matrix = predict([network])[0]
+        return losses
+
+    return _synthetic("accel-nasbench", ("error", "time"), space, judge, judge, judge_all=predict)
+
+
+def landscape_problem(name: str, landscape: Landscape) -> Problem:
+    """Return a synthetic table; its cost is known before evaluation."""
+    options = [CategoricalDistribution(tuple(range(size))) for size in landscape.sizes]
+
+    def judge(digits: tuple[int, ...]) -> Matrix:
+        losses: Matrix = landscape.losses[landscape.place(digits)]
+        return losses
+
+    def observe(digits: tuple[int, ...]) -> Matrix:
+        losses = judge(digits).copy()
+        losses[0] += landscape.noise[landscape.place(digits)]
+        return losses
+
+    space = DesignSpace(
+        walk=lambda choose: tuple(choose(f"choice{i}", one) for i, one in enumerate(options)),
+        key=lambda digits: digits,
+        known_losses=lambda digits: (None, float(judge(digits)[1])),
+    )
+    return _of_all(
+        name, ("error", "cost"), space, points=landscape.losses, observe=observe, judge=judge
+    )
+
+
+def problem_by_name(name: str, table: Path | None = None) -> Problem:
+    """Make one of the problems.
+
+    Args:
+        name: One of `PROBLEMS`.
+        table: The file of a problem that is a published table; None for the one in ``TABLES``.
+
+    Raises:
+        ValueError: If there is none of that name, or its table is missing or another, or it has
+            none and one is given.
+    """
+    if name not in PROBLEMS:
+        raise ValueError(f"Unknown problem {name!r}. Known: {', '.join(PROBLEMS)}.")
+    if table is not None and name not in OF_TABLES:
+        raise ValueError(f"The problem {name!r} needs no table. With one: {', '.join(OF_TABLES)}.")
+    return PROBLEMS[name](table)
 
 
 def conditional_problem(seed: int = 7) -> Problem:
@@ -233,19 +270,51 @@ def _effect(*what: Hashable, seed: int) -> float:
     return float(np.random.default_rng(zlib.crc32(repr((seed, what)).encode())).standard_normal())
 
 
+def _of_all(
+    name: str,
+    losses: tuple[str, ...],
+    space: DesignSpace[Any],
+    *,
+    points: Matrix,
+    observe: Callable[[Any], Matrix],
+    judge: Callable[[Any], Matrix],
+) -> Problem:
+    """Scale by the losses of all designs: the error to its best and its 90 % quantile."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    high[0] = np.quantile(points[:, 0], 0.9)
+    return Problem(
+        name=name,
+        losses=losses,
+        space=space,
+        observe=observe,
+        judge=judge,
+        low=low,
+        high=high,
+        full=_scaled_volume(points, low, high),
+        full_is="the true front",
+    )
+
+
 def _synthetic(
     name: str,
     losses: tuple[str, ...],
     space: DesignSpace[Any],
     judge: Callable[[Any], Matrix],
     observe: Callable[[Any], Matrix],
+    judge_all: Callable[[Sequence[Any]], Matrix] | None = None,
 ) -> Problem:
     """Scale as the table is scaled, by random designs and a front that evolution finds."""
+
+    def judged(designs: Sequence[Any]) -> Matrix:
+        if judge_all is not None:
+            return judge_all(designs)
+        return np.array([judge(design) for design in designs])
+
     rng = np.random.default_rng(0)
     random = [draw_random(space, rng) for _ in range(RANDOM_DESIGNS)]
     random = [one for one in random if space.is_allowed(one.design)]
-    points = np.array([judge(one.design) for one in random])
-    evolved = _evolve(space, judge, random, points, rng)
+    points = judged([one.design for one in random])
+    evolved = _evolve(space, judged, random, points, rng)
     low, high = np.minimum(points, evolved.min(axis=0)).min(axis=0), points.max(axis=0)
     high[0] = np.quantile(points[:, 0], 0.9)
     return Problem(
@@ -263,7 +332,7 @@ def _synthetic(
 
 def _evolve(
     space: DesignSpace[Any],
-    judge: Callable[[Any], Matrix],
+    judged: Callable[[Sequence[Any]], Matrix],
     draws: list[Draw[Any]],
     points: Matrix,
     rng: np.random.Generator,
@@ -276,11 +345,28 @@ def _evolve(
         children = breed(space, draws, count=GENERATION, seen=seen, rng=rng)
         seen |= set(children)
         draws += children.values()
-        new = [judge(one.design) for one in children.values()]
-        points = np.array([*points[on_front], *new])
+        new = judged([one.design for one in children.values()])
+        points = np.concatenate([points[on_front], new])
     return points[non_dominated(points)]
 
 
 def _scaled_volume(points: Matrix, low: Matrix, high: Matrix) -> float:
     scaled = (points - low) / (high - low)
     return hypervolume(scaled, np.full(len(low), REFERENCE))
+
+
+PROBLEMS: dict[str, Callable[[Path | None], Problem]] = {
+    "nas-bench-macro": lambda table: macro_problem(table or TABLES / MACRO_FILE),
+    "nas-bench-macro-1": lambda table: macro_problem(table or TABLES / MACRO_FILE, one_seed=True),
+    "accel-nasbench": lambda table: accel_problem(table or TABLES / ACCEL_FILE),
+    "conditional": lambda _: conditional_problem(),
+    "micro": lambda _: micro_problem(),
+    "micro-3": lambda _: micro_problem(("error", "macs", "params")),
+    "rugged-6x5": lambda _: landscape_problem("rugged-6x5", rugged(6, 5, seed=1)),
+    "rugged-8x4": lambda _: landscape_problem("rugged-8x4", rugged(8, 4, seed=1)),
+    "rugged-10x3": lambda _: landscape_problem("rugged-10x3", rugged(10, 3, seed=1)),
+    "regimes-6x5": lambda _: landscape_problem("regimes-6x5", regimes(6, 5, seed=1)),
+    "regimes-8x4": lambda _: landscape_problem("regimes-8x4", regimes(8, 4, seed=1)),
+    "regimes-10x3": lambda _: landscape_problem("regimes-10x3", regimes(10, 3, seed=1)),
+}
+OF_TABLES = ("nas-bench-macro", "nas-bench-macro-1", "accel-nasbench")

@@ -17,7 +17,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from scipy.stats import t as student
 
-from search.bench.problems import TABLE_SOURCE, Problem, built_in_problem, table_problem
+from search.bench.problems import Problem, problem_by_name
 from search.sampling.asking import SAMPLERS, Asking, default_sampler
 from search.sampling.guided_sampler import GuidedSampler
 
@@ -116,9 +116,9 @@ def search(problem: Problem, searcher: str, *, seed: int, evaluations: int) -> l
 
 
 def print_table(
-    table: Path | None,
+    problem: str | None,
     *,
-    problem: str,
+    table: Path | None,
     searchers: Sequence[str] | None,
     seeds: int,
     evaluations: int,
@@ -127,27 +127,31 @@ def print_table(
     """Write the table in Markdown, each line as soon as it is known.
 
     Args:
-        table: NAS-Bench-Macro; None for a built-in problem.
-        problem: The built-in one's name.
+        problem: One of `search.bench.problems.PROBLEMS`; None for NAS-Bench-Macro where there is a
+            table, else for a synthetic one.
+        table: The file of a problem that is a published table, if it is not in ../shared/bench.
         searchers: Names of `SEARCHERS`; None for `DEFAULT_SEARCHERS`.
         seeds: Runs of each.
-        evaluations: Of each run; fronts are measured after a quarter, a half and all of them.
+        evaluations: Of each run; fronts are measured after an eighth, a quarter, a half and all.
         line: Called with every line.
 
     Raises:
         ValueError: For an unknown problem or searcher, or a file that is not the table.
     """
-    if table is None:
-        line(f"{TABLE_SOURCE}\nWithout it, here is the problem {problem!r}, which is built in.\n")
-    chosen = built_in_problem(problem) if table is None else table_problem(table)
-    checkpoints = (evaluations // 4, evaluations // 2, evaluations)
+    name = problem or ("rugged-6x5" if table is None else "nas-bench-macro")
+    chosen = problem_by_name(name, table)
+    checkpoints = sorted({max(evaluations // part, 1) for part in (8, 4, 2, 1)})
     rows = compare(chosen, searchers or DEFAULT_SEARCHERS, seeds=seeds, checkpoints=checkpoints)
     line(
         f"{chosen.name}: hypervolume of {' and '.join(chosen.losses)} as a share of "
-        f"{chosen.full_is}, mean of {seeds} seeds ± half of its 95 % interval.\n"
+        f"{chosen.full_is}, mean of {seeds} seeds ± half of its 95 % interval (worst seed).\n"
     )
     columns = ["searcher", *(f"@{count}" for count in checkpoints), f"distinct of {evaluations}"]
     line(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
-        cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in row.intervals()]
+        worst = row.fractions.min(axis=0)
+        cells = [
+            f"{mean:.4f} ± {half:.4f} ({least:.4f})"
+            for (mean, half), least in zip(row.intervals(), worst, strict=True)
+        ]
         line(f"| {row.searcher} | {' | '.join(cells)} | {row.distinct:.0%} |")

@@ -559,10 +559,13 @@ def recipes() -> None:
 
 @app.command(cls=Command)
 def bench(
-    table: Annotated[Path | None, typer.Option(help="NAS-Bench-Macro's JSON file.")] = None,
     problem: Annotated[
-        str, typer.Option(help="Without a table: conditional, micro or micro-3.")
-    ] = "conditional",
+        str | None, typer.Option(help="A name; an unknown one lists all there are.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="The file of a published table, if not in ../shared/bench."),
+    ] = None,
     samplers: Annotated[str | None, typer.Option(help="Comma-separated; default: all.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each.", min=1)] = 10,
     evaluations: Annotated[int, typer.Option(help="Of each run.", min=4)] = 400,
@@ -572,7 +575,7 @@ def bench(
 
     names = None if samplers is None else tuple(samplers.split(","))
     print_table(
-        table, problem=problem, searchers=names, seeds=seeds, evaluations=evaluations, line=print
+        problem, table=table, searchers=names, seeds=seeds, evaluations=evaluations, line=print
     )
 
 

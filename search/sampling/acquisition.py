@@ -39,6 +39,7 @@ def next_designs(
     *,
     space: DesignSpace[Any],
     pool: Sequence[Draw[Any]],
+    largest: Matrix,
     start: int,
     count: int,
     rng: np.random.Generator,
@@ -50,6 +51,7 @@ def next_designs(
         surrogate: Its scales are fitted again when it is time.
         space: What may be chosen: the history's space or a part of it.
         pool: Good candidates of the last time.
+        largest: Of every known loss, NaN for others; see `largest_known`.
         start: The first so many designs filled the space.
         count: Designs to choose at most, each given those before it.
         rng: Decides everything random.
@@ -62,7 +64,7 @@ def next_designs(
     found |= breed(space, parents, count=CANDIDATES, seen=history.seen, rng=rng)
     for one in (*found.values(), *history.pending):
         history.features.learn(one.distributions)
-    scoring = _Scoring(history, surrogate, start, rng)
+    scoring = _Scoring(history, surrogate, largest, start, rng)
     best = scoring.best(list(found.values()), KEPT)
     if best:
         more = breed(space, best, count=CANDIDATES, seen=history.seen | set(found), rng=rng)
@@ -75,13 +77,20 @@ class _Scoring:
     """The predictor and the front of one moment."""
 
     def __init__(
-        self, history: History[Any], surrogate: Surrogate, start: int, rng: np.random.Generator
+        self,
+        history: History[Any],
+        surrogate: Surrogate,
+        largest: Matrix,
+        start: int,
+        rng: np.random.Generator,
     ) -> None:
         self._history = history
         # Features and known losses of candidates: they are asked for several times.
         self._read: dict[Hashable, list[Matrix]] = {}
         groups = history.features.groups
-        everything = Data.of(history.rows, history.losses, history.known, start=start)
+        everything = Data.of(
+            history.rows, history.losses, history.known, largest=largest, start=start
+        )
         surrogate.fit(everything, groups, rng)
         self._data = everything.take(choose_rows(everything, MAX_ROWS, rng))
         pending = history.encode(history.pending)

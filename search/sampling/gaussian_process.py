@@ -1,14 +1,16 @@
 """A Gaussian process over mixed features, with a length scale for every choice.
 
-The kernel is ``s exp(-sum_g w_g |x_g - x'_g|^2)`` over the groups g of columns. For one-hot columns
-that is the transformed overlap kernel (Wan et al. 2021, https://arxiv.org/abs/2102.07188, eq. 2):
-a product over choices, so effects of single choices, of pairs and of more are all in it, and a
-choice that does not matter gets a weight near 0.
+The kernel is ``s (exp(-sum_g w_g |x_g - x'_g|^2) + t sum_g w_g x_g x'_g)`` over the groups g of
+columns. For one-hot columns the first part is the transformed overlap kernel (Wan et al. 2021,
+https://arxiv.org/abs/2102.07188, eq. 2): a product over choices, so effects of single choices, of
+pairs and of more are all in it, and a choice that does not matter gets a weight near 0. The second
+part adds up what single choices do alone; its share t is fitted, so that the data decide how far
+interactions are to be believed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,26 +24,29 @@ Matrix = NDArray[np.float64]
 WEIGHT_SUM, WEIGHT_SPREAD = 2.0, 1.5
 NOISE, NOISE_SPREAD = 1e-2, 2.0
 LEAST_NOISE = 1e-4
+# The trend's share of the signal.
+TREND, TREND_SPREAD = 0.5, 1.5
 MAX_STEPS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What is fitted: the logarithm of a weight for every group, and of noise over signal."""
+    """What is fitted: logarithms of each group's weight, of the trend, of noise over signal."""
 
     log_weights: Matrix
+    log_trend: float
     log_noise: float
 
     @classmethod
     def prior(cls, num_groups: int) -> Scales:
         """Return the prior's centre."""
         weight = np.log(WEIGHT_SUM / max(num_groups, 1))
-        return cls(np.full(num_groups, weight), float(np.log(NOISE)))
+        return cls(np.full(num_groups, weight), float(np.log(TREND)), float(np.log(NOISE)))
 
     def padded(self, num_groups: int) -> Scales:
         """Return the same with the prior for groups that are new."""
         new = Scales.prior(num_groups).log_weights[len(self.log_weights) :]
-        return Scales(np.concatenate([self.log_weights, new]), self.log_noise)
+        return replace(self, log_weights=np.concatenate([self.log_weights, new]))
 
 
 def fit(rows: Matrix, targets: Matrix, *, groups: NDArray[np.intp], start: Scales) -> Scales:
@@ -55,16 +60,17 @@ def fit(rows: Matrix, targets: Matrix, *, groups: NDArray[np.intp], start: Scale
     """
     prior = Scales.prior(len(start.log_weights))
     bounds = [(value - 7.0, value + 4.0) for value in prior.log_weights]
+    bounds.append((prior.log_trend - 7.0, prior.log_trend + 4.0))
     bounds.append((float(np.log(LEAST_NOISE)), float(np.log(10.0))))
     found = minimize(
         lambda x: _loss(x, rows, targets, groups),
-        np.append(start.log_weights, start.log_noise),
+        np.append(start.log_weights, [start.log_trend, start.log_noise]),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": MAX_STEPS},
     )
-    return Scales(found.x[:-1], float(found.x[-1]))
+    return Scales(found.x[:-2], float(found.x[-2]), float(found.x[-1]))
 
 
 class Posterior:
@@ -83,8 +89,9 @@ class Posterior:
     ) -> None:
         self._root = np.exp(0.5 * scales.log_weights)[groups]
         self._rows = rows * self._root
+        self._trend = float(np.exp(scales.log_trend))
         self._noise = float(np.exp(scales.log_noise))
-        gram = _kernel(self._rows, self._rows)
+        gram = _kernel(self._rows, self._rows, self._trend)
         gram[np.diag_indices_from(gram)] += self._noise
         self._factor = cholesky(gram, lower=True, check_finite=False)
         count = len(targets)
@@ -97,22 +104,29 @@ class Posterior:
     def predict(self, rows: Matrix) -> Prediction:
         """Predict the values at rows of shape (c, columns)."""
         scaled = rows * self._root
-        cross = _kernel(scaled, self._rows)
+        cross = _kernel(scaled, self._rows, self._trend)
         mean = cross[:, : len(self._weights)] @ self._weights
         half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        return Prediction(mean, self._scale, self._noise, scaled, half)
+        return Prediction(mean, self._scale, self._trend, self._noise, scaled, half)
 
 
 class Prediction:
     """Means and deviations at candidates; `await_value` counts one of them as handed out."""
 
     def __init__(
-        self, mean: Matrix, scale: float, noise: float, scaled: Matrix, half: Matrix
+        self,
+        mean: Matrix,
+        scale: float,
+        trend: float,
+        noise: float,
+        scaled: Matrix,
+        half: Matrix,
     ) -> None:
         self.mean = mean
-        self._scale, self._noise, self._rows = scale, noise, scaled
+        self._scale, self._trend, self._noise, self._rows = scale, trend, noise, scaled
         self._half = [half]
-        self._variance = np.maximum(1.0 - np.einsum("nc,nc->c", half, half), 1e-9)
+        before = 1.0 + trend * (scaled * scaled).sum(axis=1)
+        self._variance = np.maximum(before - np.einsum("nc,nc->c", half, half), 1e-9)
 
     @property
     def deviation(self) -> Matrix:
@@ -123,14 +137,20 @@ class Prediction:
     def await_value(self, index: int) -> None:
         """Lower the uncertainty as a value at a candidate would."""
         shared = sum(half[:, index] @ half for half in self._half)
-        covariance = _kernel(self._rows[index : index + 1], self._rows)[0] - shared
+        covariance = _kernel(self._rows[index : index + 1], self._rows, self._trend)[0] - shared
         row = covariance / np.sqrt(self._variance[index] + self._noise)
         self._half.append(row[None])
         self._variance = np.maximum(self._variance - row**2, 1e-9)
 
 
-def _kernel(a: Matrix, b: Matrix) -> Matrix:
-    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
+def _kernel(a: Matrix, b: Matrix, trend: float) -> Matrix:
+    alone = a @ b.T
+    kernel: Matrix = _product_kernel(a, b, alone) + trend * alone
+    return kernel
+
+
+def _product_kernel(a: Matrix, b: Matrix, alone: Matrix) -> Matrix:
+    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * alone
     kernel: Matrix = np.exp(-np.maximum(squared, 0.0))
     return kernel
 
@@ -144,24 +164,29 @@ def _loss(
     x: Matrix, rows: Matrix, targets: Matrix, groups: NDArray[np.intp]
 ) -> tuple[float, Matrix]:
     """Return minus the logarithm of the posterior density of the scales, and its gradient."""
-    log_weights, noise = x[:-1], float(np.exp(x[-1]))
+    log_weights, trend, noise = x[:-2], float(np.exp(x[-2])), float(np.exp(x[-1]))
     count = len(targets)
     scaled = rows * np.exp(0.5 * log_weights)[groups]
-    kernel = _kernel(scaled, scaled)
-    factor = cholesky(kernel + noise * np.eye(count), lower=True, check_finite=False)
+    alone = scaled @ scaled.T
+    kernel = _product_kernel(scaled, scaled, alone)
+    gram = kernel + trend * alone + noise * np.eye(count)
+    factor = cholesky(gram, lower=True, check_finite=False)
     inverse = cho_solve((factor, True), np.eye(count), check_finite=False)
     weights = inverse @ targets
     fit = float(targets @ weights)
     signal = _signal(fit, count)
     loss = 0.5 * (count + 2.0) * np.log(signal) + np.log(np.diag(factor)).sum()
-    # d loss / d kernel; a weight changes the kernel by minus its squared distances.
+    # d loss / d kernel; a weight changes the product by minus its squared distances.
     slope = 0.5 * (inverse - np.outer(weights, weights) / signal)
     product = slope * kernel
     squares = (scaled**2).T @ product.sum(axis=1) - (scaled * (product @ scaled)).sum(axis=0)
     gradient = np.zeros(len(x))
-    np.add.at(gradient, groups, -2.0 * squares)
+    added = trend * (scaled * (slope @ scaled)).sum(axis=0)
+    np.add.at(gradient, groups, added - 2.0 * squares)
+    gradient[-2] = trend * float((slope * alone).sum())
     gradient[-1] = noise * float(np.trace(slope))
-    centre = np.append(np.full(len(x) - 1, np.log(WEIGHT_SUM / max(len(x) - 1, 1))), np.log(NOISE))
-    spread = np.append(np.full(len(x) - 1, WEIGHT_SPREAD), NOISE_SPREAD)
+    prior = Scales.prior(len(log_weights))
+    centre = np.append(prior.log_weights, [prior.log_trend, prior.log_noise])
+    spread = np.append(np.full(len(log_weights), WEIGHT_SPREAD), [TREND_SPREAD, NOISE_SPREAD])
     away = (x - centre) / spread
     return float(loss + 0.5 * away @ away), gradient + away / spread

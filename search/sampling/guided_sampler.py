@@ -24,6 +24,7 @@ from search.sampling.acquisition import next_designs
 from search.sampling.candidates import Unseen, farthest
 from search.sampling.design_space import DesignSpace, Draw, draw_random, holding, random_value
 from search.sampling.history import History
+from search.sampling.known_range import largest_known
 from search.sampling.learned_space import learn_space
 from search.sampling.surrogate import Surrogate
 
@@ -56,6 +57,7 @@ class GuidedSampler(BaseSampler):
         self._lock = Lock()
         self._history: History[Any] | None = None
         self._unseen: Unseen[Any] | None = None
+        self._largest = np.zeros(0)
         self._surrogate = Surrogate()
         self._planned: dict[int, Draw[Any]] = {}
         self._queue: list[Draw[Any]] = []
@@ -145,6 +147,7 @@ class GuidedSampler(BaseSampler):
             self._surrogate,
             space=space,
             pool=[] if decided else self._pool,
+            largest=self._largest,
             start=start,
             count=1 if decided else 1 + len(history.draws) // TRIALS_A_BATCH,
             rng=rng,
@@ -173,6 +176,7 @@ class GuidedSampler(BaseSampler):
     def _start_over(self, space: DesignSpace[Any], study: Study) -> None:
         self._history = History(space, study.directions)
         self._unseen = Unseen(space)
+        self._largest = largest_known(self._history, np.random.default_rng(self._seed))
         self._queue, self._pool = [], []
 
     def _start_size(self, history: History[Any]) -> int:

@@ -1,7 +1,9 @@
 """Predicts all losses of designs: Gaussian processes where a loss must be evaluated.
 
-Losses are scaled to unit spread and a bad tail (networks that diverged) is cut, so that it does not
-drown the differences that matter. A design that failed counts as bad as the worst.
+Losses are scaled to unit spread. Where a loss has cliffs (networks that hardly learned), what is
+worse than usual is compressed, so that it does not drown the differences that matter: a process
+that must explain cliffs believes that everything is rough. A design that failed counts as bad as
+the worst.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ Matrix = NDArray[np.float64]
 MAX_ROWS = 1000
 MAX_FIT_ROWS = 250
 REFIT_GROWTH = 1.1
-# Losses above the median by more than this many times the distance down to the best are cut.
-TAIL = 2.0
+# In distances from the median down to the best: what is above the median is compressed, its
+# logarithm counted with this scale, and cut where it is farther above.
+BEND, TAIL = 0.5, 2.0
+# The front is measured to a corner that is so far beyond the worst, where it must be found out; and
+# beyond the largest that there is, where that is known.
+MARGIN, KNOWN_MARGIN = 0.1, 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +39,8 @@ class Data:
         losses: Of shape (n, m), scaled, complete; the front is to be improved below `reference`.
         unknown: The objectives that must be predicted.
         succeeded: Which designs have losses of their own, of shape (n,).
-        least_corner: What all but the worst tenth of usual designs are better than, of shape (m,).
+        least_corner: What all designs are better than, where that is known before evaluation; else
+            all but the worst tenth of usual designs. Of shape (m,).
     """
 
     rows: Matrix
@@ -45,13 +52,16 @@ class Data:
     spread: Matrix
 
     @classmethod
-    def of(cls, rows: Matrix, losses: Matrix, known: Matrix, *, start: int) -> Data:
+    def of(
+        cls, rows: Matrix, losses: Matrix, known: Matrix, *, largest: Matrix, start: int
+    ) -> Data:
         """Scale losses.
 
         Args:
             rows: Features of shape (n, columns).
             losses: Of shape (n, m), with NaN where a design failed; one at least did not.
             known: What needed no evaluation, of the same shape, with NaN for the rest.
+            largest: Of every known loss in the space, of shape (m,), with NaN for the rest.
             start: The first so many designs were not chosen by their losses. What is usual is
                 taken from them: later ones may be crowded at a hopeless end of the front.
         """
@@ -65,9 +75,15 @@ class Data:
         values = np.where(np.isnan(losses), np.where(np.isnan(known), worst, known), losses)
         for objective in unknown:
             values[:, objective] = np.minimum(values[:, objective], worst[objective])
+            # Without cliffs the ends of the front are up there: they count in full.
+            if good[:, objective].max() > fence[objective]:
+                values[:, objective] = _compressed(
+                    values[:, objective], middle[objective], best[objective]
+                )
         centre, spread = values.mean(axis=0), values.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
         least = np.quantile(np.minimum(usual, values.max(axis=0)), 0.9, axis=0)
+        least = np.where(np.isnan(largest), least, largest)
         return cls(
             rows=rows,
             losses=(values - centre) / spread,
@@ -146,13 +162,24 @@ def front_and_reference(data: Data, losses: Matrix) -> tuple[Matrix, Matrix]:
     """Return the front of smoothed losses, and the corner that its volume is measured to.
 
     The corner is a tenth beyond the worst of the front or, if that is farther, beyond all but the
-    worst tenth of usual designs.
+    worst tenth of usual designs. A known loss counts up to the largest that there is: where most
+    designs are cheap, the corner would else be among them, and all that costs more worth nothing.
     """
     good = losses[data.succeeded]
     front = good[non_dominated(good)]
     corner = np.maximum(front.max(axis=0), data.least_corner)
-    corner = corner + 0.1 * np.maximum(corner - front.min(axis=0), 1e-6)
+    margin = np.full(len(corner), KNOWN_MARGIN)
+    margin[list(data.unknown)] = MARGIN
+    corner = corner + margin * np.maximum(corner - front.min(axis=0), 1e-6)
     return front, corner
+
+
+def _compressed(values: Matrix, middle: float, best: float) -> Matrix:
+    """Count what is above the middle logarithmically; the order stays."""
+    scale = max(BEND * (middle - best), 1e-12)
+    above = np.maximum(values - middle, 0.0)
+    compressed: Matrix = np.minimum(values, middle) + scale * np.log1p(above / scale)
+    return compressed
 
 
 def predict(
