@@ -19,8 +19,8 @@ from search.results.candidates import (
     Candidate,
     add_probabilities,
     by_macs,
+    candidate_losses,
     judged_at,
-    losses_of,
     passed_over,
     searched_fidelities,
     to_json,
@@ -119,7 +119,7 @@ def choose_rows(
     """Pick and sort the rows of the table out of `judged_by`."""
     members = [c for c in found if c.on_front]
     if query.only_knee:
-        return (members[knee(losses_of(members, objectives))],)
+        return (members[knee(candidate_losses(members, objectives))],)
     rows = [c for c in found if c.on_front or (query.with_near and c.near_front)]
     value_of, largest_first = COLUMNS[query.sort]
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import Plan, StepModel
-from search.results.candidates import Candidate, by_macs, losses_of
+from search.results.candidates import Candidate, by_macs, candidate_losses
 from search.results.dominance import knee
 from search.terminal.tables import format_chance, format_count, format_interval
 
@@ -140,7 +140,7 @@ def _is_worth_a_look(candidate: Candidate) -> bool:
 
 def _scaled(pool: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
     """Return losses of shape (n, m), each scaled to its range; a missing one is the worst."""
-    losses = losses_of(pool, objectives)
+    losses = candidate_losses(pool, objectives)
     losses = np.where(np.isnan(losses), np.nanmax(losses, axis=0), losses)
     ranges = np.ptp(losses, axis=0)
     scaled: NDArray[np.float64] = losses - losses.min(axis=0)
@@ -151,7 +151,7 @@ def _leading(pool: Sequence[Candidate], objectives: Sequence[str]) -> dict[int, 
     """Name those that are chosen in any case, in this order."""
     members = [index for index, candidate in enumerate(pool) if candidate.on_front]
     on_front = [pool[index] for index in members]
-    balanced = members[knee(losses_of(on_front, objectives))]
+    balanced = members[knee(candidate_losses(on_front, objectives))]
     best = max(members, key=lambda index: (pool[index].top1, -index))
     if balanced == best:
         return {best: "the most accurate, and the knee of the front"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.results.candidates import Candidate, by_macs, losses_of
+from search.results.candidates import Candidate, by_macs, candidate_losses
 from search.results.dominance import knee
 from search.results.fidelity import describe_fidelity
 from search.results.objectives import MEASURED
@@ -48,7 +48,7 @@ def front_content(
         "found": top,
         "members": members,
         "best": max(members, key=lambda c: c.top1),
-        "balanced": members[knee(losses_of(members, objectives))].id,
+        "balanced": members[knee(candidate_losses(members, objectives))].id,
         "num_near": sum(c.near_front for c in top),
         "objectives": enumerate_words([AXES[name] for name in objectives]),
         "costs": {name: AXES[name] for name in ("macs", "params", *_measured(top))},

@@ -203,7 +203,7 @@ def add_probabilities(
     """
     if "top1" not in objectives or not found:
         return tuple(replace(c, front_probability=float(c.on_front)) for c in found)
-    costs = np.delete(losses_of(found, objectives), list(objectives).index("top1"), axis=1)
+    costs = np.delete(candidate_losses(found, objectives), list(objectives).index("top1"), axis=1)
     chances = front_probabilities(
         np.array([c.top1 for c in found]),
         images=np.array([c.images for c in found]),
@@ -264,7 +264,9 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def losses_of(candidates: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.float64]:
+def candidate_losses(
+    candidates: Sequence[Candidate], objectives: Sequence[str]
+) -> NDArray[np.float64]:
     """Return the losses of candidates, of shape (candidates, objectives); see `loss_row`."""
     rows = [
         loss_row(
@@ -369,7 +371,7 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
 def _mark_front(found: Sequence[Candidate], objectives: Sequence[str]) -> tuple[Candidate, ...]:
     if not found:
         return ()
-    losses = losses_of(found, objectives)
+    losses = candidate_losses(found, objectives)
     for name, column in zip(objectives, losses.T, strict=True):
         if np.isnan(column).all():
             raise ValueError(f"{name} was measured for no network here. Leave it out.")

@@ -31,13 +31,13 @@ def rung_fidelities(plan: Plan) -> dict[str, int]:
     return {trained_alone(epochs, plan.images_of(epochs)): epochs for epochs in plan.rungs}
 
 
-def retrained(label: str) -> str:
+def retraining_fidelity(label: str) -> str:
     """Name the fidelity of a retraining: its recipe, epochs and what else decides it."""
     return f"{_RETRAIN}{label}"
 
 
 def retraining_label(fidelity: str) -> str:
-    """Invert `retrained`."""
+    """Invert `retraining_fidelity`."""
     return fidelity.removeprefix(_RETRAIN)
 
 

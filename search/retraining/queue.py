@@ -22,7 +22,7 @@ from search.cluster.connection import Cluster, take_finished
 from search.record.heartbeat import Heartbeat
 from search.record.measured import Measured
 from search.record.record import AttemptOutcome, Record, Trial
-from search.results.fidelity import retrained
+from search.results.fidelity import retraining_fidelity
 from search.results.intervals import accuracy_text
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
@@ -125,7 +125,7 @@ def _say_if_done(
 
 def _fidelity(record: Record, prepared: Prepared, network: Wanted) -> str:
     """Name a training: by what was asked for, and where others had that name, by its hash too."""
-    fidelity = retrained(prepared.plan.label(prepared.recipe))
+    fidelity = retraining_fidelity(prepared.plan.label(prepared.recipe))
     known = record.get_meta(IDENTITIES) or {}
     owner = known.get(f"{network.number} {fidelity}")
     if owner is None:

@@ -11,9 +11,9 @@ from scipy import stats
 from search.record.record import Trial
 from search.results.candidates import (
     add_probabilities,
+    candidate_losses,
     candidates,
     front,
-    losses_of,
     passed_over,
     retrained,
     shown_fidelity,
@@ -216,7 +216,7 @@ def test_unknown_objectives_are_refused(objectives: tuple[str, ...]) -> None:
 def test_losses_are_the_error_and_the_costs_in_millions() -> None:
     found = candidates([trial(1, correct=150, latency_ms=2.5)], fidelity="train-3e")
 
-    losses = losses_of(found, ("latency_ms", "top1", "params", "macs"))
+    losses = candidate_losses(found, ("latency_ms", "top1", "params", "macs"))
 
     assert losses.tolist() == [[2.5, 25.0, found[0].params / 1e6, found[0].macs / 1e6]]
 
