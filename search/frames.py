@@ -8,13 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from search.front.query import FrontQuery, judged_by
-from search.record.record import Trial
-from search.record.schema import LEDGER_COLUMNS
-from search.results.candidates import Candidate, searched_fidelities
-from search.run_folder.folder import RunFolder, open_run
-from search.run_folder.settings import RunSettings
-from search.terminal.tables import describe_stages
+from search.front import FrontQuery, judged_by
+from search.record import LEDGER_COLUMNS, Trial
+from search.results import Candidate, searched_fidelities
+from search.run_folder import RunFolder, RunSettings, open_run
+from search.terminal import describe_stages
 from searchspace.architecture import describe
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from search.cluster.connection import Cluster
+from search.cluster import Cluster
 from search.phases.climb import climb
 from search.phases.finish import finish
 from search.phases.judging import judge_proposals
@@ -17,15 +17,11 @@ from search.phases.promote import promote
 from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import train_trust_set
-from search.record.heartbeat import Heartbeat
-from search.record.schema import DatabaseLostError
-from search.run_folder.disk import is_disk_full
-from search.run_folder.folder import RunFolder
-from search.run_folder.state import DONE
-from search.run_folder.storage import DATA, StorageError
-from search.scheduling.tasks import BudgetSpent, Work, last_line
-from search.terminal.progress import ProgressView, StopSignals
-from search.workers.supernet_worker import WORK
+from search.record import DatabaseLostError, Heartbeat
+from search.run_folder import DATA, DONE, RunFolder, StorageError, is_disk_full
+from search.scheduling import BudgetSpent, Work, last_line
+from search.terminal import ProgressView, StopSignals
+from search.workers import WORK
 from supernet.data import mend_data
 
 FULL_DISK = "a full disk"

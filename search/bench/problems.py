@@ -25,10 +25,8 @@ from optuna.distributions import (
 
 from search.bench.landscapes import Landscape, regimes, rugged
 from search.bench.tables import ACCEL_DIGITS, fit_accel, read_macro
-from search.results.dominance import hypervolume, non_dominated
-from search.sampling.candidates import breed
-from search.sampling.design_space import Choose, DesignSpace, Draw, draw_random
-from search.sampling.proposer import design_space
+from search.results import hypervolume, non_dominated
+from search.sampling import Choose, DesignSpace, Draw, breed, design_space, draw_random
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space

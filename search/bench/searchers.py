@@ -18,8 +18,7 @@ from optuna.samplers import BaseSampler
 from scipy.stats import t as student
 
 from search.bench.problems import Problem, problem_by_name
-from search.sampling.asking import SAMPLERS, Asking, default_sampler
-from search.sampling.guided_sampler import GuidedSampler
+from search.sampling import SAMPLERS, Asking, GuidedSampler, default_sampler
 
 AS_IN_OPTUNA = ("optuna-nsga2", "optuna-nsga3", "optuna-tpe")
 PLAIN_GUIDED = "plain-guided"

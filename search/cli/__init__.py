@@ -1,1 +1,3 @@
 """The command line: options, commands, and nothing heavy until one runs."""
+
+__all__ = []

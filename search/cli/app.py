@@ -43,8 +43,7 @@ from search.cli.options import (
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from search.run_folder.folder import RunFolder
-    from search.run_folder.settings import RunSettings
+    from search.run_folder import RunFolder, RunSettings
 
 app = typer.Typer(
     name="search",
@@ -165,9 +164,8 @@ def run(
     ] = None,
 ) -> None:
     """Search within a budget and end with a Pareto front."""
-    from search.results.objectives import parse_objectives
-    from search.run_folder.folder import create_run, resume_run
-    from search.run_folder.settings import RunSettings
+    from search.results import parse_objectives
+    from search.run_folder import RunSettings, create_run, resume_run
 
     begun = None
     if resume:
@@ -201,7 +199,7 @@ def run(
         )
         begun = settings
         if ray_address is not None or settings.parsed_budget.device == "gpu":
-            from search.cluster.connection import check_devices
+            from search.cluster import check_devices
 
             check_devices(settings.parsed_budget.device, ray_address)
         out = out or _default_folder(data)
@@ -220,8 +218,8 @@ def _work(
 ) -> None:
     """Work on a run until it is done or stopped, and say how it ended."""
     from search.cli.config_file import keep_options
-    from search.report.closing import print_closing, write_report
-    from search.terminal.console import shell_command, visible
+    from search.report import print_closing, write_report
+    from search.terminal import shell_command, visible
 
     console = make_console()
     go_on = shell_command("search", "run", "--resume", "--out", out)
@@ -281,8 +279,8 @@ def plan(
     """Measure a device for a few seconds and say what a budget would buy."""
     from search.phases.planning import TimesFrom, plan_here
     from search.phases.step_times import write_times
-    from search.run_folder.settings import RunSettings
-    from search.terminal.listings import plan_table
+    from search.run_folder import RunSettings
+    from search.terminal import plan_table
 
     settings = RunSettings(
         space=space or "",
@@ -307,8 +305,8 @@ def plan(
 @app.command(cls=Command)
 def status(run: Run) -> None:
     """Show the phase of a run, what is spent and left, and the best network so far."""
-    from search.run_folder.folder import open_run
-    from search.terminal.listings import status_table
+    from search.run_folder import open_run
+    from search.terminal import status_table
 
     with open_run(run) as folder:
         make_console().print(status_table(folder))
@@ -347,8 +345,8 @@ def show(
         else:
             make_console().print(timm_table(network))
         return
-    from search.run_folder.targets import load_target
-    from search.terminal.tables import architecture_json, architecture_table
+    from search.run_folder import load_target
+    from search.terminal import architecture_json, architecture_table
 
     architecture = load_target(target)
     if head is not None and task is None:
@@ -398,12 +396,12 @@ def retrain(
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
-    from search.report.closing import write_report
+    from search.report import write_report
     from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
-    from search.run_folder.folder import own_run
+    from search.run_folder import own_run
 
     if ray_address is not None:
-        from search.cluster.connection import check_devices
+        from search.cluster import check_devices
 
         check_devices("cpu", ray_address)
     with own_run(run) as folder:
@@ -460,10 +458,9 @@ def ladder(
     device: Device = "cpu",
 ) -> None:
     """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
-    from search.results.intervals import wilson_interval
+    from search.results import wilson_interval
     from search.retraining.ladder import STEPS, take_steps
-    from search.run_folder.folder import open_run
-    from search.run_folder.targets import run_and_id
+    from search.run_folder import open_run, run_and_id
 
     check_device(device)
     if (named := run_and_id(target)) is None:
@@ -536,7 +533,7 @@ def eval_(
 @app.command(cls=Command)
 def presets() -> None:
     """List the architectures that have a name."""
-    from search.terminal.listings import presets_table
+    from search.terminal import presets_table
 
     make_console().print(presets_table())
 
@@ -544,7 +541,7 @@ def presets() -> None:
 @app.command(cls=Command)
 def spaces() -> None:
     """List the search spaces that come with the tool."""
-    from search.terminal.listings import spaces_table
+    from search.terminal import spaces_table
 
     make_console().print(spaces_table())
 
@@ -552,7 +549,7 @@ def spaces() -> None:
 @app.command(cls=Command)
 def recipes() -> None:
     """List the training recipes that come with the tool."""
-    from search.terminal.listings import recipes_table
+    from search.terminal import recipes_table
 
     make_console().print(recipes_table())
 
@@ -571,7 +568,7 @@ def bench(
     evaluations: Annotated[int, typer.Option(help="Of each run.", min=4)] = 400,
 ) -> None:
     """Measure samplers on a problem whose evaluations cost nothing."""
-    from search.bench.searchers import print_table
+    from search.bench import print_table
 
     names = None if samplers is None else tuple(samplers.split(","))
     print_table(
@@ -643,7 +640,7 @@ def _taps(text: str | None) -> tuple[int, int] | None:
 
 
 def _shares(texts: list[str]) -> dict[str, float]:
-    from search.run_folder.settings import parse_shares
+    from search.run_folder import parse_shares
 
     return parse_shares(texts)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from search.run_folder.settings import RunSettings
+    from search.run_folder import RunSettings
 
 OPTIONS_FILE = "search.yaml"
 _LIMITS = {

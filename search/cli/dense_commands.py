@@ -14,7 +14,7 @@ from search.cli.options import Device, RayAddress, check_device, make_console
 if TYPE_CHECKING:
     from searchspace.architecture import Architecture
     from supernet.data.dense import DenseData
-    from supernet.recipes.dense_recipe import DenseRecipe
+    from supernet.recipes import DenseRecipe
 
 
 def transfer(
@@ -49,7 +49,7 @@ def transfer(
     check_output_folder(out)
     from searchspace.dense import TASK_HEADS
     from supernet.data.dense import open_dense_data
-    from supernet.recipes.dense_recipe import load_dense_recipe, with_length
+    from supernet.recipes import load_dense_recipe, with_length
 
     if task not in TASK_HEADS:
         raise ValueError(f"--task is one of {', '.join(TASK_HEADS)}, got {task!r}. Write one.")
@@ -111,13 +111,13 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
-    from search.report.closing import write_report
-    from search.run_folder.folder import own_run
+    from search.report import write_report
+    from search.run_folder import own_run
     from search.transferring.queue import FAILED, transfer_members
 
     console = make_console()
     if ray_address is not None:
-        from search.cluster.connection import check_devices
+        from search.cluster import check_devices
 
         check_devices("cpu", ray_address)
     with own_run(run) as folder:
@@ -143,13 +143,13 @@ def _transfer_one(
     """Train a network of no run, here."""
     import torch
 
-    from search.run_folder.targets import load_target
-    from search.terminal.progress import StopSignals
+    from search.run_folder import load_target
+    from search.terminal import StopSignals
     from search.transferring.alone import say_step, transfer_alone
     from search.transferring.network import TransferOptions
     from search.transferring.queue import load_weights
     from search.transferring.result import result_text
-    from supernet.training.training import TrainingStopped
+    from supernet.training import TrainingStopped
 
     architecture = load_target(target)
     device = "cuda" if torch.cuda.is_available() else "cpu"

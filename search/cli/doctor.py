@@ -62,8 +62,7 @@ def _devices() -> str:
 def _kernels() -> str:
     import torch
 
-    from supernet.kernels import aggregate
-    from supernet.kernels.select import describe_selection
+    from supernet.kernels import aggregate, describe_selection
 
     filters, values = torch.rand(1, 4, 4, 2, 9), torch.rand(1, 4, 4, 6)
     aggregate(filters, values, 3)
@@ -76,7 +75,7 @@ def _network() -> str:
     from searchspace.cost import count
     from searchspace.space import SearchSpace
     from searchspace.spec_file import load_space
-    from supernet.network.supernet import Supernet, extract, extraction_error
+    from supernet.network import Supernet, extract, extraction_error
 
     space: SearchSpace = load_space("micro").replace(num_classes=10)
     architecture = space.extreme("macs", largest=True)
@@ -100,7 +99,7 @@ def _disk() -> str:
 
 
 def _ray() -> str:
-    from search.cluster.connection import Cluster
+    from search.cluster import Cluster
 
     with Cluster(device="cpu") as cluster:
         return f"started and stopped, {cluster.devices} cores"
@@ -116,7 +115,7 @@ def _data(source: str) -> str:
 
 
 def _storage(text: str) -> str:
-    from search.run_folder.storage import Storage, storage_url
+    from search.run_folder import Storage, storage_url
 
     storage = Storage(storage_url(text))
     storage.check(is_new=False)

@@ -19,7 +19,7 @@ from search.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from search.front.query import FrontQuery
+    from search.front import FrontQuery
 
 Objectives = Annotated[
     str | None,
@@ -54,15 +54,9 @@ def pareto(
     png: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
 ) -> None:
     """Show the Pareto front of a run."""
-    from search.front.query import (
-        choose_rows,
-        front_view,
-        judged_by,
-        measure_latencies,
-        write_csv,
-    )
-    from search.results.candidates import to_json
-    from search.run_folder.folder import open_run
+    from search.front import choose_rows, front_view, judged_by, measure_latencies, write_csv
+    from search.results import to_json
+    from search.run_folder import open_run
 
     query = _query(objectives, fidelity, max_macs, max_params, sort=sort, knee=knee, near=near)
     check_device(device)
@@ -83,7 +77,7 @@ def pareto(
             with writing(csv):
                 write_csv(csv, rows)
         if html or png:
-            from search.report.closing import export_front
+            from search.report import export_front
 
             export_front(folder, found=found, html=html, png=png)
         if json_:
@@ -105,7 +99,7 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Show architectures side by side: mixers, parameters, MACs and latency of each stage."""
-    from search.front.compare import compare_json, compare_table, load_compared, with_latencies
+    from search.front import compare_json, compare_table, load_compared, with_latencies
 
     check_device(device)
     if len(targets) < 2:
@@ -141,10 +135,9 @@ def select(
     import math
 
     from search.budget import parse_budget
-    from search.front.query import judged_by
-    from search.front.select import choice_json, retrain_cost, select_members, select_table
-    from search.run_folder.folder import open_run
-    from search.terminal.console import shell_command
+    from search.front import choice_json, judged_by, retrain_cost, select_members, select_table
+    from search.run_folder import open_run
+    from search.terminal import shell_command
 
     query = _query(objectives, fidelity, max_macs, max_params)
     with open_run(run) as folder:
@@ -177,8 +170,8 @@ def _query(
     knee: bool = False,
     near: bool = False,
 ) -> FrontQuery:
-    from search.front.query import FrontQuery
-    from search.results.objectives import parse_objectives
+    from search.front import FrontQuery
+    from search.results import parse_objectives
     from searchspace.quantity import parse_quantity
 
     given = {"macs": max_macs, "params": max_params}
@@ -193,7 +186,7 @@ def _query(
 
 
 def _watch(run: Path, query: FrontQuery) -> None:
-    from search.front.query import watch
+    from search.front import watch
 
     console = make_console()
     try:

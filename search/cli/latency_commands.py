@@ -18,7 +18,7 @@ from searchspace.mixer_text import describe_mixer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from supernet.measuring.latency_table import LatencyTable, Part
+    from supernet.measuring import LatencyTable, Part
 
 
 def latency(
@@ -42,7 +42,7 @@ def latency(
     import torch
 
     from searchspace.spec_file import load_space
-    from supernet.measuring.latency_table import measure_table
+    from supernet.measuring import measure_table
 
     check_device(device)
     for path in (out, csv_):
@@ -77,7 +77,7 @@ def latency(
 
 def describe_errors(errors: Sequence[float]) -> str:
     """Say how far sums are from whole networks, in percent: median with interval, largest, bias."""
-    from supernet.measuring.latency import median_interval
+    from supernet.measuring import median_interval
 
     sizes = [100 * abs(error) for error in errors]
     low, high = median_interval(sizes)

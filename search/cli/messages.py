@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from search.terminal.console import visible
+from search.terminal import visible
 
 _ROOT = Path(__file__).parents[2]
 _ROOMS = tuple(str(_ROOT / name) for name in ("searchspace", "supernet", "search", "configs"))

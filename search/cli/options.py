@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from search.terminal.console import PlainConsole
+    from search.terminal import PlainConsole
 
 JUDGING, LIMITS, TRAINING, CLUSTER = (
     "How networks are judged",
@@ -99,6 +99,6 @@ def check_device(device: DeviceName) -> None:
 
 def make_console(*, stderr: bool = False) -> PlainConsole:
     """Make a console for text that users named."""
-    from search.terminal.console import PlainConsole
+    from search.terminal import PlainConsole
 
     return PlainConsole(stderr=stderr)

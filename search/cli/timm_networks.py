@@ -11,7 +11,7 @@ from rich.table import Table
 from timm.layers import set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search.terminal.tables import format_count
+from search.terminal import format_count
 
 
 @dataclass(frozen=True, slots=True)

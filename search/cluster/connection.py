@@ -33,7 +33,7 @@ from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.budget import count_cores
-from search.scheduling.tasks import START_SECONDS, last_line
+from search.scheduling import START_SECONDS, last_line
 
 logger = logging.getLogger(__name__)
 

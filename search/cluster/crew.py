@@ -14,8 +14,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
-from search.record.record import Record
-from search.scheduling.tasks import START_SECONDS, BudgetSpent, Judgement, Outcome, last_line
+from search.record import Record
+from search.scheduling import START_SECONDS, BudgetSpent, Judgement, Outcome, last_line
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.

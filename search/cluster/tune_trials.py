@@ -31,7 +31,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from search.cluster.connection import Cluster
-from search.scheduling.tasks import (
+from search.scheduling import (
     Outcome,
     TrialSource,
     TrialTask,

@@ -1,1 +1,33 @@
 """What a person asks of a front: query, compare, select."""
+
+from search.front.compare import compare_json, compare_table, load_compared, with_latencies
+from search.front.query import (
+    FrontQuery,
+    choose_rows,
+    front_view,
+    judged_by,
+    measure_latencies,
+    trials_of,
+    watch,
+    write_csv,
+)
+from search.front.select import choice_json, retrain_cost, select_members, select_table
+
+__all__ = [
+    "FrontQuery",
+    "choice_json",
+    "choose_rows",
+    "compare_json",
+    "compare_table",
+    "front_view",
+    "judged_by",
+    "load_compared",
+    "measure_latencies",
+    "retrain_cost",
+    "select_members",
+    "select_table",
+    "trials_of",
+    "watch",
+    "with_latencies",
+    "write_csv",
+]

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from search.results.candidates import Candidate, judged_at, searched_fidelities
-from search.run_folder.folder import open_run
-from search.run_folder.targets import load_target, run_and_id
-from search.terminal.tables import describe_stages, format_count, format_interval
+from search.results import Candidate, judged_at, searched_fidelities
+from search.run_folder import load_target, open_run, run_and_id
+from search.terminal import describe_stages, format_count, format_interval
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
 from searchspace.published import PUBLISHED
 
 if TYPE_CHECKING:
-    from supernet.measuring.latency import Latency
+    from supernet.measuring import Latency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +44,8 @@ def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
     """
     import torch
 
-    from supernet.measuring.latency import TIMED_RUNS, latency_of, time_parts
-    from supernet.network.supernet import build_subnet
+    from supernet.measuring import TIMED_RUNS, latency_of, time_parts
+    from supernet.network import build_subnet
 
     networks = [build_subnet(one.architecture).to(device).eval() for one in compared]
     times: list[dict[str, list[float]]] = [{} for _ in compared]

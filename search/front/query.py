@@ -14,21 +14,20 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.record.record import Trial
-from search.results.candidates import (
+from search.record import Trial
+from search.results import (
     Candidate,
     add_probabilities,
     by_macs,
     candidate_losses,
     judged_at,
+    knee,
     passed_over,
     searched_fidelities,
     to_json,
 )
-from search.results.dominance import knee
-from search.run_folder.folder import RunFolder, open_run
-from search.terminal.console import shell_command
-from search.terminal.tables import front_table
+from search.run_folder import RunFolder, open_run
+from search.terminal import front_table, shell_command
 
 # How each column is sorted: its value, and whether the largest comes first.
 COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {

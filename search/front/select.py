@@ -17,9 +17,8 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import Plan, StepModel
-from search.results.candidates import Candidate, by_macs, candidate_losses
-from search.results.dominance import knee
-from search.terminal.tables import format_chance, format_count, format_interval
+from search.results import Candidate, by_macs, candidate_losses, knee
+from search.terminal import format_chance, format_count, format_interval
 
 # A network that only noise keeps off the front is worth a look above this chance.
 LEAST_CHANCE = 0.1

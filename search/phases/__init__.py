@@ -1,1 +1,3 @@
 """The phases of `search run`, one a module; `search.run` says in which order."""
+
+__all__ = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from search.cluster.tune_trials import run_trials
+from search.cluster import run_trials
 from search.phases.session import Session
 from search.plan import Plan
-from search.record.record import Trial
-from search.scheduling.trials import Choice, TrialRunner
+from search.record import Trial
+from search.scheduling import Choice, TrialRunner
 
 
 def train_alone(

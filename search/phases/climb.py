@@ -5,9 +5,9 @@ from __future__ import annotations
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.fidelity import rung_fidelities
+from search.results import rung_fidelities
+from search.scheduling import Choice
 from search.scheduling.halving import Halving
-from search.scheduling.trials import Choice
 
 
 def climb(session: Session, plan: Plan, phase: str) -> None:

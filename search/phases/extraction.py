@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from search.cluster.crew import JudgeCrew
+from search.cluster import JudgeCrew
 from search.phases.session import Session
-from search.results.candidates import Candidate, front, searched_fidelities
+from search.results import Candidate, front, searched_fidelities
 
 
 def unchecked(session: Session) -> list[Candidate]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from search.cluster.crew import hold_judges
+from search.cluster import hold_judges
 from search.phases.extraction import check_extraction, unchecked
 from search.phases.judging import judge_warm
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.fidelity import SUPERNET
+from search.results import SUPERNET
 
 WORTH_A_JUDGE_SECONDS = 20.0
 

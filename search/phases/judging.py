@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from search.cluster.crew import JudgeCrew, hold_judges
+from search.cluster import JudgeCrew, hold_judges
 from search.phases.alone import train_alone
 from search.phases.climb import climb
 from search.phases.extraction import check_extraction
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
-from search.results.fidelity import SUPERNET, trained_alone
+from search.results import SUPERNET, trained_alone
+from search.scheduling import Choice
 from search.scheduling.judging import Judging, make_proposer
-from search.scheduling.trials import Choice
-from search.trust.judge_choice import next_predicted, report_of, trains
-from search.trust.ranking import Estimator
+from search.trust import Estimator, next_predicted, report_of, trains
 from searchspace.architecture import Architecture
 
 

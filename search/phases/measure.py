@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from search.cluster.connection import WorkerLostError, call
+from search.cluster import WorkerLostError, call
 from search.phases.session import Session
 from search.plan import Plan, StepTimes, split_shares
-from search.scheduling.tasks import BudgetSpent
-from search.scheduling.trials import MAX_LOST
+from search.scheduling import MAX_LOST, BudgetSpent
 
 # Measuring takes at most so much of the budget, and of the first phase's share.
 MEASURE_SHARE = 0.5

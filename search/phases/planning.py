@@ -12,13 +12,11 @@ from pathlib import Path
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
 from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
-from search.run_folder.settings import RunSettings
-from search.run_folder.storage import DATA
-from search.workers.job import for_group, make_job
-from search.workers.supernet_worker import SupernetWorker, compile_kernels
+from search.run_folder import DATA, RunSettings
+from search.workers import SupernetWorker, compile_kernels, for_group, make_job
 from supernet.data import ImageData, prepare_data
-from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights.group import recipe_of_group
+from supernet.recipes import load_recipe
+from supernet.shared_weights import recipe_of_group
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
@@ -169,7 +167,7 @@ def measure_on_cluster(
     Raises:
         ValueError: If there is no such cluster, or it has no such device.
     """
-    from search.cluster.connection import Cluster, call
+    from search.cluster import Cluster, call
 
     if settings.storage:
         # A folder of its own: the storage may be that of a run.

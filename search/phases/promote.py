@@ -6,10 +6,9 @@ from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
-from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice
-from search.trust.judge_choice import trains
+from search.results import SUPERNET, ZERO_COST, rung_fidelities
+from search.scheduling import Choice, Promotions
+from search.trust import trains
 
 
 def promote(session: Session, plan: Plan) -> None:

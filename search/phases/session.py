@@ -8,18 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from search.budget import format_seconds
-from search.cluster.connection import Cluster
-from search.cluster.crew import JudgeCrew
+from search.cluster import Cluster, JudgeCrew
 from search.phases.planning import DAY, MORE_DAYS, plan_from_times
 from search.plan import END_SECONDS, END_SHARE, MorePlan, Plan, revise_plan
-from search.results.fidelity import SUPERNET, ZERO_COST
-from search.run_folder.folder import RunFolder
-from search.scheduling.tasks import BudgetSpent, Work
-from search.scheduling.trials import TrialCosts
-from search.terminal.listings import plan_table
-from search.terminal.progress import ProgressView, StopSignals
-from search.trust.judge_choice import estimator_of
-from search.trust.ranking import Estimator
+from search.results import SUPERNET, ZERO_COST
+from search.run_folder import RunFolder
+from search.scheduling import BudgetSpent, TrialCosts, Work
+from search.terminal import ProgressView, StopSignals, plan_table
+from search.trust import Estimator, estimator_of
 
 # Ray gives a dead node up after some ten seconds; until then its devices are not free.
 PATIENCE_SECONDS = 30.0

@@ -13,11 +13,11 @@ from configs import config_path
 from configs.reading import read_json, read_yaml
 from search.budget import Device
 from search.plan import SUPERNET_SHARD, StepTimes
-from search.run_folder.settings import RunSettings
+from search.run_folder import RunSettings
 from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data import ImageData
-from supernet.recipes.recipe import load_recipe
+from supernet.recipes import load_recipe
 
 # What a file of times is known by.
 KIND = "mixer-search step times"
@@ -84,7 +84,7 @@ def read_times(path: Path) -> StepTimes:
         ValueError: If there are none.
     """
     if path.is_dir():
-        from search.run_folder.folder import open_run
+        from search.run_folder import open_run
 
         with open_run(path) as run:
             stored = run.state.times

@@ -8,15 +8,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from search.cluster.connection import WorkerLostError, call, call_all, form_group
+from search.cluster import WorkerLostError, call, call_all, form_group
 from search.phases.measure import bounded, keep_start
 from search.phases.session import Session
 from search.plan import Plan, StepTimes
-from search.results.fidelity import SUPERNET
-from search.run_folder.storage import SUPERNET as STORED
-from search.scheduling.tasks import START_SECONDS
-from search.scheduling.trials import MAX_LOST
-from supernet.shared_weights.checkpoint import check_supernet
+from search.results import SUPERNET
+from search.run_folder import SUPERNET as STORED
+from search.scheduling import MAX_LOST, START_SECONDS
+from supernet.shared_weights import check_supernet
 
 # Whatever a checkpoint takes, all devices wait for it: at most a hundredth of the time.
 SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES = 30.0, 100.0

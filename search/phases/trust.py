@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 
-from search.cluster.crew import JudgeCrew
+from search.cluster import JudgeCrew
 from search.phases.alone import train_alone
 from search.phases.session import Session
 from search.plan import Plan
-from search.results.fidelity import trained_alone
-from search.scheduling.trials import Choice
+from search.results import trained_alone
+from search.scheduling import Choice
 from searchspace.architecture import Architecture
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from search.record.record import Trial
+from search.record import Trial
 from search.report.sections import columns
-from search.results.candidates import Candidate
-from search.results.fidelity import is_transfer, transfer_label
-from search.terminal.tables import format_interval
-from search.trust.ranking import kendall_tau_interval
+from search.results import Candidate, is_transfer, transfer_label
+from search.terminal import format_interval
+from search.trust import kendall_tau_interval
 from searchspace.published_dense import PUBLISHED_DENSE
 
 MEASURES = {"ap_box": "box AP", "ap_mask": "mask AP", "miou": "mIoU"}

@@ -7,25 +7,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
+from search.front import FrontQuery, choose_rows, judged_by, trials_of
 from search.plan import PHASES
 from search.report import page as report
 from search.report.backbones import find_backbones
-from search.results.candidates import (
+from search.results import (
+    SUPERNET,
+    ZERO_COST,
     Candidate,
     front,
+    losses_of,
     passed_over,
     retrained,
     searched_fidelities,
 )
-from search.results.fidelity import SUPERNET, ZERO_COST
-from search.results.objectives import losses_of
-from search.run_folder.folder import RunFolder
-from search.sampling.proposer import Mirror
-from search.terminal.console import shell_command
-from search.terminal.tables import front_table
-from search.trust.judge_choice import report_of, sampled_fidelity
-from search.trust.ranking import COSTS, PREDICTOR
+from search.run_folder import RunFolder
+from search.sampling import Mirror
+from search.terminal import front_table, shell_command
+from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
 
 EXTRACTION_TOLERANCE = 1e-5
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.report.sections import columns, enumerate_words
-from search.results.candidates import Candidate
-from search.results.fidelity import describe_fidelity, retraining_label
+from search.results import Candidate, describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
-from search.terminal.tables import format_count, format_interval
-from search.trust.ranking import MIN_POINTS, KendallTau, TrustReport
+from search.terminal import format_count, format_interval
+from search.trust import MIN_POINTS, KendallTau, TrustReport
 
 MOST_TRAITS = 10
 SIGNIFICANT = 0.05

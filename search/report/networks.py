@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from search.results.candidates import Candidate
-from search.terminal.tables import describe_stages
+from search.results import Candidate
+from search.terminal import describe_stages
 from searchspace.architecture import Architecture
 from searchspace.cost import count, count_parts
 from searchspace.mixer_text import describe_mixer

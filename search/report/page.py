@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter
 from plotly.offline import get_plotlyjs
 
 from search.budget import Budget, format_seconds
-from search.record.record import Trial
+from search.record import Trial
 from search.report.backbones import Backbone, backbones_content
 from search.report.findings import (
     choices_content,
@@ -40,11 +40,10 @@ from search.report.payload import (
     view_payload,
 )
 from search.report.sections import AXES, enumerate_words, front_content
-from search.results.candidates import Candidate, retrained
-from search.results.fidelity import describe_fidelity
+from search.results import Candidate, describe_fidelity, retrained
 from search.results.importance import front_traits
-from search.terminal.tables import describe_stages, format_chance, format_count, format_interval
-from search.trust.ranking import TrustReport
+from search.terminal import describe_stages, format_chance, format_count, format_interval
+from search.trust import TrustReport
 from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"

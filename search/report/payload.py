@@ -11,21 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.budget import UNIT_SECONDS, Budget
-from search.record.record import Trial
-from search.results.candidates import (
+from search.record import Trial
+from search.results import (
+    MEASURED,
+    OBJECTIVES,
     Candidate,
     add_probabilities,
+    best_within_limits,
     candidates,
+    hypervolume,
+    losses_of,
+    non_dominated,
     retrained,
+    retraining_label,
     searched_fidelities,
     shown_fidelity,
 )
-from search.results.certainty import best_within_limits
-from search.results.dominance import hypervolume, non_dominated
-from search.results.fidelity import retraining_label
 from search.results.importance import study_importance
-from search.results.objectives import MEASURED, OBJECTIVES, losses_of
-from search.trust.ranking import TrustReport
+from search.trust import TrustReport
 from searchspace.architecture import Architecture
 
 # Started and ended on the clock of the trials, and the devices held in between.

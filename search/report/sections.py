@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.results.candidates import Candidate, by_macs, candidate_losses
-from search.results.dominance import knee
-from search.results.fidelity import describe_fidelity
-from search.results.objectives import MEASURED
+from search.results import MEASURED, Candidate, by_macs, candidate_losses, describe_fidelity, knee
 from searchspace.architecture import differ_in_dims
 from searchspace.mixers import (
     Elsa,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.record.record import Trial
+from search.record import Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
 from search.results.fidelity import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from search.record.record import Trial
+from search.record import Trial
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 

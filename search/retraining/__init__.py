@@ -1,1 +1,3 @@
 """Chosen networks through the full recipe, and what is done with them then."""
+
+__all__ = []

@@ -13,11 +13,11 @@ from typing import Literal
 import torch.distributed as dist
 
 from search.retraining.network import RetrainOptions, RetrainResult, retrain
-from search.run_folder.disk import is_disk_full
-from search.scheduling.tasks import last_line, outcome_of_error
+from search.run_folder import is_disk_full
+from search.scheduling import last_line, outcome_of_error
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
-from supernet.recipes.recipe import Recipe
+from supernet.recipes import Recipe
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,11 @@ from rich.table import Table
 from timm.data import RealLabelsImagenet
 
 from configs.files import reading
-from search.results.intervals import wilson_interval
+from search.results import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
-from supernet.data import ImageData, open_data, prepare_data
-from supernet.data.image_data import DATA_FILE
-from supernet.data.streaming import StreamedImages
-from supernet.measuring.latency import latency_of, time_runs
-from supernet.training.batches import eval_batches
-from supernet.training.evaluation import Accuracy, evaluate
+from supernet.data import DATA_FILE, ImageData, StreamedImages, open_data, prepare_data
+from supernet.measuring import latency_of, time_runs
+from supernet.training import Accuracy, eval_batches, evaluate
 
 BATCH_SIZE = 128
 

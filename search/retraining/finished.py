@@ -10,13 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from search.retraining.model_card import RetrainResult
-from search.run_folder.targets import run_and_id
-from search.terminal.console import shell_command
+from search.run_folder import run_and_id
+from search.terminal import shell_command
 from searchspace.architecture import Architecture
-from supernet.network.supernet import Supernet, build_subnet
-from supernet.recipes.recipe import Recipe, load_recipe
-from supernet.training.checkpoint import changed_file
-from supernet.training.training import EMA_FILE, WEIGHTS_FILE
+from supernet.network import Supernet, build_subnet
+from supernet.recipes import Recipe, load_recipe
+from supernet.training import EMA_FILE, WEIGHTS_FILE, changed_file
 
 RESULT_FILE = "result.json"
 ARCHITECTURE_FILE = "architecture.json"

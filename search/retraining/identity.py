@@ -12,8 +12,8 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from supernet.data import ImageData, StreamedImages
-from supernet.recipes.recipe import Recipe
-from supernet.training.token_labels import LabelMaps
+from supernet.recipes import Recipe
+from supernet.training import LabelMaps
 
 # What a recipe says about itself decides nothing; the seed is told apart by itself.
 NOT_DECISIVE = {"name", "about", "source", "sizes", "seed"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from search.run_folder.targets import load_target
-from search.terminal.tables import architecture_json
+from search.run_folder import load_target
+from search.terminal import architecture_json
 from supernet.exchange.published import convert, read_checkpoint
 
 

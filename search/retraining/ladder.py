@@ -13,16 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from search.run_folder.folder import RunFolder
+from search.run_folder import RunFolder
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
-from supernet.network.supernet import Supernet, build_subnet, extract
-from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
-from supernet.shared_weights.calibration import calibration_images, recalibrated
-from supernet.shared_weights.checkpoint import load_supernet
-from supernet.training.batches import eval_batches
-from supernet.training.evaluation import Accuracy, evaluate
-from supernet.training.training import TrainingOptions, train
+from supernet.network import Supernet, build_subnet, extract
+from supernet.recipes import Recipe, load_recipe, with_epochs
+from supernet.shared_weights import calibration_images, load_supernet, recalibrated
+from supernet.training import Accuracy, TrainingOptions, eval_batches, evaluate, train
 
 STEPS = ("inside", "extracted", "recalibrated", "fine-tuned", "retrained")
 EVAL_BATCH = 256

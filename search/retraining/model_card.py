@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from search.results.intervals import wilson_interval
-from search.terminal.console import visible
+from search.results import wilson_interval
+from search.terminal import visible
 from searchspace.architecture import Architecture, describe
-from supernet.recipes.recipe import Recipe
-from supernet.training.evaluation import Accuracy
-from supernet.training.training import EMA_FILE, WEIGHTS_FILE
+from supernet.recipes import Recipe
+from supernet.training import EMA_FILE, WEIGHTS_FILE, Accuracy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

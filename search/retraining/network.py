@@ -25,22 +25,23 @@ from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.data import ImageData
-from supernet.network.interpolation import interpolated_start
-from supernet.network.supernet import build_subnet
-from supernet.recipes.recipe import Recipe, dump_recipe
-from supernet.training.batches import seen_share
-from supernet.training.checkpoint import checksums, remove_checkpoints, write_text
-from supernet.training.token_labels import LabelMaps
-from supernet.training.training import (
+from supernet.network import build_subnet, interpolated_start
+from supernet.recipes import Recipe, dump_recipe
+from supernet.training import (
     EMA_FILE,
     WEIGHTS_FILE,
     EpochReport,
+    LabelMaps,
     TrainingOptions,
     TrainingResult,
     check_token_labels,
+    checksums,
+    process_place,
+    remove_checkpoints,
+    seen_share,
     train,
+    write_text,
 )
-from supernet.training.training_step import process_place
 
 __all__ = ["RetrainOptions", "RetrainResult", "retrain"]
 

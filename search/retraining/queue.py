@@ -18,21 +18,16 @@ from typing import Any
 from rich.console import Console
 
 from search.budget import count_cores
-from search.cluster.connection import Cluster, take_finished
-from search.record.heartbeat import Heartbeat
-from search.record.measured import Measured
-from search.record.record import AttemptOutcome, Record, Trial
-from search.results.fidelity import retraining_fidelity
-from search.results.intervals import accuracy_text
+from search.cluster import Cluster, take_finished
+from search.record import AttemptOutcome, Heartbeat, Measured, Record, Trial
+from search.results import accuracy_text, retraining_fidelity
 from search.retraining.attempt import Ended, attempt
 from search.retraining.network import RetrainOptions
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
-from search.run_folder.disk import FullDiskError, is_disk_full
-from search.run_folder.folder import RunFolder
-from search.terminal.progress import StopSignals, clock_text
+from search.run_folder import FullDiskError, RunFolder, is_disk_full
+from search.terminal import StopSignals, clock_text
 from searchspace.architecture import describe
-from supernet.training.epoch_report import EpochReport, read_csv, starvation
-from supernet.training.training import METRICS_FILE
+from supernet.training import METRICS_FILE, EpochReport, read_csv, starvation
 
 __all__ = ["FAILED", "FULL_DISK", "PHASE", "RetrainPlan", "resized", "retrain_members"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from supernet.training.epoch_report import EpochReport
+from supernet.training import EpochReport
 
 FOLDER = "tensorboard"
 

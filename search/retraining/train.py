@@ -18,15 +18,13 @@ import torch
 import torch.distributed as dist
 import typer
 
-from search.results.intervals import accuracy_text
+from search.results import accuracy_text
 from search.retraining.network import RetrainOptions, retrain
-from search.run_folder.targets import load_target
-from search.terminal.progress import StopSignals
+from search.run_folder import load_target
+from search.terminal import StopSignals
 from supernet.data import ImageData, prepare_data
-from supernet.recipes.recipe import load_recipe, with_epochs
-from supernet.training.batches import with_shards_for
-from supernet.training.epoch_report import EpochReport
-from supernet.training.training import TrainingStopped
+from supernet.recipes import load_recipe, with_epochs
+from supernet.training import EpochReport, TrainingStopped, with_shards_for
 
 DATA_FOLDER = "data"
 

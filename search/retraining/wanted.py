@@ -18,16 +18,14 @@ from torch import Tensor
 from search.retraining.finished import find_retrained
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
-from search.run_folder.folder import RunFolder
+from search.run_folder import RunFolder
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
 from supernet.data import ImageData, prepare_data
-from supernet.network.interpolation import interpolated_start
-from supernet.network.supernet import build_subnet, extract
-from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
-from supernet.shared_weights.checkpoint import load_supernet
-from supernet.training.batches import with_shards_for
-from supernet.training.training import check_token_labels
+from supernet.network import build_subnet, extract, interpolated_start
+from supernet.recipes import Recipe, load_recipe, with_epochs
+from supernet.shared_weights import load_supernet
+from supernet.training import check_token_labels, with_shards_for
 
 MAX_SEED = 2**63 - 1
 # Of a word in the name of a folder: names of files end at 255 bytes.

@@ -1,1 +1,41 @@
 """The folder of a run: its settings, its files, and how a user names what is in it."""
+
+from search.run_folder.disk import FullDiskError, is_disk_full
+from search.run_folder.folder import RunFolder, create_run, open_run, own_run, resume_run
+from search.run_folder.settings import RunSettings, parse_shares
+from search.run_folder.state import DONE, RunState
+from search.run_folder.storage import (
+    DATA,
+    SUPERNET,
+    Files,
+    SharedFolder,
+    Storage,
+    StorageError,
+    open_files,
+    storage_url,
+)
+from search.run_folder.targets import load_target, run_and_id
+
+__all__ = [
+    "DATA",
+    "DONE",
+    "SUPERNET",
+    "Files",
+    "FullDiskError",
+    "RunFolder",
+    "RunSettings",
+    "RunState",
+    "SharedFolder",
+    "Storage",
+    "StorageError",
+    "create_run",
+    "is_disk_full",
+    "load_target",
+    "open_files",
+    "open_run",
+    "own_run",
+    "parse_shares",
+    "resume_run",
+    "run_and_id",
+    "storage_url",
+]

@@ -24,9 +24,16 @@ from typing import TYPE_CHECKING
 from configs import config_names, config_path
 from search.budget import parse_budget
 from search.plan import SHARES
-from search.record.claim import Claim, has_token, is_claimed, take_claim
-from search.record.record import Record
-from search.record.schema import Address, RefusedError, claimed_error
+from search.record import (
+    Address,
+    Claim,
+    Record,
+    RefusedError,
+    claimed_error,
+    has_token,
+    is_claimed,
+    take_claim,
+)
 from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
@@ -331,8 +338,8 @@ class _NewRun:
 
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
-    from supernet.recipes.recipe import load_recipe
-    from supernet.shared_weights.strategies import check_strategy
+    from supernet.recipes import load_recipe
+    from supernet.shared_weights import check_strategy
 
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:

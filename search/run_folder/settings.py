@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
-from search.results.objectives import CLOSED_FORM, MEASURED, OBJECTIVES
+from search.results import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
 from searchspace.space import SearchSpace
 from searchspace.spec_file import check_space, load_space
 
 if TYPE_CHECKING:
-    from supernet.mixers.weight_sharing import WeightSharing
+    from supernet.mixers import WeightSharing
 
 # The names that a run may look up, so that settings are checked without Optuna and torch, in whose
 # rooms they mean something; a test compares them with those of `search.sampling.asking`,
@@ -153,7 +153,7 @@ class RunSettings:
     @property
     def sharing(self) -> WeightSharing:
         """What the choices of a supernet's block share."""
-        from supernet.mixers.weight_sharing import WeightSharing
+        from supernet.mixers import WeightSharing
 
         return WeightSharing(projections=self.projections, kernels=self.kernels)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from search.plan import PHASES, MorePlan, Plan, StepTimes
-from search.record.record import Record
+from search.record import Record
 
 NOT_STARTED, DONE = "not started", "done"
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from search.record.addresses import has_secret
+from search.record import has_secret
 from searchspace import durable
 
 DATA = "data"

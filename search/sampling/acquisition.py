@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.results.dominance import non_dominated, non_dominated_rank
+from search.results import non_dominated, non_dominated_rank
 from search.sampling.candidates import breed
 from search.sampling.design_space import DesignSpace, Draw
 from search.sampling.gaussian_process import Prediction

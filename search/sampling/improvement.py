@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from search.results.dominance import non_dominated
+from search.results import non_dominated
 
 Matrix = NDArray[np.float64]
 

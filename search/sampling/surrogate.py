@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from search.results.dominance import non_dominated, non_dominated_rank
+from search.results import non_dominated, non_dominated_rank
 from search.sampling.gaussian_process import Posterior, Prediction, Scales, fit
 
 Matrix = NDArray[np.float64]

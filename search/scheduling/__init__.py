@@ -1,1 +1,38 @@
 """What is handed out next, within the budget. No Ray, no torch."""
+
+from search.scheduling.promotion import Promotions
+from search.scheduling.tasks import (
+    START_SECONDS,
+    BudgetSpent,
+    Judgement,
+    Outcome,
+    TrialSource,
+    TrialTask,
+    Work,
+    checkpoint_name,
+    end_if_spoilt,
+    ending_spoilt,
+    last_line,
+    outcome_of_error,
+)
+from search.scheduling.trials import MAX_LOST, Choice, TrialCosts, TrialRunner
+
+__all__ = [
+    "MAX_LOST",
+    "START_SECONDS",
+    "BudgetSpent",
+    "Choice",
+    "Judgement",
+    "Outcome",
+    "Promotions",
+    "TrialCosts",
+    "TrialRunner",
+    "TrialSource",
+    "TrialTask",
+    "Work",
+    "checkpoint_name",
+    "end_if_spoilt",
+    "ending_spoilt",
+    "last_line",
+    "outcome_of_error",
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search.record.record import Record, Trial
-from search.results.objectives import losses_of
-from search.run_folder.settings import RunSettings
+from search.record import Record, Trial
+from search.results import losses_of
+from search.run_folder import RunSettings
 from search.scheduling.judging import make_proposer
 from search.scheduling.promotion import Promotions
 from search.scheduling.trials import Choice

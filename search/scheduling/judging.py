@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from search.plan import PHASES
-from search.record.record import AttemptOutcome, Record, Trial
-from search.results.fidelity import SUPERNET, ZERO_COST
-from search.results.objectives import known_losses, losses_of
-from search.run_folder.settings import RunSettings
-from search.sampling.proposer import Proposer
+from search.record import AttemptOutcome, Record, Trial
+from search.results import SUPERNET, ZERO_COST, known_losses, losses_of
+from search.run_folder import RunSettings
+from search.sampling import Proposer
 from search.scheduling.tasks import Judgement
 from search.scheduling.trials import MAX_LOST
 from searchspace.architecture import Architecture

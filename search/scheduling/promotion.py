@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from search.plan import ETA
-from search.record.record import Trial
-from search.results.dominance import crowding_distance, non_dominated_rank
-from search.results.objectives import is_within, losses_of
+from search.record import Trial
+from search.results import crowding_distance, is_within, losses_of, non_dominated_rank
 from searchspace.architecture import Architecture
 
 # A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from search.run_folder.disk import is_disk_full
-from search.run_folder.storage import StorageError
+from search.run_folder import StorageError, is_disk_full
 from searchspace.architecture import Architecture
 
 # `lost` is the cluster's fault (worker, node); `failed` is the architecture's own and final. What

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record.record import AttemptOutcome, Record, Trial
-from search.results.fidelity import rung_fidelities, trained_alone
-from search.run_folder.disk import FullDiskError
-from search.run_folder.storage import Files, SharedFolder, StorageError
+from search.record import AttemptOutcome, Record, Trial
+from search.results import rung_fidelities, trained_alone
+from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count

@@ -20,9 +20,8 @@ from search.planned_work import (
     plan_warnings,
     supernet_text,
 )
-from search.results.candidates import front, searched_fidelities, shown_fidelity
-from search.run_folder.folder import RunFolder
-from search.run_folder.state import RunState
+from search.results import front, searched_fidelities, shown_fidelity
+from search.run_folder import RunFolder, RunState
 from search.terminal.console import shell_command
 from search.terminal.tables import format_count
 from searchspace.cost import count

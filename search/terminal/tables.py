@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from search.results.candidates import Candidate
+from search.results import Candidate
 from searchspace.architecture import Architecture, describe, differ_in_dims
 from searchspace.cost import Cost, count, count_parts
 

@@ -1,1 +1,3 @@
 """``search transfer``: networks as backbones of detectors and segmenters, trained and judged."""
+
+__all__ = []

@@ -16,8 +16,8 @@ from search.transferring.result import RESULT_FILE, TransferResult, open_transfe
 from searchspace.architecture import Architecture
 from supernet.data.dense import DenseData
 from supernet.dense.training import StepReport
-from supernet.recipes.dense_recipe import DenseRecipe
-from supernet.training.training import TrainingStopped
+from supernet.recipes import DenseRecipe
+from supernet.training import TrainingStopped
 
 
 def transfer_alone(

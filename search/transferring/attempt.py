@@ -7,12 +7,12 @@ import traceback
 from dataclasses import dataclass
 
 from search.retraining.attempt import End, end_of_error
-from search.scheduling.tasks import last_line
+from search.scheduling import last_line
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.result import TransferResult
 from searchspace.architecture import Architecture
 from supernet.data.dense import DenseData
-from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.recipes import DenseRecipe
 
 logger = logging.getLogger(__name__)
 

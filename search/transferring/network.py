@@ -33,10 +33,8 @@ from supernet.dense.options import dense_options
 from supernet.dense.pictures import draw_classes, draw_objects, draw_truth, side_by_side
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
-from supernet.recipes.dense_recipe import DenseRecipe, dump_dense_recipe
-from supernet.training.checkpoint import remove_checkpoints, write_text
-from supernet.training.training import WEIGHTS_FILE
-from supernet.training.training_step import process_place
+from supernet.recipes import DenseRecipe, dump_dense_recipe
+from supernet.training import WEIGHTS_FILE, process_place, remove_checkpoints, write_text
 
 NUM_PICTURES = 6
 

@@ -18,13 +18,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from search.cluster.connection import Cluster, take_finished
-from search.record.heartbeat import Heartbeat
-from search.record.record import Trial
-from search.results.fidelity import transfer_label, transferred
+from search.cluster import Cluster, take_finished
+from search.record import Heartbeat, Trial
+from search.results import transfer_label, transferred
 from search.retraining.finished import find_retrained
-from search.run_folder.folder import RunFolder
-from search.terminal.progress import StopSignals, clock_text
+from search.run_folder import RunFolder
+from search.terminal import StopSignals, clock_text
 from search.transferring.attempt import Ended, attempt
 from search.transferring.network import TransferOptions, check_transfer
 from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
@@ -32,10 +31,10 @@ from searchspace.architecture import Architecture, describe
 from supernet.data.dense import DenseData
 from supernet.dense.training import METRICS_FILE, read_csv
 from supernet.exchange.published import convert, read_checkpoint
-from supernet.network.supernet import extract
-from supernet.recipes.dense_recipe import DenseRecipe, dump_dense_recipe
-from supernet.shared_weights.checkpoint import load_supernet
-from supernet.training.training import WEIGHTS_FILE
+from supernet.network import extract
+from supernet.recipes import DenseRecipe, dump_dense_recipe
+from supernet.shared_weights import load_supernet
+from supernet.training import WEIGHTS_FILE
 
 PHASE = "transfer"
 FAILED = "a failed training"

@@ -13,8 +13,8 @@ from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.dense.network import DenseNetwork, build_dense
 from supernet.dense.options import dense_options
-from supernet.recipes.dense_recipe import DenseRecipe, load_dense_recipe
-from supernet.training.training import WEIGHTS_FILE
+from supernet.recipes import DenseRecipe, load_dense_recipe
+from supernet.training import WEIGHTS_FILE
 
 FOLDER = "transfer"
 RESULT_FILE = "result.json"

@@ -19,15 +19,15 @@ import torch
 import torch.distributed as dist
 import typer
 
-from search.run_folder.targets import load_target
-from search.terminal.progress import StopSignals
+from search.run_folder import load_target
+from search.terminal import StopSignals
 from search.transferring.alone import say_step
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.queue import load_weights
 from search.transferring.result import result_text
 from supernet.data.dense import DenseData, open_dense_data
-from supernet.recipes.dense_recipe import load_dense_recipe, with_length
-from supernet.training.training import TrainingStopped
+from supernet.recipes import load_dense_recipe, with_length
+from supernet.training import TrainingStopped
 
 
 def main(

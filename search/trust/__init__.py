@@ -1,1 +1,33 @@
 """How well cheap estimates rank networks, and what a run judges by."""
+
+from search.trust.judge_choice import (
+    estimator_of,
+    next_predicted,
+    report_of,
+    sampled_fidelity,
+    trains,
+)
+from search.trust.ranking import (
+    COSTS,
+    MIN_POINTS,
+    PREDICTOR,
+    Estimator,
+    KendallTau,
+    TrustReport,
+    kendall_tau_interval,
+)
+
+__all__ = [
+    "COSTS",
+    "MIN_POINTS",
+    "PREDICTOR",
+    "Estimator",
+    "KendallTau",
+    "TrustReport",
+    "estimator_of",
+    "kendall_tau_interval",
+    "next_predicted",
+    "report_of",
+    "sampled_fidelity",
+    "trains",
+]

@@ -11,11 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.record.record import Record, Trial
-from search.results.dominance import crowding_distance, non_dominated_rank
-from search.results.fidelity import SUPERNET, ZERO_COST, rung_fidelities
-from search.results.objectives import MEASURED, known_losses, losses_of
-from search.run_folder.state import RunState
+from search.record import Record, Trial
+from search.results import (
+    MEASURED,
+    SUPERNET,
+    ZERO_COST,
+    crowding_distance,
+    known_losses,
+    losses_of,
+    non_dominated_rank,
+    rung_fidelities,
+)
+from search.run_folder import RunState
 from search.trust.predictor import Predictor
 from search.trust.ranking import (
     PREDICTOR,

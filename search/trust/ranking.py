@@ -14,9 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from search.record.record import Trial
-from search.results.candidates import Candidate, candidates
-from search.results.fidelity import SUPERNET, is_trained_alone
+from search.record import Trial
+from search.results import SUPERNET, Candidate, candidates, is_trained_alone
 from search.trust.predictor import MIN_NETWORKS, cross_validated
 from searchspace.architecture import Architecture
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 
 from search.budget import count_cores
-from search.run_folder.settings import RunSettings
-from search.run_folder.storage import DATA, Files, open_files
+from search.run_folder import DATA, Files, RunSettings, open_files
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data
-from supernet.mixers.weight_sharing import WeightSharing
-from supernet.recipes.recipe import Recipe, load_recipe
-from supernet.shared_weights.group import most_devices, recipe_of_group
+from supernet.mixers import WeightSharing
+from supernet.recipes import Recipe, load_recipe
+from supernet.shared_weights import most_devices, recipe_of_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,20 +8,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-from search.record.measured import Measured
-from search.results.fidelity import SUPERNET
-from search.run_folder.storage import SUPERNET as SUPERNET_FILES
-from search.scheduling.tasks import end_if_spoilt, ending_spoilt, last_line
+from search.record import Measured
+from search.results import SUPERNET
+from search.run_folder import SUPERNET as SUPERNET_FILES
+from search.scheduling import end_if_spoilt, ending_spoilt, last_line
 from search.workers.job import Job, set_up_process
 from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from supernet.measuring.proxies import PROXIES, proxy_scores
-from supernet.network.supernet import Supernet, build_subnet, extract, extraction_error
-from supernet.shared_weights.calibration import calibration_images, recalibrate
-from supernet.shared_weights.checkpoint import load_supernet
-from supernet.training.batches import eval_batches
-from supernet.training.evaluation import evaluate
+from supernet.measuring import PROXIES, proxy_scores
+from supernet.network import Supernet, build_subnet, extract, extraction_error
+from supernet.shared_weights import calibration_images, load_supernet, recalibrate
+from supernet.training import eval_batches, evaluate
 
 logger = logging.getLogger(__name__)
 

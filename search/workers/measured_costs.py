@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from supernet.measuring import latency
-from supernet.measuring.latency import latency_of, time_runs
-from supernet.measuring.memory import peak_memory_mib
+from supernet.measuring import latency, latency_of, peak_memory_mib, time_runs
 
 
 def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, float]:

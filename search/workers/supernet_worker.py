@@ -22,23 +22,20 @@ import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
-from search.record.measured import Measured
-from search.run_folder.storage import SUPERNET
-from search.scheduling.tasks import TrialTask, Work, checkpoint_name, ending_spoilt
+from search.record import Measured
+from search.run_folder import SUPERNET
+from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
-from supernet.measuring.proxies import PROXIES
-from supernet.network.supernet import build_subnet
-from supernet.recipes.recipe import Recipe, in_shards, with_epochs
-from supernet.shared_weights.group import most_devices
-from supernet.shared_weights.trainer import Progress, SupernetTrainer
-from supernet.training.batches import train_batches
-from supernet.training.epoch_report import EpochReport
-from supernet.training.training import TrainingOptions, train, train_steps
+from supernet.measuring import PROXIES
+from supernet.network import build_subnet
+from supernet.recipes import Recipe, in_shards, with_epochs
+from supernet.shared_weights import Progress, SupernetTrainer, most_devices
+from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
 
 # So long workers look for each other, and wait for each other's gradients.
 MEETING_TIME = timedelta(minutes=2)

@@ -1,1 +1,3 @@
 """Detection and segmentation: backbones with norms, heads, losses, training, judging."""
+
+__all__ = []

@@ -22,8 +22,8 @@ from supernet.data.dense import DenseSplit
 from supernet.data.dense.masks import decode_masks
 from supernet.dense.cascade import Objects
 from supernet.dense.network import IGNORED_LABEL
-from supernet.recipes.dense_recipe import DenseRecipe, TrainImages
-from supernet.training.seeding import seeded_globals
+from supernet.recipes import DenseRecipe, TrainImages
+from supernet.training import seeded_globals
 
 _CROP_TRIES = 10
 _FEWEST_PIXELS = 1.0  # a side of an object that is left of it

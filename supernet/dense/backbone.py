@@ -19,9 +19,8 @@ from searchspace.dense import check_backbone
 from searchspace.map_rules import MapRules
 from searchspace.mixers import CONV_KINDS
 from searchspace.space import SearchSpace
-from supernet.mixers.norms import BatchNorm
-from supernet.mixers.width import NarrowPart
-from supernet.network.supernet import Supernet
+from supernet.mixers import BatchNorm, NarrowPart
+from supernet.network import Supernet
 
 NORM_KINDS = ("layer", "batch")
 

@@ -27,8 +27,8 @@ from supernet.dense.augment import (
 )
 from supernet.dense.network import IGNORED_LABEL, DenseBatch
 from supernet.dense.proposals import ImageSize
-from supernet.recipes.dense_recipe import DenseRecipe
-from supernet.training.seeding import derived_seed
+from supernet.recipes import DenseRecipe
+from supernet.training import derived_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from supernet.data.dense.masks import encode_masks
 from supernet.dense.batches import judged_batch
 from supernet.dense.cascade import Detections, paste_masks
 from supernet.dense.network import DenseNetwork, Segmenter
-from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.recipes import DenseRecipe
 
 NUM_RESAMPLES = 200
 _IGNORED = 255

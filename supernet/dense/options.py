@@ -7,7 +7,7 @@ from supernet.dense.boxes import Matching
 from supernet.dense.cascade import RegionOptions, StageOptions
 from supernet.dense.network import DenseOptions, DetectorOptions, SegmenterOptions
 from supernet.dense.proposals import ProposalOptions
-from supernet.recipes.dense_recipe import DenseRecipe, Proposals, Regions
+from supernet.recipes import DenseRecipe, Proposals, Regions
 
 
 def dense_options(recipe: DenseRecipe, num_classes: int) -> DenseOptions:

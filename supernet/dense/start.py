@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from supernet.dense.network import DenseNetwork
-from supernet.network.interpolation import interpolated_start
+from supernet.network import interpolated_start
 
 # What a classifier has behind its last stage.
 _CLASSIFIER = ("norm.", "head.", "head_dist.", "aux_head.", "class_blocks.", "cls_token")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from supernet.mixers.norms import BatchNorm, CentredBatchNorm
+from supernet.mixers import BatchNorm, CentredBatchNorm
 
 
 class SyncedMapNorm(nn.SyncBatchNorm):

@@ -26,11 +26,22 @@ from supernet.data.dense import DenseSplit
 from supernet.dense.batches import TrainOrder, train_batches
 from supernet.dense.network import DenseBatch, DenseNetwork
 from supernet.dense.sync_norms import sync_batch_norms
-from supernet.recipes.dense_recipe import DenseRecipe
-from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
-from supernet.training.seeding import derived_seed
-from supernet.training.training import STATE_FILE, WEIGHTS_FILE, TrainingStopped, own_device
-from supernet.training.training_step import AMP_DTYPES, BatchStatistics, add_up, process_place
+from supernet.recipes import DenseRecipe
+from supernet.training import (
+    AMP_DTYPES,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    BatchStatistics,
+    TrainingStopped,
+    add_up,
+    damage,
+    derived_seed,
+    latest_checkpoint,
+    own_device,
+    process_place,
+    write_checkpoint,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.dense import SegmentationHead
-from supernet.mixers.width import ChannelBlocks
+from supernet.mixers import ChannelBlocks
 
 
 class ConvNorm(nn.Sequential):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from configs.installation import install_command
-from supernet.kernels.select import VARIABLE
+from supernet.kernels import VARIABLE
 
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4

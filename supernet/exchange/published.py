@@ -18,7 +18,7 @@ from torch import Tensor
 from configs.files import reading
 from searchspace.architecture import Architecture
 from searchspace.mixers import Elsa, GlobalAttention, Mixer, OutlookAttention, WindowAttention
-from supernet.network.supernet import build_subnet
+from supernet.network import build_subnet
 
 State = dict[str, Tensor]
 Take = Callable[..., State]  # see `_taker`

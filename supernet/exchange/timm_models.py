@@ -36,9 +36,8 @@ from searchspace.architecture import Architecture
 from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from supernet.exchange.timm_config import default_config, feature_info
-from supernet.mixers.sharing import new_linear
-from supernet.network.interpolation import interpolated_start
-from supernet.network.supernet import Supernet
+from supernet.mixers import new_linear
+from supernet.network import Supernet, interpolated_start
 from supernet.registration import ANY
 
 ArchitectureLike: TypeAlias = Architecture | Mapping[str, Any] | str | Path

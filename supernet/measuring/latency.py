@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from supernet.network.supernet import Supernet
+from supernet.network import Supernet
 
 TIMED_RUNS = 30
 WARM_UP_RUNS = 3

@@ -30,7 +30,7 @@ from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import Mixer, mixer_from_dict, mixer_to_dict
 from searchspace.space import SearchSpace
 from supernet.measuring.latency import Latency, device_name, latency_of
-from supernet.network.supernet import Supernet, build_subnet
+from supernet.network import Supernet, build_subnet
 
 PASSES = 3
 ROUNDS = 7

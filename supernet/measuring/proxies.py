@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from searchspace.architecture import Architecture
-from supernet.network.supernet import build_subnet
+from supernet.network import build_subnet
 
 PROXIES = ("nwot", "synflow", "grad_norm", "zen")
 ZEN_STEP = 0.01

@@ -10,14 +10,19 @@ from __future__ import annotations
 from torch import nn
 
 from supernet.mixers.decoupled_dynamic_filter import DecoupledDynamicFilterMixer
-from supernet.mixers.depthwise import DepthwiseConvMixer
+from supernet.mixers.depthwise import DepthwiseConv2d, DepthwiseConvMixer
 from supernet.mixers.dynamic_depthwise import DynamicDepthwiseConvMixer
 from supernet.mixers.elsa import ElsaMixer
 from supernet.mixers.global_attention import GlobalAttentionMixer
 from supernet.mixers.inhomogeneous import InhomogeneousDepthwiseConvMixer, InvolutionMixer
 from supernet.mixers.local_mlp import LocalMlpMixer
 from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
+from supernet.mixers.norms import BatchNorm, CentredBatchNorm, build_norm
 from supernet.mixers.outlook_attention import OutlookAttentionMixer
+from supernet.mixers.projections import share_projections
+from supernet.mixers.sharing import Place, new_linear, new_table, state_of
+from supernet.mixers.weight_sharing import WeightSharing
+from supernet.mixers.width import ChannelBlocks, NarrowPart
 from supernet.mixers.window_attention import WindowAttentionMixer
 
 MIXERS: dict[str, type[nn.Module]] = {
@@ -34,4 +39,18 @@ MIXERS: dict[str, type[nn.Module]] = {
     "global_attention": GlobalAttentionMixer,
 }
 
-__all__ = ["MIXERS"]
+__all__ = [
+    "MIXERS",
+    "BatchNorm",
+    "CentredBatchNorm",
+    "ChannelBlocks",
+    "DepthwiseConv2d",
+    "NarrowPart",
+    "Place",
+    "WeightSharing",
+    "build_norm",
+    "new_linear",
+    "new_table",
+    "share_projections",
+    "state_of",
+]

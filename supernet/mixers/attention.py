@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, WindowAttention, split_terms
-from supernet.kernels.layout import split_channels
+from supernet.kernels import split_channels
 from supernet.mixers.convolutional_attention import PreConvolution, new_post_kernel
 from supernet.mixers.projections import Rows, blocks_of_rows, named_rows, rows_of
 from supernet.mixers.sharing import (

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.mixers import NeighborhoodAttention, split_terms
-from supernet.kernels import Area, aggregate, neighborhood_attention, neighborhood_logits, skew
-from supernet.kernels.attention.normalisation import normalise
+from supernet.kernels import (
+    Area,
+    aggregate,
+    neighborhood_attention,
+    neighborhood_logits,
+    normalise,
+    skew,
+)
 from supernet.mixers.attention import AttentionWeights, Tables, Tokens
 from supernet.mixers.convolutional_attention import convolve_logits, respond
 from supernet.mixers.sharing import Place

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import WindowAttention, split_terms
-from supernet.kernels.attention.normalisation import normalise
-from supernet.kernels.select import prefers_sdpa
+from supernet.kernels import normalise, prefers_sdpa
 from supernet.mixers.attention import AttentionWeights, Tables, Tokens
 from supernet.mixers.convolutional_attention import convolve_logits, static_in_windows
 from supernet.mixers.sharing import Place

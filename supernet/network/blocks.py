@@ -11,11 +11,15 @@ from timm.layers import DropPath, SEModule
 from torch import Tensor, nn
 
 from searchspace.mixers import CONV_KINDS, Mixer, OutlookAttention
-from supernet.mixers import MIXERS
-from supernet.mixers.depthwise import DepthwiseConv2d
-from supernet.mixers.norms import build_norm
-from supernet.mixers.projections import share_projections
-from supernet.mixers.sharing import Place, new_linear, state_of
+from supernet.mixers import (
+    MIXERS,
+    DepthwiseConv2d,
+    Place,
+    build_norm,
+    new_linear,
+    share_projections,
+    state_of,
+)
 
 
 class Mlp(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from supernet.mixers.width import NarrowPart
+from supernet.mixers import NarrowPart
 
 
 def recompute(block: nn.Module | NarrowPart, *arguments: Any) -> Any:

@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.mixers.depthwise import DepthwiseConv2d
-from supernet.mixers.sharing import new_linear
-from supernet.mixers.width import ChannelBlocks
+from supernet.mixers import ChannelBlocks, DepthwiseConv2d, new_linear
 from supernet.network.blocks import Mlp
 
 

@@ -19,9 +19,7 @@ from searchspace.families import CLASS_BLOCKS, FAMILIES
 from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixers import Mixer
 from searchspace.space import SearchSpace
-from supernet.mixers.sharing import Place, new_linear, new_table
-from supernet.mixers.weight_sharing import WeightSharing
-from supernet.mixers.width import NarrowPart
+from supernet.mixers import NarrowPart, Place, WeightSharing, new_linear, new_table
 from supernet.network.blocks import Block, BlockOptions
 from supernet.network.gradient_checkpointing import recompute
 from supernet.network.macro import (

@@ -1,1 +1,35 @@
 """Recipes: everything that decides how a network is trained. No torch."""
+
+from supernet.recipes.dense_recipe import (
+    DenseRecipe,
+    Proposals,
+    Regions,
+    TrainImages,
+    dump_dense_recipe,
+    load_dense_recipe,
+    with_length,
+)
+from supernet.recipes.recipe import (
+    Recipe,
+    TokenLabels,
+    dump_recipe,
+    in_shards,
+    load_recipe,
+    with_epochs,
+)
+
+__all__ = [
+    "DenseRecipe",
+    "Proposals",
+    "Recipe",
+    "Regions",
+    "TokenLabels",
+    "TrainImages",
+    "dump_dense_recipe",
+    "dump_recipe",
+    "in_shards",
+    "load_dense_recipe",
+    "load_recipe",
+    "with_epochs",
+    "with_length",
+]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
-from supernet.network.supernet import Supernet, extract
-from supernet.training.batches import eval_batches
+from supernet.network import Supernet, extract
+from supernet.training import eval_batches
 
 CALIBRATION_BATCHES = 8
 

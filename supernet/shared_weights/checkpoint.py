@@ -24,9 +24,9 @@ from safetensors.torch import load_model, save_model
 
 from searchspace import durable
 from searchspace.space import SearchSpace
-from supernet.mixers.weight_sharing import WeightSharing
-from supernet.network.supernet import Supernet
-from supernet.training.checkpoint import changed_file, checksums, write_text
+from supernet.mixers import WeightSharing
+from supernet.network import Supernet
+from supernet.training import changed_file, checksums, write_text
 
 INDEX_FILE = "supernet.json"
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from supernet.network.supernet import Supernet
+from supernet.network import Supernet
 from supernet.shared_weights.shared_adamw import SharedAdamW
 from supernet.shared_weights.usage import Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from supernet.recipes.recipe import Recipe
+from supernet.recipes import Recipe
 
 # Larger batches need fewer and fewer steps to no avail; papers on supernets stay below.
 MOST_BATCH = 4096

@@ -20,18 +20,24 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data import ImageData
-from supernet.mixers.weight_sharing import WeightSharing
-from supernet.network.supernet import Supernet
-from supernet.recipes.recipe import Recipe
+from supernet.mixers import WeightSharing
+from supernet.network import Supernet
+from supernet.recipes import Recipe
 from supernet.shared_weights.checkpoint import load_training, save_supernet
 from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
 from supernet.shared_weights.strategies import DISTILLING, strategy_named
 from supernet.shared_weights.usage import Usage, UsedWeights
-from supernet.training.batches import Shard, TrainLoader, steps_per_epoch
-from supernet.training.optimization import build_optimizer
-from supernet.training.seeding import derived_seed
-from supernet.training.training_step import AMP_DTYPES, add_up, process_place
+from supernet.training import (
+    AMP_DTYPES,
+    Shard,
+    TrainLoader,
+    add_up,
+    build_optimizer,
+    derived_seed,
+    process_place,
+    steps_per_epoch,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from supernet.network.supernet import Supernet
+from supernet.network import Supernet
 
 Usage: TypeAlias = dict[Tensor, Tensor | None]
 

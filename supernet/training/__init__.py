@@ -1,1 +1,80 @@
 """Training one network."""
+
+from supernet.training.batches import (
+    Shard,
+    TrainLoader,
+    eval_batches,
+    seen_share,
+    steps_per_epoch,
+    train_batches,
+    with_shards_for,
+)
+from supernet.training.checkpoint import (
+    changed_file,
+    checksums,
+    damage,
+    latest_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+    write_text,
+)
+from supernet.training.epoch_report import EpochReport, read_csv, starvation
+from supernet.training.evaluation import Accuracy, evaluate
+from supernet.training.optimization import build_optimizer
+from supernet.training.seeding import derived_seed, seeded_globals
+from supernet.training.token_labels import LabelMaps
+from supernet.training.training import (
+    EMA_FILE,
+    METRICS_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    TrainingOptions,
+    TrainingResult,
+    TrainingStopped,
+    check_token_labels,
+    own_device,
+    train,
+    train_steps,
+)
+from supernet.training.training_step import AMP_DTYPES, BatchStatistics, add_up, process_place
+
+__all__ = [
+    "AMP_DTYPES",
+    "EMA_FILE",
+    "METRICS_FILE",
+    "STATE_FILE",
+    "WEIGHTS_FILE",
+    "Accuracy",
+    "BatchStatistics",
+    "EpochReport",
+    "LabelMaps",
+    "Shard",
+    "TrainLoader",
+    "TrainingOptions",
+    "TrainingResult",
+    "TrainingStopped",
+    "add_up",
+    "build_optimizer",
+    "changed_file",
+    "check_token_labels",
+    "checksums",
+    "damage",
+    "derived_seed",
+    "eval_batches",
+    "evaluate",
+    "latest_checkpoint",
+    "own_device",
+    "process_place",
+    "read_csv",
+    "remove_checkpoints",
+    "seeded_globals",
+    "seen_share",
+    "starvation",
+    "steps_per_epoch",
+    "train",
+    "train_batches",
+    "train_steps",
+    "with_shards_for",
+    "write_checkpoint",
+    "write_text",
+]

@@ -23,9 +23,8 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
-from supernet.data import ImageData, square
-from supernet.data.image_data import CROP_FRACTION
-from supernet.recipes.recipe import Recipe
+from supernet.data import CROP_FRACTION, ImageData, square
+from supernet.recipes import Recipe
 from supernet.training.seeding import seeded_globals
 from supernet.training.token_labels import CroppedMaps, MappedCrop
 

@@ -23,10 +23,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from supernet.data import ImageData, Split
-from supernet.data.image_data import CROP_FRACTION
-from supernet.data.streaming import StreamedImages
-from supernet.recipes.recipe import Recipe
+from supernet.data import CROP_FRACTION, ImageData, Split, StreamedImages
+from supernet.recipes import Recipe
 from supernet.training.augmentation import Augmentation, IntArray, PixelArray, normalize
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import CroppedMaps, LabelMaps

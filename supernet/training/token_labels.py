@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.transforms.functional import hflip, resized_crop
 
-from supernet.recipes.recipe import TokenLabels
+from supernet.recipes import TokenLabels
 
 # Of a split's label maps, so many are read before a training starts; all are hashed.
 LOOKED_INTO = 64

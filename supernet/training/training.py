@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from supernet.data import ImageData, Split
-from supernet.recipes.recipe import Recipe
+from supernet.recipes import Recipe
 from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
 from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
 from supernet.training.epoch_report import EpochReport, to_csv

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.network.supernet import Supernet
-from supernet.recipes.recipe import Recipe
+from supernet.network import Supernet
+from supernet.recipes import Recipe
 from supernet.training.batches import Shard
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import (

@@ -20,7 +20,8 @@ from supernet.data import ImageData
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import dump_recipe, load_recipe
 from supernet.training.batches import eval_batches
-from supernet.training.training import EpochReport, TrainingStopped, evaluate
+from supernet.training.epoch_report import EpochReport
+from supernet.training.training import TrainingStopped, evaluate
 from tests.tiny_data import changed, noise, tiny_data
 
 RECIPE = changed("micro", epochs=3, warmup_epochs=1, batch_size=8, seed=3)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from supernet.data import ImageData
-from supernet.training.training import EpochReport, train
+from supernet.training.epoch_report import EpochReport
+from supernet.training.training import train
 from tests.supernet.training.test_training import FULL, new_net, options
 from tests.tiny_data import changed, noise, tiny_data
 

@@ -22,9 +22,9 @@ from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.training.batches import train_batches
 from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
+from supernet.training.epoch_report import EpochReport
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.training import (
-    EpochReport,
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
