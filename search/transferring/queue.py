@@ -311,7 +311,7 @@ class _Queue:
 
 def _steps_done(out: Path) -> int:
     metrics = out / METRICS_FILE
-    return read_csv(metrics.read_text())[-1].step if metrics.is_file() else 0
+    return read_csv(metrics.read_text(encoding="utf-8"))[-1].step if metrics.is_file() else 0
 
 
 def _show_steps(console: Console, training: _Training) -> None:
@@ -319,7 +319,7 @@ def _show_steps(console: Console, training: _Training) -> None:
     metrics = training.out / METRICS_FILE
     if not metrics.is_file():
         return
-    reports = read_csv(metrics.read_text())
+    reports = read_csv(metrics.read_text(encoding="utf-8"))
     last = reports[-1]
     if last.step == training.steps_shown:
         return

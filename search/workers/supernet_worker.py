@@ -193,7 +193,7 @@ class SupernetWorker:
         started, images = time.monotonic(), self.data.split("train")
         batches = train_batches(images, self.data, recipe, epoch=0, seed=self.job.seed)
         made = len(next(batches)[1])
-        return made / (time.monotonic() - started)
+        return made / max(time.monotonic() - started, 1e-9)
 
     def _time_training(self, architecture: Architecture) -> float:
         """Time a step of a network alone as its epochs have them: with images and optimiser."""

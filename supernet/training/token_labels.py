@@ -95,7 +95,8 @@ class LabelMaps:
 
     def _path(self, row: int) -> Path:
         *folders, image = self.names[row].split("/")[-2:]
-        return self.folder.joinpath(*folders, f"{Path(image).stem}.pt")
+        # The published sets name a map after what stands before the first dot.
+        return self.folder.joinpath(*folders, f"{image.split('.')[0]}.pt")
 
     def _check_classes(self, classes: Tensor, path: Path) -> None:
         if self.num_classes is None:

@@ -144,7 +144,7 @@ BUDGET = ("--budget", "1cpu-minute")
         ((*BUDGET, "--objectives", "top1,speed"), "The objectives are top1 and at least one of"),
         ((*BUDGET, "--max-macs", "many"), "many"),
         ((*BUDGET, "--strategy", "best"), "Unknown strategy 'best'"),
-        ((*BUDGET, "--supernet-strategy", "fair", "--max-params", "110K"), "no fair cycle"),
+        ((*BUDGET, "--supernet-strategy", "fair", "--max-params", "19.5K"), "no fair cycle"),
         ((*BUDGET, "--projections", "some"), "Unknown projections 'some'. Known: unshared, shared"),
         ((*BUDGET, "--kernels", "round"), "Unknown kernels 'round'. Known: centred, transformed"),
         (

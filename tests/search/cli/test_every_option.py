@@ -170,7 +170,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "seed": SEED,
         "device": DEVICE,
     },
-    "export": {"format_": ("word", ""), "out": ("checkpoint.pth", LONG)},
+    "export": {"format_": ("word", ""), "out": ("checkpoint.pth", LONG), "push": ("", "a/b/c")},
     "eval": {
         "data": ("nothing/here",),
         "real_labels": ("missing.json",),

@@ -128,7 +128,7 @@ def test_wrong_input_gets_one_message(
     printed = capsys.readouterr().err
 
     assert message in printed
-    assert len(printed.strip().splitlines()) == 1
+    assert sum(line.startswith("Error: ") for line in printed.splitlines()) == 1
 
 
 def test_the_arguments_of_select_are_those_of_retrain(capsys: pytest.CaptureFixture[str]) -> None:

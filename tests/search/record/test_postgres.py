@@ -312,7 +312,8 @@ def test_without_psycopg_a_record_on_postgresql_says_what_to_install() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
-    assert "ValueError: A record on PostgreSQL needs psycopg. Install it: pip in" in done.stderr
+    assert "ValueError: A record on PostgreSQL needs psycopg. Install it: " in done.stderr
+    assert "mixer-search[postgres]" in done.stderr
 
 
 def _made(place: Address) -> Address:

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from supernet.data import ImageData, prepare_data
+from supernet.training.batches import Shard
 from tests.supernet.shared_weights.test_trainer import RECIPE, trainer
+
+TWO_IMAGES = Shard(
+    images=torch.zeros(2, 3, 8, 8),
+    targets=torch.tensor([0, 1]),
+    maps=None,
+    share=1.0,
+    read_seconds=0.0,
+    augment_seconds=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +33,7 @@ def test_rates_rise_for_a_tenth_and_fall_as_a_cosine(
 ) -> None:
     recipe = RECIPE.model_copy(update={"batch_size": batch, "min_lr": 1e-4})
     training = trainer(data, steps, recipe=recipe)
-    monkeypatch.setattr(
-        training, "_next_batch", lambda: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
-    )
+    monkeypatch.setattr(training, "_next_shards", lambda: [TWO_IMAGES])
     rates: list[set[float]] = []
 
     def listen(used: object) -> None:
@@ -58,9 +66,7 @@ def test_a_long_schedule_rises_for_five_epochs_at_most(data: ImageData) -> None:
 
 def test_bad_steps_count_only_in_a_row(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     training = trainer(data, 1_000)
-    monkeypatch.setattr(
-        training, "_next_batch", lambda: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
-    )
+    monkeypatch.setattr(training, "_next_shards", lambda: [TWO_IMAGES])
     good = [*[False] * 19, True, *[False] * 19, True, *[False] * 20]
     outcomes = iter(good)
     monkeypatch.setattr(
@@ -87,9 +93,9 @@ def test_the_loss_of_a_call_is_the_mean_of_its_steps(
     training = trainer(data, 3)
     losses = iter([1.0, 2.0, 6.0])
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         training.step += 1
-        return next(losses)
+        return torch.tensor(next(losses))
 
     monkeypatch.setattr(training, "_take_step", step)
     assert training.run(10).loss == 3.0
