@@ -10,7 +10,7 @@ import pytest
 
 from search.cluster import crew as crew_module
 from search.cluster.crew import JudgeCrew
-from search.cluster.tune_trials import _Session
+from search.cluster.tune_trials import _Round
 from search.phases import session as session_module
 from search.phases.session import Session
 from search.record.record import Record
@@ -159,7 +159,7 @@ def test_a_group_goes_on_without_devices_that_others_keep(monkeypatch: pytest.Mo
 def test_trials_are_handed_out_for_free_devices_and_those_that_tune_keeps() -> None:
     cluster = StubCluster(devices=3, free=1, reserved=1)
     held: list[int] = []
-    session = _Session(source=SimpleNamespace(hold=held.append), cluster=cluster)
+    session = _Round(source=SimpleNamespace(hold=held.append), cluster=cluster)
     session.look()
     assert (session.slots, held) == (2, [1])
 
