@@ -18,10 +18,10 @@ from torch import Tensor
 from search.retraining.finished import find_retrained
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
-from search.run_folder import RunFolder
+from search.run_folder import DATA, RunFolder
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
-from supernet.data import ImageData, prepare_data
+from supernet.data import ImageData, mend_data, prepare_data
 from supernet.network import build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
 from supernet.shared_weights import load_supernet
@@ -188,7 +188,8 @@ def _word(text: str) -> str:
 
 
 def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
-    data = run.data()
+    # Decoded arrays that were damaged meanwhile are decoded again from their source.
+    data = mend_data(run.folder / DATA)
     if plan.img_size is None or plan.img_size == data.img_size:
         return data
     folder = run.folder / f"data-{plan.img_size}"

@@ -214,7 +214,7 @@ def test_a_bug_ends_the_command_with_its_traceback(monkeypatch: pytest.MonkeyPat
     def broken() -> None:
         int("x")
 
-    monkeypatch.setattr("search.terminal.listings.presets_table", broken)
+    monkeypatch.setattr("search.terminal.presets_table", broken)
     monkeypatch.setattr(sys, "argv", ["search", "presets"])
     with pytest.raises(ValueError, match="invalid literal"):
         search("presets")

@@ -6,10 +6,13 @@ do on COCO and ADE20K. Everything else is learned from, once a network is traine
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+from supernet.data.decoding import MAX_FILE_BYTES
 from supernet.data.dense.annotated import DenseData, DenseSplit
 from supernet.data.dense.coco import read_coco
 from supernet.data.dense.mask_folders import (
@@ -17,6 +20,7 @@ from supernet.data.dense.mask_folders import (
     read_class_names,
     read_mask_folder,
 )
+from supernet.data.tars import check_size, members_of, open_checked
 
 _SPLITS = ("train", "val", "test")
 
@@ -48,12 +52,34 @@ def _unpacked(path: Path, target: Path) -> Path:
     done = target / f"{path.stem}.unpacked"
     folder = target / path.stem
     if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+        try:
+            _check_tar(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open_checked(path, "r:*") as archive:
+                for member in members_of(archive, path):
+                    archive.extract(member, folder, filter="data")
+        except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(
+                f"The tar {path} is damaged, or no tar of images and annotations ({error}). "
+                "Copy or download it again."
+            ) from error
         done.touch()
     found = list(folder.iterdir())
     return found[0] if len(found) == 1 and found[0].is_dir() else folder
+
+
+def _check_tar(path: Path) -> None:
+    """Look at every header before anything is written.
+
+    Raises:
+        tarfile.TarError: If a member is neither file nor folder, larger than any annotations, or
+            stored with holes; if all of them unpack to far more than they take.
+    """
+    with open_checked(path, "r:*") as archive:
+        for member in members_of(archive, path):
+            if not (member.isreg() or member.isdir()):
+                raise tarfile.ReadError(f"{member.name} is neither a file nor a folder")
+            check_size(member, MAX_FILE_BYTES)
 
 
 def _open_coco(folder: Path, name: str, task: str) -> DenseData:

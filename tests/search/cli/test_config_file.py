@@ -28,8 +28,8 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Path, R
         raise Begun
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("search.run_folder.folder.create_run", create)
-    monkeypatch.setattr("search.cluster.connection.check_devices", lambda *words: None)
+    monkeypatch.setattr("search.run_folder.create_run", create)
+    monkeypatch.setattr("search.cluster.check_devices", lambda *words: None)
     return found
 
 
