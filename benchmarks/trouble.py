@@ -1,6 +1,6 @@
 """Make trouble for runs and retrainings, by seed, and see what becomes of them.
 
-``python benchmarks/trouble.py [--seeds N] [--first S] [--only KIND ...] [--jobs 1]``
+``python benchmarks/trouble.py [--seeds N] [--first S] [--only KIND ...]``
 
 Each seed draws a kind of trouble, a run (not begun, half done, done, with a retraining half done or
 done) and a place, and goes on until the run is done. The commands are those of a user; devices are

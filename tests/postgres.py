@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
+
 from search.record.schema import Address
 
 START_SECONDS = 60.0
@@ -64,8 +66,11 @@ class Server:
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """End the server: in order, at once (SIGQUIT), or as a crash (SIGKILL)."""
         assert self._process is not None
+        # Those that serve connections outlive a server that was killed until they notice.
+        serving = psutil.Process(self._process.pid).children()
         self._process.send_signal(number)
         self._process.wait(START_SECONDS)
+        psutil.wait_procs(serving, START_SECONDS)
 
 
 @contextmanager

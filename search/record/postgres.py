@@ -106,7 +106,7 @@ class PostgresDatabase:
                 f"{self.schema!r} there. Copy it from the run's own record.conninfo."
             )
         self._read_only = read_only
-        self.in_transaction = False
+        self.in_transaction = self._has_acted = False
         self._ended: ValueError | None = None
         self.claimed = False
         self.waited_seconds = 0.0
@@ -123,17 +123,25 @@ class PostgresDatabase:
         return f"PostgreSQL schema {self.schema}"
 
     def execute(self, statement: str, values: Values = ()) -> Rows:
+        begins_anew = False
         while True:
             try:
-                return self._run(statement, values)
+                if begins_anew:
+                    self._run(BEGIN)
+                rows = self._run(statement, values)
             except _BrokenError as error:
-                if self.in_transaction:
+                # Where nothing was read or written in a transaction, nobody relies on it.
+                begins_anew = self.in_transaction and not self._has_acted
+                if self.in_transaction and self._has_acted:
                     self._ended = DatabaseLostError(
                         f"{self} broke off while it was written to ({error}). What this process "
                         "wrote last is there or is not; the run can go on (--resume)."
                     )
                     raise self._ended from error
                 self._wait(error)
+            else:
+                self._has_acted = self.in_transaction
+                return rows
 
     def begin(self) -> None:
         self.execute(BEGIN)
@@ -141,11 +149,11 @@ class PostgresDatabase:
 
     def commit(self) -> None:
         self.execute("COMMIT")
-        self.in_transaction = False
+        self.in_transaction = self._has_acted = False
 
     def rollback(self) -> None:
         if self.in_transaction:
-            self.in_transaction = False
+            self.in_transaction = self._has_acted = False
             with suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK")
 

@@ -101,6 +101,7 @@ class Wire:
     """Carries a connection to a server, and cuts it at a commit when told to.
 
     Attributes:
+        at: What the statement holds at which it cuts.
         cut: ``before`` the server gets the commit; ``after`` it, so that the answer is lost;
             ``held``: before it, and the server believes that the connection lives on.
         cuts: How often it has done so.
@@ -108,6 +109,7 @@ class Wire:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.cut: str | None = None
+        self.at = b"COMMIT"
         self.cuts = 0
         self.url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
         self._target = str(server.socket)
@@ -142,7 +144,7 @@ class Wire:
                 data = end.recv(65536)
                 if not data:
                     return
-                if end is client and self.cut and b"COMMIT" in data:
+                if end is client and self.cut and self.at in data:
                     cut, self.cut = self.cut, None
                     self.cuts += 1
                     if cut == "after":
@@ -152,6 +154,28 @@ class Wire:
                         self._held.append(server.dup())
                     return
                 (server if end is client else client).sendall(data)
+
+
+@pytest.mark.parametrize("cut", ["before", "after", "held"])
+def test_a_transaction_that_breaks_before_anything_was_read_begins_anew(
+    postgres: Server, cut: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        wire = stack.enter_context(Wire(postgres, Path(folder)))
+        place = new_place(wire.url)
+        with Record.create(place) as record:
+            first = record.start_attempt("search", devices=1)
+            wire.at, wire.cut = b"SELECT outcome FROM attempts", cut
+            record.finish_attempt(first, outcome="done")
+            second = record.start_attempt("search", devices=1)
+            wire.at, wire.cut = b"UPDATE attempts", "before"
+            with pytest.raises(DatabaseLostError, match=r"broke off .* \(--resume\)"):
+                record.finish_attempt(second, outcome="done")
+            assert wire.cuts == 2
+
+        with Record.open(place) as reader:
+            ended = [(row[0], row[8]) for row in reader.ledger()]
+            assert ended == [(first, "done"), (second, None)]
 
 
 @pytest.mark.parametrize("cut", ["before", "after", "held"])
