@@ -91,7 +91,7 @@ def build(dtype: torch.dtype) -> Path:
     """
     recipe = _recipe(dtype)
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
         return _find(folder, recipe.name) or _compile(folder, recipe)
     except OSError as error:
         _say_once(
@@ -199,7 +199,7 @@ def _torch_openmp() -> Path | None:
     return None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Make the user's cache folder, which nobody else may write.
 
     Raises:
