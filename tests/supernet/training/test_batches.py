@@ -296,14 +296,15 @@ def test_crop_pct_scales_the_centre_to_the_size_that_networks_see(tmp_path: Path
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_batches_that_are_kept_as_bytes_are_those_of_an_evaluation(
-    data: ImageData, is_streamed: bool
+    tmp_path: Path, is_streamed: bool
 ) -> None:
+    data = prepare_data("digits", img_size=9, folder=tmp_path)
     data = data.streamed() if is_streamed else data
     split = data.split("search")
-    found = PixelBatches.of(split, data, 4, "cpu")
+    found = PixelBatches.of(split, data, 64, "cpu")
     assert {pixels.dtype for pixels, _ in found.batches} == {torch.uint8}
     for _ in range(2):  # and they pass as often as they are asked for
-        expected = list(eval_batches(split, data, 4))
+        expected = list(eval_batches(split, data, 64))
         assert len(found) == len(expected)
         for (images, labels), (right, right_labels) in zip(found, expected, strict=True):
             assert torch.equal(images, right)
