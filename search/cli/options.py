@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
+            from pydantic import ValidationError
+
             cause = error.__cause__
             if isinstance(cause, ValidationError):
                 value = cause.errors()[0]["input"]
