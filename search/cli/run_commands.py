@@ -16,6 +16,7 @@ from search.cli.options import (
     CLUSTER,
     JUDGING,
     LIMITS,
+    RECIPE_HELP,
     TRAINING,
     BudgetText,
     Data,
@@ -120,10 +121,7 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            help="Of the full retraining; default: micro, or digits for them.",
-        ),
+        typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
     storage: Annotated[
         str | None,
