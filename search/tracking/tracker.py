@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -172,5 +172,8 @@ class _Wandb:
         self._run.finish(exit_code=int(end != "done"))
 
 
-_OPEN = {"mlflow": _Mlflow, "wandb": _Wandb}
+_OPEN: dict[str, Callable[[str, str, Mapping[str, str]], Tracker]] = {
+    "mlflow": _Mlflow,
+    "wandb": _Wandb,
+}
 _PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
