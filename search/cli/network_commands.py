@@ -86,6 +86,10 @@ def retrain(
     token_labels: Annotated[
         Path | None, typer.Option(help="Folder of label maps, for volo_310e.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Learn from it, too: RUN:ID, a folder, PRESET:FILE or timm:NAME[:FILE]."),
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="That train one network together.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
@@ -115,6 +119,7 @@ def retrain(
             img_size=img_size,
             taps=_taps(taps),
             token_labels=token_labels,
+            teacher=teacher,
             devices=devices,
             workers=workers,
         )

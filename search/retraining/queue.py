@@ -214,6 +214,7 @@ class _Queue:
             start=network.start,
             start_name="inherited" if plan.inherit else f"those of {plan.start}",
             token_labels=plan.token_labels,
+            teacher=self.prepared.teacher,
             identity=network.identity,
             loader_workers=(8 if self.is_gpu else 0) if plan.workers is None else plan.workers,
         )
