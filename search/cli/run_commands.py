@@ -16,6 +16,7 @@ from search.cli.options import (
     CLUSTER,
     JUDGING,
     LIMITS,
+    RECIPE_HELP,
     TRAINING,
     BudgetText,
     Data,
@@ -121,10 +122,7 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            help="Of the full retraining; default: micro, or digits for them.",
-        ),
+        typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
     track: Track = None,
     storage: Annotated[
