@@ -36,7 +36,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for n in range(20, 60)
     ]
-    write_report(path, make_report((*some_trials(), *more)))
+    # All that was trained alone was promoted: its front is the one that comes first.
+    alone = [
+        replace(one, origin="promote") if one.origin == "trust" else one for one in some_trials()
+    ]
+    write_report(path, make_report((*alone, *more)))
     return path
 
 
