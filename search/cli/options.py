@@ -45,6 +45,10 @@ Share = Annotated[
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
+Track = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=TRAINING, help="Send curves to mlflow or wandb, too."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")]
 DeviceName = Literal["cpu", "cuda"]

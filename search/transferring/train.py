@@ -74,4 +74,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except ValueError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
