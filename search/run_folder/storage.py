@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 from search.record import has_secret
 from searchspace import durable
+from searchspace.cache_folder import own_cache_folder, own_temporary_folder
 
 DATA = "data"
 SUPERNET = "supernet"
@@ -157,8 +158,9 @@ class SharedFolder:
 class Storage:
     """Files at a URL, of which every node has copies in a folder of its own.
 
-    That folder is ``$MIXER_SEARCH_CACHE``, by default ``~/.cache/mixer-search``; processes of a
-    node may work on it at the same time.
+    That folder is ``$MIXER_SEARCH_CACHE``, by default the user's cache folder, and without one a
+    folder of the user's among the temporary ones. Processes of a node may work on it at the same
+    time.
 
     Args:
         url: As fsspec reads it; what it needs besides (keys, an endpoint) comes from the
@@ -170,6 +172,10 @@ class Storage:
     def check(self, *, is_new: bool, token: str = "") -> None:
         """See `Files`."""
         name, content = f"probe-{uuid.uuid4().hex}", b"mixer-search was here"
+        try:
+            self._copy(name)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
         try:
             fs, root = self._connect()
             found = [entry for entry in _names(fs, root) if entry != ASKING]
@@ -305,11 +311,8 @@ class Storage:
 
     def _copy(self, name: str) -> Path:
         """Name the folder of this node's copy."""
-        cache = os.environ.get(CACHE_VARIABLE)
-        if not cache:
-            root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            cache = str(Path(root) / "mixer-search")
-        return Path(cache) / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
+        runs = _cache_folder() / "runs"
+        return runs / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -329,6 +332,32 @@ class Storage:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StorageError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+
+def _cache_folder() -> Path:
+    """Return the folder of this node's copies, at the same place for all processes of the node.
+
+    Raises:
+        StorageError: If there is none that only this user can write.
+    """
+    if text := os.environ.get(CACHE_VARIABLE):
+        if not (folder := Path(text)).is_absolute():
+            raise StorageError(
+                f"{CACHE_VARIABLE} must be an absolute path, because the workers have working "
+                f"folders of their own; got {text!r}. Write it from / on, or unset it."
+            )
+        return folder
+    # A home that is missing, somebody else's or read-only.
+    with suppress(OSError):
+        if os.access(folder := own_cache_folder(), os.W_OK):
+            return folder
+    try:
+        return own_temporary_folder()
+    except OSError as error:
+        raise StorageError(
+            f"This user has no folder for copies of the run's files ({error}). "
+            f"Name one with {CACHE_VARIABLE}."
+        ) from error
 
 
 def _names(fs: Any, path: str) -> list[str]:
