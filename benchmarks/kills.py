@@ -5,8 +5,8 @@
 The run is ``search run`` on the digits, with Ray and all cores of this machine. A kill comes when a
 random part of the budget is charged, or up to ten seconds after that: kill -9 of the driver alone,
 as the kernel does when memory is short, or of all its processes, as when a machine stops. Each time
-the run is resumed at once. In the end everything must be there: exit status 0, a front, and a ledger
-within 1 % of the budget.
+the run is resumed at once. In the end everything must be there: exit status 0, a front, and a
+ledger within 1 % of the budget.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+# Ray's workers are nice (15) by default: on a busy machine their start takes the whole budget.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import psutil
 
 from search.plan import PHASES
 from search.record.record import Record
 
+ROOT = Path(__file__).parents[1]
 # Ray's processes of a driver that was killed take a moment to find that out.
 LIMIT_SECONDS = 1800.0
 
