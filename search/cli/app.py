@@ -235,8 +235,8 @@ def _work(
             console.say(f"Run folder: {out}")
             stopped_by = run_search(folder, console, ray_address=ray_address)
             if stopped_by != NO_DATABASE:
-                if stopped_by != FULL_DISK:
-                    write_report(folder)
+                if stopped_by != FULL_DISK and not write_report(folder, console):
+                    stopped_by = FULL_DISK
                 has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)
@@ -420,8 +420,10 @@ def retrain(
         )
         stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
         if stopped_by != FULL_DISK:
-            write_report(folder)
-            console.say(f"Report: {folder.report}")
+            if write_report(folder, console):
+                console.say(f"Report: {folder.report}")
+            else:
+                stopped_by = FULL_DISK
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)
