@@ -40,7 +40,7 @@ from search.report.payload import (
     view_payload,
 )
 from search.report.sections import AXES, enumerate_words, front_content
-from search.results import Candidate, describe_fidelity, retrained
+from search.results import Candidate, describe_fidelity, passed_over, retrained
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -231,6 +231,7 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
+        "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)
         ),
