@@ -261,7 +261,7 @@ class _Queue:
         if not found:
             return  # of a group that has ended meanwhile
         (training,) = found
-        ended = result or Ended[RetrainResult](end="lost", cause=cause)
+        ended: Ended[RetrainResult] = result or Ended(end="lost", cause=cause)
         training.pending.remove(reference)
         if ended.end == "done" and training.pending:
             return
