@@ -239,7 +239,7 @@ def test_one_diverging_architecture_does_not_spoil_the_weights(
 def test_the_order_of_the_data_does_not_depend_on_the_architectures(data: ImageData) -> None:
     first, second = trainer(data), trainer(data)
     first.strategy, second.strategy = "uniform", "sandwich"
-    images = [training._next_shards()[0].images for training in (first, second)]
+    images = [training._next_shards()[0].pixels for training in (first, second)]
     np.testing.assert_array_equal(images[0].numpy(), images[1].numpy())
     assert isinstance(data.split("train"), Split)
 
