@@ -83,11 +83,11 @@ def update_mirror(run: RunFolder) -> None:
     """Bring ``study.db`` up to date, for optuna-dashboard."""
     space, objectives = run.space(), run.settings.objectives
     fidelity = sampled_fidelity(run.record, strategy=run.settings.strategy)
-    mirror = Mirror(run.folder / "study.db", name=run.folder.resolve().name, losses=objectives)
     judged = run.record.trials(fidelity=fidelity, state="done")
-    mirror.add(
-        space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
-    )
+    results = [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
+    name = run.folder.resolve().name
+    with Mirror(run.folder / "study.db", name=name, losses=objectives) as mirror:
+        mirror.add(space, results)
 
 
 def export_front(
