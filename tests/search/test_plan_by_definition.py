@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.plan import Plan, make_plan, revise_plan
+from search.plan import Plan, StepTimes, _devices_for, make_plan, revise_plan
 
 PLANNED = {
     "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
@@ -225,7 +225,7 @@ def random_case(seed: int) -> Case:
         retrain_steps=rng.randrange(100, 10_000),
         train_images=rng.choice([50_000, 1_280_000]) if is_large else rng.choice([0, 1_000]),
         supernet_batch=64 * devices,
-        longest_epochs=rng.choice([None, 20, 90, 200, 400]),
+        longest_epochs=rng.choice([None, 20, 26, 27, 27, 90, 200, 400]),
         most_trial_devices=rng.choice([1, 2, 5, 8, 16]),
         fixed_shares={name: rng.uniform(0.02, 0.3) for name in names},
     )
@@ -369,3 +369,124 @@ def test_what_is_left_is_shared_anew(seed: int) -> None:
         assert (revised.num_promoted, revised.num_judged) == (promoted, judged)
         assert revised.planned == plan.planned
         assert not math.isnan(revised.last_call_seconds)
+
+
+def test_what_is_not_known_of_a_plan_is_nothing() -> None:
+    """Plans of older runs are without: all images, one device, the highest rung, no limits."""
+    plan = Plan(
+        budget_seconds=100.0,
+        devices=1,
+        until={"search": 100.0},
+        supernet_steps=0,
+        judge_seconds=0.0,
+        trial_epochs=9,
+        trial_steps=90,
+        rungs=(3, 9),
+        num_trust=0,
+        num_promoted=1,
+        num_judged=0,
+        step_seconds=((1_000, 0.5), (2_000, 0.5)),
+        retrain_seconds=(1.0, 2.0),
+    )
+    assert (plan.strategy, plan.shares, plan.is_large) == ("supernet", {}, False)
+    assert (plan.rung_images, plan.rung_devices, plan.trust_epochs) == ((), (), 0)
+    assert (plan.train_images, plan.supernet_batch, plan.most_supernet_steps) == (0, 0, 0)
+    assert [plan.images_of(epochs) for epochs in (3, 9)] == [1.0, 1.0]
+    assert [plan.devices_of(epochs) for epochs in (3, 9)] == [1, 1]
+    assert (plan.trust_rung, plan.supernet_epochs) == (9, 0.0)
+    assert (plan.trial_seconds(9), plan.trial_seconds(3)) == (45.0, 15.0)
+    times = StepTimes(supernet_step=1.0, trial_steps=(), judge=1.0, steps_per_epoch=1)
+    numbers = (times.measured_seconds, times.batch_size, times.supernet_batch, times.judged_images)
+    assert (*numbers, times.feed_rate) == (0, 0, 0, 0, 0)
+    assert (times.device_name, times.amp, times.versions, times.source) == ("", "", "", "")
+
+
+def test_what_is_not_said_of_a_budget_is_a_plan_by_shares_on_single_devices() -> None:
+    known: dict[str, Any] = {
+        "budget_seconds": 5_000.0,
+        "devices": 2,
+        "measured_seconds": 10.0,
+        "supernet_step": 0.5,
+        "trial_step_seconds": ((1_000, 0.1), (3_000, 0.4)),
+        "judge_seconds": 0.3,
+        "steps_per_epoch": 10,
+        "max_epochs": 20,
+        "retrain_steps": 100,
+    }
+    unsaid: dict[str, Any] = {
+        "fixed_shares": {},
+        "strategy": "supernet",
+        "train_images": 0,
+        "supernet_batch": 64,
+        "longest_epochs": 20,
+        "most_trial_devices": 1,
+    }
+    assert make_plan(**known) == make_plan(**known, **unsaid)
+    large = known | {"budget_seconds": 5e7, "devices": 16, "train_images": 10**6}
+    assert make_plan(**large).is_large
+    assert make_plan(**large) == make_plan(**unsaid | large)
+    revised = {"after": "trust", "spent": {"supernet": 500.0}}
+    plan = make_plan(**known)
+    assert revise_plan(plan, **revised) == revise_plan(  # type: ignore[arg-type]
+        plan,
+        **revised,  # type: ignore[arg-type]
+        fixed=(),
+        trial_seconds=None,
+        judge_seconds=None,
+        start_seconds=0.0,
+    )
+
+
+def test_a_training_gets_as_many_devices_as_end_it_within_the_limit() -> None:
+    assert [_devices_for(s, 100.0, 8) for s in (1, 100, 101, 200, 201, 400, 401, 9_999)] == [
+        *(1, 1, 2, 2, 4, 4, 8, 8)
+    ]
+    assert [_devices_for(9_999, 100.0, most) for most in (1, 2, 3, 4, 7, 8, 9)] == [
+        *(1, 2, 2, 4, 4, 8, 8)
+    ]
+
+
+def test_the_numbers_of_a_plan_are_the_documented_ones() -> None:
+    """As `search plan` and docs/planning.md tell them: on round numbers, worked out by hand."""
+    plan = make_plan(
+        budget_seconds=100_000.0,
+        devices=4,
+        measured_seconds=0.0,
+        supernet_step=1.0,
+        trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
+        judge_seconds=1.0,
+        steps_per_epoch=100,
+        max_epochs=9,
+        retrain_steps=5_000,
+    )
+    assert plan.until == pytest.approx(
+        {
+            "supernet": 36_000,
+            "trust": 52_000,
+            "search": 64_000,
+            "promote": 97_000,
+            "finish": 100_000,
+        }
+    )
+    # An epoch takes 10 s; nine of them on the highest rung, for a third of 33,000 s.
+    assert (plan.rungs, plan.trial_epochs, plan.trial_steps) == ((1, 3, 9), 9, 900)
+    assert plan.num_promoted == 33_000 // 90 // 3 == 122
+    assert plan.num_trust == 24
+    assert plan.num_judged == 12_000
+    assert plan.supernet_steps == 36_000
+    assert plan.retrain_seconds == pytest.approx((500.0, 500.0))
+    assert plan.last_call_seconds == 100_000 - 12
+    zero_cost = make_plan(
+        budget_seconds=10_000.0,
+        devices=4,
+        measured_seconds=0.0,
+        supernet_step=0.0,
+        trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
+        judge_seconds=0.1,
+        steps_per_epoch=100,
+        max_epochs=9,
+        retrain_steps=5_000,
+        strategy="zero-cost",
+    )
+    assert zero_cost.until == pytest.approx({"trust": 3_500, "search": 4_500, "promote": 10_000})
+    assert zero_cost.last_call_seconds == 10_000 - 2 * 4
