@@ -43,8 +43,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "the supernet judges on train",
         JUDGE,
-        'eval_batches(data.split("search"), data, EVAL_BATCH)',
-        'eval_batches(data.split("train"), data, EVAL_BATCH)',
+        'PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)',
+        'PixelBatches.of(data.split("train"), data, EVAL_BATCH, job.device)',
         "tests/search/test_image_roles.py",
     ),
     Named(
@@ -190,7 +190,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "spare shares are not given on",
         SHARES,
-        "        shares[to] += spare\n",
+        "            shares[to] += spare\n",
         "",
         "tests/search/plan/test_plan.py",
     ),
