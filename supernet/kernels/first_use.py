@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from searchspace.cache_folder import own_cache_folder
 from supernet.kernels import library
 from supernet.kernels.samples import SAMPLES, Drawer, Sample, Sizes, results_of
 
@@ -299,7 +300,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _folder() -> Path:
-    folder = library.cache_folder() / "compared"
+    folder = own_cache_folder() / "compared"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
