@@ -26,9 +26,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# Ray's workers are nice (15) by default: on a busy machine their start takes the whole budget.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
 import psutil
 
 from search.plan import PHASES
