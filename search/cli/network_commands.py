@@ -86,6 +86,10 @@ def retrain(
     token_labels: Annotated[
         Path | None, typer.Option(help="Folder of label maps, for volo_310e.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Learn from it, too: RUN:ID, a folder, PRESET:FILE or timm:NAME[:FILE]."),
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="That train one network together.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
@@ -115,6 +119,7 @@ def retrain(
             img_size=img_size,
             taps=_taps(taps),
             token_labels=token_labels,
+            teacher=teacher,
             devices=devices,
             workers=workers,
         )
@@ -122,8 +127,10 @@ def retrain(
             folder, arch, wanted, console=console, ray_address=ray_address, track=track
         )
         if stopped_by != FULL_DISK:
-            write_report(folder)
-            console.say(f"Report: {folder.report}")
+            if write_report(folder, console):
+                console.say(f"Report: {folder.report}")
+            else:
+                stopped_by = FULL_DISK
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)

@@ -16,6 +16,7 @@ from search.cli.options import (
     CLUSTER,
     JUDGING,
     LIMITS,
+    RECIPE_HELP,
     TRAINING,
     BudgetText,
     Data,
@@ -121,10 +122,7 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            help="Of the full retraining; default: micro, or digits for them.",
-        ),
+        typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
     track: Track = None,
     storage: Annotated[
@@ -221,8 +219,8 @@ def _work(
             console.say(f"Run folder: {out}")
             stopped_by = run_search(folder, console, ray_address=ray_address, track=track)
             if stopped_by != NO_DATABASE:
-                if stopped_by != FULL_DISK:
-                    write_report(folder)
+                if stopped_by != FULL_DISK and not write_report(folder, console):
+                    stopped_by = FULL_DISK
                 has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)

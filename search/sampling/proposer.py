@@ -132,7 +132,7 @@ class Mirror:
         )
         self._study.set_user_attr("losses", list(losses))
         trials = self._study.get_trials(deepcopy=False)
-        self._present = {trial.user_attrs["architecture"] for trial in trials}
+        self._present = {trial.user_attrs["architecture"]: trial.values for trial in trials}
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +146,17 @@ class Mirror:
         space: SearchSpace,
         results: Iterable[tuple[Architecture, Sequence[float]]],
     ) -> None:
-        """Add the results that the file does not hold yet."""
-        new = [result for result in results if result[0].key not in self._present]
+        """Add the results that the file does not hold yet.
+
+        Raises:
+            ValueError: If it holds others for the same architectures.
+        """
+        new = []
+        for architecture, losses in results:
+            if architecture.key not in self._present:
+                new.append((architecture, losses))
+            elif self._present[architecture.key] != list(losses):
+                raise ValueError(f"The study has other results of {architecture.key}.")
         designs = design_space(space)
         self._study.add_trials(
             [
@@ -159,4 +168,4 @@ class Mirror:
                 for architecture, losses in new
             ]
         )
-        self._present |= {architecture.key for architecture, _ in new}
+        self._present |= {architecture.key: list(losses) for architecture, losses in new}

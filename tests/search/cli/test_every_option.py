@@ -160,6 +160,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "devices": NUMBER,
         "workers": ("-1", "1.5", "nan"),
         "track": ("comet", ""),
+        "teacher": ("nobody", "timm:resnet9000", "swin_t:missing.pth", ""),
         "ray_address": ("127.0.0.1:1", "nonsense"),
     },
     "import": {
