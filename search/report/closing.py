@@ -107,11 +107,11 @@ def update_mirror(run: RunFolder) -> None:
 def _fill_mirror(run: RunFolder) -> None:
     space, objectives = run.space(), run.settings.objectives
     fidelity = sampled_fidelity(run.record, strategy=run.settings.strategy)
-    mirror = Mirror(run.folder / MIRROR, name=run.folder.resolve().name, losses=objectives)
     judged = run.record.trials(fidelity=fidelity, state="done")
-    mirror.add(
-        space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
-    )
+    results = [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
+    name = run.folder.resolve().name
+    with Mirror(run.folder / MIRROR, name=name, losses=objectives) as mirror:
+        mirror.add(space, results)
 
 
 def export_front(
