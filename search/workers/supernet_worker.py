@@ -28,7 +28,7 @@ from search.run_folder import SUPERNET
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
@@ -304,7 +304,7 @@ def train_alone(
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    costs = measure_costs(network, task.architecture, job.measured)
+    costs = job.measure_costs(network, task.architecture)
     return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
