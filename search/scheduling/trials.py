@@ -116,8 +116,22 @@ class TrialRunner:
             if trial.fidelity in rungs
         )
 
-    def next(self) -> TrialTask | None:
-        """Start the next trial: one that was interrupted before, else a new choice."""
+    def wanted(self, most: int) -> int:
+        """Tell how many devices the next trial takes, of ``most`` that there are; 0: none waits."""
+        if self._interrupted() or self.off_pace is not None:
+            return 0
+        if self._waiting:
+            return self._devices_for(self._waiting[0][1], most)
+        # Kept until it starts, so that a choice that does not fit now is not lost.
+        self._next = self._next or self._choose()
+        return 0 if self._next is None else self._devices_for(self._next.epochs, most)
+
+    def next(self, most: int | None = None) -> TrialTask | None:
+        """Start the next trial: one that was interrupted before, else a new choice.
+
+        Args:
+            most: Devices that there are; None for as many as the plan has for a trial.
+        """
         if self._interrupted() or self.off_pace is not None:
             return None
         if self._waiting:
@@ -125,8 +139,7 @@ class TrialRunner:
             if not self._fits(trial.macs, epochs):
                 return None
             self._waiting.popleft()
-            return self._start(trial, epochs)
-        # Kept until it starts, so that a choice that does not fit now is not lost.
+            return self._start(trial, epochs, most)
         self._next = self._next or self._choose()
         if self._next is None:
             return None
@@ -143,7 +156,7 @@ class TrialRunner:
                 seed=self._seed,
                 origin=self._phase,
             )
-            task = self._start(self._record.trial(trial_id), epochs)
+            task = self._start(self._record.trial(trial_id), epochs, most)
         self._next = None
         return task
 
@@ -162,10 +175,13 @@ class TrialRunner:
             running.epochs += 1
         running.heard = now
         if running.begun is not None and running.epoch_seconds is not None:
-            training = running.epoch_seconds * task.epochs
             start = running.begun - (running.begun if running.placed is None else running.placed)
             self._costs.foresee(
-                task.trial_id, running.macs, task.epochs, training=training, start=start
+                task.trial_id,
+                running.macs,
+                task.epochs,
+                training=running.epoch_seconds * task.epochs * task.devices,
+                start=start * task.devices,
             )
 
     def overdue(self, task: TrialTask) -> str | None:
@@ -287,8 +303,15 @@ class TrialRunner:
             return "failed", f"lost {lost} times; last: {cause}"
         return "lost", cause
 
-    def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected, devices = self._expected(trial.macs, epochs), self._plan.devices_of(epochs)
+    def _devices_for(self, epochs: int, most: int | None) -> int:
+        """Return how many devices train a network of a rung: after a loss there may be fewer."""
+        devices = self._plan.devices_of(epochs)
+        while most is not None and devices > max(most, 1):
+            devices //= 2
+        return devices
+
+    def _start(self, trial: Trial, epochs: int, most: int | None) -> TrialTask:
+        expected, devices = self._expected(trial.macs, epochs), self._devices_for(epochs, most)
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
             self._running[trial.id] = _Running(
@@ -334,7 +357,8 @@ class TrialRunner:
         if self._num_placed >= max(self._held, 1):
             return expected
         # What earlier trials took has a part of their workers' starts in it.
-        return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
+        start = self._start_seconds * self._plan.devices_of(epochs)
+        return max(expected, start + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
         """Predict the device-seconds that running trials will still take, by their own epochs."""
@@ -393,8 +417,8 @@ class TrialCosts:
         """Learn from a trial under way, whose epochs so far foretell its whole training.
 
         Args:
-            training: Seconds that all its epochs will take.
-            start: Seconds that its worker took to start.
+            training: Device-seconds that all its epochs will take.
+            start: Device-seconds that its workers took to start.
         """
         planned = self.planned(macs, epochs)
         self._coming[epochs][trial_id] = (start + training) / planned

@@ -679,3 +679,48 @@ def test_a_large_plan_is_given_up_when_first_epochs_are_too_slow(
     assert running.off_pace == (None if expected is None else pytest.approx(expected))
     assert running.should_stop() == (expected is not None)
     assert (running.next() is None) == (expected is not None)
+
+
+def test_a_trial_on_several_devices_is_charged_for_all_of_them(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """Two epochs of ten steps of 0.1 s are two device-seconds, on four devices half a second."""
+    plan = replace(plan_of(), rung_devices=(4,) * len(plan_of().rungs))
+    running = runner(record, tmp_path, limit=8.0 + 2.0, clock=clock, plan=plan)
+    assert running.wanted(9) == 4
+    task = running.next(9)
+    assert task is not None
+    assert task.devices == 4
+    running.started(task)
+    clock.now += 1.0
+    running.heard(task)
+    clock.now += 0.5
+    running.heard(task)
+    assert record.spent() == pytest.approx(4 * 1.5)
+    # Four for the start, and twice as long as planned for the epochs: 4 + 4, of which 6 are spent.
+    assert running._outstanding() == pytest.approx(2.0)
+    clock.now += 0.5
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert record.spent() == pytest.approx(4 * 2.0)
+    # The next will take 8 again, and there are 2 left.
+    assert running.next(9) is None
+
+
+@pytest.mark.parametrize(("most", "expected"), [(9, 4), (4, 4), (3, 2), (1, 1), (None, 4)])
+def test_after_a_loss_a_trial_takes_the_devices_that_there_are(
+    record: Record, clock: Clock, tmp_path: Path, most: int | None, expected: int
+) -> None:
+    plan = replace(plan_of(), rung_devices=(4,) * len(plan_of().rungs))
+    running = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    if most is not None:
+        assert running.wanted(most) == expected
+    task = running.next(most)
+    assert task is not None
+    assert task.devices == expected
+
+
+def test_nothing_is_wanted_where_there_is_nothing_more(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    stopped = runner(record, tmp_path, limit=1_000.0, interrupted=lambda: True)
+    assert stopped.wanted(8) == 0
