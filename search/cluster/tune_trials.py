@@ -189,7 +189,8 @@ class _Feed(Searcher):
         if held >= round_.slots:
             return None
         try:
-            if held + round_.source.wanted(most) > round_.slots:
+            wanted = round_.source.wanted(most)
+            if wanted is None or held + wanted > round_.slots:
                 return None
             task = round_.source.next(most)
         except Exception as problem:

@@ -101,8 +101,11 @@ class Judgement:
 class TrialSource(Protocol):
     """Where the executor gets trials from and brings their results to."""
 
-    def wanted(self, most: int) -> int:
-        """Tell how many devices the next trial takes, of ``most`` that there are; 0: none waits."""
+    def wanted(self, most: int) -> int | None:
+        """Tell how many devices the next trial takes, of ``most`` that there are.
+
+        0 where there is none, and None where it is not to start yet.
+        """
 
     def next(self, most: int | None = None) -> TrialTask | None:
         """Hand out the next trial, which holds its devices from now on; None ends the phase."""

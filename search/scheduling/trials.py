@@ -29,8 +29,12 @@ LEAST_LIMIT_SECONDS = 120.0
 # The latest say most: the machine may be busier than it was.
 LATEST = 100
 OUT_OF_MEMORY = "out of memory"
-# A large plan is made anew where first epochs take so many times longer than planned.
-OFF_PACE = 1.5
+# A large plan is made anew where epochs take so many times longer than planned. So many trials are
+# to tell, before all the others start, or so large a part of them: one may hang.
+OFF_PACE, PROBES, PROBED_SHARE = 1.5, 8, 0.75
+# The first epoch of a training has the compilation of kernels in it: where there are several, a
+# later one tells more.
+SEVERAL_EPOCHS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,7 @@ class _Running:
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
     epochs: int = 0  # that it has told of in this attempt
+    warm: float = 0.0  # when the first of them had ended
 
     @property
     def epoch_seconds(self) -> float | None:
@@ -78,6 +83,8 @@ class TrialRunner:
         on_end: Called with every trial that has ended, e.g. to promote by it.
         clock: Seconds; for how long trials have been running.
         start_seconds: That a worker takes to start, for as long as none is warm.
+        probes: Whether a large plan's first trials tell their pace before others start, so that
+            it can be made anew (`off_pace`).
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class TrialRunner:
         on_end: Callable[[Trial], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         start_seconds: float = 0.0,
+        probes: bool = True,
     ) -> None:
         self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
@@ -107,6 +115,9 @@ class TrialRunner:
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
+        # A large plan is watched until some trainings have told their pace.
+        self._is_watched = probes and plan.is_large and not self._costs.has_ended
+        self._ended_paces: list[float] = []
         self._num_placed = 0
         self._off_pace: float | None = None
         rungs = rung_fidelities(plan)
@@ -116,10 +127,15 @@ class TrialRunner:
             if trial.fidelity in rungs
         )
 
-    def wanted(self, most: int) -> int:
-        """Tell how many devices the next trial takes, of ``most`` that there are; 0: none waits."""
+    def wanted(self, most: int) -> int | None:
+        """Tell how many devices the next trial takes, of ``most`` that there are.
+
+        0 where there is none, and None where it waits for the pace of the first ones.
+        """
         if self._interrupted() or self.off_pace is not None:
             return 0
+        if self._is_watched and self._num_probing >= PROBES:
+            return None
         if self._waiting:
             return self._devices_for(self._waiting[0][1], most)
         # Kept until it starts, so that a choice that does not fit now is not lost.
@@ -172,7 +188,9 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
-            running.epochs += 1
+            # The end of a trial is told after that of its last epoch.
+            running.epochs = min(running.epochs + 1, running.wanted)
+            running.warm = running.warm or now
         running.heard = now
         if running.begun is not None and running.epoch_seconds is not None:
             start = running.begun - (running.begun if running.placed is None else running.placed)
@@ -231,6 +249,8 @@ class TrialRunner:
         if ends in ("done", "failed"):
             self._files.remove(checkpoint_name(task.trial_id))
         trial = self._record.trial(task.trial_id)
+        if ends == "done" and self._is_watched and running.begun is not None:
+            self._ended_paces.append(self._pace(running))
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
             if running.begun is not None and running.heard > running.begun:
@@ -264,18 +284,36 @@ class TrialRunner:
         the others were to have. Where a training has ended, it is too late for that: networks are
         compared at equal lengths.
         """
-        if self._plan.is_large and self._off_pace is None and not self._costs.has_ended:
-            known = [one for one in self._running.values() if one.epochs and one.begun is not None]
-            if known and 2 * len(known) >= len(self._running):
-                pace = statistics.median(self._pace(one) for one in known)
-                self._off_pace = pace if pace > OFF_PACE else None
+        if self._is_watched and (pace := self._probed()) is not None:
+            self._is_watched = False
+            self._off_pace = pace if pace > OFF_PACE else None
         return self._off_pace
 
+    @property
+    def _num_probing(self) -> int:
+        return len(self._running) + len(self._ended_paces)
+
+    def _probed(self) -> float | None:
+        """Return the mean pace of the first trials; None for as long as too few tell it."""
+        told = [one for one in self._running.values() if one.epochs]
+        warm = sum(one.epochs >= (2 if one.wanted >= SEVERAL_EPOCHS else 1) for one in told)
+        warm += len(self._ended_paces)
+        if not warm or warm < PROBED_SHARE * min(self._num_probing, PROBES):
+            return None
+        # The mean, as what all of them cost: a cluster may have devices of several kinds.
+        return statistics.mean([*self._ended_paces, *(self._pace(one) for one in told)])
+
     def _pace(self, running: _Running) -> float:
+        """Return how many times longer than planned an epoch takes.
+
+        The first one has the compilation of kernels in it, so it counts where there is no other.
+        """
         assert running.begun is not None
-        taken = (running.heard - running.begun) * running.devices
         planned = self._costs.planned(running.macs, running.wanted) / running.wanted
-        return taken / (planned * running.epochs)
+        if running.epochs == 1:
+            return (running.heard - running.begun) * running.devices / planned
+        taken = (running.heard - running.warm) * running.devices
+        return taken / (planned * (running.epochs - 1))
 
     def should_stop(self) -> bool:
         """Tell whether running trials must end: the user says so, the budget or plan is gone."""
