@@ -515,7 +515,10 @@ def simulate(
             for probes in (True, False):
                 rng, epochs = random.Random(seed), plan.trust_rung
                 trust = {a.key: a for a in (space.sample(rng) for _ in range(plan.num_trust))}
-                queue = iter([Choice(architecture=a, epochs=epochs) for a in trust.values()])
+                # A new plan may have rungs of the same lengths: what was begun on them goes on.
+                known = {trial.key for trial in record.trials()}
+                new = [a for key, a in trust.items() if key not in known]
+                queue = iter([Choice(architecture=a, epochs=epochs) for a in new])
                 pace = train("trust", lambda queue=queue: next(queue, None), probes=probes)
                 if pace is None:
                     return

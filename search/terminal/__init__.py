@@ -7,6 +7,7 @@ from search.terminal.listings import (
     recipes_table,
     spaces_table,
     status_table,
+    what_more_buys,
 )
 from search.terminal.progress import ProgressView, StopSignals, clock_text
 from search.terminal.tables import (
@@ -38,4 +39,5 @@ __all__ = [
     "spaces_table",
     "status_table",
     "visible",
+    "what_more_buys",
 ]

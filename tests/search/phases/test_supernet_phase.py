@@ -1,0 +1,103 @@
+"""The supernet's phase on a virtual clock: its schedule, the limits of its calls, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.faults.small_work import SMALL_WORK, Progress, SmallSupernetWorker
+from search.phases import supernet
+from search.run_folder.settings import RunSettings
+from search.scheduling import START_SECONDS
+from tests.local_run import LocalRun
+
+MEASURED = 0.02
+
+
+class Scene:
+    """A run whose supernet's steps and checkpoints take what a test says, in seconds."""
+
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, *, step: float, save: float
+    ) -> None:
+        settings = RunSettings(
+            data="digits",
+            budget="3000cpu-seconds",
+            sampler="random",
+            shares={"supernet": 0.5, "search": 0.02},
+        )
+        self.run = LocalRun(folder / "run", settings, patch)
+        clock = self.run.clock
+        self.saves: list[float] = []  # when each began
+        self.calls: list[tuple[str, float]] = []  # methods of workers, and their limits
+        scene = self
+
+        class Worker(SmallSupernetWorker):
+            def train(self, steps: int) -> Progress:
+                clock.work_for(step * steps)
+                self.step += steps
+                return Progress(step=self.step, loss=1.0)
+
+            def save(self) -> None:
+                scene.saves.append(clock.now)
+                clock.work_for(save)
+                super().save()
+
+        def call_all(workers: list[Any], method: str, *given: Any, **more: Any) -> list[Any]:
+            self.calls.append((method, more.get("limit_seconds", 0.0)))
+            return [getattr(worker, method)(*given) for worker in workers]
+
+        self.run.work = replace(SMALL_WORK, supernet_worker=Worker)
+        patch.setattr(supernet, "call_all", call_all)
+        patch.setattr(supernet, "time", SimpleNamespace(monotonic=clock))
+        assert self.run.enter() == "done"
+
+    def spent(self) -> float:
+        """Return the seconds of the phase."""
+        with self.run.record() as record:
+            return record.spent(["supernet"])
+
+    @property
+    def steps(self) -> int:
+        """The length that the schedule had in the end."""
+        return int((self.run.folder / "supernet" / "step.txt").read_text())
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 4.0])
+def test_a_schedule_takes_its_share_however_far_off_the_measured_steps_were(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, step=factor * MEASURED, save=0.0)
+    share = 0.5 * 3000
+    assert scene.spent() == pytest.approx(share, rel=0.05)
+    # It grows where steps are quicker, up to what all images a few hundred times are.
+    assert scene.steps == pytest.approx(min(share / (factor * MEASURED), 300_000), rel=0.05)
+
+
+def test_only_the_first_call_has_the_time_of_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that make batches start in it, and kernels are compiled."""
+    scene = Scene(tmp_path, monkeypatch, step=MEASURED, save=0.0)
+    first, *others = [limit for method, limit in scene.calls if method == "train"]
+    assert first >= START_SECONDS
+    assert len(others) > 100
+    # A call is of about two seconds, and a hang is known after a minute.
+    assert all(60 <= limit < 120 for limit in others)
+
+
+@pytest.mark.parametrize("save", [0.01, 0.5, 2.0, 5.0])
+def test_checkpoints_cost_a_hundredth_of_the_time(
+    save: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, step=MEASURED, save=save)
+    # The first tells what one costs, and the last is the end's.
+    between = len(scene.saves) - 2
+    assert between * save <= 0.01 * scene.spent()
+    # And no more is lost with a worker than that needs.
+    longest = max(b - a for a, b in zip(scene.saves, scene.saves[1:], strict=False))
+    assert longest <= max(30.0, 100 * save) + save + 4.0
