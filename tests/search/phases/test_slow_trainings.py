@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from search.phases import alone, session
 from search.plan import PHASES, Plan
 from search.run_folder.settings import RunSettings
-from search.scheduling import checkpoint_name
+from search.scheduling import TrialRunner, checkpoint_name
 from tests import local_run
 from tests.local_run import LocalRun
 
@@ -23,7 +24,7 @@ def test_trainings_that_are_given_up_wait_for_nothing(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RunSettings(
-        data="digits", budget="600cpu-seconds", sampler="random", strategy=strategy
+        data="digits", budget="120cpu-seconds", sampler="random", strategy=strategy
     )
     run = LocalRun(tmp_path / "run", settings, monkeypatch)
     plan_from_times, plans = session.plan_from_times, list[Plan]()
@@ -52,6 +53,7 @@ def test_trainings_that_are_given_up_wait_for_nothing(
 
     monkeypatch.setattr(session, "plan_from_times", plan_of)
     monkeypatch.setattr(alone, "run_trials", run_trials)
+    monkeypatch.setattr(alone, "TrialRunner", partial(TrialRunner, clock=run.clock))
 
     assert run.enter() == "done"
 

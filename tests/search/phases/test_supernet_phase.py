@@ -13,6 +13,7 @@ from benchmarks.faults.small_work import SMALL_WORK, Progress, SmallSupernetWork
 from search.phases import supernet
 from search.run_folder.settings import RunSettings
 from search.scheduling import START_SECONDS
+from tests import local_run
 from tests.local_run import LocalRun
 
 MEASURED = 0.02
@@ -22,13 +23,19 @@ class Scene:
     """A run whose supernet's steps and checkpoints take what a test says, in seconds."""
 
     def __init__(
-        self, folder: Path, patch: pytest.MonkeyPatch, *, step: float, save: float
+        self,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        *,
+        step: float,
+        save: float = 0.0,
+        budget: int = 700,
     ) -> None:
         settings = RunSettings(
             data="digits",
-            budget="3000cpu-seconds",
+            budget=f"{budget}cpu-seconds",
             sampler="random",
-            shares={"supernet": 0.5, "search": 0.02},
+            shares={"supernet": 0.5},
         )
         self.run = LocalRun(folder / "run", settings, patch)
         clock = self.run.clock
@@ -54,6 +61,8 @@ class Scene:
         self.run.work = replace(SMALL_WORK, supernet_worker=Worker)
         patch.setattr(supernet, "call_all", call_all)
         patch.setattr(supernet, "time", SimpleNamespace(monotonic=clock))
+        # This phase alone.
+        patch.setattr(local_run, "search_with", supernet.measure_and_train_supernet)
         assert self.run.enter() == "done"
 
     def spent(self) -> float:
@@ -71,18 +80,25 @@ class Scene:
 def test_a_schedule_takes_its_share_however_far_off_the_measured_steps_were(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = Scene(tmp_path, monkeypatch, step=factor * MEASURED, save=0.0)
-    share = 0.5 * 3000
-    assert scene.spent() == pytest.approx(share, rel=0.05)
-    # It grows where steps are quicker, up to what all images a few hundred times are.
-    assert scene.steps == pytest.approx(min(share / (factor * MEASURED), 300_000), rel=0.05)
+    scene = Scene(tmp_path, monkeypatch, step=factor * MEASURED, budget=150)
+    share = 0.5 * 150
+    assert scene.spent() == pytest.approx(share, rel=0.1)
+    assert scene.steps == pytest.approx(share / (factor * MEASURED), rel=0.1)
+
+
+def test_a_schedule_grows_no_longer_than_its_images_have_use_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small sets need steps, 20,000 of them, and not epochs."""
+    scene = Scene(tmp_path, monkeypatch, step=0.25 * MEASURED)
+    assert scene.steps == 20_000
 
 
 def test_only_the_first_call_has_the_time_of_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes that make batches start in it, and kernels are compiled."""
-    scene = Scene(tmp_path, monkeypatch, step=MEASURED, save=0.0)
+    scene = Scene(tmp_path, monkeypatch, step=MEASURED)
     first, *others = [limit for method, limit in scene.calls if method == "train"]
     assert first >= START_SECONDS
     assert len(others) > 100
