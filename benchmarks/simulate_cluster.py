@@ -1,7 +1,7 @@
 """Drive the engine with a virtual clock: hundreds of devices, thousands of gpu-days, failing nodes.
 
 ``python benchmarks/simulate_cluster.py [--devices 512] [--gpu-days 50] [--failures 6.5]
-[--slower 3.5] [--mixed]``
+[--slower 3.5] [--mixed] [--quick]``
 
 The record, the plan and its revision, `Judging`, `TrialRunner`, `TrialCosts` and `Promotions` are
 the engine's own; Ray and the devices are simulated, event by event. Nodes of 8 devices fail at
@@ -63,6 +63,8 @@ SUPERNET_RATE = 1500.0
 # 25,623 images at 6,000 a second, and the network's own statistics.
 JUDGE_SECONDS = 6.0
 LOOK_SECONDS = 60.0
+# With --quick, so many are judged.
+QUICK_JUDGED = 3_000
 
 
 @dataclass(slots=True)
@@ -222,6 +224,29 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
             heapq.heappush(free, (sim.now + seconds, device))
     for attempt in attempts.values():
         record.finish_attempt(attempt, outcome="done")
+
+
+def hold_judges(
+    sim: Simulation, judging: Judging, record: Record, phase: str, until: float
+) -> None:
+    """Hold all devices until the share is used, and have some results at the beginning (--quick)."""
+    with record.together():
+        asked = judging.ask(QUICK_JUDGED) if phase == "search" else []
+        while asked:
+            values = [values_of(sim.rng, a, 5.0) | {"seconds": JUDGE_SECONDS} for a in asked]
+            judging.tell(
+                [
+                    Judgement(architecture=a, outcome="done", values=v)
+                    for a, v in zip(asked, values, strict=True)
+                ]
+            )
+            more = len(record.trials(fidelity=SUPERNET)) < QUICK_JUDGED
+            asked = judging.ask(QUICK_JUDGED) if more else []
+    attempt = record.start_attempt(phase, devices=sim.devices)
+    seconds = max(until - record.spent(PHASES), 0.0) / sim.devices
+    sim.useful += max(seconds - START_SECONDS, 0.0) * sim.devices
+    sim.advance(sim.now + seconds, sim.devices)
+    record.finish_attempt(attempt, outcome="done")
 
 
 def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan) -> None:
@@ -445,6 +470,7 @@ def simulate(
     quiet: bool = False,
     slower: float = SLOWER,
     mixed: bool = False,
+    quick: bool = False,
 ) -> tuple[float, float, float, float]:
     """Run one budget to its end and print what came out.
 
@@ -487,7 +513,10 @@ def simulate(
                 count_judges=lambda: devices,
                 interrupted=lambda: False,
             )
-            run_judges(sim, judging, record, phase)
+            if quick:
+                hold_judges(sim, judging, record, phase, plan.until[phase])
+            else:
+                run_judges(sim, judging, record, phase)
 
         def train(
             phase: str, choose: object, on_end: object = None, *, probes: bool = False
@@ -603,6 +632,7 @@ def main() -> None:
     parser.add_argument("--failures", type=float, default=6.5, help="Per 1,000 node-days.")
     parser.add_argument("--slower", type=float, default=SLOWER, help="Than was measured.")
     parser.add_argument("--mixed", action="store_true", help="Half of the nodes are older ones.")
+    parser.add_argument("--quick", action="store_true", help="Without judging one by one.")
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -615,6 +645,7 @@ def main() -> None:
             sampler=options.sampler,
             slower=options.slower,
             mixed=options.mixed,
+            quick=options.quick,
         )
 
 

@@ -91,7 +91,8 @@ def test_a_schedule_grows_no_longer_than_its_images_have_use_for(
 ) -> None:
     """Small sets need steps, 20,000 of them, and not epochs."""
     scene = Scene(tmp_path, monkeypatch, step=0.25 * MEASURED)
-    assert scene.steps == 20_000
+    # Of the last call of two seconds the small work takes all steps.
+    assert 20_000 <= scene.steps <= 20_000 + 2 / (0.25 * MEASURED)
 
 
 def test_only_the_first_call_has_the_time_of_a_start(
