@@ -229,7 +229,7 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
 def hold_judges(
     sim: Simulation, judging: Judging, record: Record, phase: str, until: float
 ) -> None:
-    """Hold all devices until the share is used, and have some results at the beginning (--quick)."""
+    """Hold all devices until the share is used; have some results at its beginning (--quick)."""
     with record.together():
         asked = judging.ask(QUICK_JUDGED) if phase == "search" else []
         while asked:

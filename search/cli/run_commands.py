@@ -16,6 +16,7 @@ from search.cli.options import (
     CLUSTER,
     JUDGING,
     LIMITS,
+    RECIPE_HELP,
     TRAINING,
     BudgetText,
     Data,
@@ -27,6 +28,7 @@ from search.cli.options import (
     Share,
     Space,
     Strategy,
+    Track,
     make_console,
 )
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from search.run_folder import RunFolder, RunSettings
 
 # What may be given with --resume; all else is decided when a run begins.
-RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address"}
+RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address", "track"}
 
 
 def run(
@@ -120,11 +122,9 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            help="Of the full retraining; default: micro, or digits for them.",
-        ),
+        typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
+    track: Track = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -147,7 +147,9 @@ def run(
     """Search within a budget and end with a Pareto front."""
     from search.results import parse_objectives
     from search.run_folder import RunSettings, create_run, resume_run
+    from search.tracking import check_tracker
 
+    check_tracker(track)
     begun = None
     if resume:
         _refuse_given(context)
@@ -187,13 +189,14 @@ def run(
         check_output_folder(out)
         opened = create_run(out, settings, database=record)
         make_console().say(f"Reading {data} ...")
-    _work(opened, out, ray_address, begun=begun)
+    _work(opened, out, ray_address, track, begun=begun)
 
 
 def _work(
     opened: AbstractContextManager[RunFolder],
     out: Path,
     ray_address: str | None,
+    track: str | None,
     *,
     begun: RunSettings | None,
 ) -> None:
@@ -214,10 +217,10 @@ def _work(
             if begun is not None:
                 keep_options(folder.folder, begun)
             console.say(f"Run folder: {out}")
-            stopped_by = run_search(folder, console, ray_address=ray_address)
+            stopped_by = run_search(folder, console, ray_address=ray_address, track=track)
             if stopped_by != NO_DATABASE:
-                if stopped_by != FULL_DISK:
-                    write_report(folder)
+                if stopped_by != FULL_DISK and not write_report(folder, console):
+                    stopped_by = FULL_DISK
                 has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)

@@ -6,6 +6,7 @@ or writes the keys.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -47,6 +48,15 @@ class RunState:
     @phase.setter
     def phase(self, phase: str) -> None:
         self._record.set_meta("phase", phase)
+
+    @property
+    def tracking_id(self) -> str:
+        """How trackers know the run, over all its resumes; made when it is first asked for."""
+        known = self._read(TypeAdapter(str), "tracking_id")
+        if known is None:
+            known = uuid.uuid4().hex
+            self._record.set_meta("tracking_id", known)
+        return known
 
     @property
     def is_done(self) -> bool:
@@ -156,6 +166,15 @@ class RunState:
     @proxy_scores.setter
     def proxy_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
         self._record.set_meta("proxies", {key: dict(found) for key, found in scores.items()})
+
+    @property
+    def storage_sessions(self) -> tuple[str, ...]:
+        """Which sessions of the storage this run may follow: its last one, or one being begun."""
+        return self._read(TypeAdapter(tuple[str, ...]), "storage_sessions") or ("",)
+
+    @storage_sessions.setter
+    def storage_sessions(self, sessions: tuple[str, ...]) -> None:
+        self._record.set_meta("storage_sessions", sessions)
 
     @property
     def extraction_errors(self) -> dict[int, float]:

@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class SupernetWorker:
         self.trainer: SupernetTrainer | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
 
     def address(self, host: str) -> str:
         """Open the place where a group meets, in this process, its first worker's.
@@ -149,11 +152,28 @@ class SupernetWorker:
         return self.trainer.run(steps)
 
     @ending_spoilt()
-    def save(self) -> None:
-        """Write the checkpoint, for all nodes to read."""
+    def save(self, goes_on: bool = False) -> None:
+        """Write the checkpoint, for all nodes to read.
+
+        Args:
+            goes_on: Return when its content is copied; it is written while steps are taken. What
+                goes wrong meanwhile is raised by the next call.
+        """
         assert self.trainer is not None
+        self._wait_until_saved()
+        if goes_on:
+            self._saving = self._writer.submit(self._write, self.trainer.snapshot().write)
+        else:
+            self._write(self.trainer.save)
+
+    def _wait_until_saved(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _write(self, write: Callable[[Path], None]) -> None:
         assert self.folder is not None
-        self.trainer.save(self.folder)
+        write(self.folder)
         self.job.files.publish(SUPERNET, self.folder)
 
     def _new_trainer(self, total_steps: int, recipe: Recipe) -> SupernetTrainer:
