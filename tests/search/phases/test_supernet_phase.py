@@ -49,10 +49,10 @@ class Scene:
                 self.step += steps
                 return Progress(step=self.step, loss=1.0)
 
-            def save(self) -> None:
+            def save(self, goes_on: bool = False) -> None:
                 scene.saves.append(clock.now)
                 clock.work_for(save)
-                super().save()
+                super().save(goes_on)
 
         def call_all(workers: list[Any], method: str, *given: Any, **more: Any) -> list[Any]:
             self.calls.append((method, more.get("limit_seconds", 0.0)))
