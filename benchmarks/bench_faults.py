@@ -141,7 +141,7 @@ def node_of_a_group(scene: Scene) -> dict[str, float]:
 
 def node_in_retraining(scene: Scene) -> dict[str, float]:
     """kill -9 of one of the two nodes that retrain a network together; another one comes."""
-    scene.start("--budget", "60gpu-seconds", "--share", "supernet=.25")
+    scene.start(*START)
     assert scene.wait() == 0
     scene.rest()
     before = scene.stopwatch.device_seconds
