@@ -181,7 +181,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
         yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         device = run.state.times.device_name if run.state.times else ""
-        yield f"Latency: one image, float32, on {device or 'an unknown device'}."
+        if "latency_ms" in run.settings.objectives:
+            yield run.settings.describe_latency(device or "an unknown device")
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

@@ -27,7 +27,7 @@ from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
@@ -295,7 +295,7 @@ def train_alone(
         job.files.forget(name)
     if not is_first:
         return {}
-    costs = measure_costs(network, task.architecture, job.measured)
+    costs = job.measure_costs(network, task.architecture)
     return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
