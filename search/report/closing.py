@@ -23,7 +23,7 @@ from search.results import (
 )
 from search.run_folder import RunFolder, is_disk_full
 from search.sampling import Mirror
-from search.terminal import front_table, shell_command
+from search.terminal import front_table, shell_command, what_more_buys
 from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
 
 EXTRACTION_TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def export_front(
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
-    trials = trials_of(run)
+    trials, more = trials_of(run), what_more_buys(run.state)
     by_phase = run.record.spent_by_phase()
     return report.ReportData(
         name=run.folder.resolve().name,
@@ -153,7 +153,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         charges=run.record.charges(PHASES),
         backbones=find_backbones(trials, run.folder),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
-        notes=tuple(_notes(run)),
+        notes=(*_notes(run), *([] if more is None else [f"{more}."])),
     )
 
 
