@@ -85,17 +85,20 @@ def train_together(
         place: A file where they meet; None lets the first of them open a place at its machine.
         on_epoch: Called with what the first of them has told.
     """
-    here = PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group())
-    options = {
+    bundles = ray.util.get_current_placement_group()
+    assert bundles is not None  # Tune has made it.
+    here = PlacementGroupSchedulingStrategy(bundles)
+    options: dict[str, Any] = {
         **work.needs,
         "max_restarts": 0,
         "max_concurrency": 2,  # it trains, and tells how far it is
         "scheduling_strategy": here,
     }
-    members = [ray.remote(_Member).options(**options).remote() for _ in range(task.devices)]
+    member_class: Any = ray.remote(_Member)
+    members: list[Any] = [member_class.options(**options).remote() for _ in range(task.devices)]
     try:
         if place is None:
-            place = ray.get(members[0].meet.remote(work.meet))
+            place = str(ray.get(members[0].meet.remote(work.meet)))
         groups = [(place, task.devices, rank) for rank in range(task.devices)]
         pending = [
             member.train.remote(replace(task, group=group), job, work)
@@ -116,7 +119,9 @@ def _wait_for(pending: list[Any], first: Any, on_epoch: Callable[[int], None]) -
         done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_SECONDS)
         reports = [_result(reference) for reference in done]
         if any(report["outcome"] != "done" for report in reports):
-            others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=NEWS_SECONDS)
+            others: list[Any] = []
+            if waiting:
+                others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=NEWS_SECONDS)
             return _most_telling(reports + [_result(reference) for reference in others])
         for epoch in ray.get(first.told.remote(told)):
             told += 1

@@ -61,18 +61,22 @@ def fill(record: Record, *, fidelity: str, origin: str, results: dict[int, float
         record.finish_attempt(attempt, outcome=outcome, values=values or None)
 
 
-def test_the_report_says_what_more_budget_would_buy(tmp_path: Path) -> None:
+def test_the_report_says_what_more_budget_would_buy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The networks are of no space, and Optuna's copy would refuse them.
+    monkeypatch.setattr("search.report.closing.update_mirror", lambda run: None)
     (tmp_path / "tiny.yaml").write_text(SPACE)
     settings = RunSettings(space=str(tmp_path / "tiny.yaml"), data="digits", budget="60cpu-seconds")
     plan, more = plan_of(50), plan_of(60)
     with create_run(tmp_path / "run", settings) as opened:
         judged = {number: 30.0 + 5 * number for number in range(1, 10)}
         fill(opened.record, fidelity="supernet", origin="search", results=dict(judged))
-        write_report(opened)
+        write_report(opened, Console(file=StringIO()))
         assert "more would buy" not in opened.report.read_text(encoding="utf-8")
 
         opened.state.more_plan = MorePlan(budget="10 gpu-days", plan=plan, more=more)
-        write_report(opened)
+        write_report(opened, Console(file=StringIO()))
         page = opened.report.read_text(encoding="utf-8")
 
     assert "10 gpu-days more would buy" in page
