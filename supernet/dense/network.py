@@ -23,6 +23,7 @@ from supernet.dense.cascade import Detections, Objects, RegionHeads, RegionOptio
 from supernet.dense.proposals import ImageSize, ProposalHead, ProposalOptions
 from supernet.dense.pyramid import FeaturePyramid
 from supernet.dense.upernet import AuxiliaryHead, UPerHead, resize
+from supernet.mixers import WeightSharing
 
 IGNORED_LABEL = 255
 
@@ -86,14 +87,21 @@ class Detector(nn.Module):
         space: The networks that its backbone can be.
         options: Of the heads.
         drop_path_rate: Stochastic depth of the backbone's last block.
+        sharing: What the choices of a block of the backbone share.
     """
 
     def __init__(
-        self, space: SearchSpace, options: DetectorOptions, drop_path_rate: float = 0.0
+        self,
+        space: SearchSpace,
+        options: DetectorOptions,
+        drop_path_rate: float = 0.0,
+        sharing: WeightSharing | None = None,
     ) -> None:
         super().__init__()
         self.options = options
-        self.backbone = Backbone(space, rules=options.rules, drop_path_rate=drop_path_rate)
+        self.backbone = Backbone(
+            space, rules=options.rules, drop_path_rate=drop_path_rate, sharing=sharing
+        )
         channels = options.head.channels
         self.pyramid = FeaturePyramid(self.backbone.dims, channels)
         self.proposals = ProposalHead(channels, options.proposals)
@@ -138,11 +146,17 @@ class Segmenter(nn.Module):
     """A class at every pixel (see `Detector` for the arguments)."""
 
     def __init__(
-        self, space: SearchSpace, options: SegmenterOptions, drop_path_rate: float = 0.0
+        self,
+        space: SearchSpace,
+        options: SegmenterOptions,
+        drop_path_rate: float = 0.0,
+        sharing: WeightSharing | None = None,
     ) -> None:
         super().__init__()
         self.options = options
-        self.backbone = Backbone(space, rules=options.rules, drop_path_rate=drop_path_rate)
+        self.backbone = Backbone(
+            space, rules=options.rules, drop_path_rate=drop_path_rate, sharing=sharing
+        )
         self.head = self._new_head(self.backbone.dims)
         self.auxiliary = self._new_auxiliary(self.backbone.dims)
         self._narrow: dict[tuple[int, ...], Any] = {}
@@ -199,12 +213,15 @@ DenseNetwork = Detector | Segmenter
 
 
 def build_dense(
-    space: SearchSpace, options: DenseOptions, drop_path_rate: float = 0.0
+    space: SearchSpace,
+    options: DenseOptions,
+    drop_path_rate: float = 0.0,
+    sharing: WeightSharing | None = None,
 ) -> DenseNetwork:
     """Build a detector or segmenter with fresh weights; a space of one point has one network."""
     if isinstance(options, DetectorOptions):
-        return Detector(space, options, drop_path_rate)
-    return Segmenter(space, options, drop_path_rate)
+        return Detector(space, options, drop_path_rate, sharing)
+    return Segmenter(space, options, drop_path_rate, sharing)
 
 
 def extract_dense(network: DenseNetwork, architecture: Architecture) -> DenseNetwork:

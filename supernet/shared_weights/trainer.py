@@ -340,7 +340,11 @@ def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | N
 
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
     """Build the recipe's AdamW for shared weights: its groups, learning rate, decay and betas."""
-    wanted = build_optimizer(supernet, recipe)
+    return shared_optimizer(build_optimizer(supernet, recipe))
+
+
+def shared_optimizer(wanted: torch.optim.Optimizer) -> SharedAdamW:
+    """Turn an AdamW into one for shared weights."""
     names = ("params", "lr", "betas", "eps", "weight_decay")
     groups = [{name: group[name] for name in names} for group in wanted.param_groups]
     return SharedAdamW(groups, fused=True)

@@ -7,15 +7,14 @@ concatenation, a learned transform) gives its elements without code of its own.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from supernet.network import Supernet
 
 Usage: TypeAlias = dict[Tensor, Tensor | None]
 
@@ -24,11 +23,21 @@ class UsedWeights:
     """Says which weights of a supernet architectures use; remembers what it found for each block.
 
     Args:
-        supernet: Stays the same object; its weights may change and move.
+        supernet: Stays the same object; its weights may change and move. A `network.Supernet`, or
+            a network with one in it whose ``select`` gives the state of all of it.
+        prefix: Of the names of that one's weights.
+        rest_key: What decides which weights around the blocks are used, beside the settings of
+            network and stages.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
-        self._supernet = supernet
+    def __init__(
+        self,
+        supernet: Any,
+        *,
+        prefix: str = "",
+        rest_key: Callable[[Architecture], Hashable] = lambda _: (),
+    ) -> None:
+        self._supernet, self._prefix, self._rest_key = supernet, prefix, rest_key
         self._parts: dict[Hashable, Usage] = {}
         self._masks: dict[Tensor, list[Tensor]] = {}  # the different ones of each parameter
 
@@ -46,7 +55,7 @@ class UsedWeights:
         """
         found: Usage = {}
         for architecture in dict.fromkeys(architectures):
-            keys = dict(_part_keys(architecture))
+            keys = dict(self._part_keys(architecture))
             if any(key not in self._parts for key in keys.values()):
                 self._look_up(architecture, keys)
             for key in keys.values():
@@ -63,6 +72,10 @@ class UsedWeights:
         for key, selected in values.items():
             if key not in self._parts:
                 self._parts[key] = self._trace(parameters, selected)
+
+    def _part_keys(self, architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
+        for name, key in _part_keys(architecture):
+            yield (f"{self._prefix}{name}", key) if name else ("", (key, self._rest_key(architecture)))
 
     def _trace(self, parameters: list[Tensor], selected: list[Tensor]) -> Usage:
         """Find the elements that the selected values are or depend on."""
