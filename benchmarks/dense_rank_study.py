@@ -243,7 +243,8 @@ def print_table(folder: Path, networks: Sequence[Architecture]) -> None:
         own = values[network.key]
         cells = [f"{own[n]:,.0f}" if n in ("params", "macs") else _percent(own, n) for n in columns]
         print(f"| {describe(network)} | {' | '.join(cells)} |")
-    print("\n| estimate | against | Kendall's tau | 95 % interval | networks |\n|---|---|---:|---|---:|")
+    print("\n| estimate | against | Kendall's tau | 95 % interval | networks |")
+    print("|---|---|---:|---|---:|")
     for task in TASKS:
         for name in (f"{task.name}-supernet", "top1", "params", "macs"):
             _print_tau(name, f"{task.name}-alone", list(values.values()))

@@ -36,6 +36,7 @@ from search.cli.options import (
     Share,
     Space,
     Strategy,
+    Task,
     check_device,
     make_console,
 )
@@ -76,11 +77,17 @@ def run(
         ),
     ] = None,
     objectives: Annotated[
-        str, typer.Option(help="top1 and some of macs, params, latency, memory, with commas.")
-    ] = "top1,macs",
+        str | None,
+        typer.Option(help="top1 (of --task: miou, ap_box, ap_mask) and some of macs, params, ..."),
+    ] = None,
     max_macs: Limit = None,
     max_params: Limit = None,
     seed: Seed = 0,
+    task: Task = "classification",
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Run whose supernet's weights backbones begin with, for --task."),
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -181,13 +188,15 @@ def run(
             space=space or "",
             data=data,
             budget=budget,
+            task=task,
+            start=str(start.resolve()) if start else "",
             sampler=sampler,
             strategy=strategy,
             supernet_strategy=supernet_strategy,
             projections=projections,
             kernels=kernels,
             retrain_recipe=recipe or "",
-            objectives=parse_objectives(objectives),
+            objectives=parse_objectives(objectives) if objectives else (),
             shares=_shares(share),
             limits=_limits(
                 macs=max_macs, params=max_params, latency_ms=max_latency, memory_mib=max_memory
@@ -255,6 +264,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    task: Task = "classification",
     strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[
@@ -286,6 +296,7 @@ def plan(
         space=space or "",
         data=data,
         budget=budget,
+        task=task,
         strategy=strategy,
         shares=_shares(share),
         img_size=img_size,

@@ -102,6 +102,7 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
     values: dict[str, object] = {
         "budget": settings.budget,
         "data": settings.data,
+        "task": settings.task,
         "space": settings.space,
         "objectives": ",".join(settings.objectives),
         "strategy": settings.strategy,
@@ -114,6 +115,8 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         "seed": settings.seed,
     }
     values |= {_LIMITS[name]: most for name, most in settings.limits.items()}
+    if settings.start:
+        values["start"] = settings.start
     if settings.img_size is not None:
         values["img_size"] = settings.img_size
     about = "# What this run was begun with. Again: search run --config THIS --out OTHER\n"

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.record import Trial
+from search.record import QUALITIES, Trial
 from search.results import (
     Candidate,
     add_probabilities,
@@ -32,7 +32,7 @@ from search.terminal import front_table, shell_command
 # How each column is sorted: its value, and whether the largest comes first.
 COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "id": (lambda c: c.id, False),
-    "top1": (lambda c: c.top1, True),
+    **dict.fromkeys(QUALITIES, (lambda c: c.top1, True)),
     "macs": (lambda c: c.macs, False),
     "params": (lambda c: c.params, False),
     "latency_ms": (lambda c: c.latency_ms, False),

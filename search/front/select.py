@@ -123,7 +123,7 @@ def choice_json(choice: Selected) -> dict[str, Any]:
         "id": one.id,
         "reason": choice.reason,
         "retrain_seconds": choice.retrain_seconds,
-        "top1": one.top1,
+        one.measure: one.top1,
         "macs": one.macs,
         "params": one.params,
         "on_front": one.on_front,

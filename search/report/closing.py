@@ -53,10 +53,19 @@ def print_closing(run: RunFolder, console: Console) -> bool:
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
         f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
-        f"  {shell_command('search', 'retrain', run.folder, '--arch', best.id)}",
+        f"  {_training_command(run, best.id)}",
         soft_wrap=True,
     )
     return True
+
+
+def _training_command(run: RunFolder, number: int) -> str:
+    """Say how a network is trained for good."""
+    settings = run.settings
+    if settings.classifies:
+        return shell_command("search", "retrain", run.folder, "--arch", number)
+    options = ("--task", settings.task, "--data", settings.data, "--recipe", settings.trial_recipe)
+    return shell_command("search", "transfer", run.folder, "--arch", number, *options)
 
 
 def _spending(run: RunFolder) -> str:
@@ -155,7 +164,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
         which = f"each of the {len(errors)} networks of the front gives"
         if len(errors) < len(members):
             which = f"{len(errors)} of the {len(members)} networks of the front give"
-        yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
+        what = "logits" if run.settings.classifies else "predictions"
+        yield f"Extracted, {which} {what} {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         device = run.state.times.device_name if run.state.times else ""
         yield f"Latency: one image, float32, on {device or 'an unknown device'}."

@@ -39,8 +39,14 @@ from search.report.payload import (
     trust_payload,
     view_payload,
 )
-from search.report.sections import AXES, enumerate_words, front_content
-from search.results import Candidate, describe_fidelity, retrained
+from search.report.sections import (
+    AXES,
+    QUALITY_AXES,
+    axis_name,
+    enumerate_words,
+    front_content,
+)
+from search.results import QUALITY_WORDS, Candidate, describe_fidelity, retrained
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -153,7 +159,8 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
         capsize=2,
     )
     axes.set_xlabel("MACs")
-    axes.set_ylabel("top-1 accuracy (%)")
+    measure = candidates[0].measure if candidates else "top1"
+    axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -184,6 +191,8 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
     ]
     return {
         "run": shlex.quote(report.run),
+        "measure": QUALITY_WORDS[top[0].measure],
+        "accuracy": QUALITY_AXES[top[0].measure],
         "unit": unit,
         "networks": networks_payload(everything),
         "views": [view_payload(fidelity, found, rows) for fidelity, found in judged.items()],
@@ -238,7 +247,9 @@ def _content(
         "backbones": backbones_content(report.backbones, [*top, *retrained(report.trials)]),
         "spending": {
             "has_curve": bool(payload["hypervolume"]),
-            "costs": enumerate_words([AXES[n] for n in report.objectives if n != "top1"]),
+            "costs": enumerate_words(
+                [AXES[n] for n in report.objectives if n not in QUALITY_AXES]
+            ),
         },
         "trust": trust_content(report.trust),
         "published": published_content(payload["published"]),
@@ -256,7 +267,7 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
         "Searched": report.space,
         "Images": report.data,
         "Strategy": report.strategy,
-        "Objectives": ", ".join(AXES[name] for name in report.objectives),
+        "Objectives": ", ".join(axis_name(name) for name in report.objectives),
         "Budget": format_seconds(asked, device),
         "Spent": f"{format_seconds(report.spent_seconds, device)} "
         f"({report.spent_seconds / asked:.1%})",

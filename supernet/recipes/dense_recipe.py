@@ -343,6 +343,13 @@ def with_length(
     return DenseRecipe.model_validate(values)
 
 
+def dense_in_shards(recipe: DenseRecipe, parts: int) -> DenseRecipe:
+    """Split every shard of a batch into so many parts, where its images allow it."""
+    size = recipe.shard_size
+    size = size // parts if size % parts == 0 else 1 if parts > 1 else size
+    return recipe.model_copy(update={"shard_size": size})
+
+
 def _of_size(recipe: DenseRecipe, size: str) -> DenseRecipe:
     own = {"name": f"{recipe.name}-{size}", "sizes": {}}
     return DenseRecipe.model_validate({**recipe.model_dump(), **recipe.sizes[size], **own})

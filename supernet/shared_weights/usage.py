@@ -75,7 +75,10 @@ class UsedWeights:
 
     def _part_keys(self, architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
         for name, key in _part_keys(architecture):
-            yield (f"{self._prefix}{name}", key) if name else ("", (key, self._rest_key(architecture)))
+            if name:
+                yield f"{self._prefix}{name}", key
+            else:
+                yield "", (key, self._rest_key(architecture))
 
     def _trace(self, parameters: list[Tensor], selected: list[Tensor]) -> Usage:
         """Find the elements that the selected values are or depend on."""

@@ -84,7 +84,9 @@ def test_a_step_changes_what_its_network_uses_and_nothing_else(tmp_path: Path, t
             names = [name for name, _ in one.supernet.named_parameters()]
             used |= {name for name, found in zip(names, sources, strict=True) if found is not None}
     after = one.supernet.state_dict()
-    changed = {name for name, _ in one.supernet.named_parameters() if not after[name].equal(before[name])}
+    changed = {
+        name for name, _ in one.supernet.named_parameters() if not after[name].equal(before[name])
+    }
     assert changed
     assert changed <= used
     backbone = {name for name in used if name.startswith("backbone.network.stages")}
@@ -118,7 +120,9 @@ def test_judging_extracts_recalibrates_and_leaves_the_supernet_alone(
     one, chosen = trainer(tmp_path, task), recipe(TASKS[task])
     one.run(3)
     one.save(tmp_path / "supernet")
-    loaded = load_dense_supernet(tmp_path / "supernet", space(), chosen, 3 if task == "semantic" else 2)
+    loaded = load_dense_supernet(
+        tmp_path / "supernet", space(), chosen, 3 if task == "semantic" else 2
+    )
     images = split(tmp_path, task)
     batches = calibration_batches(images, chosen)
     architecture = space().sample(random.Random(7))
@@ -160,17 +164,23 @@ def test_norms_behind_stages_are_trained_where_they_are_used(tmp_path: Path) -> 
         {names[p] for p in used if names[p].startswith("backbone.norms")}
         for used in (used_by_convs, used_by_windows)
     ]
-    assert norms[0] == {f"backbone.norms.{i}.batch.{n}" for i in range(4) for n in ("weight", "bias")}
-    assert norms[1] == {f"backbone.norms.{i}.layer.{n}" for i in range(4) for n in ("weight", "bias")}
+    assert norms[0] == {
+        f"backbone.norms.{i}.batch.{n}" for i in range(4) for n in ("weight", "bias")
+    }
+    assert norms[1] == {
+        f"backbone.norms.{i}.layer.{n}" for i in range(4) for n in ("weight", "bias")
+    }
 
 
 def _network(kind: str) -> Architecture:
     rng = random.Random(0)
     while True:
         found = space().build(
-            lambda name, options: kind
-            if name.endswith(".mixer")
-            else (options[0] if name.endswith((".dim", ".depth")) else rng.choice(options))
+            lambda name, options: (
+                kind
+                if name.endswith(".mixer")
+                else (options[0] if name.endswith((".dim", ".depth")) else rng.choice(options))
+            )
         )
         assert all(m.kind == kind for stage in found.stages for m in stage.mixers)
         return found
