@@ -247,9 +247,7 @@ def _content(
         "backbones": backbones_content(report.backbones, [*top, *retrained(report.trials)]),
         "spending": {
             "has_curve": bool(payload["hypervolume"]),
-            "costs": enumerate_words(
-                [AXES[n] for n in report.objectives if n not in QUALITY_AXES]
-            ),
+            "costs": enumerate_words([AXES[n] for n in report.objectives if n not in QUALITY_AXES]),
         },
         "trust": trust_content(report.trust),
         "published": published_content(payload["published"]),

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from configs import config_names, config_path
 from search.budget import Device, format_seconds
-from search.plan import Plan, StepTimes, climbing_phase
-from search.planned_work import (
+from search.plan import (
+    Plan,
+    StepTimes,
+    climbing_phase,
     climbing_text,
     device_rate,
     idle_devices,

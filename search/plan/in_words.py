@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search.plan import ETA, FEW_EPOCHS, TRIAL_WALL_SHARE, Plan, climbing_phase
+from search.plan.plan import Plan
+from search.plan.rungs import ETA, TRIAL_WALL_SHARE
+from search.plan.shares import climbing_phase
 
+# With fewer epochs than that, inherited weights are hardly trained.
+FEW_EPOCHS = 20
 # Fewer than that on the highest rung, and the front is drawn by chance.
 FEW_PROMOTED = 5
 # More of them than that tell nothing new.

@@ -10,8 +10,17 @@ from pydantic import TypeAdapter
 
 from search.phases.planning import TimesFrom, plan_here
 from search.phases.step_times import read_times, write_times
-from search.plan import SHARES, Plan, StepTimes, make_plan, supernet_batch
-from search.planned_work import device_rate, idle_devices, more_text, plan_warnings
+from search.plan import (
+    SHARES,
+    Plan,
+    StepTimes,
+    device_rate,
+    idle_devices,
+    make_plan,
+    more_text,
+    plan_warnings,
+    supernet_batch,
+)
 from search.results.fidelity import (
     describe_fidelity,
     fidelity_height,
