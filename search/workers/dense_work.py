@@ -66,17 +66,17 @@ class DenseSupernetWorker(GroupWorker):
 
     @ending_spoilt()
     def measure(self) -> StepTimes:
-        """Time steps and evaluations of the smallest, the largest and two random networks."""
+        """Time steps of the smallest, the largest and a random network, and judging the last."""
         started = time.monotonic()
         job, rng = self.job, random.Random(self.job.seed)
         extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
-        subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
+        subnets = [*extremes, job.space.sample(rng)]
         trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
         trainer = self._trainer(job.space, 1, job.recipe)
         return StepTimes(
             supernet_step=0.0,  # which the workers of a group measure together
             trial_steps=trial_steps,
-            judge=self._time_judging(extremes),
+            judge=self._time_judging(subnets[-1]),
             steps_per_epoch=trainer.order.steps_per_epoch,
             device_name=device_name(job.device),
             batch_size=job.recipe.batch_size,
@@ -136,22 +136,20 @@ class DenseSupernetWorker(GroupWorker):
         alone = self._trainer(SearchSpace.of(architecture), steps + 1, self.job.recipe)
         return median_seconds(lambda: alone.run(1), self.job.device, runs=steps)
 
-    def _time_judging(self, subnets: Iterable[Architecture]) -> float:
+    def _time_judging(self, subnet: Architecture) -> float:
+        """Time recalibration, and judging a few images, which is reckoned for all."""
         if self.job.strategy == "proxy":
             return 0.0
-        all_images = self.data.judged
-        some = all_images.first(TIMED_IMAGES / max(len(all_images), TIMED_IMAGES))
-        found = []
-        for subnet in subnets:
-            network = build_dense(SearchSpace.of(subnet), self._options()).to(self.job.device)
-            evaluator = DenseEvaluator(self.job, some, supernet=None)
-            started = time.monotonic()
-            recalibrate(network, evaluator.calibration)
-            calibrated = time.monotonic()
-            evaluator.measure(network, subnet)
-            judged = time.monotonic() - calibrated - (calibrated - started)
-            found.append(calibrated - started + max(judged, 0.0) * len(all_images) / len(some))
-        return sum(found) / len(found)
+        every = self.data.judged
+        some = every.first(min(TIMED_IMAGES / len(every), 1.0))
+        evaluator = DenseEvaluator(self.job, some, supernet=None)
+        network = build_dense(SearchSpace.of(subnet), self._options()).to(self.job.device)
+        started = time.monotonic()
+        recalibrate(network, evaluator.calibration)
+        calibrated = time.monotonic()
+        dense_values(network, subnet, self.job, some)
+        ended = time.monotonic()
+        return calibrated - started + (ended - calibrated) * len(every) / len(some)
 
     def _options(self) -> DenseOptions:
         return dense_options(self.job.recipe, self.data.num_classes)

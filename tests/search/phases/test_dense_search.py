@@ -52,7 +52,7 @@ STEP, JUDGE, TRIAL_STEP = 0.5, 1.0, 0.8
 def settings_of(tmp_path: Path, task: str, **changes: Any) -> RunSettings:
     (tmp_path / "tiny.yaml").write_text(SPACE)
     chosen = recipe(RECIPES[task], steps=2, batch_size=4, shard_size=4)
-    (tmp_path / "mine.yaml").write_text(dump_dense_recipe(chosen))
+    (tmp_path / f"{task}.yaml").write_text(dump_dense_recipe(chosen))
     if not (tmp_path / "images").exists():
         write_data(tmp_path / "images", train=8)
     return RunSettings(
@@ -60,7 +60,7 @@ def settings_of(tmp_path: Path, task: str, **changes: Any) -> RunSettings:
         budget="60cpu-seconds",
         task=task,
         space=str(tmp_path / "tiny.yaml"),
-        retrain_recipe=str(tmp_path / "mine.yaml"),
+        retrain_recipe=str(tmp_path / f"{task}.yaml"),
         **changes,
     )
 
@@ -234,7 +234,7 @@ def test_the_kept_recipe_is_the_one_that_was_given(tmp_path: Path) -> None:
 
     settings = settings_of(tmp_path, "semantic")
     with create_run(tmp_path / "run", settings) as run:
-        (tmp_path / "mine.yaml").unlink()
+        (tmp_path / "semantic.yaml").unlink()
         kept = yaml.safe_load((tmp_path / "run" / "trial_recipe.yaml").read_text())
         assert kept["name"] == "tiny_cells_semantic"
         assert run.space().num_classes == 3
