@@ -41,7 +41,9 @@ ENTRIES = {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result"),
     },
     # It needs pycocotools, which is an extra.
-    "supernet.dense": {"judging", "network", "options", "pictures", "start", "training"},
+    "supernet.dense": {
+        *("judging", "network", "options", "pictures", "shared", "start", "training"),
+    },
     "supernet.data": {"dense.masks"},
     # timm's import registers our models, also in the middle of ours.
     "supernet.exchange": {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from search.plan import StepTimes
 from search.record import Measured
@@ -30,22 +30,21 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
-from supernet.dense.batches import TrainOrder
 from supernet.dense.judging import judge
 from supernet.dense.network import (
-    DenseBatch,
     DenseNetwork,
     DenseOptions,
     build_dense,
     extract_dense,
 )
 from supernet.dense.options import dense_options
-from supernet.dense.proposals import ImageSize
 from supernet.dense.shared import (
     DenseSupernetTrainer,
+    OnImages,
     calibration_batches,
     dense_extraction_error,
     load_dense_supernet,
+    steps_per_epoch,
 )
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
@@ -249,7 +248,7 @@ def train_dense_alone(
     network = build_dense(SearchSpace.of(task.architecture), options, recipe.drop_path)
     if (start := job.start_of(task.architecture)) is not None:
         load_start(network, start)
-    epoch_steps = TrainOrder(learned, recipe, task.seed).steps_per_epoch
+    epoch_steps = steps_per_epoch(learned, recipe)
 
     def report(steps: StepReport) -> None:
         job.files.publish(name, out)
@@ -276,22 +275,8 @@ def dense_values(
 ) -> dict[str, float]:
     """Judge a network; return AP or mIoU with its interval, by name, and the measured costs."""
     found = judge(network, judged, job.recipe, device=job.device)
-    costs = measure_costs(_OnImages(network), architecture, job.measured) if job.measured else {}
+    costs = measure_costs(OnImages(network), architecture, job.measured) if job.measured else {}
     return found.values() | Measured(total=found.images, **costs).values()
-
-
-class _OnImages(nn.Module):
-    """Calls a detector or segmenter with images alone, to time it."""
-
-    def __init__(self, network: DenseNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> object:
-        """Predict for images (B, 3, H, W)."""
-        size = (images.shape[-2], images.shape[-1])
-        sizes = (ImageSize(content=size, padded=size),) * len(images)
-        return self.network(DenseBatch(images=images, sizes=sizes))
 
 
 DENSE_WORK = Work(

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -22,6 +22,7 @@ from supernet.dense.batches import TrainOrder, make_shard, train_batches
 from supernet.dense.judging import Judgement, judge
 from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
+from supernet.dense.proposals import ImageSize
 from supernet.dense.start import load_start
 from supernet.dense.training import build_optimizer, gradients_of_step
 from supernet.mixers import WeightSharing
@@ -265,6 +266,25 @@ def dense_extraction_error(
         return float("inf")
     pairs = zip(inside, outside, strict=True)
     return max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+
+
+class OnImages(nn.Module):
+    """Calls a detector or segmenter with images alone, to time it."""
+
+    def __init__(self, network: DenseNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> object:
+        """Predict for images (B, 3, H, W)."""
+        size = (images.shape[-2], images.shape[-1])
+        sizes = (ImageSize(content=size, padded=size),) * len(images)
+        return self.network(DenseBatch(images=images, sizes=sizes))
+
+
+def steps_per_epoch(split: DenseSplit, recipe: DenseRecipe) -> int:
+    """Return how many steps see every image once."""
+    return TrainOrder(split, recipe, 0).steps_per_epoch
 
 
 def _numbers(found: object) -> list[Tensor]:
