@@ -16,8 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
@@ -27,7 +26,7 @@ from search.transferring.result import RESULT_FILE
 from supernet.data.dense import open_dense_data
 from supernet.recipes.dense_recipe import DenseRecipe, load_dense_recipe, with_length
 
-NETWORK = ROOT / "examples" / "backbones" / "cells_dw.json"
+NETWORK = Path(__file__).parents[1] / "examples" / "backbones" / "cells_dw.json"
 COLUMNS = ("ap_mask", "ap_mask50", "ap_mask75", "ap_box", "ap_box50", "ap_box75")
 
 

@@ -218,6 +218,31 @@ def eval_dense(
         make_console().print(judgement_table(judged, folder))
 
 
+def find_transfer(target: str) -> Path | None:
+    """Return the folder of a transfer: itself, or the finished one of RUN:ID.
+
+    None where it is something else, or a network that was retrained as a classifier.
+
+    Raises:
+        ValueError: If the network was transferred more than once.
+    """
+    if is_transfer(Path(target)):
+        return Path(target)
+    from search.run_folder import run_and_id
+
+    named = run_and_id(target)
+    if named is None or list((named[0] / "retrain").glob(f"{named[1]}-*/result.json")):
+        return None
+    run, number = named
+    found = sorted(path.parent for path in (run / "transfer").glob(f"{number}-*/result.json"))
+    if len(found) > 1:
+        raise ValueError(
+            f"Network {number} of {run} was transferred {len(found)} times. Name one of the "
+            f"folders instead: {', '.join(map(str, found))}"
+        )
+    return found[0] if found else None
+
+
 def is_transfer(folder: Path) -> bool:
     """Tell whether a folder is one of a transfer, finished or not."""
     path = folder / "recipe.yaml"

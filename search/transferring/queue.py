@@ -29,10 +29,12 @@ from search.transferring.network import TransferOptions, check_transfer
 from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
 from searchspace.architecture import Architecture, describe
 from supernet.data.dense import DenseData
+from supernet.dense.network import extract_dense
+from supernet.dense.shared import load_dense_supernet
 from supernet.dense.training import METRICS_FILE, read_csv
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import extract
-from supernet.recipes import DenseRecipe, dump_dense_recipe
+from supernet.recipes import DenseRecipe, dump_dense_recipe, load_dense_recipe
 from supernet.shared_weights import load_supernet
 from supernet.training import WEIGHTS_FILE
 
@@ -163,10 +165,23 @@ def find_start(
     if list((run.folder / "retrain").glob(f"{number}-*/result.json")):
         return load_file(find_retrained(f"{run.folder}:{number}").weights), "retrained"
     try:
-        supernet = load_supernet(run.supernet_folder(), run.space())
+        return _inherited(run, number), "inherited"
     except FileNotFoundError:
         return None, "fresh"
-    return dict(extract(supernet, run.architecture(number)).state_dict()), "inherited"
+
+
+def _inherited(run: RunFolder, number: int) -> dict[str, Tensor]:
+    """Take a network's weights out of the run's supernet.
+
+    Raises:
+        FileNotFoundError: If it has none.
+    """
+    folder, space, architecture = run.supernet_folder(), run.space(), run.architecture(number)
+    if run.settings.classifies:
+        return dict(extract(load_supernet(folder, space), architecture).state_dict())
+    recipe = load_dense_recipe(run.settings.trial_recipe)
+    supernet = load_dense_supernet(folder, space, recipe, space.num_classes)
+    return dict(extract_dense(supernet, architecture).state_dict())
 
 
 def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
