@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def transfer(
-    target: Annotated[str, typer.Argument(help="A run, a preset, an architecture file or RUN:ID.")],
+    target: Annotated[
+        str, typer.Argument(help="A run, a preset, an architecture file, RUN:ID or timm:NAME.")
+    ],
     task: Annotated[str, typer.Option(help="instance, detection or semantic.")],
     data: Annotated[str, typer.Option(help="A folder in COCO's or ADE20K's layout, or a tar.")],
     recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file; see search recipes.")],
@@ -143,15 +145,15 @@ def _transfer_one(
     """Train a network of no run, here."""
     import torch
 
-    from search.run_folder import load_target
     from search.terminal import StopSignals
     from search.transferring.alone import say_step, transfer_alone
     from search.transferring.network import TransferOptions
     from search.transferring.queue import load_weights
     from search.transferring.result import result_text
+    from search.transferring.target import transfer_target
     from supernet.training import TrainingStopped
 
-    architecture = load_target(target)
+    architecture = transfer_target(target)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = None if start in (None, "fresh") else Path(str(start))
     with StopSignals() as stop:

@@ -27,10 +27,12 @@ from search.terminal import StopSignals, clock_text
 from search.transferring.attempt import Ended, attempt
 from search.transferring.network import TransferOptions, check_transfer
 from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
-from searchspace.architecture import Architecture, describe
+from search.transferring.target import Target
+from searchspace.architecture import describe
 from supernet.data.dense import DenseData
 from supernet.dense.network import extract_dense
 from supernet.dense.shared import load_dense_supernet
+from supernet.dense.timm_backbone import TimmTarget, timm_features
 from supernet.dense.training import METRICS_FILE, read_csv
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import extract
@@ -184,7 +186,7 @@ def _inherited(run: RunFolder, number: int) -> dict[str, Tensor]:
     return dict(extract_dense(supernet, architecture).state_dict())
 
 
-def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:
     """Read weights: a file of ours or a published one, or the folder of a retraining or transfer.
 
     Raises:
@@ -194,6 +196,9 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
         if is_transfer(path):
             return load_file(path / WEIGHTS_FILE)
         return load_file(find_retrained(str(path)).weights)
+    if isinstance(architecture, TimmTarget):
+        state = timm_features(architecture.name, file=path).state_dict()
+        return {f"backbone.network.{name}": value for name, value in state.items()}
     state = read_checkpoint(path)
     if any(name.startswith(("stages.", "backbone.network.")) for name in state):
         return state

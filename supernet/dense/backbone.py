@@ -71,6 +71,14 @@ class Backbone(nn.Module):
         """
         return self.network._checked(architecture)
 
+    def strides(self, architecture: Architecture) -> list[int]:
+        """Return the pixels between the positions of each map."""
+        return [architecture.patch_size * 2**index for index in range(len(architecture.stages))]
+
+    def dims_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """Return the channels of each map."""
+        return stage_dims(architecture)
+
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> list[Tensor]:
         """Compute the normed maps (B, C, H, W) of images (B, in_chans, H, W)."""
         architecture = self.checked(architecture)
