@@ -13,7 +13,6 @@ import typer
 
 from configs.files import check_output, writing
 from search.cli.options import Device, check_device, make_console
-from searchspace.mixer_text import describe_mixer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,6 +107,8 @@ def _summary(table: LatencyTable) -> Table:
 
 
 def _write_csv(path: Path, table: LatencyTable) -> None:
+    from searchspace.mixer_text import describe_mixer
+
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ["part", "dims", "mixer", "mlp_ratio", "median_ms", "low_ms", "high_ms"]

@@ -10,7 +10,16 @@ import typer
 
 from configs.files import check_output_folder
 from search.cli import dense_commands
-from search.cli.options import Device, ImgSize, Json, RayAddress, Run, check_device, make_console
+from search.cli.options import (
+    Device,
+    ImgSize,
+    Json,
+    RayAddress,
+    Run,
+    Track,
+    check_device,
+    make_console,
+)
 
 
 def show(
@@ -77,17 +86,24 @@ def retrain(
     token_labels: Annotated[
         Path | None, typer.Option(help="Folder of label maps, for volo_310e.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Learn from it, too: RUN:ID, a folder, PRESET:FILE or timm:NAME[:FILE]."),
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="That train one network together.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
     ] = None,
+    track: Track = None,
     ray_address: RayAddress = None,
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.report import write_report
     from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
     from search.run_folder import own_run
+    from search.tracking import check_tracker
 
+    check_tracker(track)
     if ray_address is not None:
         from search.cluster import check_devices
 
@@ -103,10 +119,13 @@ def retrain(
             img_size=img_size,
             taps=_taps(taps),
             token_labels=token_labels,
+            teacher=teacher,
             devices=devices,
             workers=workers,
         )
-        stopped_by = retrain_members(folder, arch, wanted, console=console, ray_address=ray_address)
+        stopped_by = retrain_members(
+            folder, arch, wanted, console=console, ray_address=ray_address, track=track
+        )
         if stopped_by != FULL_DISK:
             write_report(folder)
             console.say(f"Report: {folder.report}")

@@ -16,6 +16,7 @@ from search.cli.options import (
     CLUSTER,
     JUDGING,
     LIMITS,
+    RECIPE_HELP,
     TRAINING,
     BudgetText,
     Data,
@@ -28,6 +29,7 @@ from search.cli.options import (
     Space,
     Strategy,
     Task,
+    Track,
     make_console,
 )
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from search.run_folder import RunFolder, RunSettings
 
 # What may be given with --resume; all else is decided when a run begins.
-RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address"}
+RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address", "track"}
 
 
 def run(
@@ -127,11 +129,9 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            help="Of the full retraining; default: micro, or digits for them.",
-        ),
+        typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
+    track: Track = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -154,7 +154,9 @@ def run(
     """Search within a budget and end with a Pareto front."""
     from search.results import parse_objectives
     from search.run_folder import RunSettings, create_run, resume_run
+    from search.tracking import check_tracker
 
+    check_tracker(track)
     begun = None
     if resume:
         _refuse_given(context)
@@ -196,13 +198,14 @@ def run(
         check_output_folder(out)
         opened = create_run(out, settings, database=record)
         make_console().say(f"Reading {data} ...")
-    _work(opened, out, ray_address, begun=begun)
+    _work(opened, out, ray_address, track, begun=begun)
 
 
 def _work(
     opened: AbstractContextManager[RunFolder],
     out: Path,
     ray_address: str | None,
+    track: str | None,
     *,
     begun: RunSettings | None,
 ) -> None:
@@ -223,7 +226,7 @@ def _work(
             if begun is not None:
                 keep_options(folder.folder, begun)
             console.say(f"Run folder: {out}")
-            stopped_by = run_search(folder, console, ray_address=ray_address)
+            stopped_by = run_search(folder, console, ray_address=ray_address, track=track)
             if stopped_by != NO_DATABASE:
                 if stopped_by != FULL_DISK:
                     write_report(folder)

@@ -53,10 +53,14 @@ class Measured:
         return cls(top1=100 * correct / total, correct=correct, total=total, **(costs or {}))
 
     @property
+    def measure(self) -> str | None:
+        """The first of `QUALITIES` that was measured; None without any."""
+        return next((name for name in QUALITIES if not math.isnan(getattr(self, name))), None)
+
+    @property
     def quality(self) -> float:
-        """The first of `QUALITIES` that was measured; NaN without any."""
-        found = (getattr(self, name) for name in QUALITIES)
-        return next((value for value in found if not math.isnan(value)), math.nan)
+        """Its value; NaN without any."""
+        return math.nan if self.measure is None else float(getattr(self, self.measure))
 
     def values(self) -> dict[str, float]:
         """Return what was measured, by name, as the record keeps it; `read` inverts it."""

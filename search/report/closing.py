@@ -46,7 +46,8 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     found = judged_by(run, FrontQuery())
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
-    for note in (*_notes(run), *_trust_lines(run)):
+    passed = passed_over(trials)
+    for note in (*((passed,) if passed else ()), *_notes(run), *_trust_lines(run)):
         console.print(note, highlight=False, soft_wrap=True)
     best = max(members, key=lambda member: member.top1)
     console.print(
@@ -153,8 +154,6 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
-    if passed := passed_over(run.record.trials()):
-        yield passed
     checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[member.id] for member in members if member.id in checked]

@@ -46,7 +46,7 @@ from search.report.sections import (
     enumerate_words,
     front_content,
 )
-from search.results import QUALITY_WORDS, Candidate, describe_fidelity, retrained
+from search.results import QUALITY_WORDS, Candidate, describe_fidelity, passed_over, retrained
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -240,6 +240,7 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
+        "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)
         ),

@@ -349,7 +349,7 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
 
 
 def _measure_of(trial: Trial) -> str:
-    return next(name for name in QUALITIES if name in trial.values)
+    return trial.measured.measure or "top1"
 
 
 def _image_noise(trials: Sequence[Trial], measure: str) -> tuple[float, float, float, float]:

@@ -32,8 +32,10 @@ from supernet.training import (
     WEIGHTS_FILE,
     EpochReport,
     LabelMaps,
+    Teacher,
     TrainingOptions,
     TrainingResult,
+    check_teacher,
     check_token_labels,
     checksums,
     process_place,
@@ -63,6 +65,7 @@ class RetrainOptions:
             starts fresh.
         start_name: What they are, for the model card.
         token_labels: Folder of label maps, for a recipe with token labels.
+        teacher: Whom it learns from, for a recipe with distillation.
         identity: Of all that decides the training (`identity.identity_of`), where that is known
             already; None computes it.
         loader_workers: Processes that make batches; 0 for the one that trains.
@@ -79,6 +82,7 @@ class RetrainOptions:
     start: Mapping[str, Tensor] | None = None
     start_name: str = "inherited"
     token_labels: Path | None = None
+    teacher: Teacher | None = None
     identity: str | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
@@ -103,10 +107,18 @@ def retrain(
     )
     check_fit(architecture, data)
     check_token_labels(recipe, given=options.token_labels is not None)
+    check_teacher(recipe, given=options.teacher is not None)
     maps = label_maps(data, options.token_labels)
     if options.identity is None:
         labels = None if maps is None else maps.fingerprint()
-        found = identity_of(architecture, data, recipe, start=options.start, labels=labels)
+        found = identity_of(
+            architecture,
+            data,
+            recipe,
+            start=options.start,
+            labels=labels,
+            teacher=None if options.teacher is None else options.teacher.fingerprint,
+        )
         options = replace(options, identity=found)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -149,6 +161,7 @@ def _train(
                 should_stop=options.should_stop,
                 loader_workers=options.loader_workers,
                 maps=maps,
+                teacher=options.teacher,
                 identity=options.identity or "",
             ),
         )
@@ -253,6 +266,7 @@ def _result(
         epochs=recipe.total_epochs,
         seed=recipe.seed,
         start="fresh" if options.start is None else options.start_name,
+        teacher="" if options.teacher is None else options.teacher.name,
         data=data.name,
         data_fingerprint=data.fingerprint,
         class_names=data.class_names,

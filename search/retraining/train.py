@@ -20,6 +20,7 @@ import typer
 
 from search.results import accuracy_text
 from search.retraining.network import RetrainOptions, retrain
+from search.retraining.teachers import find_teacher
 from search.run_folder import load_target
 from search.terminal import StopSignals
 from supernet.data import ImageData, prepare_data
@@ -39,6 +40,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
     token_labels: Annotated[Path | None, typer.Option(help="Folder of label maps.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="As for search retrain.")] = None,
 ) -> None:
     """Train a network with a recipe and judge it once on the test split."""
     chosen = load_recipe(recipe)
@@ -63,6 +65,7 @@ def main(
                     on_epoch=_say if is_first else None,
                     should_stop=lambda: stop.requested is not None,
                     token_labels=token_labels,
+                    teacher=None if teacher is None else find_teacher(teacher, images),
                     loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
                 ),
             )

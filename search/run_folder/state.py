@@ -6,6 +6,7 @@ or writes the keys.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -47,6 +48,15 @@ class RunState:
     @phase.setter
     def phase(self, phase: str) -> None:
         self._record.set_meta("phase", phase)
+
+    @property
+    def tracking_id(self) -> str:
+        """How trackers know the run, over all its resumes; made when it is first asked for."""
+        known = self._read(TypeAdapter(str), "tracking_id")
+        if known is None:
+            known = uuid.uuid4().hex
+            self._record.set_meta("tracking_id", known)
+        return known
 
     @property
     def is_done(self) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from search.results import QUALITY_WORDS, Candidate
 from searchspace.architecture import Architecture, describe, differ_in_dims
 from searchspace.cost import Cost, count, count_parts
+
+if TYPE_CHECKING:
+    from search.results import Candidate
 
 _UNITS = "KMGT"
 
@@ -38,6 +40,8 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     measured = {unit: costs for unit, costs in measured.items() if any(costs)}
     chances = [c.front_probability for c in candidates if c.front_probability is not None]
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
+    from search.results import QUALITY_WORDS
+
     measure = QUALITY_WORDS[candidates[0].measure if candidates else "top1"]
     for column in ("id", f"{measure} %", "MACs", "params"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -11,6 +11,7 @@ from supernet.recipes.dense_recipe import (
     with_length,
 )
 from supernet.recipes.recipe import (
+    Distillation,
     Recipe,
     TokenLabels,
     dump_recipe,
@@ -21,6 +22,7 @@ from supernet.recipes.recipe import (
 
 __all__ = [
     "DenseRecipe",
+    "Distillation",
     "Proposals",
     "Recipe",
     "Regions",

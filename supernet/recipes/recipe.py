@@ -1,8 +1,8 @@
 """`Recipe`: everything that decides how a network is trained, read from a complete YAML file.
 
-No field has a default: what is not in the file is not done. The shipped files stand in
-``configs/recipes``, each value with its source. What a model size changes stands in ``sizes``, and
-``swin_300e:base`` names the recipe of one of them.
+No field but distillation has a default: what is not in the file is not done. The shipped files
+stand in ``configs/recipes``, each value with its source. What a model size changes stands in
+``sizes``, and ``swin_300e:base`` names the recipe of one of them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,17 @@ class TokenLabels(BaseModel):
     )
 
 
+class Distillation(BaseModel):
+    """How a network learns from a teacher's logits; see `supernet.training.distillation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: Probability = Field(
+        description="Of the loss on the teacher's logits; the rest is that of the labels' loss."
+    )
+    temperature: Positive = Field(description="By which both logits are divided.")
+
+
 class Recipe(BaseModel):
     """A named, complete training configuration."""
 
@@ -89,6 +100,9 @@ class Recipe(BaseModel):
     clip_grad: Positive | None = Field(description="Largest norm of all gradients; null: any.")
     label_smoothing: Share = Field(description="Of the target, spread over all classes.")
     token_labels: TokenLabels | None = Field(description="Token labelling; null for none.")
+    distillation: Distillation | None = Field(
+        default=None, description="With --teacher; null, or left out: no teacher is taken."
+    )
     bad_loss: Literal["stop", "skip", "rollback"] = Field(
         description="When a loss is not finite: stop; leave the step out, at most 20 in a row; or "
         "go back to the last checkpoint and on with another order, at most 3 times."

@@ -18,6 +18,7 @@ from supernet.training.checkpoint import (
     write_checkpoint,
     write_text,
 )
+from supernet.training.distillation import Teacher
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer
@@ -31,6 +32,7 @@ from supernet.training.training import (
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
+    check_teacher,
     check_token_labels,
     own_device,
     train,
@@ -49,6 +51,7 @@ __all__ = [
     "EpochReport",
     "LabelMaps",
     "Shard",
+    "Teacher",
     "TrainLoader",
     "TrainingOptions",
     "TrainingResult",
@@ -56,6 +59,7 @@ __all__ = [
     "add_up",
     "build_optimizer",
     "changed_file",
+    "check_teacher",
     "check_token_labels",
     "checksums",
     "damage",

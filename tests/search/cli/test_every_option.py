@@ -67,6 +67,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "seed": SEED,
         "strategy": ("best", "fair", ""),
         "sampler": ("guidd", ""),
+        "track": ("comet", ""),
         "share": ("x", "supernet", "supernet=nan", "supernet=2", "supernet=-.1", "nothing=.5"),
         "supernet_strategy": ("best", ""),
         "projections": ("some", ""),
@@ -158,6 +159,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "token_labels": ("nowhere",),
         "devices": NUMBER,
         "workers": ("-1", "1.5", "nan"),
+        "track": ("comet", ""),
+        "teacher": ("nobody", "timm:resnet9000", "swin_t:missing.pth", ""),
         "ray_address": ("127.0.0.1:1", "nonsense"),
     },
     "import": {

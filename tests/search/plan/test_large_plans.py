@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+from search.cli.options import RECIPE_HELP
 from search.phases.planning import TimesFrom, plan_here
 from search.phases.step_times import read_times, write_times
 from search.plan import (
@@ -28,7 +29,7 @@ from search.results.fidelity import (
     rung_fidelities,
     trained_alone,
 )
-from search.run_folder.settings import RunSettings
+from search.run_folder.settings import LARGE_PIXELS, RunSettings
 from supernet.data.splits import split_pools
 
 DAY = 86_400.0
@@ -245,6 +246,13 @@ def test_recipes_follow_the_size_of_the_images() -> None:
     assert names(space="swin_t") == names(img_size=224) == large
     assert names() == names(space="swin_t", img_size=32) == ("supernet", "quick", "micro")
     assert names(space="swin_t", trial_recipe="quick")[1] == "quick"
+    # And the help of --recipe says so.
+    digits = RunSettings(data="digits", budget="1gpu-day").retrain_recipe
+    assert RECIPE_HELP.endswith(
+        f"default: {names()[2]}, or {digits} for --data digits; "
+        f"from {LARGE_PIXELS} pixels on {large[2]}."
+    )
+    assert names(img_size=LARGE_PIXELS) == large != names(img_size=LARGE_PIXELS - 1)
 
 
 @pytest.mark.parametrize(
