@@ -69,6 +69,19 @@ class FrontQuery:
             raise ValueError(f"Cannot sort by {self.sort!r}. Columns: {', '.join(COLUMNS)}.")
 
 
+def training_command(run: RunFolder, *members: object) -> str:
+    """Say how networks are trained for good.
+
+    Args:
+        members: What names them: ``--arch``, an id, and so on.
+    """
+    settings = run.settings
+    if settings.classifies:
+        return shell_command("search", "retrain", run.folder, *members)
+    options = ("--task", settings.task, "--data", settings.data, "--recipe", settings.trial_recipe)
+    return shell_command("search", "transfer", run.folder, *members, *options)
+
+
 def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
     """Return all candidates within the query's limits, with the chance of each to be on the front.
 

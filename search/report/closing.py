@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.front import FrontQuery, choose_rows, judged_by, trials_of
+from search.front import FrontQuery, choose_rows, judged_by, training_command, trials_of
 from search.plan import PHASES
 from search.report import page as report
 from search.report.backbones import find_backbones
@@ -54,19 +54,10 @@ def print_closing(run: RunFolder, console: Console) -> bool:
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
         f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
-        f"  {_training_command(run, best.id)}",
+        f"  {training_command(run, '--arch', best.id)}",
         soft_wrap=True,
     )
     return True
-
-
-def _training_command(run: RunFolder, number: int) -> str:
-    """Say how a network is trained for good."""
-    settings = run.settings
-    if settings.classifies:
-        return shell_command("search", "retrain", run.folder, "--arch", number)
-    options = ("--task", settings.task, "--data", settings.data, "--recipe", settings.trial_recipe)
-    return shell_command("search", "transfer", run.folder, "--arch", number, *options)
 
 
 def _spending(run: RunFolder) -> str:

@@ -79,7 +79,7 @@ class TimmBackbone(nn.Module):
         height, width = images.shape[-2:]
         step = self._strides[-1]
         images = F.pad(images, (0, -width % step, 0, -height % step))
-        found = []
+        found: list[Tensor] = []
         for x, norm in zip(self.network(images), self.norms, strict=True):
             last = x if _is_channels_last(x, len(found), self.dims) else x.permute(0, 2, 3, 1)
             found.append(norm(last).permute(0, 3, 1, 2).contiguous())
