@@ -21,11 +21,14 @@ from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.dense_job import DenseJob, dense_for_group, make_dense_job
-from search.workers.group_worker import TIMED_STEPS, GroupWorker, median_seconds
 from search.workers.job import set_up_process
 from search.workers.judge_worker import judge_safely
 from search.workers.measured_costs import device_name, measure_costs
-from search.workers.supernet_worker import compile_kernels
+from search.workers.supernet_worker import (
+    TIMED_STEPS,
+    GroupWorker,
+    compile_kernels,
+)
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
@@ -132,8 +135,7 @@ class DenseSupernetWorker(GroupWorker):
     def _time_training(self, architecture: Architecture) -> float:
         """Time a step of a network alone: shared weights of one network take the same step."""
         steps = TIMED_STEPS[self.job.device]
-        alone = self._trainer(SearchSpace.of(architecture), steps + 1, self.job.recipe)
-        return median_seconds(lambda: alone.run(1), self.job.device, runs=steps)
+        return self.time_steps(self._trainer(SearchSpace.of(architecture), steps, self.job.recipe))
 
     def _time_judging(self, subnet: Architecture) -> float:
         """Time recalibration, and judging a few images, which is reckoned for all."""

@@ -11,16 +11,22 @@ import platform
 import random
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
 from search.record import Measured
+from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
-from search.workers.group_worker import TIMED_STEPS, GroupWorker, median_seconds
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name, measure_costs
@@ -30,8 +36,157 @@ from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
-from supernet.shared_weights import SupernetTrainer, most_devices
+from supernet.shared_weights import Progress, SupernetTrainer, most_devices
 from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
+
+# So long workers look for each other, and wait for each other's gradients.
+MEETING_TIME = timedelta(minutes=2)
+SILENCE_TIME = timedelta(minutes=10)
+# Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
+TIMED_STEPS = {"cpu": 3, "cuda": 20}
+
+
+class GroupJob(Protocol):
+    """What a group needs to know of a run's job."""
+
+    @property
+    def files(self) -> Files:
+        """Where its devices find the files of a run."""
+
+    @property
+    def device(self) -> str:
+        """Torch device of one worker."""
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches for a worker."""
+
+
+class SharedTrainer(Protocol):
+    """Trains shared weights, together with the other processes of the default group."""
+
+    step: int
+    total_steps: int
+    world_size: int
+
+    def run(self, steps: int) -> Progress:
+        """Take so many steps, or fewer where the schedule ends."""
+
+    def rewind(self) -> None:
+        """Go back to the first step with the weights that there are."""
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint."""
+
+    def load(self, folder: Path) -> bool:
+        """Go on from what `save` wrote; False when there is nothing."""
+
+
+class GroupWorker(ABC):
+    """Holds a supernet and its trainer on one device; several of them train it together.
+
+    Args:
+        job: The run.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: GroupJob, *, threads: int) -> None:
+        set_up_process(job, threads)
+        self._job = job
+        self.trainer: SharedTrainer | None = None
+        self.folder: Path | None = None
+        self._store: Store | None = None
+
+    @abstractmethod
+    def make_trainer(self, total_steps: int) -> SharedTrainer:
+        """Make the trainer of the run's supernet."""
+
+    def address(self, host: str) -> str:
+        """Open the place where a group meets, in this process, its first worker's.
+
+        Args:
+            host: Where the others reach this machine.
+
+        Returns:
+            The place's address: with a port that is this process's already.
+        """
+        self._store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME
+        )
+        return f"tcp://{f'[{host}]' if ':' in host else host}:{self._store.port}"
+
+    @ending_spoilt()
+    def join(self, address: str, rank: int, world_size: int) -> None:
+        """Join the group of workers that train the supernet together.
+
+        Args:
+            address: Of the first one's `address`, or a file that all of them reach.
+        """
+        place = urlsplit(address)
+        if place.scheme == "file":
+            self._store = FileStore(place.path, world_size)
+        elif self._store is None:
+            assert place.hostname is not None
+            assert place.port is not None
+            self._store = TCPStore(place.hostname, place.port, timeout=MEETING_TIME)
+        is_gpu = self._job.device == "cuda"
+        dist.init_process_group(
+            "nccl" if is_gpu else "gloo",
+            store=self._store,
+            rank=rank,
+            world_size=world_size,
+            timeout=SILENCE_TIME,
+            device_id=torch.device("cuda", torch.cuda.current_device()) if is_gpu else None,
+        )
+
+    @ending_spoilt()
+    def start(self, total_steps: int) -> int:
+        """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
+        self.trainer = self.make_trainer(total_steps)
+        self.folder = self._job.files.fetch(SUPERNET)
+        self.trainer.load(self.folder)
+        return self.trainer.step
+
+    def reschedule(self, total_steps: int) -> None:
+        """Let the schedule end at another step, to keep the budget."""
+        assert self.trainer is not None
+        self.trainer.total_steps = max(total_steps, self.trainer.step + 1)
+
+    @ending_spoilt()
+    def train(self, steps: int) -> Progress:
+        """Take so many steps, together with the other workers."""
+        assert self.trainer is not None
+        return self.trainer.run(steps)
+
+    @ending_spoilt()
+    def save(self) -> None:
+        """Write the checkpoint, for all nodes to read."""
+        assert self.trainer is not None
+        assert self.folder is not None
+        self.trainer.save(self.folder)
+        self._job.files.publish(SUPERNET, self.folder)
+
+    def time_steps(self, trainer: SharedTrainer) -> float:
+        """Time a step of a new trainer's, in seconds, with the making of its images."""
+        steps = trainer.total_steps
+        # The same steps once before: kernels are compiled when an architecture first needs them.
+        trainer.run(steps)
+        trainer.rewind()
+        times, feed = [], 0.0
+        for _ in range(steps):
+            started = time.monotonic()
+            feed += trainer.run(1).feed_seconds / steps
+            times.append(time.monotonic() - started)
+        return max(statistics.median(times), self._waiting_for(feed))
+
+    def _waiting_for(self, feed_seconds: float) -> float:
+        """Return the seconds that a step lasts at least, by what its images take to make.
+
+        In the first steps loaders have a lead, which they lose. Without loaders it is part of the
+        step.
+        """
+        workers = self._job.loader_workers
+        return feed_seconds / workers if workers else 0.0
 
 
 class SupernetWorker(GroupWorker):
@@ -123,12 +278,12 @@ class SupernetWorker(GroupWorker):
             loader_workers=self.job.loader_workers,
         )
         steps = train_steps(network, self.data, recipe, options)
-        seconds = median_seconds(
+        seconds = _median_seconds(
             lambda: feed.append(sum(s.read_seconds + s.augment_seconds for s in next(steps))),
             self.job.device,
             runs=TIMED_STEPS[self.job.device],
         )
-        return max(seconds, self.waiting_for(statistics.mean(feed)))
+        return max(seconds, self._waiting_for(statistics.mean(feed)))
 
     def _time_judging(self, subnets: list[Architecture]) -> float:
         if self.job.strategy == "proxy":
@@ -137,12 +292,12 @@ class SupernetWorker(GroupWorker):
             # The dearest score of the largest network: it is not known which one will be used.
             scorer = Scorer(self.job)
             return max(
-                median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
+                _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
         judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
-        return median_seconds(
+        return _median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
             self.job.device,
             runs=1,
@@ -198,6 +353,18 @@ def train_alone(
 def compile_kernels() -> None:
     """Compile the operators' C files, and import what the work imports, before time is charged."""
     library.load(torch.float32)
+
+
+def _median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> float:
+    """Time ``work`` after one unmeasured run."""
+    times = []
+    for _ in range(runs + 1):
+        started = time.monotonic()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.monotonic() - started)
+    return statistics.median(times[1:])
 
 
 WORK = Work(
