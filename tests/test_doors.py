@@ -35,7 +35,8 @@ ENTRIES = {
     "search.record": {"postgres"},
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
-        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "queue"),
+        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "out_folder"),
+        *("queue", "together"),
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

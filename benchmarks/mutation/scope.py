@@ -70,6 +70,7 @@ TESTS = (
     "tests/searchspace/test_cost.py",
     "tests/supernet/data/test_splits.py",
     "tests/supernet/data/test_image_data.py",
+    "tests/supernet/kernels/test_windows.py",
     "tests/supernet/mixers",
     "tests/supernet/network/test_counts.py",
     "tests/supernet/network/test_extraction.py",

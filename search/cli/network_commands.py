@@ -127,8 +127,10 @@ def retrain(
             folder, arch, wanted, console=console, ray_address=ray_address, track=track
         )
         if stopped_by != FULL_DISK:
-            write_report(folder)
-            console.say(f"Report: {folder.report}")
+            if write_report(folder, console):
+                console.say(f"Report: {folder.report}")
+            else:
+                stopped_by = FULL_DISK
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)

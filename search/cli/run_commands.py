@@ -228,8 +228,8 @@ def _work(
             console.say(f"Run folder: {out}")
             stopped_by = run_search(folder, console, ray_address=ray_address, track=track)
             if stopped_by != NO_DATABASE:
-                if stopped_by != FULL_DISK:
-                    write_report(folder)
+                if stopped_by != FULL_DISK and not write_report(folder, console):
+                    stopped_by = FULL_DISK
                 has_front = print_closing(folder, console)
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)

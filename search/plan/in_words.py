@@ -72,7 +72,7 @@ def _rung_text(plan: Plan, epochs: int) -> str:
     share, devices = plan.images_of(epochs), plan.devices_of(epochs)
     part = "" if share == 1 else f" of {100 * share:.0f} % of the images"
     together = "" if devices == 1 else f" on {devices} devices each"
-    return f"for {epochs} epochs{part}{together}"
+    return f"for {epochs} epoch{'' if epochs == 1 else 's'}{part}{together}"
 
 
 def more_text(plan: Plan, more: Plan) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from plotly.offline import get_plotlyjs
 
 from search.budget import Budget, format_seconds
@@ -161,6 +161,12 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     axes.set_xlabel("MACs")
     measure = candidates[0].measure if candidates else "top1"
     axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
+    costs = [c.macs for c in candidates]
+    # Costs that span more than a decade would stand in a heap at the left.
+    if max(costs) > 10 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)

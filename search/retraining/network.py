@@ -7,20 +7,20 @@ never chosen by: which weights count, the last or the averaged ones, stands in t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from search.retraining.finished import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE, read_result
+from search.retraining.finished import read_result
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.model_card import RetrainResult, model_card
+from search.retraining.out_folder import RESULT_FILE, claim_folder
 from search.retraining.tensorboard import TensorBoard
+from search.retraining.together import joined
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -38,7 +38,6 @@ from supernet.training import (
     check_teacher,
     check_token_labels,
     checksums,
-    process_place,
     remove_checkpoints,
     seen_share,
     train,
@@ -122,9 +121,9 @@ def retrain(
         options = replace(options, identity=found)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    with _joined(options) as is_first:
+    with joined(options.group, options.device) as is_first:
         if is_first:
-            _claim(options.out, architecture, recipe)
+            claim_folder(options.out, architecture, dump_recipe(recipe), what="retraining")
         if (options.out / RESULT_FILE).exists():
             return _same_training(read_result(options.out), options)
         return _train(architecture, data, recipe, options, maps, is_first=is_first)
@@ -175,21 +174,6 @@ def _train(
     return result
 
 
-@contextmanager
-def _joined(options: RetrainOptions) -> Iterator[bool]:
-    """Join the processes that train together; tell whether this is the first of them."""
-    if options.group is None:
-        yield process_place()[0] == 0
-        return
-    address, world_size, rank = options.group
-    backend = "nccl" if options.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address, world_size=world_size, rank=rank)
-    try:
-        yield rank == 0
-    finally:
-        dist.destroy_process_group()
-
-
 def _save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:
     """Write the weights of networks, each file as a whole; return their checksums."""
     files = []
@@ -221,33 +205,6 @@ def check_fit(architecture: Architecture, data: ImageData) -> None:
             f"{wanted[0]} pixels and {wanted[1]} classes, the data {data.img_size} pixels and "
             f"{data.num_classes} classes. Prepare the data at its size, or replace these fields."
         )
-
-
-def _claim(out: Path, architecture: Architecture, recipe: Recipe) -> None:
-    """Make the folder with architecture and recipe, or see that they are those it has.
-
-    The recipe is written last, so that a folder without it was left before it began.
-    """
-    contents = {
-        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
-        RECIPE_FILE: dump_recipe(recipe),
-    }
-    if (out / RECIPE_FILE).exists():
-        for name, text in contents.items():
-            if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
-                raise ValueError(
-                    f"{out} holds a retraining with another {name}, and results are never "
-                    "overwritten. Choose another folder, or remove this one."
-                )
-        return
-    ours = {*contents, *(f"{name}.partial" for name in contents)}
-    if out.exists() and any(path.name not in ours for path in out.iterdir()):
-        raise ValueError(
-            f"{out} is in use by something else than a retraining. Choose another folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
-        write_text(out / name, text)
 
 
 def _result(

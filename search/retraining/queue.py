@@ -22,7 +22,7 @@ from search.cluster import Cluster, take_finished
 from search.record import AttemptOutcome, Heartbeat, Measured, Record, Trial
 from search.results import accuracy_text, retraining_fidelity
 from search.retraining.attempt import Ended, attempt
-from search.retraining.network import RetrainOptions
+from search.retraining.network import RetrainOptions, RetrainResult
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
 from search.run_folder import FullDiskError, RunFolder, is_disk_full
 from search.terminal import StopSignals, clock_text
@@ -256,13 +256,13 @@ class _Queue:
         title = f"{run.folder.name}/{training.out.name}"
         return open_tracker(self.track, identity=identity, title=title, settings=settings)
 
-    def _take(self, reference: Any, result: Ended | None, cause: str | None) -> None:
+    def _take(self, reference: Any, result: Ended[RetrainResult] | None, cause: str | None) -> None:
         """Take what one process of a training gave; the first failure or the last result counts."""
         found = [one for one in self.running if reference in one.pending]
         if not found:
             return  # of a group that has ended meanwhile
         (training,) = found
-        ended = result or Ended(end="lost", cause=cause)
+        ended: Ended[RetrainResult] = result or Ended(end="lost", cause=cause)
         training.pending.remove(reference)
         if ended.end == "done" and training.pending:
             return
@@ -270,7 +270,7 @@ class _Queue:
         self.running.remove(training)
         self._settle(training, ended)
 
-    def _settle(self, training: _Entry, ended: Ended) -> None:
+    def _settle(self, training: _Entry, ended: Ended[RetrainResult]) -> None:
         """Write how an attempt ended; what was lost is handed out again, a few times."""
         if ended.end == "done":
             self._finish(training, "done", ended)
@@ -291,7 +291,7 @@ class _Queue:
             self.waiting.appendleft(training)
 
     def _finish(
-        self, training: _Entry, outcome: AttemptOutcome, ended: Ended | None = None
+        self, training: _Entry, outcome: AttemptOutcome, ended: Ended[RetrainResult] | None = None
     ) -> None:
         values = None
         if ended is not None and ended.result is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -38,7 +39,16 @@ from search.record import (
 from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
-from search.run_folder.storage import DATA, START, SUPERNET, Files, StorageError, open_files
+from search.run_folder.storage import (
+    DATA,
+    OWNER,
+    START,
+    SUPERNET,
+    Files,
+    Owner,
+    StorageError,
+    open_files,
+)
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -302,6 +312,7 @@ def resume_run(
         changes |= {} if sampler is None else {"sampler": sampler}
         run = replace(run, settings=_changed(run.settings, changes))
         run.files.check(is_new=False)
+        _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()
         run.record.set_meta("settings", {**before, **changes})
@@ -312,6 +323,54 @@ def resume_run(
                 if run.record.spent() == spent:
                     run.record.set_meta("settings", before)
             raise
+
+
+def _take_storage(run: RunFolder) -> None:
+    """Let this folder, and no copy of it, go on with the run's storage.
+
+    A copied folder names the same storage, and both would write the trial of one number there. So
+    each entry draws a session, and leaves it in the record and in the storage: a record that does
+    not know the storage's session is that of a copy that was overtaken.
+
+    Raises:
+        ValueError: If a copy has gone on, or the folder that this is a copy of can do so.
+    """
+    if not run.settings.storage or isinstance(record_address(run.folder), str):
+        return  # a database has one record for all copies, and lets one process work on it
+    try:
+        owner, known = run.files.owner(), run.state.storage_sessions
+        if owner is not None:
+            _refuse_copy(run, owner, known)
+        token, session = (run.folder / LOCK).read_text("ascii").strip(), uuid.uuid4().hex
+        # Wherever a kill falls, the record knows the session that the storage has.
+        run.state.storage_sessions = (owner.session if owner else known[-1], session)
+        run.files.enter(Owner(token, str(run.folder.resolve()), session))
+        run.state.storage_sessions = (session,)
+    except StorageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _refuse_copy(run: RunFolder, owner: Owner, known: tuple[str, ...]) -> None:
+    rule = f"The storage {run.settings.storage} belongs to one run folder, and {run.folder} is a"
+    if owner.folder and _is_other_copy(run.folder, Path(owner.folder)):
+        raise ValueError(
+            f"{rule} copy of {owner.folder}, which has it. Go on with that one, or remove it first."
+        )
+    if owner.session not in known:
+        raise ValueError(
+            f"{rule} copy of one that has gone on since, at {owner.folder or 'another place'}. Go "
+            f"on with that one. If it is lost, remove {OWNER} from the storage: what is found "
+            "there is then taken for this folder's."
+        )
+
+
+def _is_other_copy(folder: Path, other: Path) -> bool:
+    """Tell whether another folder, as far as it can be seen from here, is the same run."""
+    try:
+        is_same = os.path.samefile(folder / LOCK, other / LOCK)
+    except OSError:
+        return False
+    return not is_same and (folder / LOCK).read_bytes() == (other / LOCK).read_bytes()
 
 
 def refuse_links(folder: Path) -> None:
@@ -342,7 +401,7 @@ class _NewRun:
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
         prepare_run_data(settings, space, folder)
-        self._files.claim(self._claim.token)
+        self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         kind = "recipes" if settings.classifies else "recipes/dense"
         for field in RECIPES:

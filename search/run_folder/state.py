@@ -168,6 +168,15 @@ class RunState:
         self._record.set_meta("proxies", {key: dict(found) for key, found in scores.items()})
 
     @property
+    def storage_sessions(self) -> tuple[str, ...]:
+        """Which sessions of the storage this run may follow: its last one, or one being begun."""
+        return self._read(TypeAdapter(tuple[str, ...]), "storage_sessions") or ("",)
+
+    @storage_sessions.setter
+    def storage_sessions(self, sessions: tuple[str, ...]) -> None:
+        self._record.set_meta("storage_sessions", sessions)
+
+    @property
     def extraction_errors(self) -> dict[int, float]:
         """Largest difference of logits, extracted and inside the supernet, by architecture id."""
         return self._read(_NUMBERS, "extraction") or {}

@@ -40,9 +40,10 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
     for name, justify in columns:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
+    epochs = "epoch" if plan.trust_rung == 1 else "epochs"
     work = {
         "supernet": supernet_text(plan),
-        "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} epochs",
+        "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} {epochs}",
         "search": f"about {plan.num_judged:,} networks {judged_by}",
         climbing_phase(plan.strategy): climbing_text(plan),
         "finish": "check the extraction; judge with what is left",

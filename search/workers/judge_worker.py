@@ -19,7 +19,7 @@ from searchspace.cost import count
 from supernet.measuring import PROXIES, proxy_scores
 from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.shared_weights import calibration_images, load_supernet, recalibrate
-from supernet.training import eval_batches, evaluate
+from supernet.training import PixelBatches, eval_batches, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ PROXY_IMAGES = 32
 class Evaluator:
     """Judges architectures with inherited weights: extract, recalibrate, evaluate.
 
-    The search split and the calibration images are decoded and normalised once. Judging never
+    The search split and the calibration images are decoded once. Judging never
     changes the supernet, so results do not depend on their order.
 
     Args:
@@ -41,10 +41,7 @@ class Evaluator:
     def __init__(self, job: Job, *, supernet: Supernet | None) -> None:
         data = job.open_data()
         self.job, self.supernet = job, supernet
-        self.batches = [
-            (images.to(job.device), labels.to(job.device))
-            for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
-        ]
+        self.batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
         self.calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
 
     def judge(self, architecture: Architecture) -> dict[str, float]:
@@ -64,7 +61,7 @@ class Evaluator:
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
         assert self.supernet is not None
-        return extraction_error(self.supernet, architecture, self.batches[0][0][:64])
+        return extraction_error(self.supernet, architecture, next(iter(self.batches))[0][:64])
 
 
 class Scorer:

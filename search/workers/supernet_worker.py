@@ -13,6 +13,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
-from supernet.shared_weights import Progress, SupernetTrainer, most_devices
+from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
 from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
 
 # So long workers look for each other, and wait for each other's gradients.
@@ -78,6 +79,9 @@ class SharedTrainer(Protocol):
     def save(self, folder: Path) -> None:
         """Write the checkpoint."""
 
+    def snapshot(self) -> Snapshot:
+        """Copy what a checkpoint holds; steps go on while it is written."""
+
     def load(self, folder: Path) -> bool:
         """Go on from what `save` wrote; False when there is nothing."""
 
@@ -96,6 +100,8 @@ class GroupWorker(ABC):
         self.trainer: SharedTrainer | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
 
     @abstractmethod
     def make_trainer(self, total_steps: int) -> SharedTrainer:
@@ -159,11 +165,28 @@ class GroupWorker(ABC):
         return self.trainer.run(steps)
 
     @ending_spoilt()
-    def save(self) -> None:
-        """Write the checkpoint, for all nodes to read."""
+    def save(self, goes_on: bool = False) -> None:
+        """Write the checkpoint, for all nodes to read.
+
+        Args:
+            goes_on: Return when its content is copied; it is written while steps are taken. What
+                goes wrong meanwhile is raised by the next call.
+        """
         assert self.trainer is not None
+        self._wait_until_saved()
+        if goes_on:
+            self._saving = self._writer.submit(self._write, self.trainer.snapshot().write)
+        else:
+            self._write(self.trainer.save)
+
+    def _wait_until_saved(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _write(self, write: Callable[[Path], None]) -> None:
         assert self.folder is not None
-        self.trainer.save(self.folder)
+        write(self.folder)
         self._job.files.publish(SUPERNET, self.folder)
 
     def time_steps(self, trainer: SharedTrainer) -> float:

@@ -31,12 +31,12 @@ from supernet.shared_weights import (
     MAX_BAD_STEPS,
     Progress,
     SharedAdamW,
+    Snapshot,
     UsedWeights,
     apply_gradients,
     load_shared,
     load_training,
     recalibrate,
-    save_supernet,
     shared_optimizer,
     strategy_named,
 )
@@ -119,20 +119,26 @@ class DenseSupernetTrainer:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
-        state = {
+        self._state().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
+        return self._state().copied()
+
+    def _state(self) -> Snapshot:
+        """Return what a checkpoint holds, as it is now."""
+        training = {
             "step": self.step,
             "total_steps": self.total_steps,
             "bad_steps": self._bad_steps,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        backbone = self.supernet.backbone.network
-        save_supernet(
-            folder,
+        return Snapshot(
             step=self.step,
-            supernet=backbone,
+            supernet=self.supernet.backbone.network,
             averaged=None,
-            training=state,
+            training=training,
             heads=self.supernet,
         )
 
@@ -178,7 +184,7 @@ class DenseSupernetTrainer:
         """
         self.scaler.unscale_(self.optimizer)
         used = self.used_weights(architectures)
-        is_good = apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad)
+        is_good = bool(apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad))
         self._bad_steps = 0 if is_good else self._bad_steps + 1
         if self.scaler.is_enabled():
             self.scaler.update()

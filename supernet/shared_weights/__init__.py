@@ -14,6 +14,7 @@ from supernet.shared_weights.strategies import check_strategy, strategy_named
 from supernet.shared_weights.trainer import (
     MAX_BAD_STEPS,
     Progress,
+    Snapshot,
     SupernetTrainer,
     apply_gradients,
     shared_optimizer,
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_BAD_STEPS",
     "Progress",
     "SharedAdamW",
+    "Snapshot",
     "SupernetTrainer",
     "UsedWeights",
     "apply_gradients",

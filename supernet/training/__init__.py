@@ -1,6 +1,7 @@
 """Training one network."""
 
 from supernet.training.batches import (
+    PixelBatches,
     Shard,
     TrainLoader,
     eval_batches,
@@ -50,6 +51,7 @@ __all__ = [
     "BatchStatistics",
     "EpochReport",
     "LabelMaps",
+    "PixelBatches",
     "Shard",
     "Teacher",
     "TrainLoader",

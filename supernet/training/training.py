@@ -294,7 +294,7 @@ class _Training:
             waited += seconds
             read += sum(shard.read_seconds for shard in shards)
             augmented += sum(shard.augment_seconds for shard in shards)
-            images += sum(len(shard.images) for shard in shards)
+            images += sum(len(shard) for shard in shards)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return EpochReport(
             epoch=epoch + 1,

@@ -99,8 +99,8 @@ class Gradients:
 
     def _loss(self, shard: Shard, seed: int) -> Tensor:
         recipe = self.recipe
-        images = shard.images.to(self.device, non_blocking=True).to(memory_format=self.layout)
-        targets = shard.targets.to(self.device, non_blocking=True)
+        images, targets = shard.finished(self.device)
+        images = images.to(memory_format=self.layout)
         if recipe.token_labels is not None and shard.maps is not None:
             return self._token_label_loss(shard, images, targets, seed)
         with self._precision():

@@ -25,6 +25,7 @@ from search.retraining.queue import FAILED, FULL_DISK, MAX_AGAIN, RetrainPlan
 from search.terminal.progress import StopSignals
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import dump_recipe, load_recipe
+from supernet.training import EpochReport
 from supernet.training.batches import TrainLoader, count_shards, with_shards_for
 from tests.attacks.retraining_stubs import (
     LARGER,
@@ -370,7 +371,7 @@ def test_the_exit_status_says_that_something_failed(
 ) -> None:
     write_run(tmp_path / "run")
     monkeypatch.setattr(queue, "retrain_members", lambda *_, **__: stopped_by)
-    monkeypatch.setattr("search.report.write_report", lambda folder: None)
+    monkeypatch.setattr("search.report.write_report", lambda *_: True)
 
     done = CliRunner().invoke(app, ["retrain", str(tmp_path / "run"), "--arch", "1"])
 
@@ -444,3 +445,35 @@ def test_a_finished_training_of_other_images_is_not_taken_for_this_one(
 
     after = load_file(options.out / "model.safetensors")
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_what_holds_a_training_up_is_said_once(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "starvation", lambda report: "reading is slow")
+    shown: list[int] = []
+    epochs = queue._epochs
+
+    def growing(out: Path) -> list[EpochReport]:
+        """Let epochs be seen one after the other, each twice."""
+        shown.append(1)
+        return epochs(out)[: len(shown) // 2]
+
+    looks = iter(range(1000))
+    finished = tiny.cluster.take_finished
+
+    def slowly(pending: list[Any]) -> list[Any]:
+        if next(looks) == 0:
+            retrain(SMALL, tiny.run.data(), RECIPE, RetrainOptions(out=folder, threads=1))
+        return [] if len(shown) < 20 else finished(pending)
+
+    folder = tiny.run.folder / "retrain" / f"{tiny.small}-mine-3e-s0"
+    monkeypatch.setattr(queue, "take_finished", slowly)
+    monkeypatch.setattr(queue, "_epochs", growing)
+    tiny.cluster.fates = [lambda job: (None, "The worker died unexpectedly.")] * (1 + MAX_AGAIN)
+
+    assert tiny.retrain() == FAILED
+
+    said = tiny.out.getvalue()
+    assert said.count("reading is slow") == 1
+    assert [said.count(f"epoch {n} of 3") for n in (1, 2, 3)] == [1, 1, 1]

@@ -5,11 +5,14 @@ That it equals the built networks is tested beside the networks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 
 from searchspace.architecture import Architecture, Stage
-from searchspace.cost import Cost, count, count_mixer, count_parts
+from searchspace.cost import Cost, backbone_sizes, count, count_maps, count_mixer, count_parts
+from searchspace.map_rules import MapRules
 from searchspace.mixers import (
     DepthwiseConv,
     Elsa,
@@ -122,3 +125,135 @@ def test_classes_cost_a_row_of_the_head_each(architecture: Architecture) -> None
     more = count(architecture.replace(num_classes=architecture.num_classes + 3))
 
     assert more == count(architecture) + Cost(3 * heads * (dim + 1), 3 * places * dim)
+
+
+def linear(inputs: int, outputs: int, tokens: int, *, bias: bool = True) -> Cost:
+    return Cost(inputs * outputs + outputs * bias, inputs * outputs * tokens)
+
+
+def norm(dim: int) -> Cost:
+    return Cost(2 * dim, 0)
+
+
+def summed(*costs: Cost) -> Cost:
+    return Cost(sum(c.params for c in costs), sum(c.macs for c in costs))
+
+
+def test_the_parts_of_a_volo_by_hand() -> None:
+    """A stem of three convolutions and a patch convolution; two class blocks; a head on tokens."""
+    mixer = WindowAttention(window_size=2, num_heads=2)
+    stages = (
+        Stage(dim=8, mixers=(mixer,), mlp_ratio=3),
+        Stage(dim=12, mixers=(mixer, mixer), mlp_ratio=2),
+        Stage(dim=12, mixers=(mixer,), mlp_ratio=3),
+    )
+    network = Architecture(
+        family="volo", img_size=28, patch_size=4, stem_dim=6, stages=stages, num_classes=7
+    )
+    # 28 pixels are 14 after the stem's stride, 7 patches of 4, and 3 after one halving.
+    sizes = network.resolutions
+    assert len(sizes) == 3
+    assert sizes[1] == sizes[2]
+    parts = count_parts(network)
+    # Images of 3 channels; convolutions without biases, each with a batch norm.
+    stem = [Cost(3 * 49 * 6, 14 * 14 * 3 * 49 * 6)] + [Cost(9 * 36, 14 * 14 * 9 * 36)] * 2
+    patches = linear(6 * 2 * 2, 8, sizes[0] ** 2)
+    assert parts["stem"] == summed(*stem, norm(6), norm(6), norm(6), patches)
+
+    def block(dim: int, size: int, ratio: int) -> Cost:
+        inner = count_mixer(mixer, dim=dim, size=size, qkv_bias=False)
+        hidden = dim * ratio
+        return summed(inner, norm(dim), linear(dim, hidden, size**2), linear(hidden, dim, size**2))
+
+    assert parts["stage0"] == block(8, sizes[0], 3)
+    joined = linear(4 * 8, 12, sizes[1] ** 2)
+    positions = Cost(12 * sizes[1] ** 2, 0)
+    assert parts["stage1"] == summed(*[block(12, sizes[1], 2)] * 2, joined, positions)
+    assert parts["stage2"] == block(12, sizes[1], 3)
+    tokens = sizes[1] ** 2
+    class_block = summed(
+        *(norm(12), norm(12)),
+        linear(12, 12, 1, bias=False),
+        linear(12, 24, tokens + 1, bias=False),
+        Cost(0, 2 * 12 * (tokens + 1)),
+        linear(12, 12, 1),
+        *(linear(12, 36, 1), linear(36, 12, 1)),
+    )
+    assert parts["head"] == summed(
+        Cost(12, 0), class_block, class_block, norm(12), linear(12, 7, 1), linear(12, 7, tokens)
+    )
+
+
+def test_the_parts_of_a_twins_by_hand() -> None:
+    """Every stage has a position encoding of 3 x 3, and all but the first begin with patches."""
+    mixer = WindowAttention(window_size=2, num_heads=2)
+    stages = (Stage(dim=8, mixers=(mixer,), mlp_ratio=2), Stage(dim=12, mixers=(mixer,)))
+    network = Architecture(family="twins", img_size=24, patch_size=4, stages=stages, num_classes=7)
+    parts = count_parts(network)
+    assert network.resolutions == (6, 3)
+    assert parts["stem"] == summed(linear(3 * 16, 8, 36), norm(8))
+
+    def block(dim: int, size: int, ratio: float) -> Cost:
+        hidden = int(dim * ratio)
+        return summed(
+            count_mixer(mixer, dim=dim, size=size),
+            norm(dim),
+            *(linear(dim, hidden, size**2), linear(hidden, dim, size**2)),
+        )
+
+    assert parts["stage0"] == summed(block(8, 6, 2), Cost(10 * 8, 9 * 8 * 36))
+    assert parts["stage1"] == summed(
+        block(12, 3, stages[1].mlp_ratio),
+        Cost(10 * 12, 9 * 12 * 9),
+        *(linear(4 * 8, 12, 9), norm(12)),
+    )
+    assert parts["head"] == summed(norm(12), linear(12, 7, 1))
+
+
+@pytest.mark.parametrize("norms", ["default", "centred_batch"])
+def test_what_a_stage_adds_to_its_blocks_by_hand(norms: str) -> None:
+    mixer = DepthwiseConv(kernel_size=3)
+    plain = Stage(dim=8, mixers=(mixer, mixer), norm=norms)  # type: ignore[arg-type]
+    full = replace(plain, se_reduction=4, local_conv=5)
+    costs = [
+        count_parts(Architecture(img_size=12, patch_size=2, stages=(stage,)))["stage0"]
+        for stage in (plain, full)
+    ]
+    # Squeeze-and-excitation sees one token; the branch has a norm, 25 taps and a bias a channel.
+    squeeze = summed(linear(8, 2, 1), linear(2, 8, 1))
+    per_channel = {"default": 2, "centred_batch": 3}[norms]
+    branch = Cost(per_channel * 8 + 26 * 8, 36 * 25 * 8)
+    assert costs[1] == summed(costs[0], squeeze, squeeze, branch, branch)
+
+
+@pytest.mark.parametrize(
+    "rules", [MapRules(), MapRules(keeps_windows=True, pads_convolutions=True)]
+)
+def test_a_backbone_costs_its_parts_on_every_map(rules: MapRules) -> None:
+    mixers = (WindowAttention(window_size=4, num_heads=2), DepthwiseConv(kernel_size=5))
+    stages = (Stage(dim=8, mixers=mixers), Stage(dim=16, mixers=mixers))
+    network = Architecture(img_size=32, patch_size=4, stages=stages)
+    # 23 x 41 pixels are 6 x 11 whole patches, and 3 x 6 after merging, which rounds up.
+    assert backbone_sizes(network, (23, 41)) == ((6, 11), (3, 6))
+
+    parts = count_maps(network, (23, 41), rules)
+
+    def stage(dim: int, rows: int, columns: int) -> Cost:
+        tokens, hidden = rows * columns, 4 * dim
+        blocks = [
+            summed(
+                count_mixer(mixer, dim=dim, size=(rows, columns), rules=rules),
+                norm(dim),
+                *(linear(dim, hidden, tokens), linear(hidden, dim, tokens)),
+            )
+            for mixer in mixers
+        ]
+        return summed(*blocks)
+
+    assert stages[0].mlp_ratio == 4
+    merged = summed(norm(4 * 8), linear(4 * 8, 16, 18, bias=False))
+    assert parts == {
+        "stem": summed(linear(3 * 16, 8, 66), norm(8)),
+        "stage0": stage(8, 6, 11),
+        "stage1": summed(stage(16, 3, 6), merged),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from search.front.select import (
@@ -242,3 +243,68 @@ def test_a_network_that_costs_the_same_is_no_cheaper_and_no_dearer() -> None:
         chosen = select_members(found, objectives=("top1", "macs", "params"), top=3)
         (reason,) = (choice.reason for choice in chosen if choice.candidate.id == 2)
         assert reason == f"spread: the {end} end"
+
+
+def test_the_table_says_what_its_columns_are() -> None:
+    chosen = select_members(judged(800, 1_700, 1_850), objectives=OBJECTIVES, top=2)
+
+    table = select_table(chosen, "cpu")
+
+    assert [column.header for column in table.columns] == [
+        *("id", "top-1 %", "MACs", "sure", "retraining", "why")
+    ]
+    # Numbers are never broken over lines, reasons are.
+    assert [column.no_wrap for column in table.columns] == [True] * 5 + [False]
+    assert [column.justify for column in table.columns] == ["right"] * 5 + ["left"]
+    assert (table.title, table.row_count) == ("Worth retraining", 2)
+    assert table.caption == "sure: chance to be truly on the front; retraining: expected, one seed"
+
+
+def test_without_chances_the_farthest_comes_next() -> None:
+    """Of (cost, error) scaled to the range of the front."""
+    found = tuple(
+        replace(one, front_probability=None) for one in judged(800, 1_700, 1_705, 1_710, 1_850)
+    )
+
+    chosen = select_members(found, objectives=OBJECTIVES, top=4)
+
+    assert [choice.candidate.id for choice in chosen[:3]] == [2, 5, 1]
+    macs = np.array([one.macs for one in found], dtype=float)
+    errors = 100.0 - np.array([one.top1 for one in found])
+    places = np.column_stack([(v - v.min()) / (v.max() - v.min()) for v in (errors, macs)])
+    taken = [1, 4, 0]
+    gaps = {n: min(np.linalg.norm(places[n] - places[other]) for other in taken) for n in (2, 3)}
+    assert chosen[3].candidate.id - 1 == max(gaps, key=lambda n: gaps[n])
+
+
+def test_a_reason_names_the_nearest_neighbours_among_those_that_are_chosen() -> None:
+    found = judged(800, 1_700, 1_750, 1_800, 1_850, 1_900)
+
+    chosen = select_members(found, objectives=OBJECTIVES, top=6)
+
+    done: list[Candidate] = []
+    for choice in chosen:
+        one = choice.candidate
+        if choice.reason.startswith("spread"):
+            below = max((c for c in done if c.macs < one.macs), key=lambda c: c.macs, default=None)
+            above = min((c for c in done if c.macs > one.macs), key=lambda c: c.macs, default=None)
+            if below is None:
+                assert choice.reason == "spread: the cheapest end"
+            elif above is None:
+                assert choice.reason == "spread: the dearest end"
+            else:
+                assert choice.reason == f"spread: between {below.id} and {above.id}"
+        done.append(one)
+    reasons = [choice.reason for choice in chosen]
+    assert sum(reason.startswith("spread: between") for reason in reasons) >= 2
+    assert "spread: the cheapest end" in reasons
+
+
+def test_a_chance_of_a_tenth_is_worth_a_look_and_less_is_not() -> None:
+    front, *_, rival = judged(1_700, 800, 801)
+    for chance, is_there in ((None, False), (0.0, False), (0.0999, False), (0.1, True)):
+        near = replace(rival, on_front=False, near_front=True, front_probability=chance)
+        chosen = select_members([front, near], objectives=OBJECTIVES, top=5)
+        assert [choice.candidate.id for choice in chosen] == [front.id] + [near.id] * is_there
+    off = replace(rival, on_front=False, near_front=False, front_probability=0.9)
+    assert len(select_members([front, off], objectives=OBJECTIVES, top=5)) == 1

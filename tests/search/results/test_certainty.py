@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
-from search.results.certainty import best_within_limits, front_probabilities
+from search.results.certainty import _edges, best_within_limits, front_probabilities
 from search.results.dominance import non_dominated
 
 
@@ -128,3 +130,137 @@ def test_what_was_not_measured_is_within_no_limit() -> None:
     assert (answer.best, answer.rivals) == (1, ())
     assert answer.chance == pytest.approx(1.0, abs=1e-3)
     assert best_within_limits(top1, images=images, cost=np.full(2, math.nan)) == ()
+
+
+def jeffreys(top1: float, images: float) -> stats.rv_continuous:
+    """The posterior of an accuracy under Jeffreys' prior."""
+    right = images * top1 / 100
+    return stats.beta(right + 0.5, images - right + 0.5)
+
+
+def integral(function: object, *known: stats.rv_continuous) -> float:
+    """Integrate over all accuracies, with care where the posteriors have their mass."""
+    ends = sorted({p for one in known for p in one.ppf([1e-9, 0.2, 0.5, 0.8, 1 - 1e-9])} | {0, 1})
+    return sum(integrate.quad(function, a, b)[0] for a, b in pairwise(ends))
+
+
+@pytest.mark.parametrize("num_costs", [1, 2])
+def test_the_chance_is_the_integral_over_what_costs_no_more(num_costs: int) -> None:
+    top1 = np.array([80.0, 82.0, 81.0, 84.0, 82.0])
+    images = np.array([200.0, 300.0, 250.0, 150.0, 400.0])
+    costs = np.array([[1.0, 4.0], [2.0, 2.0], [2.0, 3.0], [3.0, 1.0], [3.0, 5.0]])[:, :num_costs]
+    known = [jeffreys(a, n) for a, n in zip(top1, images, strict=True)]
+
+    chances = front_probabilities(top1, images=images, costs=costs)
+
+    for i, own in enumerate(known):
+        rivals = [one for j, one in enumerate(known) if j != i and (costs[j] <= costs[i]).all()]
+        expected = integral(
+            lambda x, own=own, rivals=rivals: own.pdf(x) * math.prod(r.cdf(x) for r in rivals),
+            own,
+            *rivals,
+        )
+        assert chances[i] == pytest.approx(expected, abs=2e-4)
+
+
+def test_what_is_expected_to_be_missing_is_the_mean_of_the_best_less_that_of_the_answer() -> None:
+    top1, images = np.array([80.0, 82.0, 81.0]), np.array([200.0, 300.0, 250.0])
+    known = [jeffreys(a, n) for a, n in zip(top1, images, strict=True)]
+
+    first, second, third = best_within_limits(top1, images=images, cost=np.array([1.0, 2.0, 3.0]))
+
+    assert (first.regret, first.chance) == (pytest.approx(0, abs=2e-3), pytest.approx(1, abs=1e-4))
+    for answer, rivals in ((second, known[:2]), (third, known)):
+        largest = integral(lambda x, rivals=rivals: 1 - math.prod(r.cdf(x) for r in rivals), *known)
+        expected = 100 * (largest - known[1].mean())
+        assert answer.regret == pytest.approx(expected, abs=2e-3)
+        assert expected > 0.3
+    chances = dict(third.rivals)
+    assert (third.best, set(chances)) == (1, {0, 2})
+    assert third.chance + sum(chances.values()) == pytest.approx(1.0, abs=1e-3)
+    assert [rival for rival, _ in third.rivals] == sorted(chances, key=lambda r: -chances[r])
+
+
+def test_the_last_limit_allows_everything() -> None:
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 7, 199, 200, 201, 500):
+        cost, top1 = rng.permutation(np.arange(1.0, n + 1)), rng.uniform(70.0, 75.0, n)
+
+        answers = best_within_limits(top1, images=np.full(n, 400.0), cost=cost)
+
+        limits = [answer.limit for answer in answers]
+        assert limits == sorted(limits)
+        assert limits[-1] == n
+        assert answers[-1].best == int(top1.argmax())
+        assert answers[0].limit == 1
+        # All of few limits, and of many at least two hundred.
+        assert len(limits) == n if n <= 200 else len(limits) >= 200
+
+
+def test_of_equals_the_cheapest_is_the_answer() -> None:
+    answers = best_within_limits(
+        np.array([80.0, 80.0, 80.0]), images=np.full(3, 100.0), cost=np.array([3.0, 1.0, 2.0])
+    )
+    assert [(answer.limit, answer.best) for answer in answers] == [(1.0, 1), (2.0, 1), (3.0, 1)]
+    assert answers[-1].chance == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_at_most_four_rivals_of_two_percent_are_named() -> None:
+    alike = best_within_limits(
+        np.linspace(80.0, 80.4, 9), images=np.full(9, 100.0), cost=np.arange(9.0)
+    )
+    assert len(alike[-1].rivals) == 4
+    assert [len(answer.rivals) for answer in alike[:4]] == [0, 1, 2, 3]
+    top1 = np.array([80.0, 88.0])
+    known = [jeffreys(80.0, 200.0), jeffreys(88.0, 200.0)]
+    below = integral(lambda x: known[0].pdf(x) * known[1].cdf(x), *known)
+    assert 0.005 < below < 0.02
+    (_, answer) = best_within_limits(top1, images=np.full(2, 200.0), cost=np.array([1.0, 2.0]))
+    assert answer.rivals == ()
+    assert answer.chance == pytest.approx(1 - below, abs=1e-3)
+
+
+@pytest.mark.parametrize(("deviations", "has_chance"), [(4.5, True), (5.5, False)])
+def test_what_is_beaten_by_five_deviations_has_no_chance_at_all(
+    deviations: float, has_chance: bool
+) -> None:
+    """The deviation of a difference of two posteriors, which are nearly equal here."""
+    images, best = 10_000.0, 60.0
+    own = jeffreys(best, images)
+    other = best - 100 * deviations * math.sqrt(2) * own.std()
+
+    first, second = front_probabilities(
+        np.array([best, other]), images=np.full(2, images), costs=np.array([[1.0], [1.0]])
+    )
+
+    assert first == pytest.approx(1.0, abs=1e-4)
+    assert (second > 0) == has_chance
+
+
+def test_accuracies_are_looked_at_in_512_cells_from_nothing_to_all() -> None:
+    edges = _edges(np.array([80.5, 40.5]), np.array([20.5, 60.5]))
+    assert (edges[0], edges[-1], len(edges)) == (0.0, 1.0, 513)
+    assert (np.diff(edges) > 0).all()
+    # Five deviations around both means, and no wide cell in between.
+    means = np.array([80.5 / 101, 40.5 / 101])
+    deviations = np.sqrt(means * (1 - means) / 102)
+    inner = edges[1:-1]
+    assert inner.min() == pytest.approx((means - 5 * deviations).min())
+    assert inner.max() == pytest.approx(min((means + 5 * deviations).max(), 1.0))
+    assert np.diff(inner).max() < deviations.max() / 2
+
+
+def test_more_networks_than_are_handled_together_are_as_sure() -> None:
+    """With two costs networks are handled a thousand at a time."""
+    rng = np.random.default_rng(3)
+    n = 1_100
+    costs = np.column_stack([np.arange(n), rng.permutation(n)]).astype(float)
+    top1, images = np.full(n, 80.0), np.full(n, 300.0)
+    costs[-1] = (n, n)
+
+    chances = front_probabilities(top1, images=images, costs=costs)
+
+    # All are equally accurate: the chance to be the best of those that cost no more.
+    no_dearer = (costs[None] <= costs[:, None]).all(axis=2).sum(axis=1)
+    assert no_dearer[-1] == n
+    assert chances == pytest.approx(1 / no_dearer, abs=2e-3)

@@ -130,3 +130,15 @@ def test_a_folder_without_its_run_needs_images(out: Path, data: ImageData, tmp_p
         evaluate_retrained(
             str(out), data=None, real_labels=None, device="cpu", folder=tmp_path / "none"
         )
+
+
+def test_real_labels_belong_to_files_of_imagenet(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"belong to the file names.*Give ImageNet with --data"):
+        evaluate_retrained(
+            str(out),
+            data=None,
+            real_labels=tmp_path / "real.json",
+            device="cpu",
+            folder=tmp_path / "none",
+        )

@@ -54,6 +54,9 @@ def test_the_folder_holds_all_that_others_need(data: ImageData, tmp_path: Path) 
     ]
     stored = json.loads((out / "architecture.json").read_text(encoding="utf-8"))
     assert Architecture.from_dict(stored) == ARCHITECTURE
+    # Folders of older versions are known by these very bytes.
+    text = json.dumps(ARCHITECTURE.to_dict(), indent=1) + "\n"
+    assert (out / "architecture.json").read_text(encoding="utf-8") == text
     assert load_recipe(str(out / "recipe.yaml")) == RECIPE
     assert len((out / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3
     assert [report.epoch for report in seen] == [1, 2, 3]

@@ -22,7 +22,7 @@ from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
 from search.scheduling.tasks import TrialTask, checkpoint_name
-from search.workers import supernet_worker
+from search.workers import judge_worker, supernet_worker
 from search.workers.job import Job, count_gpus, for_group, make_job
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.supernet_worker import SupernetWorker, train_alone
@@ -492,3 +492,107 @@ def test_workers_and_retrainings_meet_over_what_their_devices_need(
         retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
     card = torch.device("cuda", 0) if device == "cuda" else None
     assert met == [(backend, None, 2, 3, card), (backend, "tcp://b:2", 4, 5, None)]
+
+
+def test_workers_of_a_group_time_the_recipe_as_it_is(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    class Trainer:
+        world_size = 4
+
+        def __init__(self, space: Any, data: Any, recipe: Any, **more: Any) -> None:
+            seen.append((recipe, more))
+
+        def run(self, steps: int) -> Any:
+            clock.now += 2.0
+            return SimpleNamespace(feed_seconds=0.0)
+
+        def rewind(self) -> None:
+            pass
+
+    job, _ = for_group(make(), make().open_data(), 4)
+    monkeypatch.setattr(supernet_worker, "SupernetTrainer", Trainer)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    # Four devices for two seconds.
+    assert SupernetWorker(job, threads=1).measure_supernet() == pytest.approx(8.0)
+    ((recipe, options),) = seen
+    assert recipe == job.supernet_recipe
+    assert (options["strategy"], options["seed"]) == (job.supernet_strategy, job.seed)
+    assert options["total_steps"] == supernet_worker.TIMED_STEPS["cpu"]
+
+
+def test_what_was_measured_says_of_what_and_with_what(
+    make: Callable[..., Job], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    made = _ShardMaker.__getitem__
+
+    def slow(maker: _ShardMaker, place: Any) -> Any:
+        clock.now += 4.0
+        return made(maker, place)
+
+    monkeypatch.setattr(_ShardMaker, "__getitem__", slow)
+    began = clock.now
+
+    times = SupernetWorker(job, threads=1).measure()
+
+    assert (times.batch_size, times.supernet_batch) == (BATCH, job.supernet_recipe.batch_size)
+    assert times.judged_images == NUM_SEARCH
+    assert times.feed_rate == pytest.approx(BATCH / 4.0)
+    assert times.measured_seconds == pytest.approx(clock.now - began)
+    assert times.amp == job.trial_recipe.amp
+    assert times.versions.endswith(f"torch {torch.__version__}")
+    assert times.device_name
+    assert times.source == ""
+
+
+def test_a_judgement_and_a_score_tell_how_long_they_took(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(0, 1000, 5))
+    monkeypatch.setattr(judge_worker, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    job = make("zero-cost")
+    scorer = Scorer(job)
+    assert scorer.judge(job.space.first(), "macs")["seconds"] == 5.0
+    supernet = Supernet(make().space)
+    found = Evaluator(make(), supernet=supernet).judge(job.space.first())
+    assert found["seconds"] == 5.0
+
+
+def test_scores_are_those_of_the_first_32_training_images_and_the_runs_seed(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def look(architecture: Any, images: Tensor, labels: Tensor, **more: Any) -> dict[str, float]:
+        seen.append((architecture, images, labels, more))
+        return dict.fromkeys(more["names"], 1.5)
+
+    monkeypatch.setattr(judge_worker, "proxy_scores", look)
+    job = make("zero-cost", seed=11)
+    scorer, data = Scorer(job), job.open_data()
+
+    assert scorer.judge(job.space.first(), PROXIES[0])["score"] == 1.5
+    assert scorer.scores(job.space.first()) == dict.fromkeys(PROXIES, 1.5)
+
+    images, labels = next(eval_batches(data.split("train"), data, 32))
+    for architecture, found, targets, _ in seen:
+        assert architecture == job.space.first()
+        assert torch.equal(found, images)
+        assert torch.equal(targets, labels)
+    assert [more for *_, more in seen] == [
+        {"seed": 11, "names": (PROXIES[0],)},
+        {"seed": 11, "names": PROXIES},
+    ]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_number_says_nothing(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    monkeypatch.setattr(judge_worker, "proxy_scores", lambda *_, names, **__: {names[0]: score})
+    job = make("zero-cost")
+    with pytest.raises(ValueError, match=f"its {PROXIES[0]} is {score}"):
+        Scorer(job).judge(job.space.first(), PROXIES[0])

@@ -582,3 +582,23 @@ def test_exported_mixers_compute_the_same(mixer: Mixer) -> None:
     exported = torch.export.export(module, (x,)).module()
 
     torch.testing.assert_close(exported(x), module(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0.01, 0.5, 1.5])
+@pytest.mark.parametrize("size", [1e-12, 1.5e-12, 3e-12, 1e-6, 0.3, 7.0])
+def test_powers_of_the_smallest_bases_are_exact(exponent: float, size: float) -> None:
+    base = torch.tensor([size, -size], dtype=torch.float64)
+    expected = [size**exponent, -(size**exponent)]
+    torch.testing.assert_close(
+        signed_power(base, exponent), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
+def test_powers_stay_within_half_of_the_range_of_their_numbers() -> None:
+    base = torch.tensor([1e30, -1e30, 1e5, -1e5])
+    # |x|^p <= sqrt(3.4e38) = 1.8e19, and what is below that is as it is.
+    assert signed_power(base, 2).tolist() == pytest.approx([1.8446743e19] * 2 + [1e10] * 2)
+    assert signed_power(base, 2.5).tolist() == pytest.approx(
+        [1.8446743e19, -1.8446743e19, 1e5**2.5, -(1e5**2.5)], rel=1e-4
+    )
+    assert torch.equal(signed_power(base, 1), base)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
+from searchspace.architecture import Architecture
+from searchspace.cost import count
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.data import ImageData, Split, open_data, prepare_data
 from supernet.network.supernet import Supernet
@@ -24,7 +28,9 @@ from supernet.shared_weights.checkpoint import load_supernet
 from supernet.shared_weights.trainer import (
     SupernetTrainer,
     accumulate_gradients,
+    passes_of,
 )
+from supernet.training.batches import Shard
 
 RECIPE = load_recipe("supernet").model_copy(update={"batch_size": 8})
 # Everything that draws random numbers or keeps a state.
@@ -239,7 +245,7 @@ def test_one_diverging_architecture_does_not_spoil_the_weights(
 def test_the_order_of_the_data_does_not_depend_on_the_architectures(data: ImageData) -> None:
     first, second = trainer(data), trainer(data)
     first.strategy, second.strategy = "uniform", "sandwich"
-    images = [training._next_shards()[0].images for training in (first, second)]
+    images = [training._next_shards()[0].pixels for training in (first, second)]
     np.testing.assert_array_equal(images[0].numpy(), images[1].numpy())
     assert isinstance(data.split("train"), Split)
 
@@ -297,3 +303,92 @@ def test_another_optimizer_or_strategy_is_refused(data: ImageData) -> None:
         trainer(data, recipe=RECIPE.model_copy(update={"optimizer": "lion"}))
     with pytest.raises(ValueError, match=r"Unknown strategy 'best'.*uniform, fair, sandwich"):
         trainer(data, strategy="best")
+
+
+def test_the_sandwich_is_the_largest_and_the_smallest_by_macs(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where fewer multiplications need more parameters."""
+    kinds = {
+        "depthwise_conv": {"kernel_size": (7,)},
+        "dynamic_depthwise_conv": {"kernel_size": (3,)},
+    }
+    stage = StageChoices(
+        dims=(24,), depths=(1,), mlp_ratios=(1,), choices=(MixerChoices(kinds=kinds),)
+    )
+    space = dataclasses.replace(SPACE, stages=(stage,))
+    both = [space.sample(random.Random(seed)) for seed in range(20)]
+    by_macs = sorted({a.key: a for a in both}.values(), key=lambda a: count(a).macs)
+    assert [count(a).params for a in by_macs] == sorted(
+        (count(a).params for a in by_macs), reverse=True
+    )
+    seen: list[str] = []
+
+    def look(
+        _: Supernet, architectures: Sequence[Architecture], *__: object, **___: object
+    ) -> Tensor:
+        seen.extend(a.key for a in architectures)
+        return torch.tensor(0.0)
+
+    monkeypatch.setattr("supernet.shared_weights.trainer.accumulate_gradients", look)
+    training = SupernetTrainer(space, data, RECIPE, strategy="sandwich", total_steps=5, seed=0)
+    training._next_shards = lambda: [  # type: ignore[method-assign]
+        Shard(
+            images=torch.zeros(2, 3, 8, 8),
+            targets=torch.zeros(2, dtype=torch.long),
+            maps=None,
+            share=1.0,
+            read_seconds=0.0,
+            augment_seconds=0.0,
+        )
+    ]
+    training._take_step()
+    assert seen[:2] == [by_macs[-1].key, by_macs[0].key]
+    assert len(seen) == 4
+
+
+def test_the_learning_rate_rises_for_a_tenth_and_falls_by_a_cosine(data: ImageData) -> None:
+    training = trainer(data, 200)
+    peak, low = RECIPE.peak_lr(RECIPE.batch_size), RECIPE.min_lr
+    found = []
+    for step in range(201):
+        training.step = step
+        found.append(training._learning_rate())
+    epoch = len(data.split("train")) // RECIPE.batch_size
+    warmup = min(20, 5 * epoch)
+    rising = [peak * (step + 1) / warmup for step in range(warmup)]
+    falling = [
+        low + (peak - low) * (1 + math.cos(math.pi * (step - warmup) / (200 - warmup))) / 2
+        for step in range(warmup, 201)
+    ]
+    assert found == pytest.approx([*rising, *falling], rel=1e-5)
+    short = trainer(data, 3)
+    assert short._learning_rate() == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(10,), (40, 40), (16, 16, 16, 16, 16), (16, 15), (100, 100), (1,)]
+)
+def test_shards_go_through_together_up_to_64_images(sizes: tuple[int, ...]) -> None:
+    shards = [
+        Shard(
+            images=torch.full((n, 3, 2, 2), float(i)),
+            targets=torch.full((n,), i),
+            maps=None,
+            share=n / sum(sizes),
+            read_seconds=0.0,
+            augment_seconds=0.0,
+        )
+        for i, n in enumerate(sizes)
+    ]
+    found = list(passes_of(shards))
+    # As many of the largest as have 64 images together, and never less than one.
+    together = max(64 // max(sizes), 1)
+    expected = [
+        range(first, min(first + together, len(sizes))) for first in range(0, len(sizes), together)
+    ]
+    for (images, targets, share), numbers in zip(found, expected, strict=True):
+        labels = [i for i in numbers for _ in range(sizes[i])]
+        assert targets.tolist() == labels
+        assert images[:, 0, 0, 0].tolist() == labels
+        assert share == pytest.approx(sum(sizes[i] for i in numbers) / sum(sizes))

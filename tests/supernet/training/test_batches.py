@@ -292,3 +292,22 @@ def test_crop_pct_scales_the_centre_to_the_size_that_networks_see(tmp_path: Path
     assert torch.equal(exact, plain)
     assert enlarged.shape == (4, 3, 8, 8)
     np.testing.assert_array_equal(pixels(enlarged, data), np.full((4, 8, 8, 3), 200))
+
+
+@pytest.mark.parametrize(("stored", "seen"), [(9, 12), (9, 11), (8, 12), (9, 9), (9, 6), (9, 8)])
+def test_a_share_above_one_is_seen_in_a_black_frame_and_one_below_is_the_centre(
+    tmp_path: Path, stored: int, seen: int
+) -> None:
+    """What does not divide by two is at the bottom and right."""
+    images, labels = noise(10, stored)
+    data = tiny_data(tmp_path, images + 1, labels, img_size=seen)
+    split = data.split("search")
+
+    ((found, _),) = eval_batches(split, data, 64, crop_pct=seen / stored)
+
+    framed = np.zeros((len(split), max(seen, stored), max(seen, stored), 3), np.uint8)
+    before = max(seen - stored, 0) // 2
+    framed[:, before : before + stored, before : before + stored] = np.asarray(split.images)
+    start = max(stored - seen, 0) // 2
+    expected = framed[:, start : start + seen, start : start + seen]
+    np.testing.assert_array_equal(pixels(found, data), expected)
