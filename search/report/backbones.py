@@ -84,7 +84,8 @@ def backbones_content(
         )
         for one in found
     ]
-    names = ("id", f"{searched} %", *(f"{MEASURES[name]} %" for name in shown), "transfer", "seed")
+    before = f"{searched} %" if searched == "top-1" else f"searched {searched} %"
+    names = ("id", before, *(f"{MEASURES[name]} %" for name in shown), "transfer", "seed")
     heads = {"miou": ("upernet",)}
     published = [
         (row.backbone, row.head, row.schedule, f"{row.params_m:g} M", row.result, row.paper)

@@ -152,9 +152,15 @@ def _report_data(run: RunFolder) -> report.ReportData:
         trials=trials,
         charges=run.record.charges(PHASES),
         backbones=find_backbones(trials, run.folder),
+        training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
         notes=tuple(_notes(run)),
     )
+
+
+def _around_the_id(command: str) -> tuple[str, str]:
+    before, arch, behind = command.partition("--arch 0")
+    return before + arch.removesuffix("0"), behind
 
 
 def _commands(run: RunFolder) -> str:

@@ -78,6 +78,8 @@ class ReportData:
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
         backbones: Networks that were trained as backbones of detectors and segmenters.
+        training: What trains a network for good, in front of its id and behind; empty takes
+            `search retrain`.
     """
 
     name: str
@@ -96,6 +98,7 @@ class ReportData:
     trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
     backbones: tuple[Backbone, ...] = ()
+    training: tuple[str, str] = ("", "")
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -197,6 +200,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
     ]
     return {
         "run": shlex.quote(report.run),
+        "training": _training(report),
         "measure": QUALITY_WORDS[top[0].measure],
         "accuracy": QUALITY_AXES[top[0].measure],
         "unit": unit,
@@ -211,6 +215,11 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
         "importance": importance_payload(judged, seed=report.seed),
     }
+
+
+def _training(report: ReportData) -> tuple[str, str]:
+    before, behind = report.training
+    return before or f"search retrain {shlex.quote(report.run)} --arch ", behind
 
 
 def _environment() -> Environment:
@@ -243,6 +252,7 @@ def _content(
     return {
         "title": f"Pareto front of {report.name}",
         "run": payload["run"],
+        "training": payload["training"],
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),

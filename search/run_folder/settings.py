@@ -36,7 +36,7 @@ DENSE_RECIPES = {
     "detection": "cells_detection",
     "instance": "cells_instance",
 }
-DENSE_SPACE = "micro_128"
+DENSE_SPACE = "cells"
 _TRUTHS = {"semantic": "classes of pixels", "detection": "boxes", "instance": "masks"}
 # What every library takes for a seed.
 MOST_SEED = 2**32 - 1
