@@ -169,7 +169,7 @@ class _Training:
 
     def _fitting(self, plan: Plan, step: int, pace: float, workers: int) -> int:
         """Return at which step the schedule ends if what is left of the share goes on like this."""
-        left = (plan.until[SUPERNET] - self.session.spent()) / workers
+        left = (plan.spent_by_end[SUPERNET] - self.session.spent()) / workers
         fitting = step + max(int(left / pace), 1)
         return min(fitting, plan.most_supernet_steps or fitting)
 

@@ -39,7 +39,9 @@ def idle_devices(plan: Plan) -> dict[str, int]:
     }
     if plan.supernet_batch:
         most["supernet"] = plan.supernet_batch
-    return {phase: max(plan.devices - most.get(phase, plan.devices), 0) for phase in plan.until}
+    return {
+        phase: max(plan.devices - most.get(phase, plan.devices), 0) for phase in plan.spent_by_end
+    }
 
 
 def promoted(plan: Plan) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from search.plan.plan import Plan
 from search.plan.rungs import choose_rungs
-from search.plan.shares import MIN_FINISH_SECONDS, Split, climbing_phase, split_shares
+from search.plan.shares import MIN_FINISH_SECONDS, BudgetShares, climbing_phase, split_shares
 from search.plan.step_times import StepModel, mean_macs
 
 # And as many as there are devices, which would be idle.
@@ -73,20 +73,20 @@ def make_plan(
     """
     costs = StepModel(trial_step_seconds)
     epoch_seconds = costs(mean_macs(trial_step_seconds)) * steps_per_epoch
-    split = Split(
+    shares = BudgetShares(
         budget_seconds=budget_seconds,
         measured_seconds=measured_seconds,
-        shares=split_shares(budget_seconds, fixed_shares or {}, strategy=strategy),
+        by_phase=split_shares(budget_seconds, fixed_shares or {}, strategy=strategy),
         fixed=set(fixed_shares or {}),
     )
-    climb, has_trust = climbing_phase(strategy), "trust" in split.shares
-    has_supernet = "supernet" in split.shares
+    climb, has_trust = climbing_phase(strategy), "trust" in shares.by_phase
+    has_supernet = "supernet" in shares.by_phase
     most_steps = _most_supernet_steps(train_images, supernet_batch) if has_supernet else 0
     if climb == "promote":
-        split = split.give_spare(_needs(most_steps, supernet_step, judge_seconds), to=climb)
+        shares = shares.give_spare(_needs(most_steps, supernet_step, judge_seconds), to=climb)
     rungs = choose_rungs(
-        climb_seconds=split.seconds(climb),
-        trust_seconds=split.seconds("trust") if has_trust else None,
+        climb_seconds=shares.seconds(climb),
+        trust_seconds=shares.seconds("trust") if has_trust else None,
         epoch_seconds=epoch_seconds,
         train_images=train_images,
         devices=devices,
@@ -98,17 +98,17 @@ def make_plan(
         epochs * epoch_seconds for epochs in (rungs.epochs[-1], rungs.trust_epochs)
     )
     most_trust = max(MAX_TRUST, devices // rungs.devices_of(rungs.trust_epochs))
-    num_trust = min(max(int(split.seconds("trust") / trust_seconds), 0), most_trust)
+    num_trust = min(max(int(shares.seconds("trust") / trust_seconds), 0), most_trust)
     if rungs.are_large and has_trust:
-        split = split.give_spare({"trust": num_trust * trust_seconds}, to=climb)
+        shares = shares.give_spare({"trust": num_trust * trust_seconds}, to=climb)
     least = {"search": judge_seconds, "supernet": 2 * supernet_step, climb: trial_seconds}
-    _refuse_too_little(split, least, epoch_seconds=epoch_seconds)
-    steps = int(split.seconds("supernet") / supernet_step) if has_supernet else 0
+    _refuse_too_little(shares, least, epoch_seconds=epoch_seconds)
+    steps = int(shares.seconds("supernet") / supernet_step) if has_supernet else 0
     macs = [point[0] for point in trial_step_seconds]
     return Plan(
         budget_seconds=budget_seconds,
         devices=devices,
-        until=split.ends(),
+        spent_by_end=shares.ends(),
         supernet_steps=min(steps, most_steps or steps),
         judge_seconds=judge_seconds,
         trial_epochs=rungs.epochs[-1],
@@ -116,8 +116,8 @@ def make_plan(
         rungs=rungs.epochs,
         num_trust=num_trust,
         # Every rung takes the same time: a third as many networks for three times as long.
-        num_promoted=int(split.seconds(climb) / trial_seconds / len(rungs.epochs)),
-        num_judged=int(split.seconds("search") / judge_seconds) if climb == "promote" else 0,
+        num_promoted=int(shares.seconds(climb) / trial_seconds / len(rungs.epochs)),
+        num_judged=int(shares.seconds("search") / judge_seconds) if climb == "promote" else 0,
         step_seconds=tuple(trial_step_seconds),
         retrain_seconds=(costs(min(macs)) * retrain_steps, costs(max(macs)) * retrain_steps),
         strategy=strategy,
@@ -146,23 +146,25 @@ def _needs(most_steps: int, supernet_step: float, judge_seconds: float) -> dict[
     return {"search": judging, "finish": judging, "supernet": training}
 
 
-def _refuse_too_little(split: Split, least: Mapping[str, float], *, epoch_seconds: float) -> None:
+def _refuse_too_little(
+    shares: BudgetShares, least: Mapping[str, float], *, epoch_seconds: float
+) -> None:
     """Refuse a budget that leaves a phase less than one unit of its work.
 
     Args:
-        split: The budget over the phases.
+        shares: Of the phases.
         least: Device-seconds of that unit, by phase.
         epoch_seconds: Of a middling network alone.
     """
-    if all(split.seconds(phase) >= least.get(phase, -math.inf) for phase in split.shares):
+    if all(shares.seconds(phase) >= least.get(phase, -math.inf) for phase in shares.by_phase):
         return
     needed = max(
-        (least.get(phase, 0.0) + split.measured_in(phase)) / max(share, 1e-9)
-        for phase, share in split.shares.items()
+        (least.get(phase, 0.0) + shares.measured_in(phase)) / max(share, 1e-9)
+        for phase, share in shares.by_phase.items()
     )
     raise ValueError(
-        f"A budget of {split.budget_seconds:.0f} device-seconds is too small: measuring takes "
-        f"{split.measured_seconds:.2g} of them, and an epoch of a network alone takes "
+        f"A budget of {shares.budget_seconds:.0f} device-seconds is too small: measuring takes "
+        f"{shares.measured_seconds:.2g} of them, and an epoch of a network alone takes "
         f"{epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, a smaller "
         "space or a smaller --img-size."
     )

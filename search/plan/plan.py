@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         budget_seconds: Device-seconds asked for.
         devices: Devices (or cores) that work at the same time.
-        until: For each phase the device-seconds that may be spent when it ends.
+        spent_by_end: For each phase the device-seconds of the run that may be spent when it ends.
         supernet_steps: Length of the supernet's schedule.
         judge_seconds: Device-seconds of one evaluation with inherited weights.
         trial_epochs: Epochs of a network that is trained alone, on the highest rung.
@@ -38,12 +38,12 @@ class Plan:
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
         strategy: One of `SHARES`.
-        shares: `planned`, where ``until`` has been revised.
+        shares: `planned`, where ``spent_by_end`` has been revised.
     """
 
     budget_seconds: float
     devices: int
-    until: Mapping[str, float]
+    spent_by_end: Mapping[str, float]
     supernet_steps: int
     judge_seconds: float
     trial_epochs: int
@@ -94,19 +94,19 @@ class Plan:
         """The device-seconds that each phase was planned to have in all."""
         if self.shares:
             return self.shares
-        limits = self.until.values()
+        limits = self.spent_by_end.values()
         return {
             name: limit - before
-            for name, limit, before in zip(self.until, limits, [0.0, *limits], strict=False)
+            for name, limit, before in zip(self.spent_by_end, limits, [0.0, *limits], strict=False)
         }
 
     @property
     def last_call_seconds(self) -> float:
         """Device-seconds after which trials that still run must end, so that a judge can start."""
-        if "finish" not in self.until:
+        if "finish" not in self.spent_by_end:
             reserve = min(END_SECONDS * self.devices, END_SHARE * self.budget_seconds)
             return self.budget_seconds - reserve
-        *_, before, end = self.until.values()
+        *_, before, end = self.spent_by_end.values()
         return self.budget_seconds - min(end - before, MIN_FINISH_SECONDS)
 
 

@@ -38,7 +38,7 @@ def revise_plan(
         judge_seconds: Device-seconds that a judgement really takes.
         start_seconds: What a judge really takes to start: the finish needs one.
     """
-    names = list(plan.until)
+    names = list(plan.spent_by_end)
     coming = names[names.index(after) + 1 :]
     # Of what was planned at first: a plan that was revised has what a phase used before in it.
     wanted = {name: max(plan.planned[name] - spent.get(name, 0.0), 0.0) for name in coming}
@@ -48,10 +48,10 @@ def revise_plan(
     left = max(plan.budget_seconds - total, 0.0)
     # The finish needs its seconds, however little is left for the others.
     amounts = _hand_out(left, wanted, kept={*fixed, "finish"})
-    until = dict.fromkeys(names[: names.index(after) + 1], total)
+    ends = dict.fromkeys(names[: names.index(after) + 1], total)
     for name in coming:
         total += amounts[name]
-        until[name] = total
+        ends[name] = total
     numbers: dict[str, Any] = {}
     climb = climbing_phase(plan.strategy)
     if trial_seconds and climb in coming:
@@ -59,7 +59,7 @@ def revise_plan(
     if judge_seconds and "search" in coming and climb != "search":
         numbers["judge_seconds"] = judge_seconds
         numbers["num_judged"] = int(amounts["search"] / judge_seconds)
-    return replace(plan, until=until, shares=plan.planned, **numbers)
+    return replace(plan, spent_by_end=ends, shares=plan.planned, **numbers)
 
 
 def _hand_out(

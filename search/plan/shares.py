@@ -62,30 +62,30 @@ def split_shares(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
+class BudgetShares:
     """A budget that is shared among phases.
 
     Attributes:
         budget_seconds: Device-seconds.
         measured_seconds: Of them, what measuring takes; it comes off the first phase.
-        shares: By phase, in their order.
+        by_phase: The shares, in the order of the phases.
         fixed: Phases whose share the user fixed.
     """
 
     budget_seconds: float
     measured_seconds: float
-    shares: Mapping[str, float]
+    by_phase: Mapping[str, float]
     fixed: Collection[str] = ()
 
     def measured_in(self, phase: str) -> float:
         """Return what measuring takes of a phase."""
-        return self.measured_seconds if phase == next(iter(self.shares)) else 0.0
+        return self.measured_seconds if phase == next(iter(self.by_phase)) else 0.0
 
     def seconds(self, phase: str) -> float:
         """Return the device-seconds that a phase works for; none where there is no such phase."""
-        return self.shares.get(phase, 0.0) * self.budget_seconds - self.measured_in(phase)
+        return self.by_phase.get(phase, 0.0) * self.budget_seconds - self.measured_in(phase)
 
-    def give_spare(self, needs: Mapping[str, float], *, to: str) -> Split:
+    def give_spare(self, needs: Mapping[str, float], *, to: str) -> BudgetShares:
         """Move what phases have beyond their needs to another; what the user fixed stays.
 
         Args:
@@ -94,15 +94,15 @@ class Split:
         """
         if to in self.fixed:
             return self
-        shares = dict(self.shares)
+        shares = dict(self.by_phase)
         for phase in (name for name in needs if name in shares and name not in self.fixed):
             needed = (self.measured_in(phase) + needs[phase]) / self.budget_seconds
             spare = max(shares[phase] - needed, 0.0)
             shares[phase] -= spare
             shares[to] += spare
-        return replace(self, shares=shares)
+        return replace(self, by_phase=shares)
 
     def ends(self) -> dict[str, float]:
         """Return the device-seconds spent when each phase ends."""
-        sums = itertools.accumulate(s * self.budget_seconds for s in self.shares.values())
-        return dict(zip(self.shares, sums, strict=True))
+        sums = itertools.accumulate(s * self.budget_seconds for s in self.by_phase.values())
+        return dict(zip(self.by_phase, sums, strict=True))

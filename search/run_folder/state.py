@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record import Record
@@ -199,7 +199,17 @@ class RunState:
 
     def _read(self, kind: TypeAdapter[T], key: str) -> T | None:
         stored: Any = self._record.get_meta(key)
-        return None if stored is None else kind.validate_python(stored)
+        if stored is None:
+            return None
+        try:
+            return kind.validate_python(stored)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise ValueError(
+                f"What this run's record keeps as {key!r} is of another version of mixer-search, "
+                f"or damaged ({where or 'all of it'}). Go on with the version that began the run, "
+                "or begin another run."
+            ) from error
 
     def _write(self, kind: TypeAdapter[T], key: str, value: T) -> None:
         self._record.set_meta(key, kind.dump_python(value, mode="json"))

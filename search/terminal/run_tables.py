@@ -49,12 +49,12 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
         "finish": "check the extraction; judge with what is left",
     }
     before, idle = 0.0, idle_devices(plan)
-    for phase, until in plan.until.items():
-        seconds = until - before
+    for phase, end in plan.spent_by_end.items():
+        seconds = end - before
         resting = f"; {idle[phase]} {_NOUNS[device]} idle" if idle[phase] else ""
         clock = _clock(seconds / plan.devices)
         table.add_row(phase, format_seconds(seconds, device), clock, work[phase] + resting)
-        before = until
+        before = end
     table.add_section()
     _add_totals(table, plan, device)
     table.add_row("", "", "", f"twice the budget: {_twice(twice)}")

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+import typer
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
+from search.cli import dense_commands
 from search.cli.app import app
 from search.report.closing import MIRROR, update_mirror, write_report
 from search.retraining import queue
@@ -122,6 +124,20 @@ def test_a_retraining_whose_report_does_not_fit_ends_as_stopped_by_a_full_disk(
     assert "cannot be written: its disk is full. Free some space" in done.output
     assert "Stopped by a full disk. The same command goes on." in done.output
     assert "Report: " not in done.output
+
+
+def test_a_transfer_whose_report_does_not_fit_ends_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_whole_run(tmp_path / "run")
+    monkeypatch.setattr("search.transferring.queue.transfer_members", lambda *_, **__: None)
+    monkeypatch.setattr(durable, "sync", fills_at("report.html"))
+
+    with pytest.raises(typer.Exit) as end:
+        dense_commands._transfer_members(run, [1], None, None)
+
+    assert end.value.exit_code == 1
+    assert "Stopped by a full disk. The same command goes on." in capsys.readouterr().out
 
 
 def trials_of(run: RunFolder) -> list[tuple[str, list[float]]]:

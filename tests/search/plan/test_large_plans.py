@@ -61,8 +61,8 @@ def plan_of(
 
 
 def seconds_of(plan: Plan) -> dict[str, float]:
-    ends = list(plan.until.values())
-    return dict(zip(plan.until, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
+    ends = list(plan.spent_by_end.values())
+    return dict(zip(plan.spent_by_end, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
 
 
 def test_fifty_gpu_days_train_a_supernet_for_hundreds_of_epochs_and_no_more() -> None:
@@ -143,7 +143,7 @@ def test_small_budgets_keep_their_shares() -> None:
     }
     by_shares = make_plan(**given)  # type: ignore[arg-type]
     with_images = make_plan(**given, train_images=1_079, longest_epochs=80)  # type: ignore[arg-type]
-    assert with_images.until == by_shares.until
+    assert with_images.spent_by_end == by_shares.spent_by_end
     for name in ("supernet_steps", "rungs", "num_trust", "num_promoted", "num_judged"):
         assert getattr(with_images, name) == getattr(by_shares, name)
     assert not with_images.is_large
