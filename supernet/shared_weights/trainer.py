@@ -78,14 +78,12 @@ class Snapshot:
     def copied(self) -> Snapshot:
         """Copy it into the CPU's memory."""
         # What belongs together is copied together: the supernet may be a part of another network.
-        networks = copy.deepcopy((self.supernet, self.averaged, self.heads))
-        supernet, averaged, heads = (None if one is None else one.cpu() for one in networks)
-        assert isinstance(supernet, Supernet)
+        supernet, averaged, heads = copy.deepcopy((self.supernet, self.averaged, self.heads))
         return replace(
             self,
-            supernet=supernet,
-            averaged=averaged,
-            heads=heads,
+            supernet=supernet.cpu(),
+            averaged=None if averaged is None else averaged.cpu(),
+            heads=None if heads is None else heads.cpu(),
             training=_copied(self.training),
         )
 
