@@ -146,8 +146,8 @@ def test_a_search_ends_with_a_front_by_what_the_task_measures(
         errors = folder.state.extraction_errors
         assert errors
         assert set(errors.values()) == {0.0}
-        write_report(folder)
         console = Console(record=True, width=100)
+        write_report(folder, console)
         assert print_closing(folder, console)
         text = console.export_text()
         assert {"miou": "mIoU %", "ap_box": "box AP %"}[measure] in text
