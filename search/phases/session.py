@@ -50,7 +50,8 @@ class Session:
         self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
         self.budget = self.settings.parsed_budget
         self.space = run.space()
-        self.job = work.make_job(self.settings, run.folder, run.data())
+        self.data = run.task_data()
+        self.job = work.make_job(self.settings, run.folder, self.data)
 
     def wait_for_devices(self) -> int:
         """Wait until there are devices, and a while until all are free; nothing is charged.
@@ -195,7 +196,7 @@ class Session:
         return plan_from_times(
             self.settings,
             times,
-            self.run.data(),
+            self.data,
             devices=max(self.cluster.devices, 1),
             measured_seconds=self._measured_seconds(),
             times_budget=times_budget,

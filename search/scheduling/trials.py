@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record import AttemptOutcome, Record, Trial
+from search.record import AttemptOutcome, Measured, Record, Trial
 from search.results import rung_fidelities, trained_alone
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
@@ -262,7 +262,7 @@ class TrialRunner:
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
             self._on_end(trial)
-        text = f"{values['top1']:.1f} %" if values else f"{ends}: {cause}"
+        text = f"{Measured.read(values).quality:.1f} %" if values else f"{ends}: {cause}"
         self._on_event(
             f"{self._phase}: network {trial.architecture_id} trained alone for "
             f"{task.epochs} epochs: {text}"
