@@ -174,3 +174,37 @@ def test_an_optimizer_state_survives_being_saved() -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             assert torch.equal(again.state[parameter][key], value)
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(is_part: bool) -> None:
+    """On a device without numbers, as on a GPU: nothing is left on the CPU."""
+    weight = torch.nn.Parameter(torch.ones(4, 3, device="meta"))
+    optimizer = SharedAdamW([weight], lr=0.1, weight_decay=0.1)
+    assert optimizer.uses(weight).device.type == "meta"
+    for _ in range(2):
+        weight.grad = torch.ones(4, 3, device="meta")
+        mask = torch.ones(4, 1, device="meta") if is_part else None
+        with torch.no_grad():
+            parts = [(weight, weight.grad)]
+            optimizer._update_parts(parts, {weight: mask}, optimizer.param_groups[0])
+    kept = optimizer.state[weight]
+    assert {name: value.device.type for name, value in kept.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+    assert kept["step"].shape == ((4, 1) if is_part else ())
+
+
+def test_what_was_never_used_was_used_no_times() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = SharedAdamW([weight], lr=0.1)
+    assert optimizer.uses(weight).item() == 0
+    weight.grad = torch.ones(4, 3)
+    optimizer.update({weight: torch.tensor([[1.0], [0.0], [1.0], [0.0]])})
+    assert optimizer.uses(weight).flatten().tolist() == [1, 0, 1, 0]
+    assert weight.grad is not None
+    optimizer.update({weight: None})
+    assert optimizer.uses(weight).flatten().tolist() == [2, 1, 2, 1]
+    optimizer.update({})
+    assert weight.grad is None
+    assert optimizer.uses(weight).flatten().tolist() == [2, 1, 2, 1]
