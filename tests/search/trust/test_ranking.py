@@ -239,3 +239,17 @@ def test_without_a_supernet_too_few_networks_are_trained_alone() -> None:
 )
 def test_the_verdict_says_why(taus: dict[str, float | None], verdict: str) -> None:
     assert choose_estimator(scores(**taus))[1] == verdict
+
+
+def test_of_trainings_of_two_lengths_those_of_the_last_are_compared() -> None:
+    """A run that got more budget may rank on a longer rung than before."""
+    trials = [
+        trial(1, correct=120, origin="trust", fidelity="train-1e"),
+        trial(2, correct=130, origin="trust", fidelity="train-1e"),
+        trial(2, correct=160, origin="trust"),
+        trial(3, correct=170, origin="trust"),
+        *(trial(n, correct=100 + n, fidelity="supernet") for n in (1, 2, 3)),
+    ]
+    assert [(p.id, p.top1) for p in trust_points(trials)] == [(2, 80.0), (3, 85.0)]
+    one = [*trials[:2], trials[2], *trials[4:]]
+    assert [(p.id, p.top1) for p in trust_points(one)] == [(2, 80.0)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.recipes.recipe import Recipe
+from supernet.training import training as training_module
 from supernet.training import training_step
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import Shard, TrainLoader
@@ -205,3 +206,47 @@ def test_a_checkpoint_before_the_first_epoch_is_for_those_that_go_back_to_it(
         train(network, data, changed(RECIPE, batch_size=8, bad_loss=bad_loss), options)
     found = latest_checkpoint(tmp_path / "out") if (tmp_path / "out").exists() else None
     assert (found is not None) == is_there
+
+
+def test_processes_add_up_the_gradients_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a step does not use have none."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(48, 5), nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x.flatten(1))
+
+    monkeypatch.setattr(training_step, "process_place", lambda: (0, 2))
+    messages: list[list[Tensor]] = []
+    monkeypatch.setattr(training_step, "add_up", lambda tensors: messages.append(list(tensors)))
+    network = Partly()
+
+    gradients_of(network).of_step(shards_of(torch.randn(4, 3, 4, 4), torch.arange(4), (4,)), seed=1)
+
+    ((weight, bias, loss),) = messages
+    assert (weight.shape, bias.shape, loss.shape) == ((5, 48), (5,), ())
+
+
+@pytest.mark.parametrize(("others", "fits"), [((2.0, 0.0), True), ((0.0, 0.0), False)])
+def test_processes_that_found_other_checkpoints_do_not_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[float, float], fits: bool
+) -> None:
+    """The second process has two epochs; what the first says comes with the sum."""
+    training = object.__new__(training_module._Training)
+    training.world_size, training.rank, training.device = 2, 1, torch.device("cpu")
+    training.history = [object(), object()]  # type: ignore[list-item]
+    training.options = TrainingOptions(train_split=None, eval_split=None, seed=0, out=tmp_path)  # type: ignore[arg-type]
+
+    def add(tensors: list[Tensor]) -> None:
+        assert tensors[0].tolist() == [0.0, 2.0]
+        tensors[0] += torch.tensor(others)
+
+    monkeypatch.setattr(training_module, "add_up", add)
+    if fits:
+        training._check_together()
+    else:
+        with pytest.raises(ValueError, match=r"found different checkpoints in .*\[0, 2\] epochs"):
+            training._check_together()
