@@ -679,3 +679,14 @@ def test_a_large_plan_is_given_up_when_first_epochs_are_too_slow(
     assert running.off_pace == (None if expected is None else pytest.approx(expected))
     assert running.should_stop() == (expected is not None)
     assert (running.next() is None) == (expected is not None)
+
+
+def test_a_training_of_any_rung_has_taught() -> None:
+    plan = replace(plan_of(), rungs=(1, 2))
+    costs = TrialCosts(plan, [])
+    assert not costs.has_ended
+    costs.add(1_000_000, 1, 3.0)
+    assert costs.has_ended
+    # A rung without results goes by the others': three times of what was planned.
+    assert costs.predict(1_000_000, 1) == pytest.approx(3.0)
+    assert costs.predict(1_000_000, 2) == pytest.approx(6.0)
