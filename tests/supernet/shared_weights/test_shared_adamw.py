@@ -16,7 +16,7 @@ from supernet.recipes.recipe import load_recipe
 from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
 from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
-from supernet.shared_weights.usage import UsedWeights
+from supernet.shared_weights.usage import UsedWeights, _join
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
 
 RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
@@ -208,3 +208,34 @@ def test_what_was_never_used_was_used_no_times() -> None:
     optimizer.update({})
     assert weight.grad is None
     assert optimizer.uses(weight).flatten().tolist() == [2, 1, 2, 1]
+
+
+def test_new_weights_count_for_what_the_decay_leaves_and_for_more_at_first() -> None:
+    """1 - decay, and with a warm-up at least n^(-2/3) of the n-th use."""
+    supernet, uses = Supernet(SPACE), torch.tensor([0.0, 1.0, 8.0, 27.0, 1_000.0, 1e6])
+    plain = SharedEma(supernet, decay=0.9, warmup=False)._share(uses)
+    warm = SharedEma(supernet, decay=0.9, warmup=True)._share(uses)
+    assert plain.tolist() == pytest.approx([0.1] * 6)
+    assert warm.tolist() == pytest.approx([1.0, 1.0, 1 / 4, 1 / 9, 0.1, 0.1])
+
+
+def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
+    whole, part = torch.nn.Parameter(torch.ones(4, 2)), torch.nn.Parameter(torch.ones(4, 2))
+    usage = UsedWeights(Supernet(SPACE))._trace([whole, part], [whole, whole[:1], part[1:3]])
+    assert usage[whole] is None
+    mask = usage[part]
+    assert mask is not None
+    assert mask.flatten().tolist() == [0, 1, 1, 0]
+    some, other = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    for first, second, expected in (
+        (some, None, None),
+        (None, some, None),
+        (None, None, None),
+        (some, some, [1, 0]),
+        (some, other, [1, 1]),
+    ):
+        found: dict[torch.nn.Parameter, Tensor | None] = {whole: first}
+        _join(found, {whole: second, part: some})  # type: ignore[arg-type]
+        value = found[whole]
+        assert (None if value is None else value.flatten().tolist()) == expected
+        assert found[part] is some

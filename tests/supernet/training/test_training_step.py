@@ -16,6 +16,7 @@ from supernet.training import training_step
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import Shard, TrainLoader
 from supernet.training.checkpoint import latest_checkpoint
+from supernet.training.optimization import build_optimizer
 from supernet.training.seeding import derived_seed
 from supernet.training.training import TrainingOptions, TrainingStopped, train
 from supernet.training.training_step import BatchStatistics, Gradients
@@ -250,3 +251,43 @@ def test_processes_that_found_other_checkpoints_do_not_train_together(
     else:
         with pytest.raises(ValueError, match=r"found different checkpoints in .*\[0, 2\] epochs"):
             training._check_together()
+
+
+def test_a_training_without_a_folder_cannot_go_back(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path, *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=0
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    with pytest.raises(ValueError, match="this training has no folder for one"):
+        train(network, data, changed(RECIPE, batch_size=8, bad_loss="rollback"), options)
+
+
+def test_weights_decay_that_multiply_and_no_others() -> None:
+    """Not those of one axis, biases of any shape, and what the recipe names; tables do."""
+
+    class Weights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            shapes = {
+                "matrix": (2, 2),
+                "scale": (2,),
+                "logit_bias": (2, 2),
+                "table_bias": (2, 2),
+                "position": (2, 2),
+            }
+            for name, shape in shapes.items():
+                self.register_parameter(name, nn.Parameter(torch.ones(shape)))
+
+    network = Weights()
+    recipe = changed(RECIPE, weight_decay=0.25, no_weight_decay=["posi*"])
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = build_optimizer(network, recipe).param_groups
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays == {
+        "matrix": 0.25,
+        "table_bias": 0.25,
+        "scale": 0.0,
+        "logit_bias": 0.0,
+        "position": 0.0,
+    }
