@@ -5,15 +5,18 @@
 `benchmarks/mutation/named.py`, which no test noticed once. Both work in a copy of the tree.
 
 The tests of a change are those that enter the changed function, found by running the tests of these
-modules once (``reach.json``): the quickest first, until one fails. Every result is a line of
-``results.jsonl`` in ``--out``, and what is there is not done again. ``--report`` counts them;
-``--equivalent FILE`` leaves out the changes that it names, one a line, the reason behind ``#``.
+modules once (``reach.json``): the quickest first, until one fails. They run in forks of a process
+that has collected all tests, ``--jobs`` at a time; where a change is outside of functions, in a
+process of its own. Every result is a line of ``results.jsonl`` in ``--out``, and what is there is
+not done again. ``--report`` counts them; ``--equivalent FILE`` leaves out the changes that it
+names, one a line, the reason behind ``#``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections import Counter
@@ -25,7 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.mutation.changes import changes_of, is_python
+from benchmarks.mutation.changes import Change, changes_of, is_python
+from benchmarks.mutation.forks import Work, is_inside_function, run_forks
 from benchmarks.mutation.named import NAMED
 from benchmarks.mutation.scope import MODULES, TESTS
 from benchmarks.mutation.trial import TIMES_SLOWER, Copy, Reach
@@ -42,6 +46,7 @@ class Mutant:
     line: int
     source: str
     tests: str | None = None
+    is_inside: bool = False  # a function's body
 
 
 def main() -> None:
@@ -60,8 +65,11 @@ def main() -> None:
                 if not arguments.named:
                     reach = Reach.load(out / "reach.json", copy, MODULES, TESTS)
                     copy.compile(TESTS)
+                    inside = [mutant for mutant in missing if mutant.is_inside]
+                    judge_in_forks(copy, reach, inside, arguments, results.resolve())
                 for mutant in missing:
-                    write(results, judge(copy, reach, mutant, arguments.most_seconds))
+                    if not mutant.is_inside:
+                        write(results, judge(copy, reach, mutant, arguments.most_seconds))
         names = {mutant.name for mutant in chosen}
         report([row for row in read(results) if row["name"] in names], arguments.equivalent)
         return
@@ -81,8 +89,20 @@ def sampled(arguments: argparse.Namespace) -> list[Mutant]:
             name = f"{said} ({seen[said]})" if seen[said] > 1 else said
             pool.append((name, module, source, change))
     random.Random(arguments.seed).shuffle(pool)
-    changed = (Mutant(name, m, change.line, change.apply(text)) for name, m, text, change in pool)
+    changed = (mutant_of(*row) for row in pool)
     return list(islice((mutant for mutant in changed if is_python(mutant.source)), arguments.count))
+
+
+def mutant_of(name: str, module: str, source: str, change: Change) -> Mutant:
+    """Make a change of a module's text."""
+    column = change.start - (source.encode().rfind(b"\n", 0, change.start) + 1)
+    return Mutant(
+        name,
+        module,
+        change.line,
+        change.apply(source),
+        is_inside=is_inside_function(source, change.line, column),
+    )
 
 
 def named() -> list[Mutant]:
@@ -117,7 +137,43 @@ def judge(copy: Copy, reach: Reach, mutant: Mutant, most_seconds: float) -> dict
         end = copy.run(mutant.module, mutant.source, batch, seconds)
         if end != "survived":
             break
-    print(f"{end:9} {mutant.module}:{mutant.line} {mutant.name}", flush=True)
+    return told(mutant, end, tests, sys.stdout.fileno())
+
+
+def judge_in_forks(
+    copy: Copy,
+    reach: Reach,
+    mutants: Sequence[Mutant],
+    arguments: argparse.Namespace,
+    results: Path,
+) -> None:
+    """Run the tests that enter what was changed, of several changes at a time."""
+    by_name = {mutant.name: mutant for mutant in mutants}
+    terminal = os.dup(sys.stdout.fileno())  # the child's output goes elsewhere
+
+    def works() -> Iterator[Work]:
+        for mutant in mutants:
+            pristine = (copy.folder / mutant.module).read_text(encoding="utf-8")
+            found = batches_for(copy, reach, mutant, arguments.most_seconds)
+            tests = [test for batch, _ in found for test in batch]
+            yield Work(
+                name=mutant.name,
+                module=mutant.module,
+                pristine=pristine,
+                source=mutant.source,
+                tests=tests,
+                seconds=sum(reach.seconds[test] for test in tests),
+            )
+
+    def on_end(work: Work, end: str) -> None:
+        write(results, told(by_name[work.name], end, len(work.tests), terminal))
+
+    run_forks(copy, TESTS, works(), on_end, jobs=arguments.jobs)
+
+
+def told(mutant: Mutant, end: str, tests: int, terminal: int) -> dict[str, Any]:
+    """Print what became of a change, and describe it for the file of results."""
+    os.write(terminal, f"{end:9} {mutant.module}:{mutant.line} {mutant.name}\n".encode())
     return {
         "name": mutant.name,
         "module": mutant.module,
@@ -171,6 +227,7 @@ def _arguments(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--named", action="store_true", help="the named changes instead")
     parser.add_argument("--report", action="store_true", help="only count what is there")
     parser.add_argument("--equivalent", type=Path, help="changes to leave out, one a line")
+    parser.add_argument("--jobs", type=int, default=2, help="changes at a time")
     parser.add_argument("--most-seconds", type=float, default=300.0, help="of tests for a change")
     parser.add_argument("--out", type=Path, default=Path("runs/mutation"))
     return parser.parse_args(None if words is None else list(words))

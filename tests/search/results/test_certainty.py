@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from search.results.certainty import _edges, best_within_limits, front_probabilities
 from search.results.dominance import non_dominated
@@ -264,3 +264,26 @@ def test_more_networks_than_are_handled_together_are_as_sure() -> None:
     no_dearer = (costs[None] <= costs[:, None]).all(axis=2).sum(axis=1)
     assert no_dearer[-1] == n
     assert chances == pytest.approx(1 / no_dearer, abs=2e-3)
+
+
+@pytest.mark.parametrize(("deviations", "has_chance"), [(4.97, True), (5.03, False)])
+def test_the_deviation_of_a_few_images_is_that_of_their_posterior(
+    deviations: float, has_chance: bool
+) -> None:
+    """Var of Beta(a, b) = m (1 - m) / (a + b + 1), with a + b = images + 1."""
+    images = 30.0
+
+    def spread(top1: float) -> float:
+        return float(jeffreys(top1, images).std())
+
+    def mean(top1: float) -> float:
+        return float(jeffreys(top1, images).mean())
+
+    def gap(top1: float) -> float:
+        return mean(95.0) - mean(top1) - deviations * math.hypot(spread(95.0), spread(top1))
+
+    other = optimize.brentq(gap, 5.0, 95.0)
+    chances = front_probabilities(
+        np.array([95.0, other]), images=np.full(2, images), costs=np.array([[1.0], [1.0]])
+    )
+    assert (chances[1] > 0) == has_chance

@@ -144,3 +144,28 @@ def test_a_gentle_rate_is_never_below_the_floors_of_the_schedule(
     list(take_steps(run, 1, steps=("fine-tuned",), epochs=3, seed=9))
     (recipe,) = seen
     assert (recipe.lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-4, 2e-4, 1e-6))
+
+
+def test_every_network_has_a_folder_of_its_own(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    class Trained:
+        accuracy = Accuracy(1, 1, 2)
+
+    def listening(network: nn.Module, data: ImageData, recipe: Recipe, options: Any) -> Trained:
+        seen.append(options.out)
+        return Trained()
+
+    monkeypatch.setattr(ladder, "train", listening)
+    largest = run.space().extreme("macs", largest=True)
+    number = run.record.add_architecture(largest, params=1, macs=1)
+    for one in (1, number):
+        list(take_steps(run, one, steps=("fine-tuned", "retrained"), epochs=2, seed=4))
+
+    assert seen == [
+        run.folder / "ladder" / run.architecture(one).key / f"{step}-2e-4"
+        for one in (1, number)
+        for step in ("fine-tuned", "retrained")
+    ]

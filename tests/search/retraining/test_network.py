@@ -232,3 +232,23 @@ def test_a_result_survives_a_round_trip_through_json(data: ImageData, tmp_path: 
     result = retrain(ARCHITECTURE, data, RECIPE, RetrainOptions(out=tmp_path / "out"))
 
     assert RetrainResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_a_trainings_checkpoints_are_of_what_decides_it(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def listening(network: object, images: object, recipe: object, options: object) -> None:
+        seen.append(options.identity)  # type: ignore[attr-defined]
+        raise TrainingStopped("enough")
+
+    monkeypatch.setattr("search.retraining.network.train", listening)
+    start = dict(build_subnet(ARCHITECTURE).state_dict())
+    for number, given in enumerate(({}, {"start": start}, {"identity": "abc"})):
+        options = RetrainOptions(out=tmp_path / str(number), **given)  # type: ignore[arg-type]
+        with pytest.raises(TrainingStopped):
+            retrain(ARCHITECTURE, data, RECIPE, options)
+    assert seen[2] == "abc"
+    assert len(set(seen)) == 3
+    assert all(seen)

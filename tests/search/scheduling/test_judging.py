@@ -185,3 +185,14 @@ def test_what_waits_is_handed_out_before_anything_new(record: Record) -> None:
     assert new.key not in {first.key, second.key}
     # A trial is charged nothing: the judges are charged as a whole.
     assert record.spent() == 0.0
+
+
+def test_a_judgement_that_is_done_after_losses_is_done(record: Record) -> None:
+    asking = judging(record)
+    for _ in range(MAX_LOST - 1):
+        (one,) = asking.ask(1)
+        asking.tell([told(one, "lost")])
+    (again,) = asking.ask(1)
+    asking.tell([told(again, "done")])
+    (trial,) = record.trials()
+    assert (trial.state, trial.values["top1"]) == ("done", 50.0)

@@ -823,3 +823,24 @@ def test_what_does_not_probe_starts_all_at_once(
     begin_probing(running, 9)
     assert running.wanted(99) == 1
     assert running.off_pace is None
+
+
+def test_a_training_of_any_rung_has_taught() -> None:
+    plan = replace(plan_of(), rungs=(1, 2))
+    costs = TrialCosts(plan, [])
+    assert not costs.has_ended
+    costs.add(1_000_000, 1, 3.0)
+    assert costs.has_ended
+    # A rung without results goes by the others': three times of what was planned.
+    assert costs.predict(1_000_000, 1) == pytest.approx(3.0)
+    assert costs.predict(1_000_000, 2) == pytest.approx(6.0)
+
+
+def test_a_whole_batch_in_memory_leaves_no_word_in_the_result(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    task = running.next()
+    assert task is not None
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert record.trial(task.trial_id).values == VALUES

@@ -9,7 +9,7 @@ import pytest
 
 from search.record.record import Record, Trial
 from search.run_folder.state import RunState
-from search.trust.judge_choice import estimator_of, next_predicted, report_of
+from search.trust.judge_choice import estimator_of, next_predicted, report_of, sampled_fidelity
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
@@ -95,3 +95,11 @@ def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
         report = report_of(record, seed=0, strategy="zero-cost")
         assert report is not None
         assert report.chosen == "nwot"
+
+
+def test_the_sampler_is_fed_with_what_a_strategy_judges_by(record: Record) -> None:
+    with record:
+        assert sampled_fidelity(record, strategy="zero-cost") == "zero-cost"
+        assert sampled_fidelity(record, strategy="supernet") == "supernet"
+        # Without a plan there are no rungs yet.
+        assert sampled_fidelity(record, strategy="proxy") == "supernet"

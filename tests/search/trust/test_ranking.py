@@ -151,3 +151,105 @@ def test_a_report_compares_every_estimator_that_all_networks_have() -> None:
     assert (taus["supernet"], taus["nwot"], taus["macs"]) == (1.0, -1.0, 1.0)
     assert all(len(e.estimates) == len(report.points) == 9 for e in report.estimators)
     assert report.chosen == "training"  # the supernet is no better than MACs
+
+
+def scores(**taus: float | None) -> list[EstimatorTrust]:
+    return [found(name, tau) for name, tau in taus.items()]
+
+
+@pytest.mark.parametrize(
+    ("taus", "judge", "verdict"),
+    [
+        (
+            {"nwot": 0.7, "zen": 0.2, "params": 0.3, "macs": 0.5},
+            "nwot",
+            "Networks are judged by the zero-cost score nwot has the largest tau, 0.70 over 12 "
+            "networks; of the costs macs has 0.50.",
+        ),
+        (
+            {"nwot": 0.7, "zen": 0.2, "params": 0.3},
+            "nwot",
+            "Networks are judged by the zero-cost score nwot has the largest tau, 0.70 over 12 "
+            "networks; of the costs params has 0.30.",
+        ),
+        (
+            {"nwot": 0.4, "zen": 0.45, "params": 0.3, "macs": 0.5, "predictor": 0.9},
+            "macs",
+            "No zero-cost proxy ranks better than size does: macs has the largest tau, 0.50 over "
+            "12 networks; the best proxy, zen, has 0.45. Networks are chosen by macs alone: spread "
+            "over the cost, not by promise.",
+        ),
+        (
+            {"params": 0.3, "macs": 0.2},
+            "params",
+            "No zero-cost proxy ranks better than size does: params has the largest tau, 0.30 over "
+            "12 networks. Networks are chosen by params alone: spread over the cost, not by "
+            "promise.",
+        ),
+        (
+            {"nwot": 0.0, "params": -0.3, "macs": None},
+            "training",
+            "No zero-cost score can be trusted here: nwot has the largest tau, 0.00 over 12 "
+            "networks. Networks are judged by short training alone.",
+        ),
+    ],
+)
+def test_without_a_supernet_the_best_score_judges(
+    taus: dict[str, float | None], judge: str, verdict: str
+) -> None:
+    assert choose_estimator(scores(**taus)) == (judge, verdict)
+
+
+def test_without_a_supernet_too_few_networks_are_trained_alone() -> None:
+    few = [found("nwot", 0.9, 4), found("macs", 0.1, 4)]
+    chosen, verdict = choose_estimator(few)
+    assert chosen == "training"
+    assert verdict.startswith("4 networks trained alone are too few to say which zero-cost score")
+    assert "(5 are needed)" in verdict
+    assert choose_estimator([found("nwot", 0.9, 5), found("macs", 0.1, 5)])[0] == "nwot"
+    assert choose_estimator([])[0] == "training"
+
+
+@pytest.mark.parametrize(
+    ("taus", "verdict"),
+    [
+        (
+            {"supernet": 0.6, "predictor": 0.5, "nwot": 0.1, "macs": 0.3},
+            "Networks are judged by the supernet, tau 0.60 over 12 networks; the best of the "
+            "others, macs, has 0.30.",
+        ),
+        (
+            {"supernet": 0.5, "predictor": 0.6, "nwot": 0.4, "macs": 0.3},
+            "Networks are judged by the predictor, tau 0.60 over 12 networks; the best of the "
+            "others, nwot, has 0.40.",
+        ),
+        (
+            {"supernet": 0.5, "macs": 0.5},
+            "Neither the supernet nor the predictor can be trusted here: the better one, the "
+            "supernet, has tau 0.50 over 12 networks, no better than macs (0.50). Networks are "
+            "judged by short training alone.",
+        ),
+        (
+            {"supernet": 0.0, "macs": -0.5},
+            "Neither the supernet nor the predictor can be trusted here: the better one, the "
+            "supernet, has tau 0.00 over 12 networks, which is no agreement. Networks are judged "
+            "by short training alone.",
+        ),
+    ],
+)
+def test_the_verdict_says_why(taus: dict[str, float | None], verdict: str) -> None:
+    assert choose_estimator(scores(**taus))[1] == verdict
+
+
+def test_of_trainings_of_two_lengths_those_of_the_last_are_compared() -> None:
+    """A run that got more budget may rank on a longer rung than before."""
+    trials = [
+        trial(1, correct=120, origin="trust", fidelity="train-1e"),
+        trial(2, correct=130, origin="trust", fidelity="train-1e"),
+        trial(2, correct=160, origin="trust"),
+        trial(3, correct=170, origin="trust"),
+        *(trial(n, correct=100 + n, fidelity="supernet") for n in (1, 2, 3)),
+    ]
+    assert [(p.id, p.top1) for p in trust_points(trials)] == [(2, 80.0), (3, 85.0)]
+    one = [*trials[:2], trials[2], *trials[4:]]
+    assert [(p.id, p.top1) for p in trust_points(one)] == [(2, 80.0)]

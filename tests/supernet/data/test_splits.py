@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supernet.data import splits
 from supernet.data.splits import IntArray, split_pools
 
 pool_counts = st.lists(st.integers(2, 40), min_size=2, max_size=6)
@@ -129,3 +131,22 @@ def test_classes_of_one_image_are_named_up_to_five() -> None:
         split([1] * 7, {"train": np.arange(7), "test": np.arange(0)})
     with pytest.raises(ValueError, match=r"class 3 \(1\), class 4 \(1\)\. Add"):
         split([1] * 5, {"train": np.arange(5), "test": np.arange(0)})
+
+
+def test_names_whose_hashes_begin_alike_are_ordered_by_all_of_the_hash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Digest:
+        """Begins with the same eight bytes for every two names."""
+
+        def __init__(self, text: bytes) -> None:
+            full = hashlib.sha256(text + b"?").digest()
+            self.bytes = bytes([full[0] % 2]) * 8 + full[8:]
+
+        def digest(self) -> bytes:
+            return self.bytes
+
+    monkeypatch.setattr(splits, "hashlib", SimpleNamespace(sha256=Digest))
+    found, _ = split([7, 5], {"train": np.arange(12), "val": np.arange(2), "test": np.arange(2)})
+    expected = sorted(range(12), key=lambda i: Digest(f"mixer-search-1/{i}".encode()).digest())
+    assert found["train"].tolist() == expected

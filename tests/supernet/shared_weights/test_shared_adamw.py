@@ -20,7 +20,7 @@ from supernet.shared_weights.trainer import (
     apply_gradients,
     build_shared_optimizer,
 )
-from supernet.shared_weights.usage import Mask, UsedWeights
+from supernet.shared_weights.usage import Mask, UsedWeights, _join, _trace
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
 
 RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
@@ -218,3 +218,70 @@ def test_an_optimizer_state_survives_being_saved() -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             assert torch.equal(again.state[parameter][key], value)
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(is_part: bool) -> None:
+    """On a device without numbers, as on a GPU: nothing is left on the CPU."""
+    weight = torch.nn.Parameter(torch.ones(4, 3, device="meta"))
+    optimizer = SharedAdamW([weight], lr=0.1, weight_decay=0.1)
+    assert optimizer.uses(weight).device.type == "meta"
+    for _ in range(2):
+        weight.grad = torch.ones(4, 3, device="meta")
+        # Its box is known beforehand: nobody looks at numbers there.
+        whole = (slice(None), slice(None))
+        mask = Mask(torch.ones(4, 1, device="meta"), whole) if is_part else None
+        with torch.no_grad():
+            part = optimizer._part(weight, weight.grad, {weight: mask}, None)
+            optimizer._update_parts([part], optimizer.param_groups[0])
+    kept = optimizer.state[weight]
+    assert {name: value.device.type for name, value in kept.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+    assert kept["step"].shape == ((4, 1) if is_part else ())
+
+
+def test_what_was_never_used_was_used_no_times() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = SharedAdamW([weight], lr=0.1)
+    assert optimizer.uses(weight).item() == 0
+    weight.grad = torch.ones(4, 3)
+    optimizer.update({weight: Mask.of(torch.tensor([[1.0], [0.0], [1.0], [0.0]]))})
+    assert optimizer.uses(weight).flatten().tolist() == [1, 0, 1, 0]
+    assert weight.grad is not None
+    optimizer.update({weight: None})
+    assert optimizer.uses(weight).flatten().tolist() == [2, 1, 2, 1]
+    optimizer.update({})
+    assert weight.grad is None
+    assert optimizer.uses(weight).flatten().tolist() == [2, 1, 2, 1]
+
+
+def test_new_weights_count_for_what_the_decay_leaves_and_for_more_at_first() -> None:
+    """1 - decay, and with a warm-up at least n^(-2/3) of the n-th use."""
+    supernet, uses = Supernet(SPACE), torch.tensor([0.0, 1.0, 8.0, 27.0, 1_000.0, 1e6])
+    plain = SharedEma(supernet, decay=0.9, warmup=False)._share(uses)
+    warm = SharedEma(supernet, decay=0.9, warmup=True)._share(uses)
+    assert plain.tolist() == pytest.approx([0.1] * 6)
+    assert warm.tolist() == pytest.approx([1.0, 1.0, 1 / 4, 1 / 9, 0.1, 0.1])
+
+
+def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
+    whole, part = torch.nn.Parameter(torch.ones(4, 2)), torch.nn.Parameter(torch.ones(4, 2))
+    usage = _trace([whole, part], [whole, whole[:1], part[1:3]])
+    assert usage[whole] is None
+    mask = usage[part]
+    assert mask is not None
+    assert mask.values.flatten().tolist() == [0, 1, 1, 0]
+    some, other = (Mask.of(torch.tensor(rows)) for rows in ([[1.0], [0.0]], [[0.0], [1.0]]))
+    for first, second, expected in (
+        (some, None, None),
+        (None, some, None),
+        (None, None, None),
+        (some, some, [1, 0]),
+        (some, other, [1, 1]),
+    ):
+        found: dict[Tensor, Mask | None] = {whole: first}
+        _join(found, {whole: second, part: some})
+        value = found[whole]
+        assert (None if value is None else value.values.flatten().tolist()) == expected
+        assert found[part] is some

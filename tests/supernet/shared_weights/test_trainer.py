@@ -104,6 +104,11 @@ def test_training_stopped_and_resumed_equals_the_undisturbed_one(
     expected = weights(undisturbed)
     for name, value in weights(third).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    assert undisturbed.ema is not None
+    assert third.ema is not None
+    averaged = undisturbed.ema.supernet.state_dict()
+    for name, value in third.ema.supernet.state_dict().items():
+        torch.testing.assert_close(value, averaged[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("killed_in", ["save_model", "torch.save", "write_text"])

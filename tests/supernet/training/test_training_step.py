@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from supernet.recipes.recipe import Recipe
+from supernet.training import training as training_module
 from supernet.training import training_step
-from supernet.training.batches import Shard
+from supernet.training.augmentation import Augmentation
+from supernet.training.batches import Shard, TrainLoader
+from supernet.training.checkpoint import latest_checkpoint
 from supernet.training.finishing import Finish
+from supernet.training.optimization import build_optimizer
+from supernet.training.seeding import derived_seed
+from supernet.training.training import TrainingOptions, TrainingStopped, train
 from supernet.training.training_step import BatchStatistics, Gradients
-from tests.tiny_data import changed
+from tests.tiny_data import changed, noise, tiny_data
 
 RECIPE = changed("quick", amp="none", label_smoothing=0.1)
 
@@ -144,3 +151,155 @@ def test_sums_over_processes_are_put_back_where_they_came_from(
 
     assert [t.flatten().tolist() for t in tensors] == [[2.0] * 6, [10.0], [14.0] * 4]
     assert [t.dtype for t in tensors] == [torch.float32, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize(("shard_size", "rank"), [(None, 0), (4, 0), (4, 1)])
+def test_a_batch_is_augmented_by_the_seed_of_its_epoch_step_and_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_size: int | None, rank: int
+) -> None:
+    """A batch in one piece has no shard number, so that its images are those of older versions."""
+    data = tiny_data(tmp_path, *noise(44, 8))
+    seeds: list[int] = []
+    augment = Augmentation.__call__
+
+    def look(self: Augmentation, images: Any, seed: int, cropped: Any) -> Any:
+        seeds.append(seed)
+        return augment(self, images, seed, cropped)
+
+    monkeypatch.setattr(Augmentation, "__call__", look)
+    recipe = changed(RECIPE, batch_size=8, shard_size=shard_size)
+    world_size = 1 if shard_size is None else 2
+    split = data.split("train")
+    loader = TrainLoader(split, data, recipe, rank=rank, world_size=world_size)
+    list(loader.epoch(3, 5))
+    steps = len(split) // 8
+    shards = [()] if shard_size is None else [(rank,)]
+    expected = [(5, "batch", 3, step, *shard) for step in range(steps) for shard in shards]
+    assert seeds == [derived_seed(*parts) for parts in expected]
+
+
+def test_a_training_asks_for_its_epochs_by_number_and_its_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny_data(tmp_path, *noise(44, 8))
+    asked: list[tuple[int, int]] = []
+    epoch = TrainLoader.epoch
+
+    def look(self: TrainLoader, number: int, seed: int, **more: Any) -> Any:
+        asked.append((number, seed))
+        return epoch(self, number, seed, **more)
+
+    monkeypatch.setattr(TrainLoader, "epoch", look)
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=9
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    train(network, data, changed(RECIPE, epochs=2, warmup_epochs=0, batch_size=8), options)
+    total = changed(RECIPE, epochs=2, warmup_epochs=0).total_epochs
+    assert asked == [(number, 9) for number in range(total)]
+
+
+@pytest.mark.parametrize(
+    ("bad_loss", "is_there"), [("stop", False), ("skip", False), ("rollback", True)]
+)
+def test_a_checkpoint_before_the_first_epoch_is_for_those_that_go_back_to_it(
+    tmp_path: Path, bad_loss: str, is_there: bool
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = tiny_data(tmp_path / "data", *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"),
+        eval_split=data.split("search"),
+        seed=0,
+        out=tmp_path / "out",
+        should_stop=lambda: True,
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    with pytest.raises(TrainingStopped):
+        train(network, data, changed(RECIPE, batch_size=8, bad_loss=bad_loss), options)
+    found = latest_checkpoint(tmp_path / "out") if (tmp_path / "out").exists() else None
+    assert (found is not None) == is_there
+
+
+def test_processes_add_up_the_gradients_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a step does not use have none."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(48, 5), nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x.flatten(1))
+
+    monkeypatch.setattr(training_step, "process_place", lambda: (0, 2))
+    messages: list[list[Tensor]] = []
+    monkeypatch.setattr(training_step, "add_up", lambda tensors: messages.append(list(tensors)))
+    network = Partly()
+
+    gradients_of(network).of_step(shards_of(torch.randn(4, 3, 4, 4), torch.arange(4), (4,)), seed=1)
+
+    ((weight, bias, loss),) = messages
+    assert (weight.shape, bias.shape, loss.shape) == ((5, 48), (5,), ())
+
+
+@pytest.mark.parametrize(("others", "fits"), [((2.0, 0.0), True), ((0.0, 0.0), False)])
+def test_processes_that_found_other_checkpoints_do_not_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[float, float], fits: bool
+) -> None:
+    """The second process has two epochs; what the first says comes with the sum."""
+    training = object.__new__(training_module._Training)
+    training.world_size, training.rank, training.device = 2, 1, torch.device("cpu")
+    training.history = [object(), object()]  # type: ignore[list-item]
+    training.options = TrainingOptions(train_split=None, eval_split=None, seed=0, out=tmp_path)  # type: ignore[arg-type]
+
+    def add(tensors: list[Tensor]) -> None:
+        assert tensors[0].tolist() == [0.0, 2.0]
+        tensors[0] += torch.tensor(others)
+
+    monkeypatch.setattr(training_module, "add_up", add)
+    if fits:
+        training._check_together()
+    else:
+        with pytest.raises(ValueError, match=r"found different checkpoints in .*\[0, 2\] epochs"):
+            training._check_together()
+
+
+def test_a_training_without_a_folder_cannot_go_back(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path, *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=0
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    with pytest.raises(ValueError, match="this training has no folder for one"):
+        train(network, data, changed(RECIPE, batch_size=8, bad_loss="rollback"), options)
+
+
+def test_weights_decay_that_multiply_and_no_others() -> None:
+    """Not those of one axis, biases of any shape, and what the recipe names; tables do."""
+
+    class Weights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            shapes = {
+                "matrix": (2, 2),
+                "scale": (2,),
+                "logit_bias": (2, 2),
+                "table_bias": (2, 2),
+                "position": (2, 2),
+            }
+            for name, shape in shapes.items():
+                self.register_parameter(name, nn.Parameter(torch.ones(shape)))
+
+    network = Weights()
+    recipe = changed(RECIPE, weight_decay=0.25, no_weight_decay=["posi*"])
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = build_optimizer(network, recipe).param_groups
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays == {
+        "matrix": 0.25,
+        "table_bias": 0.25,
+        "scale": 0.0,
+        "logit_bias": 0.0,
+        "position": 0.0,
+    }
