@@ -29,6 +29,8 @@ ENTRIES = {
     },
     # It loads scipy and scikit-learn.
     "search.results": {"importance"},
+    # They load torch, and what writes ONNX.
+    "search.deployed": {"exporting", "measuring"},
     # They load Optuna.
     "search.scheduling": {"halving", "judging"},
     # It needs psycopg, which is an extra.

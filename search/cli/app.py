@@ -48,7 +48,9 @@ for _command in (
     tool_commands.bench,
     tool_commands.doctor,
 ):
-    app.command(_command.__name__.rstrip("_"), cls=Command)(_command)
+    _is_latency = _command is latency_commands.latency
+    _class = latency_commands.LatencyCommand if _is_latency else Command
+    app.command(_command.__name__.rstrip("_"), cls=_class)(_command)
 
 
 def main() -> None:

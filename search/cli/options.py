@@ -11,8 +11,9 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from search.terminal import PlainConsole
 
-JUDGING, LIMITS, TRAINING, CLUSTER = (
+JUDGING, LATENCY, LIMITS, TRAINING, CLUSTER = (
     "How networks are judged",
+    "Whose latency",
     "Limits that need measuring",
     "Images and retraining",
     "Several machines",

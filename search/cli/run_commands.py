@@ -15,6 +15,7 @@ from search.cli.config_file import apply_config
 from search.cli.options import (
     CLUSTER,
     JUDGING,
+    LATENCY,
     LIMITS,
     RECIPE_HELP,
     TRAINING,
@@ -110,6 +111,29 @@ def run(
             help="Small depth-wise kernels in it: centred or transformed.",
         ),
     ] = "centred",
+    latency_of: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=LATENCY,
+            help="eager, compiled, cuda-graph, onnxruntime, openvino or tensorrt.  "
+            "[default: eager]",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=LATENCY, help="Images at a time.  [default: 1]"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=LATENCY, help="fp32, bf16, fp16 or int8.  [default: fp32]"),
+    ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=LATENCY,
+            help="Measure nothing: a file of `search latency`, of any device.",
+        ),
+    ] = None,
     max_latency: Annotated[
         float | None,
         typer.Option(rich_help_panel=LIMITS, help="Milliseconds; slower networks are on no front."),
@@ -180,6 +204,10 @@ def run(
             kernels=kernels,
             retrain_recipe=recipe or "",
             objectives=parse_objectives(objectives) if objectives else (),
+            latency_of=latency_of or "",
+            precision=precision or "",
+            batch=batch,
+            latency_table=str(latency_table or ""),
             shares=_shares(share),
             limits=_limits(
                 macs=max_macs, params=max_params, latency_ms=max_latency, memory_mib=max_memory
@@ -226,6 +254,8 @@ def _work(
             if begun is not None:
                 keep_options(folder.folder, begun)
             console.say(f"Run folder: {out}")
+            if "latency_ms" in folder.settings.objectives:
+                console.say(folder.settings.describe_latency("this run's devices"))
             stopped_by = run_search(folder, console, ray_address=ray_address, track=track)
             if stopped_by != NO_DATABASE:
                 if stopped_by != FULL_DISK and not write_report(folder, console):

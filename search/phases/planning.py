@@ -19,12 +19,13 @@ from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
 from supernet.recipes import load_dense_recipe, load_recipe
-from supernet.shared_weights import recipe_of_group
+from supernet.shared_weights import most_devices, recipe_of_group
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
-# Of the devices that train one network together; `search.cluster.tune_trials` gives each trial one.
-MOST_TRIAL_DEVICES = 1
+# Of the devices that train one network together: a usual node has so many. Each takes shards of the
+# recipe's batches, so that a network is trained the same on any number of them.
+MOST_TRIAL_DEVICES = 8
 # What ``twice the budget`` and ``ten more gpu-days`` are asked with.
 MORE_DAYS, DAY = 10, 86_400.0
 
@@ -240,7 +241,7 @@ def plan_from_times(
         train_images=data.sizes["train"],
         supernet_batch=batch,
         longest_epochs=lengths.longest_epochs,
-        most_trial_devices=MOST_TRIAL_DEVICES,
+        most_trial_devices=_most_trial_devices(settings, num_images=data.sizes["train"]),
     )
 
 
@@ -285,3 +286,13 @@ def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
         longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
     )
+
+
+def _most_trial_devices(settings: RunSettings, *, num_images: int) -> int:
+    """Return how many devices may train one network: there is a shard of its batches for each."""
+    if not settings.classifies:
+        return 1
+    recipe = load_recipe(settings.trial_recipe)
+    if recipe.bad_loss == "rollback" and settings.storage:
+        return 1  # all of them would go back to a checkpoint, which one node has
+    return min(MOST_TRIAL_DEVICES, most_devices(recipe, num_images))

@@ -23,7 +23,7 @@ from search.results import (
 )
 from search.run_folder import RunFolder, is_disk_full
 from search.sampling import Mirror
-from search.terminal import front_table, shell_command
+from search.terminal import front_table, shell_command, what_more_buys
 from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
 
 EXTRACTION_TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def export_front(
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
-    trials = trials_of(run)
+    trials, more = trials_of(run), what_more_buys(run.state)
     by_phase = run.record.spent_by_phase()
     return report.ReportData(
         name=run.folder.resolve().name,
@@ -154,7 +154,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         backbones=find_backbones(trials, run.folder),
         training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
-        notes=tuple(_notes(run)),
+        notes=(*_notes(run), *([] if more is None else [f"{more}."])),
     )
 
 
@@ -188,7 +188,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
         yield f"Extracted, {which} {what} {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         device = run.state.times.device_name if run.state.times else ""
-        yield f"Latency: one image, float32, on {device or 'an unknown device'}."
+        if "latency_ms" in run.settings.objectives:
+            yield run.settings.describe_latency(device or "an unknown device")
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

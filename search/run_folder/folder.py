@@ -2,10 +2,10 @@
 
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
 ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
-recipe of the user's own), ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/``
-(checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
-``report.html``, ``front.png``, ``retrain/``. With a storage (`search.run_folder.storage`) the
-checkpoints lie there, and a copy of the data.
+recipe of the user's own), ``latency_table.json`` (where it was given one), ``data/`` (decoded
+images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db``
+(Optuna's copy of the results), ``report.html``, ``front.png``, ``retrain/``. With a storage
+(`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
 the last that a new run writes. Who does not have the lock changes nothing.
@@ -65,11 +65,13 @@ SPACE = "space.yaml"
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
 ADDRESS = "record.conninfo"
+# The table of latencies that a run was given.
+TABLE = "latency_table.json"
 
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+    r"(space\.yaml|search\.yaml|latency_table\.json|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
     r"data\.lock|"
@@ -213,7 +215,7 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
-        settings = _with_kept_recipes(folder, RunSettings.from_dict(stored))
+        settings = _with_kept_files(folder, RunSettings.from_dict(stored))
         yield RunFolder(folder, record, settings)
 
 
@@ -274,7 +276,7 @@ def create_run(
         try:
             with record:
                 try:
-                    yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
+                    yield RunFolder(folder, record, _with_kept_files(folder, settings))
                 finally:
                     began = RunState(record).has_plan
         except ValueError:
@@ -458,6 +460,8 @@ def _check(settings: RunSettings) -> SearchSpace:
         return space
     for field in RECIPES:
         load_recipe(getattr(settings, field))
+    if "latency_ms" in settings.objectives:
+        _check_latency(settings, space)
     return space
 
 
@@ -483,7 +487,12 @@ def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) ->
     if settings.classifies:
         from supernet.data import prepare_data
 
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        images = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        if settings.latency_table:
+            with_classes = space.replace(num_classes=images.num_classes)
+            _check_latency(settings, with_classes, classes=True)
+            text = Path(settings.latency_table).read_text(encoding="utf-8")
+            durable.write_text(folder / TABLE, text)
         return
     from supernet.data.dense import prepare_searched
 
@@ -529,6 +538,25 @@ def _shared_weights(run: RunFolder) -> dict[str, Tensor]:
         return dict(load_supernet(folder, space).state_dict())
     recipe = load_dense_recipe(run.settings.trial_recipe)
     return dict(load_dense_supernet(folder, space, recipe, space.num_classes).state_dict())
+
+
+def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool = False) -> None:
+    """Refuse a table of other networks, or what networks cannot be timed with here.
+
+    Args:
+        settings: Of the run.
+        space: Its space.
+        classes: Whether it has the classes of the data already.
+    """
+    table = settings.load_table()
+    if table is None:
+        device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
+        settings.deployment.check(device=device)
+        return
+    try:
+        table.check_space(space, classes=classes)
+    except ValueError as error:
+        raise ValueError(f"{settings.latency_table}: {error}") from error
 
 
 def _check_free(folder: Path) -> None:
@@ -615,13 +643,15 @@ def _keep_recipe(folder: Path, field: str, name: str, kind: str) -> None:
         durable.write_text(folder / f"{field}.yaml", text)
 
 
-def _with_kept_recipes(folder: Path, settings: RunSettings) -> RunSettings:
-    """Let the settings name the recipes that the run has kept."""
+def _with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
+    """Let the settings name the recipes, and the table of latencies, that the run has kept."""
     kept = {}
     for field in RECIPES:
         if (file := folder / f"{field}.yaml").is_file():
             name = getattr(settings, field)
             kept[field] = f"{file.absolute()}{name.removeprefix(_file_of(name))}"
+    if (file := folder / TABLE).is_file():
+        kept["latency_table"] = str(file.absolute())
     return _changed(settings, kept)
 
 

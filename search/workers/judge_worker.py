@@ -13,7 +13,6 @@ from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import end_if_spoilt, ending_spoilt, last_line
 from search.workers.job import Job, set_up_process
-from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.measuring import PROXIES, proxy_scores
@@ -55,7 +54,7 @@ class Evaluator:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
         accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
-        costs = measure_costs(network, architecture, self.job.measured)
+        costs = self.job.measure_costs(network, architecture)
         return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
     def extraction_error(self, architecture: Architecture) -> float:
@@ -93,7 +92,7 @@ class Scorer:
         costs = {}
         if self._job.measured:
             network = build_subnet(architecture).to(self._job.device)
-            costs = measure_costs(network, architecture, self._job.measured)
+            costs = self._job.measure_costs(network, architecture)
         return Measured(score=score, seconds=time.monotonic() - started, **costs).values()
 
     def scores(

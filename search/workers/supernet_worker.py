@@ -14,23 +14,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
 from search.record import Measured
 from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
+from search.workers.group import join_group, joined, open_meeting
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
@@ -40,9 +39,6 @@ from supernet.recipes import Recipe, in_shards, with_epochs
 from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
 from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
 
-# So long workers look for each other, and wait for each other's gradients.
-MEETING_TIME = timedelta(minutes=2)
-SILENCE_TIME = timedelta(minutes=10)
 # Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
 TIMED_STEPS = {"cpu": 3, "cuda": 20}
 
@@ -116,10 +112,9 @@ class GroupWorker(ABC):
         Returns:
             The place's address: with a port that is this process's already.
         """
-        self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME
-        )
-        return f"tcp://{f'[{host}]' if ':' in host else host}:{self._store.port}"
+        meeting = open_meeting(host)
+        self._store = meeting.store
+        return meeting.address
 
     @ending_spoilt()
     def join(self, address: str, rank: int, world_size: int) -> None:
@@ -128,21 +123,8 @@ class GroupWorker(ABC):
         Args:
             address: Of the first one's `address`, or a file that all of them reach.
         """
-        place = urlsplit(address)
-        if place.scheme == "file":
-            self._store = FileStore(place.path, world_size)
-        elif self._store is None:
-            assert place.hostname is not None
-            assert place.port is not None
-            self._store = TCPStore(place.hostname, place.port, timeout=MEETING_TIME)
-        is_gpu = self._job.device == "cuda"
-        dist.init_process_group(
-            "nccl" if is_gpu else "gloo",
-            store=self._store,
-            rank=rank,
-            world_size=world_size,
-            timeout=SILENCE_TIME,
-            device_id=torch.device("cuda", torch.cuda.current_device()) if is_gpu else None,
+        self._store = join_group(
+            address, rank, world_size, device=self._job.device, store=self._store
         )
 
     @ending_spoilt()
@@ -332,7 +314,9 @@ def train_alone(
 ) -> dict[str, float]:
     """Train a task's network from scratch and judge it on the search split.
 
-    Continues from the checkpoint that an earlier attempt left, on whichever node.
+    Continues from the checkpoint that an earlier attempt left, on whichever node. Of several
+    processes that train it together each takes its shards of every batch, so that their number
+    changes nothing; the first of them writes, and measures.
 
     Args:
         job: The run.
@@ -341,7 +325,8 @@ def train_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct, total and the measured costs of the run's objectives.
+        top1 (percent), correct, total and the measured costs of the run's objectives; of a group
+        the first process does.
     """
     set_up_process(job, threads)
     data = job.open_data()
@@ -351,8 +336,11 @@ def train_alone(
     name = checkpoint_name(task.trial_id)
     out = job.files.fetch(name)
 
+    is_first = task.group is None or task.group[2] == 0
+
     def report(epoch: EpochReport) -> None:
-        job.files.publish(name, out)
+        if is_first:
+            job.files.publish(name, out)
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
@@ -364,12 +352,15 @@ def train_alone(
         on_epoch=report,
         loader_workers=job.loader_workers,
     )
-    on_epoch(0)
     try:
-        accuracy = train(network.to(job.device), data, recipe, options).accuracy
+        with joined(task.group, device=job.device):
+            on_epoch(0)
+            accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    costs = measure_costs(network, task.architecture, job.measured)
+    if not is_first:
+        return {}
+    costs = job.measure_costs(network, task.architecture)
     return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 
@@ -397,4 +388,5 @@ WORK = Work(
     train_alone=train_alone,
     prepare=compile_kernels,
     for_group=for_group,
+    meet=open_meeting,
 )

@@ -35,7 +35,7 @@ OPTIONS = {
     "--storage": "there",
     "--record": "postgresql://host/db",
 }
-TAKEN = {"--budget": "10cpu-minutes", "--sampler": "random", "--ray-address": "127.0.0.1:9"}
+TAKEN = {"--budget", "--sampler", "--ray-address", "--track"}
 
 
 def command(patch: pytest.MonkeyPatch, *words: str) -> int:

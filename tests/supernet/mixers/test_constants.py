@@ -86,14 +86,14 @@ class Made(TorchDispatchMode):
     "mixer",
     [
         WindowAttention(window_size=3, num_heads=2, terms="qk+qr+rk+bias"),
-        Elsa(kernel_size=3, num_heads=2, group_width=2, lam=0, gamma=1),
+        Elsa(kernel_size=3, num_heads=2, group_width=5, lam=0, gamma=1),
     ],
 )
 def test_a_second_pass_makes_no_indices(mixer: Mixer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an odd block, whose windows are shifted, of a supernet with finer choices."""
-    module: Any = MIXERS[mixer.kind]([mixer, *finer(mixer)], place=Place(dim=12, size=8, block=1))
+    module: Any = MIXERS[mixer.kind]([mixer, *finer(mixer)], place=Place(dim=60, size=8, block=1))
     monkeypatch.setattr("supernet.mixers.constants._get_current_dispatch_mode", lambda: None)
-    x = torch.randn(1, 8, 8, 12)
+    x = torch.randn(1, 8, 8, 60)
     passes = []
     for _ in range(2):
         with Made() as found:
@@ -106,4 +106,4 @@ def test_a_second_pass_makes_no_indices(mixer: Mixer, monkeypatch: pytest.Monkey
 def finer(mixer: Mixer) -> list[Mixer]:
     if isinstance(mixer, WindowAttention):
         return [WindowAttention(window_size=4, num_heads=3, terms=mixer.terms)]
-    return [Elsa(kernel_size=3, num_heads=3, group_width=4, lam=0, gamma=1)]
+    return [Elsa(kernel_size=3, num_heads=3, group_width=10, lam=0, gamma=1)]

@@ -12,25 +12,36 @@ from torch import Tensor, nn
 from supernet.recipes.recipe import Recipe
 from supernet.training import training_step
 from supernet.training.batches import Shard
+from supernet.training.finishing import Finish
 from supernet.training.training_step import BatchStatistics, Gradients
 from tests.tiny_data import changed
 
 RECIPE = changed("quick", amp="none", label_smoothing=0.1)
 
 
-def shards_of(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Shard]:
-    parts = zip(images.split(list(sizes)), labels.split(list(sizes)), strict=True)
+# A network sees a hundredth of each byte.
+HUNDREDTHS = Finish(mean=(0.0,) * 3, std=(100 / 255,) * 3)
+
+
+def shards_of(pixels: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Shard]:
+    """Split bytes (B, C, H, W)."""
+    parts = zip(pixels.split(list(sizes)), labels.split(list(sizes)), strict=True)
     return [
         Shard(
-            images=some,
-            targets=targets,
+            pixels=some.permute(0, 2, 3, 1),
+            labels=targets,
+            finish=HUNDREDTHS,
             maps=None,
-            share=len(some) / len(images),
+            share=len(some) / len(pixels),
             read_seconds=0.0,
             augment_seconds=0.0,
         )
         for some, targets in parts
     ]
+
+
+def pixels_of(count: int) -> Tensor:
+    return torch.randint(256, (count, 3, 4, 4), dtype=torch.uint8)
 
 
 def network_of() -> nn.Sequential:
@@ -57,7 +68,7 @@ def test_a_shard_draws_the_numbers_of_its_place_in_the_batch(
     monkeypatch.setattr(training_step, "derived_seed", look)
     monkeypatch.setattr(training_step, "process_place", lambda: (rank, world_size))
     monkeypatch.setattr(training_step, "add_up", lambda tensors: None)
-    shards = shards_of(torch.randn(9, 3, 4, 4), torch.arange(9) % 5, (3, 3, 3))
+    shards = shards_of(pixels_of(9), torch.arange(9) % 5, (3, 3, 3))
 
     gradients_of(network_of()).of_step(shards, seed=77)
 
@@ -71,11 +82,12 @@ def test_a_shard_draws_the_numbers_of_its_place_in_the_batch(
 @pytest.mark.parametrize("sizes", [(8,), (4, 4), (5, 3), (1, 2, 5)])
 def test_gradients_and_loss_are_those_of_the_shards_by_their_shares(sizes: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    images, labels = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
+    pixels, labels = pixels_of(8), torch.arange(8) % 5
+    images = pixels / 100
     network, twin = network_of(), network_of()
     network.train()
 
-    loss = gradients_of(network).of_step(shards_of(images, labels, sizes), seed=3)
+    loss = gradients_of(network).of_step(shards_of(pixels, labels, sizes), seed=3)
 
     conv, norm, _, head = twin
     total = torch.tensor(0.0)
