@@ -245,16 +245,6 @@ def plan_from_times(
     )
 
 
-def _most_trial_devices(settings: RunSettings, *, num_images: int) -> int:
-    """Return how many devices may train one network: there is a shard of its batches for each."""
-    if not settings.classifies:
-        return 1  # trainings of detectors and segmenters have no groups yet
-    recipe = load_recipe(settings.trial_recipe)
-    if recipe.bad_loss == "rollback" and settings.storage:
-        return 1  # all of them would go back to a checkpoint, which one node has
-    return min(MOST_TRIAL_DEVICES, most_devices(recipe, num_images))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Lengths:
     """What the recipes of a run say about a plan.
@@ -296,3 +286,13 @@ def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int
         max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
         longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
     )
+
+
+def _most_trial_devices(settings: RunSettings, *, num_images: int) -> int:
+    """Return how many devices may train one network: there is a shard of its batches for each."""
+    if not settings.classifies:
+        return 1
+    recipe = load_recipe(settings.trial_recipe)
+    if recipe.bad_loss == "rollback" and settings.storage:
+        return 1  # all of them would go back to a checkpoint, which one node has
+    return min(MOST_TRIAL_DEVICES, most_devices(recipe, num_images))

@@ -402,12 +402,7 @@ class _NewRun:
         """Write everything; return the record, claimed."""
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
-        data = prepare_run_data(settings, space, folder)
-        if settings.latency_table:
-            with_classes = space.replace(num_classes=data.num_classes)
-            _check_latency(settings, with_classes, classes=True)
-            text = Path(settings.latency_table).read_text(encoding="utf-8")
-            durable.write_text(folder / TABLE, text)
+        prepare_run_data(settings, space, folder)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         kind = "recipes" if settings.classifies else "recipes/dense"
@@ -460,33 +455,14 @@ def _check(settings: RunSettings) -> SearchSpace:
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
-    if "latency_ms" in settings.objectives:
-        _check_latency(settings, space)
     if not settings.classifies:
         _check_backbones(settings, space)
         return space
     for field in RECIPES:
         load_recipe(getattr(settings, field))
+    if "latency_ms" in settings.objectives:
+        _check_latency(settings, space)
     return space
-
-
-def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool = False) -> None:
-    """Refuse a table of other networks, or what networks cannot be timed with here.
-
-    Args:
-        settings: Of the run.
-        space: Its space.
-        classes: Whether it has the classes of the data already.
-    """
-    table = settings.load_table()
-    if table is None:
-        device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
-        settings.deployment.check(device=device)
-        return
-    try:
-        table.check_space(space, classes=classes)
-    except ValueError as error:
-        raise ValueError(f"{settings.latency_table}: {error}") from error
 
 
 def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:
@@ -506,20 +482,23 @@ def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:
         )
 
 
-def prepare_run_data(
-    settings: RunSettings, space: SearchSpace, folder: Path
-) -> ImageData | SearchedData:
+def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
     """Read the images, and the weights that backbones begin with."""
     if settings.classifies:
         from supernet.data import prepare_data
 
-        return prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        images = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        if settings.latency_table:
+            with_classes = space.replace(num_classes=images.num_classes)
+            _check_latency(settings, with_classes, classes=True)
+            text = Path(settings.latency_table).read_text(encoding="utf-8")
+            durable.write_text(folder / TABLE, text)
+        return
     from supernet.data.dense import prepare_searched
 
     data = prepare_searched(settings.data, settings.task, seed=settings.seed, folder=folder / DATA)
     if settings.start:
         write_start_of(settings, space.replace(num_classes=data.num_classes), folder / START)
-    return data
 
 
 def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
@@ -559,6 +538,25 @@ def _shared_weights(run: RunFolder) -> dict[str, Tensor]:
         return dict(load_supernet(folder, space).state_dict())
     recipe = load_dense_recipe(run.settings.trial_recipe)
     return dict(load_dense_supernet(folder, space, recipe, space.num_classes).state_dict())
+
+
+def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool = False) -> None:
+    """Refuse a table of other networks, or what networks cannot be timed with here.
+
+    Args:
+        settings: Of the run.
+        space: Its space.
+        classes: Whether it has the classes of the data already.
+    """
+    table = settings.load_table()
+    if table is None:
+        device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
+        settings.deployment.check(device=device)
+        return
+    try:
+        table.check_space(space, classes=classes)
+    except ValueError as error:
+        raise ValueError(f"{settings.latency_table}: {error}") from error
 
 
 def _check_free(folder: Path) -> None:

@@ -171,6 +171,13 @@ class RunSettings:
                 f"--task {self.task} needs images with {_TRUTHS[self.task]}, got --data digits. "
                 "Name a folder in COCO's or ADE20K's layout, or a tar of one."
             )
+        timing = ("latency_of", "precision", "batch", "latency_table")
+        given = [name for name in timing if getattr(self, name)]
+        if not self.classifies and given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is of classifiers, got --task {self.task}. Leave "
+                "it out."
+            )
         if self.classifies and self.start:
             raise ValueError(
                 "--start is for backbones of another task than classification, got "
