@@ -1,6 +1,6 @@
 """Break a running search in every way we know, and check that nothing is lost.
 
-``python benchmarks/bench_faults.py [--only NAME] [--seed S]``
+``python benchmarks/bench_faults.py [--only NAME] [--seed S] [--patience FACTOR]``
 
 Every fault happens to a run of the real engine on a real Ray cluster of a head and two nodes with
 one fake GPU each, all on this machine, while small work runs on them
@@ -256,7 +256,7 @@ FAULTS: dict[str, Callable[[Scene], dict[str, float]]] = {
 }
 
 
-def run_fault(name: str, *, seed: int, folder: Path) -> dict[str, float]:
+def run_fault(name: str, *, seed: int, folder: Path, patience: float) -> dict[str, float]:
     """Make a cluster, have the fault, check what must hold, take the cluster away."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0})
     try:
@@ -265,6 +265,7 @@ def run_fault(name: str, *, seed: int, folder: Path) -> dict[str, float]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         with Stopwatch() as stopwatch:
             scene = Scene(folder, cluster, random.Random(f"{name}/{seed}"), stopwatch, nodes)
+            scene.patience = patience
             try:
                 return FAULTS[name](scene)
             finally:
@@ -281,6 +282,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=[*FAULTS])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="Wait so many times longer: a busy machine."
+    )
     parser.add_argument("--keep", type=Path, help="Folder for runs and logs.")
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp(prefix="faults-"))
@@ -289,7 +293,9 @@ def main() -> int:
     for name in options.only or FAULTS:
         started = time.monotonic()
         try:
-            numbers = run_fault(name, seed=options.seed, folder=folder / name)
+            numbers = run_fault(
+                name, seed=options.seed, folder=folder / name, patience=options.patience
+            )
             text = ", ".join(f"{key} {value:.2f}" for key, value in numbers.items())
         except Exception as error:
             traceback.print_exc()

@@ -65,8 +65,8 @@ from search.record.record import Record
 from search.results.candidates import Candidate, searched_fidelities
 from search.results.dominance import hypervolume
 from search.results.fidelity import is_trained_alone
-from search.retraining.finished import RESULT_FILE
 from search.retraining.model_card import RetrainResult
+from search.retraining.out_folder import RESULT_FILE
 from search.run_folder.folder import RECORD, open_run
 from searchspace.architecture import describe
 from searchspace.cost import count

@@ -223,7 +223,7 @@ def _arguments(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--count", type=int, default=200, help="changes to make")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", metavar="PATH", help="modules, e.g. search/plan.py")
+    parser.add_argument("--only", nargs="+", metavar="PATH", help="modules, e.g. search/budget.py")
     parser.add_argument("--named", action="store_true", help="the named changes instead")
     parser.add_argument("--report", action="store_true", help="only count what is there")
     parser.add_argument("--equivalent", type=Path, help="changes to leave out, one a line")

@@ -12,8 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.simulate_cluster import DAY, plan_for
-from search.plan import Plan
-from search.planned_work import climbing_text, idle_devices, plan_warnings, supernet_text
+from search.plan import Plan, climbing_text, idle_devices, plan_warnings, supernet_text
 
 
 def rows(plan: Plan) -> dict[str, str]:

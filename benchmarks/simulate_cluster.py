@@ -140,10 +140,10 @@ class Simulation:
 def train_supernet(sim: Simulation, record: Record, plan: Plan) -> None:
     """Hold all devices until the share is used; a failure costs a restart of the group."""
     sim.repair()
-    while record.spent(PHASES) < plan.until[SUPERNET]:
+    while record.spent(PHASES) < plan.spent_by_end[SUPERNET]:
         devices = sim.devices - len(sim.broken) * NODE_SIZE
         attempt = record.start_attempt(SUPERNET, devices=devices)
-        left = (plan.until[SUPERNET] - record.spent(PHASES)) / devices
+        left = (plan.spent_by_end[SUPERNET] - record.spent(PHASES)) / devices
         end = min(sim.now + left, sim.next_failure)
         started = sim.now
         sim.advance(end, devices)
@@ -437,7 +437,7 @@ def simulate(
                 settings=settings,
                 phase=phase,
                 first=[],
-                limit_seconds=plan.until[phase],
+                limit_seconds=plan.spent_by_end[phase],
                 judge_seconds=plan.judge_seconds,
                 count_judges=lambda: devices,
                 interrupted=lambda: False,
@@ -452,7 +452,7 @@ def simulate(
                 phase=phase,
                 seed=seed,
                 choose=choose,  # type: ignore[arg-type]
-                limit_seconds=plan.until[phase],
+                limit_seconds=plan.spent_by_end[phase],
                 interrupted=lambda: False,
                 on_event=lambda text: None,
                 on_end=on_end,  # type: ignore[arg-type]
@@ -477,7 +477,7 @@ def simulate(
 
         def timed(phase: str, work: object) -> None:
             before, started = sim.now, time.process_time()
-            share = plan.until[phase] - record.spent(PHASES)
+            share = plan.spent_by_end[phase] - record.spent(PHASES)
             work()  # type: ignore[operator]
             lengths[phase] = (sim.now - before, time.process_time() - started, share)
 

@@ -104,7 +104,7 @@ class Stepping:
         self.network = build_subnet(self.architecture, recipe.drop_path).to(device).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters())
         shards = next(train_shards(data.full_train(), data, recipe, epoch=0, seed=0))
-        self.images, self.targets = shards[0].images.to(device), shards[0].targets.to(device)
+        self.images, self.targets = shards[0].finished(device)
 
     def step(self) -> float:
         """Take one step and return its seconds."""

@@ -6,6 +6,8 @@ at any moment and is entered again from the top: each phase asks the record what
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from rich.console import Console
 
 from search.cluster import Cluster
@@ -21,6 +23,7 @@ from search.record import DatabaseLostError, Heartbeat
 from search.run_folder import DATA, DONE, RunFolder, StorageError, is_disk_full
 from search.scheduling import BudgetSpent, Work, last_line
 from search.terminal import ProgressView, StopSignals
+from search.tracking import RunCurves, open_tracker
 from search.workers import WORK
 from supernet.data import mend_data
 
@@ -30,7 +33,12 @@ NO_DATABASE = "a database that does not answer"
 
 
 def run_search(
-    run: RunFolder, console: Console, *, ray_address: str | None = None, work: Work = WORK
+    run: RunFolder,
+    console: Console,
+    *,
+    ray_address: str | None = None,
+    track: str | None = None,
+    work: Work = WORK,
 ) -> str | None:
     """Do what is left to do of a run.
 
@@ -38,6 +46,7 @@ def run_search(
         run: An open run; see `search.run_folder.folder`.
         console: For what the user sees.
         ray_address: Of a cluster to join; None starts Ray on this machine.
+        track: A tracker that gets its curves, one of `search.tracking.TRACKERS`.
         work: What the devices do.
 
     Returns:
@@ -50,6 +59,7 @@ def run_search(
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
         Heartbeat(run.record),
+        _curves(run, track),
         StopSignals() as stop,
         ProgressView(
             console,
@@ -82,6 +92,20 @@ def run_search(
             console.print(f"{error}\nFree some space.", highlight=False, soft_wrap=True)
             return FULL_DISK
         return stop.requested
+
+
+def _curves(run: RunFolder, track: str | None) -> AbstractContextManager[object]:
+    if track is None:
+        return nullcontext()
+    settings = run.settings
+    shown = {
+        name: str(getattr(settings, name))
+        for name in ("data", "budget", "space", "sampler", "strategy", "objectives", "seed")
+    }
+    tracker = open_tracker(
+        track, identity=run.state.tracking_id, title=run.folder.name, settings=shown
+    )
+    return RunCurves(run.record, tracker, is_done=lambda: run.state.is_done)
 
 
 def prepare_nodes(session: Session) -> None:

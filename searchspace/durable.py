@@ -24,8 +24,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     # A link that somebody put there would be written through.
     partial.unlink(missing_ok=True)
-    partial.write_bytes(content)
-    replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        replace(partial, path)
+    except OSError:
+        # On a full disk half a file would take the room of what is to be written next.
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def replace(partial: Path, final: Path) -> None:

@@ -44,6 +44,10 @@ class MixerChoices:
 
     kinds: Mapping[str, Options]
     forbid: tuple[Mapping[str, tuple[Setting, ...]], ...] = ()
+    # What `mixers` has found, by the size of the map: it is asked for each block, again and again.
+    _known: dict[int, tuple[Mixer, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def build(self, prefix: str, choose: Choose) -> Mixer:
         """Choose a kind and then only that kind's settings."""
@@ -67,6 +71,8 @@ class MixerChoices:
 
     def mixers(self, size: int) -> tuple[Mixer, ...]:
         """List the distinct allowed mixers on a map of ``size`` x ``size`` tokens."""
+        if size in self._known:
+            return self._known[size]
         found: dict[Mixer, None] = {}
         for kind, options in self.kinds.items():
             for values in itertools.product(*options.values()):
@@ -74,7 +80,7 @@ class MixerChoices:
                 mixer = on_map(mixer_from_dict({"kind": kind, **settings}), size)
                 if self.allows(mixer):
                     found[mixer] = None
-        return tuple(found)
+        return self._known.setdefault(size, tuple(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

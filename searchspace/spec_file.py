@@ -73,7 +73,8 @@ def parse_space(text: str) -> SearchSpace:
         limits=_read_limits(entry.limits),
         source=text,
     )
-    _check_rules(space, rules)
+    if rules:
+        _check_rules(space, rules)
     check_space(space)
     return space
 
@@ -115,8 +116,8 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
             f"got {min(mlp_ratios)} * {min(stage.dim)}. Enlarge one of them."
         )
-    for kind, dim in itertools.product(kinds, stage.dim):
-        _check_fit(kind, options[kind], dim, place)
+    for kind in kinds:
+        _check_fit(kind, options[kind], stage.dim, place)
     return StageChoices(
         dims=tuple(stage.dim),
         depths=tuple(stage.depth),
@@ -145,17 +146,20 @@ def _check_distinct(options: Sequence[object], place: str) -> None:
             raise ValueError(f"{place}: the option {option!r} is there twice. Remove one.")
 
 
-def _check_fit(kind: str, options: Options, dim: int, place: str) -> None:
-    """Build every mixer that the options allow, and a stage with it."""
-    for values in itertools.product(*options.values()):
-        settings = dict(zip(options, values, strict=True))
-        try:
-            Stage(dim=dim, mixers=(mixer_from_dict({"kind": kind, **settings}),))
-        except ValueError as error:
-            raise ValueError(
-                f"mixers.{kind}: an option does not fit {place}: {error} "
-                "Change the option, or write options per_stage."
-            ) from error
+def _check_fit(kind: str, options: Options, dims: Sequence[int], place: str) -> None:
+    """Build every mixer that the options allow, and stages of them all."""
+    try:
+        mixers = tuple(
+            mixer_from_dict({"kind": kind, **dict(zip(options, values, strict=True))})
+            for values in itertools.product(*options.values())
+        )
+        for dim in dims:
+            Stage(dim=dim, mixers=mixers)
+    except ValueError as error:
+        raise ValueError(
+            f"mixers.{kind}: an option does not fit {place}: {error} "
+            "Change the option, or write options per_stage."
+        ) from error
 
 
 def _read_settings(entry: SpaceEntry, kind: str, index: int) -> Options:

@@ -38,7 +38,7 @@ RUNS = {"status", "pareto", "select", "compare", "show", "presets", "spaces", "r
 # Each of the others, and what it needs; where it is run instead.
 NOT_RUN = {
     "run": "minutes, or GPUs or a cluster: tests/search/test_run.py, tests/search/cluster",
-    "plan": "seconds of measuring, or GPUs: tests/search/test_large_plans.py",
+    "plan": "seconds of measuring, or GPUs: tests/search/plan/test_large_plans.py",
     "doctor": "starts Ray: tests/search/test_run.py",
     "latency": "minutes of measuring: tests/supernet/measuring",
     "retrain": "trains: tests/search/retraining",

@@ -29,13 +29,16 @@ ENTRIES = {
     },
     # It loads scipy and scikit-learn.
     "search.results": {"importance"},
+    # They load torch, and what writes ONNX.
+    "search.deployed": {"exporting", "measuring"},
     # They load Optuna.
     "search.scheduling": {"halving", "judging"},
     # It needs psycopg, which is an extra.
     "search.record": {"postgres"},
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
-        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "queue"),
+        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "out_folder"),
+        *("queue", "together"),
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result"),

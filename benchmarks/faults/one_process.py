@@ -84,6 +84,7 @@ class LocalDevices:
     """One device, in the place of `search.cluster.connection.Cluster`."""
 
     devices, free, threads, node_devices = 1, 1, 1, 1
+    meeting_place = None
 
     def __init__(self, **_: Any) -> None:
         pass

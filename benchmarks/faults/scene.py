@@ -43,6 +43,7 @@ class Scene:
         rng: Chooses victims.
         stopwatch: Runs all the time.
         unnoticed: From when to when (as `time.time`) Ray had not noticed that a node was dead.
+        patience: How many times longer than on an idle machine may be waited.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Scene:
     exit_codes: list[int] = field(default_factory=list)
     crashes: int = 0
     unnoticed: list[tuple[float, float]] = field(default_factory=list)
+    patience: float = 1.0
     most_checkpoints: int = 0
 
     def start(self, *words: str) -> None:
@@ -69,6 +71,7 @@ class Scene:
     def wait(self, limit_seconds: float = 240) -> int:
         """Wait for the driver's end; the run must end by itself."""
         assert self.driver is not None
+        limit_seconds *= self.patience
         deadline = time.monotonic() + limit_seconds
         while self.driver.poll() is None:
             assert time.monotonic() < deadline, f"no end within {limit_seconds} s"
@@ -81,6 +84,7 @@ class Scene:
     def until(self, condition: Callable[[], Any], limit_seconds: float = 120) -> Any:
         """Wait until something is true while the driver lives."""
         assert self.driver is not None
+        limit_seconds *= self.patience
         deadline = time.monotonic() + limit_seconds
         while not (found := condition()):
             assert self.driver.poll() is None, f"the driver ended: {self.log()[-2000:]}"
@@ -150,9 +154,11 @@ class Scene:
 
     def rest(self) -> None:
         """Wait until Ray says that nothing is held."""
-        deadline = time.monotonic() + 30
+        limit_seconds = 30 * self.patience
+        deadline = time.monotonic() + limit_seconds
         while self.stopwatch.held() > 0:
-            assert time.monotonic() < deadline, "devices are still held 30 s after the end"
+            held = f"devices are still held {limit_seconds:.0f} s after the end"
+            assert time.monotonic() < deadline, held
             time.sleep(0.1)
 
 

@@ -109,7 +109,7 @@ class SmallSupernetWorker:
         self.step += steps
         return Progress(step=self.step, loss=1 / self.step)
 
-    def save(self) -> None:
+    def save(self, goes_on: bool = False) -> None:
         """Write the checkpoint."""
         self.folder.mkdir(exist_ok=True)
         write_whole(self.folder / "step.txt", str(self.step))

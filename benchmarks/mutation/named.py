@@ -19,7 +19,8 @@ WORKER, JUDGE = "search/workers/supernet_worker.py", "search/workers/judge_worke
 TRAINER = "supernet/shared_weights/trainer.py"
 CALIBRATION = "supernet/shared_weights/calibration.py"
 WINDOWS = "supernet/mixers/window_attention.py"
-DOMINANCE, PLAN = "search/results/dominance.py", "search/plan.py"
+DOMINANCE = "search/results/dominance.py"
+PLAN, SHARES, RUNGS = "search/plan/making.py", "search/plan/shares.py", "search/plan/rungs.py"
 PROMOTION, JUDGING = "search/scheduling/promotion.py", "search/scheduling/judging.py"
 SELECT = "search/front/select.py"
 QUEUE = "search/retraining/queue.py"
@@ -42,8 +43,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "the supernet judges on train",
         JUDGE,
-        'eval_batches(data.split("search"), data, EVAL_BATCH)',
-        'eval_batches(data.split("train"), data, EVAL_BATCH)',
+        'PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)',
+        'PixelBatches.of(data.split("train"), data, EVAL_BATCH, job.device)',
         "tests/search/test_image_roles.py",
     ),
     Named(
@@ -184,21 +185,21 @@ NAMED: tuple[Named, ...] = (
         PLAN,
         "split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)",
         "split_shares(budget_seconds, {}, strategy=strategy)",
-        "tests/search/test_plan.py",
+        "tests/search/plan/test_plan.py",
     ),
     Named(
         "spare shares are not given on",
-        PLAN,
-        "        shares[to] += spare\n",
+        SHARES,
+        "            shares[to] += spare\n",
         "",
-        "tests/search/test_plan.py",
+        "tests/search/plan/test_plan.py",
     ),
     Named(
         "rungs of zero epochs",
-        PLAN,
+        RUNGS,
         "epochs >= ETA**count and num_trials",
         "num_trials",
-        "tests/search/test_plan.py",
+        "tests/search/plan/test_plan.py",
     ),
     Named(
         "select recommends dominated networks",

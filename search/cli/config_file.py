@@ -114,6 +114,9 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         "seed": settings.seed,
     }
     values |= {_LIMITS[name]: most for name, most in settings.limits.items()}
+    for name in ("latency_of", "precision", "batch", "latency_table"):
+        if given := getattr(settings, name):
+            values[name] = given
     if settings.img_size is not None:
         values["img_size"] = settings.img_size
     about = "# What this run was begun with. Again: search run --config THIS --out OTHER\n"

@@ -112,6 +112,7 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
     from search.report import write_report
+    from search.retraining.queue import FULL_DISK
     from search.run_folder import own_run
     from search.transferring.queue import FAILED, transfer_members
 
@@ -122,11 +123,13 @@ def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | N
         check_devices("cpu", ray_address)
     with own_run(run) as folder:
         stopped = transfer_members(folder, ids, plan, console=console, ray_address=ray_address)
-        write_report(folder)
-        console.say(f"Report: {folder.report}")
+        if write_report(folder, console):
+            console.say(f"Report: {folder.report}")
+        else:
+            stopped = FULL_DISK
     if stopped:
         console.say(f"Stopped by {stopped}. The same command goes on.")
-        raise typer.Exit(1 if stopped == FAILED else 130)
+        raise typer.Exit(1 if stopped in (FAILED, FULL_DISK) else 130)
 
 
 def _transfer_one(

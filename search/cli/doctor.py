@@ -60,13 +60,23 @@ def _devices() -> str:
 
 
 def _kernels() -> str:
-    import torch
+    """Compare every kernel with torch's operator: a line for each, with times."""
+    from supernet.kernels import compare_kernels, describe_selection
 
-    from supernet.kernels import aggregate, describe_selection
-
-    filters, values = torch.rand(1, 4, 4, 2, 9), torch.rand(1, 4, 4, 6)
-    aggregate(filters, values, 3)
-    return describe_selection()
+    lines, is_wrong = [describe_selection()], False
+    for kernel, found in compare_kernels().items():
+        lines.append(str(kernel))
+        for one in found:
+            is_wrong |= bool(one.cause)
+            verdict = f"{one.cause}, torch's serves" if one.cause else f"agrees to {one.error:.0e}"
+            times = ""
+            if one.seconds is not None and one.torch_seconds is not None:
+                times = f"{1e3 * one.seconds:8.2f} ms, torch {1e3 * one.torch_seconds:8.2f} ms"
+            lines.append(f"  {one.name:18} {verdict:16}{times}".rstrip())
+    text = "\n      ".join(lines)
+    if is_wrong:
+        raise RuntimeError(f"{text}\nRuns work, slower. Report what differs.")
+    return text
 
 
 def _network() -> str:

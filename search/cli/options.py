@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from search.terminal import PlainConsole
 
-JUDGING, LIMITS, TRAINING, CLUSTER = (
+JUDGING, LATENCY, LIMITS, TRAINING, CLUSTER = (
     "How networks are judged",
+    "Whose latency",
     "Limits that need measuring",
     "Images and retraining",
     "Several machines",
@@ -22,16 +22,21 @@ JUDGING, LIMITS, TRAINING, CLUSTER = (
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Space = Annotated[
     str | None,
-    typer.Option(help="Name or YAML file of a search space; default: micro, or digits for them."),
+    typer.Option(
+        help="Name or YAML file of a search space; default: micro, or digits for --data digits."
+    ),
 ]
 Data = Annotated[str, typer.Option(help="digits, an image folder, a tar of one, or a timm name.")]
 BudgetText = Annotated[str, typer.Option("--budget", help="Device time, e.g. 50gpu-days.")]
 ImgSize = Annotated[
     int | None, typer.Option(min=1, help="Side of the images; default: the space's.")
 ]
-Recipe = Annotated[
-    str | None, typer.Option(help="Of the full retraining; default: micro, or digits for them.")
-]
+# As `search.run_folder.settings` has them.
+RECIPE_HELP = (
+    "Of the full retraining; default: micro, or digits for --data digits; from 160 pixels on "
+    "swin_300e:tiny."
+)
+Recipe = Annotated[str | None, typer.Option(help=RECIPE_HELP)]
 Strategy = Annotated[
     str,
     typer.Option(help="Judge by a supernet, by short trainings (proxy), or zero-cost scores."),
@@ -41,6 +46,10 @@ Share = Annotated[
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
+Track = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=TRAINING, help="Send curves to mlflow or wandb, too."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")]
 DeviceName = Literal["cpu", "cuda"]
@@ -58,6 +67,8 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
+            from pydantic import ValidationError
+
             cause = error.__cause__
             if isinstance(cause, ValidationError):
                 value = cause.errors()[0]["input"]

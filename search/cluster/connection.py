@@ -336,6 +336,10 @@ def _private_cluster() -> Iterator[Path]:
       where clusters of several machines are switched off, as they are on macOS;
     - the same for the groups of torch's processes.
 
+    Ray gives way to all else on a machine: its workers are 15 nicer than what started it. Beside
+    one busy process a budget, which is device time held, would then buy next to nothing. Here they
+    are as nice as the user made this program, unless ``RAY_worker_niceness`` says otherwise.
+
     Yields:
         A folder of this user, which is removed at the end.
     """
@@ -354,6 +358,7 @@ def _private_cluster() -> Iterator[Path]:
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
+        ray_constants.RAY_WORKER_NICENESS: before.get(ray_constants.RAY_WORKER_NICENESS, "0"),
     }
     ray_constants.ENABLE_RAY_CLUSTER = False
     _read_environment()

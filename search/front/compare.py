@@ -18,7 +18,7 @@ from searchspace.cost import Cost, count, count_parts
 from searchspace.published import PUBLISHED
 
 if TYPE_CHECKING:
-    from supernet.measuring import Latency
+    from searchspace.latency_table import Latency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,8 @@ def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
     """
     import torch
 
-    from supernet.measuring import TIMED_RUNS, latency_of, time_parts
+    from searchspace.latency_table import latency_of
+    from supernet.measuring import TIMED_RUNS, time_parts
     from supernet.network import build_subnet
 
     networks = [build_subnet(one.architecture).to(device).eval() for one in compared]

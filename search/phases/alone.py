@@ -41,7 +41,7 @@ def train_alone(
         phase=phase,
         seed=session.settings.seed,
         choose=choose,
-        limit_seconds=plan.until[phase],
+        limit_seconds=plan.spent_by_end[phase],
         interrupted=lambda: session.stop.requested is not None,
         on_event=session.view.say,
         on_end=on_end,

@@ -62,7 +62,7 @@ def judge_warm(
         settings=session.settings,
         phase=phase,
         first=first,
-        limit_seconds=plan.until[phase],
+        limit_seconds=plan.spent_by_end[phase],
         judge_seconds=plan.judge_seconds,
         count_judges=lambda: len(crew),
         interrupted=lambda: session.stop.requested is not None,

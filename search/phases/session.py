@@ -89,7 +89,7 @@ class Session:
 
     def has_ended(self, plan: Plan, phase: str) -> bool:
         """Tell whether a phase's share is used up; a phase that the plan lacks has ended."""
-        return phase not in plan.until or self.spent() >= plan.until[phase]
+        return phase not in plan.spent_by_end or self.spent() >= plan.spent_by_end[phase]
 
     def crew(self, plan: Plan, phase: str, *, most: int | None = None) -> JudgeCrew:
         """Make the warm judges of a phase, on at most so many devices; none that does not fit."""
@@ -154,7 +154,7 @@ class Session:
             f"Trainings are {pace:.1f} times slower than measured, so they are planned anew:"
         )
         self.show_plan(fresh)
-        phases = list(fresh.until)
+        phases = list(fresh.spent_by_end)
         before = phases[: phases.index("trust")]
         return self.revise(fresh, after=before[-1]) if before else fresh
 

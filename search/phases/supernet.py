@@ -135,7 +135,7 @@ class _Training:
             session.show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
             if session.stop.requested or self._is_save_due():
                 session.state.supernet_pace = pace * len(workers)
-                self._save(workers[0], step, tick)
+                self._save(workers[0], step, tick, goes_on=not session.stop.requested)
             session.check_stop()
         self._say_length(total, plan.supernet_steps)
         self._save(workers[0], step, tick)
@@ -144,9 +144,11 @@ class _Training:
         waited = time.monotonic() - self.saved
         return waited > max(SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES * self.save_seconds)
 
-    def _save(self, worker: Any, step: int, tick: Callable[[], None]) -> None:
+    def _save(
+        self, worker: Any, step: int, tick: Callable[[], None], *, goes_on: bool = False
+    ) -> None:
         started = time.monotonic()
-        call(worker, "save", while_waiting=tick)
+        call(worker, "save", goes_on, while_waiting=tick)
         self.saved_step, self.saved = step, time.monotonic()
         self.save_seconds = self.saved - started
 
@@ -167,7 +169,7 @@ class _Training:
 
     def _fitting(self, plan: Plan, step: int, pace: float, workers: int) -> int:
         """Return at which step the schedule ends if what is left of the share goes on like this."""
-        left = (plan.until[SUPERNET] - self.session.spent()) / workers
+        left = (plan.spent_by_end[SUPERNET] - self.session.spent()) / workers
         fitting = step + max(int(left / pace), 1)
         return min(fitting, plan.most_supernet_steps or fitting)
 

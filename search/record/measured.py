@@ -18,7 +18,7 @@ class Measured:
         total: Number of judged images.
         score: Zero-cost score, where there is no accuracy; more is predicted to be better.
         seconds: Of the judgement itself; what was charged is the trial's.
-        latency_ms: Median time of one image.
+        latency_ms: Median time of a batch as the network will be run; by default one image.
         latency_low_ms: Lower end of the median's 95 % interval.
         latency_high_ms: Upper end of the median's 95 % interval.
         memory_mib: Largest memory for one image.

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,10 +161,9 @@ def create_database(address: Address) -> Database:
     partial = address.with_name(f"{address.name}.partial")
     partial.unlink(missing_ok=True)
     partial.touch()
-    begun = SqliteDatabase(partial)
-    _fill(begun, SCHEMA)
-    begun.execute("PRAGMA journal_mode = WAL")
-    begun.close()
+    with closing(SqliteDatabase(partial)) as begun:
+        _fill(begun, SCHEMA)
+        begun.execute("PRAGMA journal_mode = WAL")
     durable.replace(partial, address)
     return SqliteDatabase(address)
 
@@ -190,10 +190,13 @@ def open_database(address: Address, *, read_only: bool = False) -> Database:
     Raises:
         ValueError: If there is no record, it is of another schema version, or cannot be reached.
     """
+    database: Database | None = None
     try:
         database = _connect(address, read_only)
         rows = database.execute("SELECT value FROM meta WHERE key = 'schema_version'")
     except RefusedError as error:
+        if database is not None:
+            database.close()
         raise ValueError(
             f"{address} cannot be read as the record of a run ({error}). Name the folder of a run."
         ) from error
@@ -225,10 +228,9 @@ class SqliteDatabase:
             if read_only:
                 self._open_to_read()
                 return
-            self._connection = _sqlite(path, "mode=rw")
             # A committed transaction survives a power cut.
-            self.execute("PRAGMA synchronous = FULL")
-            self.execute("PRAGMA foreign_keys = ON")
+            settings = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
+            self._connection = _sqlite(path, "mode=rw", *settings)
         except sqlite3.Error as error:
             raise RefusedError(str(error)) from error
 
@@ -240,8 +242,8 @@ class SqliteDatabase:
             self._connection = _sqlite(self._path, "immutable=1")
             return
         try:
-            self._connection = _sqlite(self._path, "mode=ro")
-            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            looking = "SELECT count(*) FROM sqlite_master"
+            self._connection = _sqlite(self._path, "mode=ro", looking)
         except sqlite3.OperationalError:
             # It would make the missing index here, where it must not or cannot.
             self._copy = tempfile.TemporaryDirectory()
@@ -306,14 +308,22 @@ def _lock_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
-def _sqlite(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
+def _sqlite(path: Path, mode: str, *statements: str) -> sqlite3.Connection:
+    """Connect and execute statements; where one fails the connection is closed."""
+    connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{mode}",
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
+    try:
+        for statement in statements:
+            connection.execute(statement).fetchall()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(address: Address, read_only: bool) -> Database:

@@ -21,12 +21,13 @@ from search.results import (
     retrained,
     searched_fidelities,
 )
-from search.run_folder import RunFolder
+from search.run_folder import RunFolder, is_disk_full
 from search.sampling import Mirror
 from search.terminal import front_table, shell_command
 from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
 
 EXTRACTION_TOLERANCE = 1e-5
+MIRROR = "study.db"
 
 
 def print_closing(run: RunFolder, console: Console) -> bool:
@@ -46,7 +47,8 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     found = judged_by(run, FrontQuery())
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
-    for note in (*_notes(run), *_trust_lines(run)):
+    passed = passed_over(trials)
+    for note in (*((passed,) if passed else ()), *_notes(run), *_trust_lines(run)):
         console.print(note, highlight=False, soft_wrap=True)
     best = max(members, key=lambda member: member.top1)
     console.print(
@@ -64,29 +66,52 @@ def _spending(run: RunFolder) -> str:
     return f"{spent:.1f} of {asked:.1f} device-seconds spent ({spent / asked:.1%})"
 
 
-def write_report(run: RunFolder) -> None:
-    """Write the report, the picture of the front and Optuna's copy of the study."""
-    update_mirror(run)
-    if not searched_fidelities(run.record.trials()):
-        return
-    found = judged_by(run, FrontQuery())
-    export_front(
-        run,
-        found=found,
-        html=run.report,
-        png=run.folder / "front.png",
-    )
+def write_report(run: RunFolder, console: Console) -> bool:
+    """Write the report, the picture of the front and Optuna's copy of the study.
+
+    Returns:
+        False, after saying so, if they do not fit on the disk; those before are left.
+    """
+    try:
+        update_mirror(run)
+        if searched_fidelities(run.record.trials()):
+            found = judged_by(run, FrontQuery())
+            export_front(run, found=found, html=run.report, png=run.folder / "front.png")
+    except Exception as error:
+        if not is_disk_full(error, run.folder):
+            raise
+        console.print(
+            f"The report of {run.folder} cannot be written: its disk is full. Free some space.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return False
+    return True
 
 
 def update_mirror(run: RunFolder) -> None:
     """Bring ``study.db`` up to date, for optuna-dashboard."""
+    try:
+        _fill_mirror(run)
+    except Exception as error:
+        if is_disk_full(error, run.folder):
+            raise
+        # SQLite, its tables and what stands in them may be damaged in every way, or of an earlier
+        # fidelity. All of it is a copy of what the record has, so it is made anew.
+        for name in (MIRROR, f"{MIRROR}-journal"):
+            (run.folder / name).unlink(missing_ok=True)
+        _fill_mirror(run)
+
+
+def _fill_mirror(run: RunFolder) -> None:
     space, objectives = run.space(), run.settings.objectives
     fidelity = sampled_fidelity(run.record, strategy=run.settings.strategy)
-    mirror = Mirror(run.folder / "study.db", name=run.folder.resolve().name, losses=objectives)
     judged = run.record.trials(fidelity=fidelity, state="done")
-    mirror.add(
-        space, [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
-    )
+    results = [(t.architecture, values) for t in judged if (values := losses_of(t, objectives))]
+    name = run.folder.resolve().name
+    with Mirror(run.folder / MIRROR, name=name, losses=objectives) as mirror:
+        mirror.add(space, results)
 
 
 def export_front(
@@ -144,8 +169,6 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
-    if passed := passed_over(run.record.trials()):
-        yield passed
     checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[member.id] for member in members if member.id in checked]
@@ -158,7 +181,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
         yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         device = run.state.times.device_name if run.state.times else ""
-        yield f"Latency: one image, float32, on {device or 'an unknown device'}."
+        if "latency_ms" in run.settings.objectives:
+            yield run.settings.describe_latency(device or "an unknown device")
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

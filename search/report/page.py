@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from plotly.offline import get_plotlyjs
 
 from search.budget import Budget, format_seconds
@@ -40,7 +40,7 @@ from search.report.payload import (
     view_payload,
 )
 from search.report.sections import AXES, enumerate_words, front_content
-from search.results import Candidate, describe_fidelity, retrained
+from search.results import Candidate, describe_fidelity, passed_over, retrained
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -154,6 +154,12 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     )
     axes.set_xlabel("MACs")
     axes.set_ylabel("top-1 accuracy (%)")
+    costs = [c.macs for c in candidates]
+    # Costs that span more than a decade would stand in a heap at the left.
+    if max(costs) > 10 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -231,6 +237,7 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
+        "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)
         ),

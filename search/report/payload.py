@@ -40,15 +40,19 @@ CURVE_POINTS = 100
 def judged_candidates(
     trials: Sequence[Trial], objectives: Sequence[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Gather the candidates of each fidelity below retraining, the highest first.
+    """Gather the candidates of each fidelity below retraining.
+
+    The first is that of the front that a run shows, whatever is higher; the others come from the
+    highest down.
 
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    shown_fidelity(trials)
+    # A dict keeps the place of a name that comes again.
+    ordered = dict.fromkeys((shown_fidelity(trials), *searched_fidelities(trials)))
     found = {
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
-        for fidelity in searched_fidelities(trials)
+        for fidelity in ordered
     }
     return {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
 

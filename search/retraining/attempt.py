@@ -6,9 +6,10 @@ import errno
 import logging
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch.distributed as dist
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # `lost` is the machine's fault, `failed` the network's, the recipe's or the data's.
 End = Literal["done", "failed", "lost", "full disk"]
+Result = TypeVar("Result")
 
 # What libraries say when a process, a driver or a connection has died under them. After an error of
 # CUDA every call of the process fails, whatever it is for.
@@ -36,27 +38,37 @@ _MACHINE_NUMBERS = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
+class Ended(Generic[Result]):
     """How an attempt ended; a result where it is done, else a cause."""
 
     end: End
-    result: RetrainResult | None = None
+    result: Result | None = None
     cause: str | None = None
 
 
 def attempt(
     architecture: Architecture, data: ImageData, recipe: Recipe, options: RetrainOptions
-) -> Ended:
+) -> Ended[RetrainResult]:
     """Retrain a network, see `network.retrain`, and say how that ended."""
+    return tried(lambda: retrain(architecture, data, recipe, options), options.out)
+
+
+def tried(training: Callable[[], Result | None], out: Path) -> Ended[Result]:
+    """Train, and say how that ended.
+
+    Args:
+        training: It leaves the folder ``out``; its result is None in all processes but the first.
+        out: That folder.
+    """
     try:
-        return Ended(end="done", result=retrain(architecture, data, recipe, options))
+        return Ended(end="done", result=training())
     except Exception as error:
         # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
-        logger.error("A retraining ended:\n%s", traceback.format_exc())
+        logger.error("The training of %s ended:\n%s", out, traceback.format_exc())
         text = last_line(str(error))
         kind = type(error).__name__
         cause = text if isinstance(error, ValueError) else f"{kind}: {text}"
-        return Ended(end=end_of_error(error, options.out), cause=cause)
+        return Ended(end=end_of_error(error, out), cause=cause)
 
 
 def end_of_error(error: BaseException, out: Path) -> End:

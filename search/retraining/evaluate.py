@@ -14,8 +14,9 @@ from timm.data import RealLabelsImagenet
 from configs.files import reading
 from search.results import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
+from searchspace.latency_table import latency_of
 from supernet.data import DATA_FILE, ImageData, StreamedImages, open_data, prepare_data
-from supernet.measuring import latency_of, time_runs
+from supernet.measuring import time_runs
 from supernet.training import Accuracy, eval_batches, evaluate
 
 BATCH_SIZE = 128

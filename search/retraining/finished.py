@@ -10,16 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from search.retraining.model_card import RetrainResult
+from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.run_folder import run_and_id
 from search.terminal import shell_command
 from searchspace.architecture import Architecture
 from supernet.network import Supernet, build_subnet
 from supernet.recipes import Recipe, load_recipe
 from supernet.training import EMA_FILE, WEIGHTS_FILE, changed_file
-
-RESULT_FILE = "result.json"
-ARCHITECTURE_FILE = "architecture.json"
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ def identity_of(
     *,
     start: Mapping[str, Tensor] | None,
     labels: str | None,
+    teacher: str | None = None,
 ) -> str:
     """Hash all that decides a training, but for its seed.
 
@@ -35,15 +36,19 @@ def identity_of(
         recipe: At its length and with its shards.
         start: The weights that it starts from.
         labels: Fingerprint of its label maps.
+        teacher: Fingerprint of whom it learns from.
     """
+    # How to learn from a teacher decides nothing without one.
+    unread = NOT_DECISIVE | ({"distillation"} if teacher is None else set())
     decides = {
         "architecture": architecture.to_dict(),
-        "recipe": recipe.model_dump(mode="json", exclude=NOT_DECISIVE),
+        "recipe": recipe.model_dump(mode="json", exclude=unread),
         "images": [data.fingerprint, data.listing, list(data.mean), list(data.std)],
         "classes": list(data.class_names),
-        "start": None if start is None else _digest(start),
+        "start": None if start is None else digest_of(start),
         "labels": labels,
     }
+    decides |= {} if teacher is None else {"teacher": teacher}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
@@ -56,7 +61,8 @@ def label_maps(data: ImageData, folder: Path | None) -> LabelMaps | None:
     return LabelMaps(folder, images.names(), data.num_classes)
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Hash weights by their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         flat = value.detach().cpu().contiguous().reshape(-1)

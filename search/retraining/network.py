@@ -7,20 +7,20 @@ never chosen by: which weights count, the last or the averaged ones, stands in t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from search.retraining.finished import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE, read_result
+from search.retraining.finished import read_result
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.model_card import RetrainResult, model_card
+from search.retraining.out_folder import RESULT_FILE, claim_folder
 from search.retraining.tensorboard import TensorBoard
+from search.retraining.together import joined
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -32,11 +32,12 @@ from supernet.training import (
     WEIGHTS_FILE,
     EpochReport,
     LabelMaps,
+    Teacher,
     TrainingOptions,
     TrainingResult,
+    check_teacher,
     check_token_labels,
     checksums,
-    process_place,
     remove_checkpoints,
     seen_share,
     train,
@@ -63,6 +64,7 @@ class RetrainOptions:
             starts fresh.
         start_name: What they are, for the model card.
         token_labels: Folder of label maps, for a recipe with token labels.
+        teacher: Whom it learns from, for a recipe with distillation.
         identity: Of all that decides the training (`identity.identity_of`), where that is known
             already; None computes it.
         loader_workers: Processes that make batches; 0 for the one that trains.
@@ -79,6 +81,7 @@ class RetrainOptions:
     start: Mapping[str, Tensor] | None = None
     start_name: str = "inherited"
     token_labels: Path | None = None
+    teacher: Teacher | None = None
     identity: str | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
@@ -103,16 +106,24 @@ def retrain(
     )
     check_fit(architecture, data)
     check_token_labels(recipe, given=options.token_labels is not None)
+    check_teacher(recipe, given=options.teacher is not None)
     maps = label_maps(data, options.token_labels)
     if options.identity is None:
         labels = None if maps is None else maps.fingerprint()
-        found = identity_of(architecture, data, recipe, start=options.start, labels=labels)
+        found = identity_of(
+            architecture,
+            data,
+            recipe,
+            start=options.start,
+            labels=labels,
+            teacher=None if options.teacher is None else options.teacher.fingerprint,
+        )
         options = replace(options, identity=found)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    with _joined(options) as is_first:
+    with joined(options.group, options.device) as is_first:
         if is_first:
-            _claim(options.out, architecture, recipe)
+            claim_folder(options.out, architecture, dump_recipe(recipe), what="retraining")
         if (options.out / RESULT_FILE).exists():
             return _same_training(read_result(options.out), options)
         return _train(architecture, data, recipe, options, maps, is_first=is_first)
@@ -149,6 +160,7 @@ def _train(
                 should_stop=options.should_stop,
                 loader_workers=options.loader_workers,
                 maps=maps,
+                teacher=options.teacher,
                 identity=options.identity or "",
             ),
         )
@@ -160,21 +172,6 @@ def _train(
         write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
         remove_checkpoints(options.out)
     return result
-
-
-@contextmanager
-def _joined(options: RetrainOptions) -> Iterator[bool]:
-    """Join the processes that train together; tell whether this is the first of them."""
-    if options.group is None:
-        yield process_place()[0] == 0
-        return
-    address, world_size, rank = options.group
-    backend = "nccl" if options.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address, world_size=world_size, rank=rank)
-    try:
-        yield rank == 0
-    finally:
-        dist.destroy_process_group()
 
 
 def _save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:
@@ -210,33 +207,6 @@ def check_fit(architecture: Architecture, data: ImageData) -> None:
         )
 
 
-def _claim(out: Path, architecture: Architecture, recipe: Recipe) -> None:
-    """Make the folder with architecture and recipe, or see that they are those it has.
-
-    The recipe is written last, so that a folder without it was left before it began.
-    """
-    contents = {
-        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
-        RECIPE_FILE: dump_recipe(recipe),
-    }
-    if (out / RECIPE_FILE).exists():
-        for name, text in contents.items():
-            if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
-                raise ValueError(
-                    f"{out} holds a retraining with another {name}, and results are never "
-                    "overwritten. Choose another folder, or remove this one."
-                )
-        return
-    ours = {*contents, *(f"{name}.partial" for name in contents)}
-    if out.exists() and any(path.name not in ours for path in out.iterdir()):
-        raise ValueError(
-            f"{out} is in use by something else than a retraining. Choose another folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
-        write_text(out / name, text)
-
-
 def _result(
     architecture: Architecture,
     data: ImageData,
@@ -253,6 +223,7 @@ def _result(
         epochs=recipe.total_epochs,
         seed=recipe.seed,
         start="fresh" if options.start is None else options.start_name,
+        teacher="" if options.teacher is None else options.teacher.name,
         data=data.name,
         data_fingerprint=data.fingerprint,
         class_names=data.class_names,

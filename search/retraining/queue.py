@@ -22,10 +22,11 @@ from search.cluster import Cluster, take_finished
 from search.record import AttemptOutcome, Heartbeat, Measured, Record, Trial
 from search.results import accuracy_text, retraining_fidelity
 from search.retraining.attempt import Ended, attempt
-from search.retraining.network import RetrainOptions
+from search.retraining.network import RetrainOptions, RetrainResult
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
 from search.run_folder import FullDiskError, RunFolder, is_disk_full
 from search.terminal import StopSignals, clock_text
+from search.tracking import End, Tracker, epoch_values, open_tracker
 from searchspace.architecture import describe
 from supernet.training import METRICS_FILE, EpochReport, read_csv, starvation
 
@@ -38,6 +39,7 @@ FULL_DISK = "a full disk"
 # A training that is lost is handed out again so often without an epoch between.
 MAX_AGAIN = 3
 LOOK_SECONDS = 1.0
+_TRACKED_ENDS: dict[str, End] = {"done": "done", "failed": "failed"}
 # The record's key for what each name of a training stands for, see `identity`.
 IDENTITIES = "retrainings"
 
@@ -53,6 +55,7 @@ class _Entry:
     attempt: int = 0
     begun_at: int = 0  # epochs that were done then
     pending: list[Any] = field(default_factory=list)
+    tracker: Tracker | None = None
 
 
 def retrain_members(
@@ -62,6 +65,7 @@ def retrain_members(
     *,
     console: Console,
     ray_address: str | None = None,
+    track: str | None = None,
 ) -> str | None:
     """Retrain networks of a run; what was finished before is not repeated, what was begun goes on.
 
@@ -69,6 +73,7 @@ def retrain_members(
         ids: Ids of the run's networks.
         plan: What to do with each.
         ray_address: A Ray cluster to join; None uses this machine.
+        track: A tracker that gets the curves, one of `search.tracking.TRACKERS`.
 
     Returns:
         What kept it from its end: the name of a signal, `FULL_DISK` or `FAILED`; or None.
@@ -95,7 +100,7 @@ def retrain_members(
                 f"--devices {plan.devices}. Ask for fewer."
             )
         # By all that was asked for: a command that goes on has the threads, so the bits, of before.
-        queue = _Queue(run, cluster, prepared, console, tasks=len(wanted))
+        queue = _Queue(run, cluster, prepared, console, tasks=len(wanted), track=track)
         try:
             queue.work_off([queue.training(*one) for one in left], stop)
         except Exception as error:
@@ -142,7 +147,9 @@ class _Queue:
         console: Console,
         *,
         tasks: int,
+        track: str | None,
     ) -> None:
+        self.track = track
         self.run, self.cluster, self.console = run, cluster, console
         self.prepared, self.plan, self.recipe = prepared, prepared.plan, prepared.recipe
         self.is_gpu = run.settings.parsed_budget.device == "gpu"
@@ -207,10 +214,12 @@ class _Queue:
             start=network.start,
             start_name="inherited" if plan.inherit else f"those of {plan.start}",
             token_labels=plan.token_labels,
+            teacher=self.prepared.teacher,
             identity=network.identity,
             loader_workers=(8 if self.is_gpu else 0) if plan.workers is None else plan.workers,
         )
         training.begun_at = len(_epochs(training.out))
+        training.tracker = self._open_tracker(training)
         training.attempt = self.run.record.start_attempt(
             PHASE, devices=self.held, trial_id=trial.id
         )
@@ -233,13 +242,26 @@ class _Queue:
         what = f"{self.recipe.total_epochs} epochs of {self.recipe.name}"
         _say(self.console, trial, f"{describe(network.architecture)}, {what}")
 
-    def _take(self, reference: Any, result: Ended | None, cause: str | None) -> None:
+    def _open_tracker(self, training: _Entry) -> Tracker:
+        network, run = training.network, self.run
+        settings = {
+            "run": run.folder.name,
+            "network": str(network.number),
+            "recipe": self.recipe.name,
+            "seed": str(training.trial.seed),
+            "architecture": describe(network.architecture),
+        }
+        identity = f"{run.state.tracking_id}-{training.trial.id}" if self.track else ""
+        title = f"{run.folder.name}/{training.out.name}"
+        return open_tracker(self.track, identity=identity, title=title, settings=settings)
+
+    def _take(self, reference: Any, result: Ended[RetrainResult] | None, cause: str | None) -> None:
         """Take what one process of a training gave; the first failure or the last result counts."""
         found = [one for one in self.running if reference in one.pending]
         if not found:
             return  # of a group that has ended meanwhile
         (training,) = found
-        ended = result or Ended(end="lost", cause=cause)
+        ended: Ended[RetrainResult] = result or Ended(end="lost", cause=cause)
         training.pending.remove(reference)
         if ended.end == "done" and training.pending:
             return
@@ -247,7 +269,7 @@ class _Queue:
         self.running.remove(training)
         self._settle(training, ended)
 
-    def _settle(self, training: _Entry, ended: Ended) -> None:
+    def _settle(self, training: _Entry, ended: Ended[RetrainResult]) -> None:
         """Write how an attempt ended; what was lost is handed out again, a few times."""
         if ended.end == "done":
             self._finish(training, "done", ended)
@@ -268,12 +290,18 @@ class _Queue:
             self.waiting.appendleft(training)
 
     def _finish(
-        self, training: _Entry, outcome: AttemptOutcome, ended: Ended | None = None
+        self, training: _Entry, outcome: AttemptOutcome, ended: Ended[RetrainResult] | None = None
     ) -> None:
         values = None
         if ended is not None and ended.result is not None:
             accuracy = ended.result.accuracy
             values = Measured.judged(accuracy.correct, accuracy.total).values()
+        if training.tracker is not None:
+            _track_epochs(training.tracker, _epochs(training.out))
+            if values is not None:
+                after = self.recipe.total_epochs + 1
+                training.tracker.log({"test_top1": values["top1"]}, step=after)
+            training.tracker.close(_TRACKED_ENDS.get(outcome, "stopped"))
         cause = None if ended is None else ended.cause
         self.run.record.finish_attempt(
             training.attempt, outcome=outcome, values=values, cause=cause
@@ -291,6 +319,8 @@ class _Queue:
         if not epochs or len(epochs) == training.epochs_shown:
             return
         training.epochs_shown = len(epochs)
+        if training.tracker is not None:
+            _track_epochs(training.tracker, epochs)
         last = epochs[-1]
         seconds = sum(epoch.seconds for epoch in epochs) / len(epochs)
         text = (
@@ -301,6 +331,11 @@ class _Queue:
         _say(self.console, training.trial, text)
         if (held_up := starvation(last)) and len(epochs) == 1:
             _say(self.console, training.trial, held_up)
+
+
+def _track_epochs(tracker: Tracker, epochs: Sequence[EpochReport]) -> None:
+    for epoch in epochs:
+        tracker.log(epoch_values(epoch), step=epoch.epoch)
 
 
 def _epochs(out: Path) -> list[EpochReport]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from search.tracking import epoch_values
 from supernet.training import EpochReport
 
 FOLDER = "tensorboard"
@@ -48,12 +49,6 @@ class TensorBoard:
         if self._writer is None:
             # What an interrupted attempt wrote of this epoch and later ones does not count.
             self._writer = SummaryWriter(str(self._out / FOLDER), purge_step=report.epoch)
-        curves = {
-            "loss": report.loss,
-            "lr": report.lr,
-            "images_per_second": report.images_per_second,
-            "share_of_time_waiting_for_images": report.wait_seconds / report.seconds,
-        }
-        for name, value in curves.items():
+        for name, value in epoch_values(report).items():
             self._writer.add_scalar(name, value, report.epoch)
         self._writer.flush()

@@ -9,7 +9,6 @@ same command goes on after a kill, with any number of processes that divides the
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +19,13 @@ import typer
 
 from search.results import accuracy_text
 from search.retraining.network import RetrainOptions, retrain
+from search.retraining.teachers import find_teacher
+from search.retraining.together import first_goes_first, joined_torchrun
 from search.run_folder import load_target
 from search.terminal import StopSignals
-from supernet.data import ImageData, prepare_data
+from supernet.data import prepare_data
 from supernet.recipes import load_recipe, with_epochs
-from supernet.training import EpochReport, TrainingStopped, with_shards_for
+from supernet.training import EpochReport, with_shards_for
 
 DATA_FOLDER = "data"
 
@@ -39,15 +40,16 @@ def main(
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
     token_labels: Annotated[Path | None, typer.Option(help="Folder of label maps.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="As for search retrain.")] = None,
 ) -> None:
     """Train a network with a recipe and judge it once on the test split."""
     chosen = load_recipe(recipe)
     chosen = chosen if epochs is None else with_epochs(chosen, epochs)
     architecture = load_target(target)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    is_first = _join(device)
-    try:
-        images = _prepare(data, architecture.img_size, out, is_first=is_first)
+    with joined_torchrun(device) as is_first:
+        with first_goes_first(is_first):
+            images = prepare_data(data, img_size=architecture.img_size, folder=out / DATA_FOLDER)
         devices = dist.get_world_size() if dist.is_initialized() else 1
         chosen = with_shards_for(chosen, len(images.full_train()), devices)
         with StopSignals() as stop:
@@ -63,41 +65,13 @@ def main(
                     on_epoch=_say if is_first else None,
                     should_stop=lambda: stop.requested is not None,
                     token_labels=token_labels,
+                    teacher=None if teacher is None else find_teacher(teacher, images),
                     loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
                 ),
             )
-    except TrainingStopped as stopped:
-        print(f"{stopped} The same command goes on.")
-        raise typer.Exit(130) from None
-    except FloatingPointError as error:
-        print(f"Failed: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     if is_first:
         text = accuracy_text(result.accuracy.correct, result.accuracy.total, "test images")
         print(f"{text}. {out / 'network'}")
-
-
-def _join(device: str) -> bool:
-    """Join the group that torchrun's variables describe; tell whether this process is its first."""
-    if "RANK" not in os.environ:
-        return True
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return dist.get_rank() == 0
-
-
-def _prepare(data: str, img_size: int, out: Path, *, is_first: bool) -> ImageData:
-    """Let the first process decode the images, and the others find them."""
-    if not is_first:
-        dist.barrier()
-    images = prepare_data(data, img_size=img_size, folder=out / DATA_FOLDER)
-    if is_first and dist.is_initialized():
-        dist.barrier()
-    return images
 
 
 def _say(report: EpochReport) -> None:

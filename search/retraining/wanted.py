@@ -18,6 +18,7 @@ from torch import Tensor
 from search.retraining.finished import find_retrained
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
+from search.retraining.teachers import find_teacher
 from search.run_folder import DATA, RunFolder
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
@@ -25,7 +26,7 @@ from supernet.data import ImageData, mend_data, prepare_data
 from supernet.network import build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
 from supernet.shared_weights import load_supernet
-from supernet.training import check_token_labels, with_shards_for
+from supernet.training import Teacher, check_teacher, check_token_labels, with_shards_for
 
 MAX_SEED = 2**63 - 1
 # Of a word in the name of a folder: names of files end at 255 bytes.
@@ -45,6 +46,7 @@ class RetrainPlan:
         img_size: Another side of the images.
         taps: Turn windows and kernels of the first size into the second.
         token_labels: Folder of label maps.
+        teacher: Whom the networks learn from, see `search.retraining.teachers.find_teacher`.
         devices: That train one network together.
         workers: Processes that make batches for a device; None for 0 on CPU, 8 on a GPU.
     """
@@ -57,6 +59,7 @@ class RetrainPlan:
     img_size: int | None = None
     taps: tuple[int, int] | None = None
     token_labels: Path | None = None
+    teacher: str | None = None
     devices: int = 1
     workers: int | None = None
 
@@ -84,6 +87,7 @@ class RetrainPlan:
         words = [_word(recipe.name), f"{recipe.total_epochs}e"]
         words += ["inherited"] * self.inherit
         words += [] if self.start is None else [f"from-{_word(self.start.name)}"]
+        words += [] if self.teacher is None else [f"taught-by-{_word(self.teacher)}"]
         words += [] if self.img_size is None else [f"{self.img_size}px"]
         words += [] if self.taps is None else ["{}to{}".format(*self.taps)]
         return "-".join(words)
@@ -113,6 +117,7 @@ class Prepared:
     plan: RetrainPlan
     recipe: Recipe
     data: ImageData
+    teacher: Teacher | None
     networks: tuple[Wanted, ...]
 
 
@@ -125,6 +130,7 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     plan = replace(plan, recipe=plan.recipe or run.settings.retrain_recipe)
     recipe = plan.load_recipe()
     check_token_labels(recipe, given=plan.token_labels is not None)
+    check_teacher(recipe, given=plan.teacher is not None)
     numbers = tuple(dict.fromkeys(ids))
     architectures = [resized(run.architecture(number), plan) for number in numbers]
     starts = [_start(run, number, plan) for number in numbers]
@@ -137,18 +143,23 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     recipe = with_shards_for(recipe, num_images, plan.devices)
     maps = label_maps(data, plan.token_labels)
     labels = None if maps is None else maps.fingerprint()
+    teacher = None if plan.teacher is None else find_teacher(plan.teacher, data)
+    taught = None if teacher is None else teacher.fingerprint
     for architecture, start in zip(architectures, starts, strict=True):
         _check_network(architecture, data, recipe, start)
     return Prepared(
         plan=plan,
         recipe=recipe,
         data=data,
+        teacher=teacher,
         networks=tuple(
             Wanted(
                 number=number,
                 architecture=architecture,
                 start=start,
-                identity=identity_of(architecture, data, recipe, start=start, labels=labels),
+                identity=identity_of(
+                    architecture, data, recipe, start=start, labels=labels, teacher=taught
+                ),
             )
             for number, architecture, start in zip(numbers, architectures, starts, strict=True)
         ),

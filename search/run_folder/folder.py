@@ -2,10 +2,10 @@
 
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
 ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
-recipe of the user's own), ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/``
-(checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
-``report.html``, ``front.png``, ``retrain/``. With a storage (`search.run_folder.storage`) the
-checkpoints lie there, and a copy of the data.
+recipe of the user's own), ``latency_table.json`` (where it was given one), ``data/`` (decoded
+images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db``
+(Optuna's copy of the results), ``report.html``, ``front.png``, ``retrain/``. With a storage
+(`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
 the last that a new run writes. Who does not have the lock changes nothing.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from search.record import (
 from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
-from search.run_folder.storage import DATA, SUPERNET, Files, StorageError, open_files
+from search.run_folder.storage import DATA, OWNER, SUPERNET, Files, Owner, StorageError, open_files
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -51,11 +52,13 @@ SPACE = "space.yaml"
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
 ADDRESS = "record.conninfo"
+# The table of latencies that a run was given.
+TABLE = "latency_table.json"
 
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|search\.yaml|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+    r"(space\.yaml|search\.yaml|latency_table\.json|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _MADE_DATA = re.compile(
     r"data\.lock|"
@@ -154,7 +157,7 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
-        settings = _with_kept_recipes(folder, RunSettings.from_dict(stored))
+        settings = _with_kept_files(folder, RunSettings.from_dict(stored))
         yield RunFolder(folder, record, settings)
 
 
@@ -215,7 +218,7 @@ def create_run(
         try:
             with record:
                 try:
-                    yield RunFolder(folder, record, _with_kept_recipes(folder, settings))
+                    yield RunFolder(folder, record, _with_kept_files(folder, settings))
                 finally:
                     began = RunState(record).has_plan
         except ValueError:
@@ -253,6 +256,7 @@ def resume_run(
         changes |= {} if sampler is None else {"sampler": sampler}
         run = replace(run, settings=_changed(run.settings, changes))
         run.files.check(is_new=False)
+        _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()
         run.record.set_meta("settings", {**before, **changes})
@@ -263,6 +267,54 @@ def resume_run(
                 if run.record.spent() == spent:
                     run.record.set_meta("settings", before)
             raise
+
+
+def _take_storage(run: RunFolder) -> None:
+    """Let this folder, and no copy of it, go on with the run's storage.
+
+    A copied folder names the same storage, and both would write the trial of one number there. So
+    each entry draws a session, and leaves it in the record and in the storage: a record that does
+    not know the storage's session is that of a copy that was overtaken.
+
+    Raises:
+        ValueError: If a copy has gone on, or the folder that this is a copy of can do so.
+    """
+    if not run.settings.storage or isinstance(record_address(run.folder), str):
+        return  # a database has one record for all copies, and lets one process work on it
+    try:
+        owner, known = run.files.owner(), run.state.storage_sessions
+        if owner is not None:
+            _refuse_copy(run, owner, known)
+        token, session = (run.folder / LOCK).read_text("ascii").strip(), uuid.uuid4().hex
+        # Wherever a kill falls, the record knows the session that the storage has.
+        run.state.storage_sessions = (owner.session if owner else known[-1], session)
+        run.files.enter(Owner(token, str(run.folder.resolve()), session))
+        run.state.storage_sessions = (session,)
+    except StorageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _refuse_copy(run: RunFolder, owner: Owner, known: tuple[str, ...]) -> None:
+    rule = f"The storage {run.settings.storage} belongs to one run folder, and {run.folder} is a"
+    if owner.folder and _is_other_copy(run.folder, Path(owner.folder)):
+        raise ValueError(
+            f"{rule} copy of {owner.folder}, which has it. Go on with that one, or remove it first."
+        )
+    if owner.session not in known:
+        raise ValueError(
+            f"{rule} copy of one that has gone on since, at {owner.folder or 'another place'}. Go "
+            f"on with that one. If it is lost, remove {OWNER} from the storage: what is found "
+            "there is then taken for this folder's."
+        )
+
+
+def _is_other_copy(folder: Path, other: Path) -> bool:
+    """Tell whether another folder, as far as it can be seen from here, is the same run."""
+    try:
+        is_same = os.path.samefile(folder / LOCK, other / LOCK)
+    except OSError:
+        return False
+    return not is_same and (folder / LOCK).read_bytes() == (other / LOCK).read_bytes()
 
 
 def refuse_links(folder: Path) -> None:
@@ -294,8 +346,13 @@ class _NewRun:
 
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
-        self._files.claim(self._claim.token)
+        data = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        if settings.latency_table:
+            with_classes = space.replace(num_classes=data.num_classes)
+            _check_latency(settings, with_classes, classes=True)
+            text = Path(settings.latency_table).read_text(encoding="utf-8")
+            durable.write_text(folder / TABLE, text)
+        self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         for field in RECIPES:
             _keep_recipe(folder, field, getattr(settings, field))
@@ -346,7 +403,28 @@ def _check(settings: RunSettings) -> SearchSpace:
         check_strategy(settings.supernet_strategy, space)
     for field in RECIPES:
         load_recipe(getattr(settings, field))
+    if "latency_ms" in settings.objectives:
+        _check_latency(settings, space)
     return space
+
+
+def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool = False) -> None:
+    """Refuse a table of other networks, or what networks cannot be timed with here.
+
+    Args:
+        settings: Of the run.
+        space: Its space.
+        classes: Whether it has the classes of the data already.
+    """
+    table = settings.load_table()
+    if table is None:
+        device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
+        settings.deployment.check(device=device)
+        return
+    try:
+        table.check_space(space, classes=classes)
+    except ValueError as error:
+        raise ValueError(f"{settings.latency_table}: {error}") from error
 
 
 def _check_free(folder: Path) -> None:
@@ -433,13 +511,15 @@ def _keep_recipe(folder: Path, field: str, name: str) -> None:
         durable.write_text(folder / f"{field}.yaml", text)
 
 
-def _with_kept_recipes(folder: Path, settings: RunSettings) -> RunSettings:
-    """Let the settings name the recipes that the run has kept."""
+def _with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
+    """Let the settings name the recipes, and the table of latencies, that the run has kept."""
     kept = {}
     for field in RECIPES:
         if (file := folder / f"{field}.yaml").is_file():
             name = getattr(settings, field)
             kept[field] = f"{file.absolute()}{name.removeprefix(_file_of(name))}"
+    if (file := folder / TABLE).is_file():
+        kept["latency_table"] = str(file.absolute())
     return _changed(settings, kept)
 
 

@@ -12,6 +12,8 @@ from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
 from search.results import CLOSED_FORM, MEASURED, OBJECTIVES
 from search.run_folder.storage import storage_url
+from searchspace.deployment import Deployment
+from searchspace.latency_table import LatencyTable
 from searchspace.space import SearchSpace
 from searchspace.spec_file import check_space, load_space
 
@@ -53,6 +55,10 @@ class RunSettings:
             for the size of the images, and for the data.
         objectives: What the search weighs: ``top1`` up, costs of `search.results.objectives` down.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
+        latency_of, precision, batch: How networks will be run, for their latency, see
+            `searchspace.deployment.Deployment`; empty and None take one image, eager, float32.
+        latency_table: Path of a table of latencies that is used instead of measuring; empty for
+            none. It says itself how networks are run. A run keeps it as ``latency_table.json``.
         limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
             nothing beyond them is ever proposed; what is measured beyond the others is on no front.
         img_size: Side of the images; None takes the space's.
@@ -74,6 +80,10 @@ class RunSettings:
     trial_recipe: str = ""
     retrain_recipe: str = ""
     objectives: tuple[str, ...] = ("top1", "macs")
+    latency_of: str = ""
+    precision: str = ""
+    batch: int | None = None
+    latency_table: str = ""
     shares: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     img_size: int | None = None
@@ -119,6 +129,7 @@ class RunSettings:
                 f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
                 f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
             )
+        self._check_latency()
         if self.img_size is not None and self.img_size < 1:
             raise ValueError(f"The side of images is at least one pixel, got {self.img_size}.")
         for name, most in self.limits.items():
@@ -144,6 +155,61 @@ class RunSettings:
             except ValueError:  # said where the space is loaded
                 return small
         return LARGE_RECIPES if pixels >= LARGE_PIXELS else small
+
+    def _check_latency(self) -> None:
+        """Refuse to say how networks are run where nothing, or a table, asks for it."""
+        said: dict[str, object] = {
+            "--latency-of": self.latency_of,
+            "--precision": self.precision,
+            "--batch": self.batch,
+            "--latency-table": self.latency_table,
+        }
+        given = [name for name, value in said.items() if value]
+        if given and "latency_ms" not in self.objectives:
+            raise ValueError(
+                f"{given[0]} says how the latency is found, and the run does not weigh it: the "
+                f"objectives are {','.join(self.objectives)}. Add it, e.g. --objectives "
+                f"{','.join((*self.objectives, 'latency'))}."
+            )
+        if self.latency_table and given != ["--latency-table"]:
+            raise ValueError(
+                f"{self.latency_table} says itself by what, in which precision and in which batch "
+                f"networks are run, got {given[0]} as well. Leave {given[0]} out, or the table."
+            )
+        _ = self.deployment
+
+    @property
+    def deployment(self) -> Deployment:
+        """How networks will be run, where no table says it."""
+        return Deployment(
+            target=self.latency_of or "eager",
+            precision=self.precision or "fp32",
+            batch=1 if self.batch is None else self.batch,
+        )
+
+    def load_table(self) -> LatencyTable | None:
+        """Read the table of latencies, if the run has one.
+
+        Raises:
+            ValueError: If the file is none.
+        """
+        return LatencyTable.load(Path(self.latency_table)) if self.latency_table else None
+
+    def describe_latency(self, device: str) -> str:
+        """Say whose latency the run weighs: of what, run by what, where.
+
+        Args:
+            device: Name of the devices that networks are judged on.
+        """
+        table = self.load_table()
+        if table is None:
+            return f"Latency: {self.deployment}, on {device}."
+        error = "its error is not known"
+        if table.median_error is not None:
+            error = (
+                f"median error {100 * table.median_error:.1f} % over {table.num_checked} networks"
+            )
+        return f"Latency: of a table, {table}; {error}."
 
     @property
     def parsed_budget(self) -> Budget:

@@ -6,10 +6,11 @@ or writes the keys.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record import Record
@@ -47,6 +48,15 @@ class RunState:
     @phase.setter
     def phase(self, phase: str) -> None:
         self._record.set_meta("phase", phase)
+
+    @property
+    def tracking_id(self) -> str:
+        """How trackers know the run, over all its resumes; made when it is first asked for."""
+        known = self._read(TypeAdapter(str), "tracking_id")
+        if known is None:
+            known = uuid.uuid4().hex
+            self._record.set_meta("tracking_id", known)
+        return known
 
     @property
     def is_done(self) -> bool:
@@ -158,6 +168,15 @@ class RunState:
         self._record.set_meta("proxies", {key: dict(found) for key, found in scores.items()})
 
     @property
+    def storage_sessions(self) -> tuple[str, ...]:
+        """Which sessions of the storage this run may follow: its last one, or one being begun."""
+        return self._read(TypeAdapter(tuple[str, ...]), "storage_sessions") or ("",)
+
+    @storage_sessions.setter
+    def storage_sessions(self, sessions: tuple[str, ...]) -> None:
+        self._record.set_meta("storage_sessions", sessions)
+
+    @property
     def extraction_errors(self) -> dict[int, float]:
         """Largest difference of logits, extracted and inside the supernet, by architecture id."""
         return self._read(_NUMBERS, "extraction") or {}
@@ -180,7 +199,17 @@ class RunState:
 
     def _read(self, kind: TypeAdapter[T], key: str) -> T | None:
         stored: Any = self._record.get_meta(key)
-        return None if stored is None else kind.validate_python(stored)
+        if stored is None:
+            return None
+        try:
+            return kind.validate_python(stored)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise ValueError(
+                f"What this run's record keeps as {key!r} is of another version of mixer-search, "
+                f"or damaged ({where or 'all of it'}). Go on with the version that began the run, "
+                "or begin another run."
+            ) from error
 
     def _write(self, kind: TypeAdapter[T], key: str, value: T) -> None:
         self._record.set_meta(key, kind.dump_python(value, mode="json"))

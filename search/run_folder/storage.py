@@ -22,12 +22,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from search.record import has_secret
 from searchspace import durable
+from searchspace.cache_folder import own_cache_folder, own_temporary_folder
 
 DATA = "data"
 SUPERNET = "supernet"
@@ -48,6 +49,21 @@ class StorageError(Exception):
     """The run's storage does not answer: the run stops, and goes on when it does."""
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who works on the files of a storage.
+
+    Attributes:
+        run: The token of the run, which a copy of its folder has as well.
+        folder: Of the run.
+        session: Drawn whenever a process goes on with the run; empty for the one that made it.
+    """
+
+    run: str
+    folder: str = ""
+    session: str = ""
+
+
 class Files(Protocol):
     """The folders of a run as the node that asks sees them; small and picklable."""
 
@@ -62,12 +78,18 @@ class Files(Protocol):
             ValueError: If that fails, or if a new run would find the files of another one.
         """
 
-    def claim(self, token: str) -> None:
+    def claim(self, owner: Owner) -> None:
         """Make this the storage of one run for ever; of several that ask at once, one gets it.
 
         Raises:
             ValueError: If it is another run's.
         """
+
+    def owner(self) -> Owner | None:
+        """Tell who worked on these files last, where that is kept."""
+
+    def enter(self, owner: Owner) -> None:
+        """Write down who works on these files from now on."""
 
     def disown(self) -> None:
         """Give up what `claim` got, for a run that never began."""
@@ -123,8 +145,14 @@ class SharedFolder:
     def check(self, *, is_new: bool, token: str = "") -> None:
         """Nothing to do: a folder that cannot be written is found out when the run is made."""
 
-    def claim(self, token: str) -> None:
+    def claim(self, owner: Owner) -> None:
         """Nothing to do: who has the run's folder has this."""
+
+    def owner(self) -> None:
+        """Nobody but who has the run's folder."""
+
+    def enter(self, owner: Owner) -> None:
+        """Nothing to do."""
 
     def disown(self) -> None:
         """Nothing to do."""
@@ -157,8 +185,9 @@ class SharedFolder:
 class Storage:
     """Files at a URL, of which every node has copies in a folder of its own.
 
-    That folder is ``$MIXER_SEARCH_CACHE``, by default ``~/.cache/mixer-search``; processes of a
-    node may work on it at the same time.
+    That folder is ``$MIXER_SEARCH_CACHE``, by default the user's cache folder, and without one a
+    folder of the user's among the temporary ones. Processes of a node may work on it at the same
+    time.
 
     Args:
         url: As fsspec reads it; what it needs besides (keys, an endpoint) comes from the
@@ -171,9 +200,14 @@ class Storage:
         """See `Files`."""
         name, content = f"probe-{uuid.uuid4().hex}", b"mixer-search was here"
         try:
+            self._copy(name)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
+        try:
             fs, root = self._connect()
             found = [entry for entry in _names(fs, root) if entry != ASKING]
-            is_free = not is_new or not found or token in _owners(fs, root)
+            owner = _owner(fs, root)
+            is_free = not is_new or not found or (owner is not None and owner.run == token)
             if is_free:
                 fs.pipe_file(f"{root}/{name}", content)
                 if fs.cat_file(f"{root}/{name}") != content:
@@ -187,7 +221,7 @@ class Storage:
         if not is_free:
             raise self._in_use(min(found))
 
-    def claim(self, token: str) -> None:
+    def claim(self, owner: Owner) -> None:
         """See `Files`.
 
         Object stores have no locks, and listings show what was written before. Each writes that it
@@ -196,14 +230,32 @@ class Storage:
         """
         with self._asking():
             fs, root = self._connect()
-            mine = f"{token}-{uuid.uuid4().hex[:8]}"
+            mine = f"{owner.run}-{uuid.uuid4().hex[:8]}"
             fs.pipe_file(f"{root}/{ASKING}/{mine}", b"{}")
             try:
-                found = _take(fs, root, mine, token)
+                found = _take(fs, root, mine, owner)
             finally:
                 _remove(fs, f"{root}/{ASKING}/{mine}")
         if found:
             raise self._in_use(found)
+
+    def owner(self) -> Owner | None:
+        """See `Files`.
+
+        Raises:
+            StorageError: If the storage does not answer.
+        """
+        with self._asking():
+            return _owner(*self._connect())
+
+    def enter(self, owner: Owner) -> None:
+        """See `Files`.
+
+        Raises:
+            StorageError: If the storage does not answer.
+        """
+        with self._asking():
+            _write_owner(*self._connect(), owner)
 
     def _in_use(self, found: str) -> ValueError:
         return ValueError(
@@ -305,11 +357,8 @@ class Storage:
 
     def _copy(self, name: str) -> Path:
         """Name the folder of this node's copy."""
-        cache = os.environ.get(CACHE_VARIABLE)
-        if not cache:
-            root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            cache = str(Path(root) / "mixer-search")
-        return Path(cache) / "runs" / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
+        runs = _cache_folder() / "runs"
+        return runs / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -329,6 +378,32 @@ class Storage:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StorageError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+
+def _cache_folder() -> Path:
+    """Return the folder of this node's copies, at the same place for all processes of the node.
+
+    Raises:
+        StorageError: If there is none that only this user can write.
+    """
+    if text := os.environ.get(CACHE_VARIABLE):
+        if not (folder := Path(text)).is_absolute():
+            raise StorageError(
+                f"{CACHE_VARIABLE} must be an absolute path, because the workers have working "
+                f"folders of their own; got {text!r}. Write it from / on, or unset it."
+            )
+        return folder
+    # A home that is missing, somebody else's or read-only.
+    with suppress(OSError):
+        if os.access(folder := own_cache_folder(), os.W_OK):
+            return folder
+    try:
+        return own_temporary_folder()
+    except OSError as error:
+        raise StorageError(
+            f"This user has no folder for copies of the run's files ({error}). "
+            f"Name one with {CACHE_VARIABLE}."
+        ) from error
 
 
 def _names(fs: Any, path: str) -> list[str]:
@@ -359,16 +434,16 @@ def _newest(fs: Any, place: str) -> tuple[str, dict[str, int]] | None:
     return None
 
 
-def _take(fs: Any, root: str, mine: str, token: str) -> str | None:
+def _take(fs: Any, root: str, mine: str, owner: Owner) -> str | None:
     """Write whose the storage is from now on, or say what stands against it."""
     deadline = time.monotonic() + ASK_SECONDS
     while True:
         # In this order: whoever has withdrawn after this has written before the next line.
         asking = _names(fs, f"{root}/{ASKING}")
-        if owners := _owners(fs, root):
-            return None if token in owners else OWNER
+        if found := _owner(fs, root):
+            return None if found.run == owner.run else OWNER
         if asking == [mine]:
-            fs.pipe_file(f"{root}/{OWNER}", json.dumps({"run": token}).encode())
+            _write_owner(fs, root, owner)
             return None
         first = min(asking, default=mine)
         if first != mine or time.monotonic() > deadline:
@@ -376,13 +451,17 @@ def _take(fs: Any, root: str, mine: str, token: str) -> str | None:
         time.sleep(0.1)
 
 
-def _owners(fs: Any, root: str) -> list[str]:
-    """Return the token of the run that owns a storage, if one does."""
+def _owner(fs: Any, root: str) -> Owner | None:
+    """Return who has a storage, if somebody does."""
     fs.invalidate_cache()
     try:
-        return [str(json.loads(fs.cat_file(f"{root}/{OWNER}"))["run"])]
+        return Owner(**json.loads(fs.cat_file(f"{root}/{OWNER}")))
     except FileNotFoundError:
-        return []
+        return None
+
+
+def _write_owner(fs: Any, root: str, owner: Owner) -> None:
+    fs.pipe_file(f"{root}/{OWNER}", json.dumps(asdict(owner)).encode())
 
 
 def _upload(fs: Any, folder: Path, target: str, contents: _Contents) -> None:

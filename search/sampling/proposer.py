@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.storages import RDBStorage
 
 from search.sampling.asking import SAMPLERS, Asking, study_trial
 from search.sampling.design_space import DesignSpace, Draw, draw
@@ -116,28 +117,46 @@ def draw_of(
 class Mirror:
     """The same results as an Optuna study in an SQLite file, for optuna-dashboard.
 
-    The run's record is the truth; this is a copy, brought up to date by `add`.
+    The run's record is the truth; this is a copy, brought up to date by `add`. Use it as a context
+    manager, which closes the file.
     """
 
     def __init__(self, path: Path, *, name: str, losses: Sequence[str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = RDBStorage(f"sqlite:///{path}")
         self._study = optuna.create_study(
-            storage=f"sqlite:///{path}",
+            storage=self._storage,
             study_name=name,
             directions=["minimize"] * len(losses),
             load_if_exists=True,
         )
         self._study.set_user_attr("losses", list(losses))
         trials = self._study.get_trials(deepcopy=False)
-        self._present = {trial.user_attrs["architecture"] for trial in trials}
+        self._present = {trial.user_attrs["architecture"]: trial.values for trial in trials}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def add(
         self,
         space: SearchSpace,
         results: Iterable[tuple[Architecture, Sequence[float]]],
     ) -> None:
-        """Add the results that the file does not hold yet."""
-        new = [result for result in results if result[0].key not in self._present]
+        """Add the results that the file does not hold yet.
+
+        Raises:
+            ValueError: If it holds others for the same architectures.
+        """
+        new = []
+        for architecture, losses in results:
+            if architecture.key not in self._present:
+                new.append((architecture, losses))
+            elif self._present[architecture.key] != list(losses):
+                raise ValueError(f"The study has other results of {architecture.key}.")
         designs = design_space(space)
         self._study.add_trials(
             [
@@ -149,4 +168,4 @@ class Mirror:
                 for architecture, losses in new
             ]
         )
-        self._present |= {architecture.key for architecture, _ in new}
+        self._present |= {architecture.key: list(losses) for architecture, losses in new}

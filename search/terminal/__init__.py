@@ -1,14 +1,9 @@
 """What a person sees in a terminal."""
 
 from search.terminal.console import PlainConsole, shell_command, visible
-from search.terminal.listings import (
-    plan_table,
-    presets_table,
-    recipes_table,
-    spaces_table,
-    status_table,
-)
+from search.terminal.listings import presets_table, recipes_table, spaces_table
 from search.terminal.progress import ProgressView, StopSignals, clock_text
+from search.terminal.run_tables import plan_table, status_table
 from search.terminal.tables import (
     architecture_json,
     architecture_table,

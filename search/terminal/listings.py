@@ -1,160 +1,17 @@
-"""Tables about what there is and what was planned: plans, run status, presets, spaces, recipes."""
+"""Lists of what comes with the tool: presets, spaces, recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import cast
 
 import yaml
 from rich.table import Table
 
 from configs import config_names, config_path
-from search.budget import Device, format_seconds
-from search.plan import Plan, StepTimes, climbing_phase
-from search.planned_work import (
-    climbing_text,
-    device_rate,
-    idle_devices,
-    more_text,
-    plan_warnings,
-    supernet_text,
-)
-from search.results import front, searched_fidelities, shown_fidelity
-from search.run_folder import RunFolder, RunState
-from search.terminal.console import shell_command
 from search.terminal.tables import format_count
 from searchspace.cost import count
 from searchspace.presets import PRESETS, preset, preset_about
-from searchspace.spec_file import load_space
-
-_NOUNS: Mapping[Device, str] = {"cpu": "cores", "gpu": "GPUs"}
-
-
-def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | None = None) -> Table:
-    """Show what a budget buys, a row for each phase, and what twice the budget would.
-
-    Args:
-        times: By which it was planned, to say what they are of.
-    """
-    table = Table(title=f"Plan, strategy {plan.strategy}", title_justify="left")
-    columns = (("phase", "left"), ("share", "right"), ("time", "right"), ("work", "left"))
-    for name, justify in columns:
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
-    work = {
-        "supernet": supernet_text(plan),
-        "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} epochs",
-        "search": f"about {plan.num_judged:,} networks {judged_by}",
-        climbing_phase(plan.strategy): climbing_text(plan),
-        "finish": "check the extraction; judge with what is left",
-    }
-    before, idle = 0.0, idle_devices(plan)
-    for phase, until in plan.until.items():
-        seconds = until - before
-        resting = f"; {idle[phase]} {_NOUNS[device]} idle" if idle[phase] else ""
-        clock = _clock(seconds / plan.devices)
-        table.add_row(phase, format_seconds(seconds, device), clock, work[phase] + resting)
-        before = until
-    table.add_section()
-    _add_totals(table, plan, device)
-    table.add_row("", "", "", f"twice the budget: {_twice(twice)}")
-    if times is not None:
-        for line in times_lines(times, plan):
-            table.add_row("", "", "", line)
-    for warning in plan_warnings(plan, feed_rate=times.feed_rate if times else 0.0):
-        table.add_row("note", "", "", warning)
-    return table
-
-
-def _add_totals(table: Table, plan: Plan, device: Device) -> None:
-    smallest, largest = (format_seconds(s, device) for s in plan.retrain_seconds)
-    clock = _clock(plan.budget_seconds / plan.devices)
-    asked = format_seconds(plan.budget_seconds, device)
-    table.add_row("all", asked, clock, f"on {plan.devices} {_NOUNS[device]}")
-    table.add_row("later", "", "", f"retraining a network: {smallest} to {largest}")
-
-
-def _clock(seconds: float) -> str:
-    """Write how long a phase lasts: ``1.8 min``."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def times_lines(times: StepTimes, plan: Plan) -> list[str]:
-    """Say what the times of a plan are of: rates, device, and whether they are estimates."""
-    rate = device_rate(plan)
-    feed = f", its processes make {times.feed_rate:,.0f}" if times.feed_rate else ""
-    lines = [f"a device trains on {rate:,.0f} images/s{feed}"] if rate else []
-    if times.device_name:
-        made = f" ({times.versions})" if times.versions else ""
-        lines.append(
-            f"{'estimated for' if times.source else 'measured on'} {times.device_name}{made}"
-        )
-    if times.source:
-        lines.append(f"estimates, nothing was measured: {times.source}")
-    return lines
-
-
-def status_table(run: RunFolder) -> Table:
-    """Show the phase of a run, what is spent and left, and the best network so far."""
-    budget, device = run.settings.parsed_budget, run.settings.parsed_budget.device
-    by_phase = run.record.spent_by_phase()
-    spent = run.state.spent
-    trials = run.record.trials()
-    table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
-    table.add_row("phase", run.state.phase)
-    table.add_row("at work", _at_work(run))
-    estimator = run.state.estimator
-    judged_by = f", networks are judged by: {estimator}" if estimator else ""
-    table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
-    table.add_row("asked", format_seconds(budget.amount_seconds, device))
-    table.add_row("spent", f"{format_seconds(spent, device)} ({spent:.1f} device-seconds)")
-    table.add_row("left", format_seconds(budget.amount_seconds - spent, device))
-    for phase, seconds in by_phase.items():
-        table.add_row(f"  {phase}", format_seconds(seconds, device))
-    states = ", ".join(
-        f"{sum(trial.state == state for trial in trials)} {state}"
-        for state in ("done", "running", "waiting", "failed")
-    )
-    table.add_row("trials", states)
-    if searched_fidelities(trials):
-        members = front(trials, objectives=run.settings.objectives)
-        best = max(members, key=lambda member: member.top1)
-        table.add_row(
-            "best so far",
-            f"network {best.id}: {best.top1:.1f} % ({shown_fidelity(trials)}), "
-            f"{format_count(best.macs)} MACs",
-        )
-    plan = run.state.plan
-    if plan is not None and not run.state.is_done:
-        left = max(budget.amount_seconds - spent, 0.0) / plan.devices
-        table.add_row("expected end", f"in {left / 60:.1f} minutes of work")
-    more = what_more_buys(run.state)
-    if more is not None:
-        table.add_row("with more", more)
-    return table
-
-
-def what_more_buys(state: RunState) -> str | None:
-    """Say what ten more gpu-days (of a cpu run: as much again) would buy; None without a plan."""
-    found = state.more_plan
-    if found is None:
-        return None
-    return f"{found.budget} more would buy {more_text(found.plan, found.more)}"
-
-
-def _at_work(run: RunFolder) -> str:
-    """Say whether a process works on a run, or since when nobody does."""
-    last = run.record.last_seen()
-    if last is None:
-        return "a process works on it"
-    since = f"nobody since {datetime.fromtimestamp(last):%Y-%m-%d %H:%M:%S}" if last else "nobody"
-    if run.state.is_done:
-        return since
-    return f"{since}; go on with: {shell_command('search', 'run', '--resume', '--out', run.folder)}"
 
 
 def presets_table() -> Table:
@@ -168,6 +25,8 @@ def presets_table() -> Table:
 
 def spaces_table() -> Table:
     """List the search spaces with their sizes."""
+    from searchspace.spec_file import load_space  # its checks take long to load
+
     rows = []
     for name in config_names("spaces"):
         space = load_space(name)
@@ -199,9 +58,3 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) 
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _twice(plan: Plan) -> str:
-    work = [supernet_text(plan)] if plan.supernet_steps else []
-    judged = [f"{plan.num_judged:,} judged"] if plan.num_judged else []
-    return ", ".join([*work, *judged, climbing_text(plan)])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from search.results import Candidate
 from searchspace.architecture import Architecture, describe, differ_in_dims
 from searchspace.cost import Cost, count, count_parts
+
+if TYPE_CHECKING:
+    from search.results import Candidate
 
 _UNITS = "KMGT"
 

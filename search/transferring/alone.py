@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch.multiprocessing.spawn import ProcessContext, spawn
 
+from search.retraining.out_folder import RESULT_FILE
 from search.transferring.network import TransferOptions, transfer
-from search.transferring.result import RESULT_FILE, TransferResult, open_transferred
+from search.transferring.result import TransferResult, open_transferred
 from searchspace.architecture import Architecture
 from supernet.data.dense import DenseData
 from supernet.dense.training import StepReport

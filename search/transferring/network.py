@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_model
 from torch import Tensor
 
-from search.transferring.result import (
-    ARCHITECTURE_FILE,
-    PICTURES,
-    PREDICTIONS_FILE,
-    RECIPE_FILE,
-    RESULT_FILE,
-    TransferResult,
-)
+from search.retraining.out_folder import RESULT_FILE, claim_folder
+from search.retraining.together import joined
+from search.transferring.result import PICTURES, PREDICTIONS_FILE, TransferResult
 from searchspace.architecture import Architecture
 from searchspace.dense import TASK_SIZES, check_backbone
 from searchspace.dense_cost import count_dense
@@ -34,7 +27,7 @@ from supernet.dense.pictures import draw_classes, draw_objects, draw_truth, side
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
 from supernet.recipes import DenseRecipe, dump_dense_recipe
-from supernet.training import WEIGHTS_FILE, process_place, remove_checkpoints, write_text
+from supernet.training import WEIGHTS_FILE, remove_checkpoints, write_text
 
 NUM_PICTURES = 6
 
@@ -95,10 +88,11 @@ def transfer(
     check_transfer(architecture, recipe, data.task)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    with _joined(options) as is_first:
+    with joined(options.group, options.device) as is_first:
         network = _build(architecture, data, recipe, options)
         if is_first:
-            _claim(options.out, architecture, recipe)
+            text = dump_dense_recipe(recipe)
+            claim_folder(options.out, architecture, text, what="transfer", also={"data"})
         if (options.out / RESULT_FILE).exists():
             stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
             return TransferResult.from_dict(stored)
@@ -227,45 +221,3 @@ def _result(
         device=options.device,
         seconds=seconds,
     )
-
-
-@contextmanager
-def _joined(options: TransferOptions) -> Iterator[bool]:
-    """Join the processes that train together; tell whether this is the first of them."""
-    if options.group is None:
-        yield process_place()[0] == 0
-        return
-    address, world_size, rank = options.group
-    backend = "nccl" if options.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address, world_size=world_size, rank=rank)
-    try:
-        yield rank == 0
-    finally:
-        dist.destroy_process_group()
-
-
-def _claim(out: Path, architecture: Architecture, recipe: DenseRecipe) -> None:
-    """Make the folder with architecture and recipe, or see that they are those it has.
-
-    The recipe is written last, so that a folder without it was left before it began.
-    """
-    contents = {
-        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
-        RECIPE_FILE: dump_dense_recipe(recipe),
-    }
-    if (out / RECIPE_FILE).exists():
-        for name, text in contents.items():
-            if (out / name).read_text(encoding="utf-8") != text:
-                raise ValueError(
-                    f"{out} holds a transfer with another {name}, and results are never "
-                    "overwritten. Choose another folder, or remove this one."
-                )
-        return
-    ours = {*contents, *(f"{name}.partial" for name in contents), "data"}
-    if out.exists() and any(path.name not in ours for path in out.iterdir()):
-        raise ValueError(
-            f"{out} is in use by something else than a transfer. Choose another folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
-        write_text(out / name, text)

@@ -21,10 +21,11 @@ from torch import Tensor
 from search.cluster import Cluster, take_finished
 from search.record import Heartbeat, Trial
 from search.results import transfer_label, transferred
+from search.retraining.attempt import Ended
 from search.retraining.finished import find_retrained
 from search.run_folder import RunFolder
 from search.terminal import StopSignals, clock_text
-from search.transferring.attempt import Ended, attempt
+from search.transferring.attempt import attempt
 from search.transferring.network import TransferOptions, check_transfer
 from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
 from searchspace.architecture import Architecture, describe
@@ -267,7 +268,7 @@ class _Queue:
         text = f"{describe(trial.architecture)}, {plan.recipe.length()} of {plan.recipe.name}, "
         _say(self.console, trial, f"{text}{start_name} weights")
 
-    def _take(self, reference: Any, ended: Ended) -> None:
+    def _take(self, reference: Any, ended: Ended[TransferResult]) -> None:
         """Take what one process of a training gave; the first failure or the last end counts."""
         found = [one for one in self.running if reference in one.pending]
         if not found:
@@ -282,7 +283,7 @@ class _Queue:
         self.running.remove(training)
         self._settle(training, ended)
 
-    def _settle(self, training: _Training, ended: Ended) -> None:
+    def _settle(self, training: _Training, ended: Ended[TransferResult]) -> None:
         """Write how an attempt ended; what was lost is handed out again, a few times."""
         record = self.run.record
         if ended.end == "done" and training.result is not None:

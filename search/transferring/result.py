@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_model
 
+from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.dense.network import DenseNetwork, build_dense
@@ -17,9 +18,6 @@ from supernet.recipes import DenseRecipe, load_dense_recipe
 from supernet.training import WEIGHTS_FILE
 
 FOLDER = "transfer"
-RESULT_FILE = "result.json"
-ARCHITECTURE_FILE = "architecture.json"
-RECIPE_FILE = "recipe.yaml"
 PREDICTIONS_FILE = "predictions.json"
 PICTURES = "pictures"
 
@@ -57,11 +55,6 @@ class TransferResult:
     by_class: tuple[float | None, ...]
     device: str
     seconds: float
-
-    @property
-    def headline(self) -> str:
-        """The name of the number that counts."""
-        return {"semantic": "miou", "instance": "ap_mask", "detection": "ap_box"}[self.task]
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it with JSON values; `from_dict` inverts it."""

@@ -10,24 +10,22 @@ same command goes on after a kill, with any number of processes that divides the
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.distributed as dist
 import typer
 
+from search.retraining.together import first_goes_first, joined_torchrun
 from search.run_folder import load_target
 from search.terminal import StopSignals
 from search.transferring.alone import say_step
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.queue import load_weights
 from search.transferring.result import result_text
-from supernet.data.dense import DenseData, open_dense_data
+from supernet.data.dense import open_dense_data
 from supernet.recipes import load_dense_recipe, with_length
-from supernet.training import TrainingStopped
 
 
 def main(
@@ -46,9 +44,10 @@ def main(
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)
     architecture = load_target(target)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    is_first = _join(device)
-    try:
-        found = _open(data, chosen.task, out, is_first=is_first)
+    with joined_torchrun(device) as is_first:
+        with first_goes_first(is_first):
+            unpacked = out.with_name(f"{out.name}-data")
+            found = open_dense_data(data, chosen.task, unpack_to=unpacked)
         with StopSignals() as stop:
             result = transfer(
                 architecture,
@@ -67,38 +66,13 @@ def main(
                     loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
                 ),
             )
-    except TrainingStopped as stopped:
-        print(f"{stopped} The same command goes on.")
-        raise typer.Exit(130) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     if result is not None and is_first:
         print(f"{result_text(result.values)}. {out}")
-
-
-def _join(device: str) -> bool:
-    """Join the group that torchrun's variables describe; tell whether this process is its first."""
-    if "RANK" not in os.environ:
-        return True
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return dist.get_rank() == 0
-
-
-def _open(data: str, task: str, out: Path, *, is_first: bool) -> DenseData:
-    """Let the first process unpack the data, and the others find it."""
-    if not is_first:
-        dist.barrier()
-    found = open_dense_data(data, task, unpack_to=out.with_name(f"{out.name}-data"))
-    if is_first and dist.is_initialized():
-        dist.barrier()
-    return found
 
 
 if __name__ == "__main__":
     try:
         typer.run(main)
     except ValueError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from search.budget import count_cores
 from search.run_folder import DATA, Files, RunSettings, open_files
+from search.workers.measured_costs import EAGER, measure_costs
+from searchspace.architecture import Architecture
+from searchspace.deployment import Deployment
+from searchspace.latency_table import LatencyTable
 from searchspace.space import SearchSpace
 from supernet.data import ImageData, open_data
 from supernet.mixers import WeightSharing
@@ -29,6 +34,8 @@ class Job:
         supernet_strategy: How the supernet is trained.
         sharing: What the choices of its blocks share.
         measured: Costs to measure of every network that is judged, of `search.results.objectives`.
+        deployment: How networks will be run, for their latency.
+        table: Latencies of the parts of networks on another device, instead of measuring here.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
     """
@@ -43,10 +50,18 @@ class Job:
     measured: tuple[str, ...]
     seed: int
     device: str
+    deployment: Deployment = EAGER
+    table: LatencyTable | None = None
 
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
         return open_data(self.files.fetch(DATA))
+
+    def measure_costs(self, network: nn.Module, architecture: Architecture) -> dict[str, float]:
+        """Measure the costs of a network that the run weighs."""
+        return measure_costs(
+            network, architecture, self.measured, deployment=self.deployment, table=self.table
+        )
 
     @property
     def loader_workers(self) -> int:
@@ -105,6 +120,8 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         measured=settings.measured_objectives,
         seed=settings.seed,
         device=device,
+        deployment=settings.deployment,
+        table=settings.load_table(),
     )
 
 

@@ -13,13 +13,12 @@ from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import end_if_spoilt, ending_spoilt, last_line
 from search.workers.job import Job, set_up_process
-from search.workers.measured_costs import measure_costs
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.measuring import PROXIES, proxy_scores
 from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.shared_weights import calibration_images, load_supernet, recalibrate
-from supernet.training import eval_batches, evaluate
+from supernet.training import PixelBatches, eval_batches, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ PROXY_IMAGES = 32
 class Evaluator:
     """Judges architectures with inherited weights: extract, recalibrate, evaluate.
 
-    The search split and the calibration images are decoded and normalised once. Judging never
+    The search split and the calibration images are decoded once. Judging never
     changes the supernet, so results do not depend on their order.
 
     Args:
@@ -41,10 +40,7 @@ class Evaluator:
     def __init__(self, job: Job, *, supernet: Supernet | None) -> None:
         data = job.open_data()
         self.job, self.supernet = job, supernet
-        self.batches = [
-            (images.to(job.device), labels.to(job.device))
-            for images, labels in eval_batches(data.split("search"), data, EVAL_BATCH)
-        ]
+        self.batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
         self.calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
 
     def judge(self, architecture: Architecture) -> dict[str, float]:
@@ -58,13 +54,13 @@ class Evaluator:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
         accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
-        costs = measure_costs(network, architecture, self.job.measured)
+        costs = self.job.measure_costs(network, architecture)
         return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
         assert self.supernet is not None
-        return extraction_error(self.supernet, architecture, self.batches[0][0][:64])
+        return extraction_error(self.supernet, architecture, next(iter(self.batches))[0][:64])
 
 
 class Scorer:
@@ -96,7 +92,7 @@ class Scorer:
         costs = {}
         if self._job.measured:
             network = build_subnet(architecture).to(self._job.device)
-            costs = measure_costs(network, architecture, self._job.measured)
+            costs = self._job.measure_costs(network, architecture)
         return Measured(score=score, seconds=time.monotonic() - started, **costs).values()
 
     def scores(

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import time
+import copy
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from search.deployed.measuring import run_of
 from searchspace.architecture import Architecture
-from supernet.measuring import latency, latency_of, peak_memory_mib, time_runs
+from searchspace.deployment import Deployment
+from searchspace.latency_table import LatencyTable, latency_of
+from supernet import measuring
+from supernet.measuring import clock_of, peak_memory_mib, time_calls
+
+EAGER = Deployment()
 
 
-def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, float]:
-    """Time one image in a network, on the device where it lies.
+def time_latency(
+    network: nn.Module, architecture: Architecture, deployment: Deployment = EAGER
+) -> dict[str, float]:
+    """Time one batch in a network as it will be deployed, on the device where it lies.
 
     A worker with one CPU thread is timed by that thread's processor time: every other core is at
     work during a search, and what the operating system gives to others is none of the network's.
     Several threads or a GPU are timed by the wall.
 
+    Args:
+        network: It stays as it is.
+        architecture: Of the network.
+        deployment: By what it is run, in which precision, how many images at a time.
+
     Returns:
         ``latency_ms`` (median) and the 95 % interval of the median, ``latency_low_ms`` and
         ``latency_high_ms``.
     """
-    images = _one_image(network, architecture)
-    is_one_thread = images.device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if is_one_thread else time.perf_counter
-    found = latency_of(time_runs(network.eval(), images, clock=clock))
+    images = _images(network, architecture, deployment.batch)
+    clock = clock_of(images.device)
+    # Other precisions and runtimes change a network.
+    timed = network if deployment.target == "eager" else copy.deepcopy(network)
+    if deployment.precision != "fp32" and timed is network:
+        timed = copy.deepcopy(network)
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(timed, images, deployment, Path(folder))
+        found = latency_of(time_calls(run, clock=clock))
     return {
         "latency_ms": found.median_ms,
         "latency_low_ms": found.low_ms,
@@ -36,7 +56,7 @@ def time_latency(network: nn.Module, architecture: Architecture) -> dict[str, fl
 
 def device_name(device: str) -> str:
     """Name a torch device of this machine as its maker does, e.g. for reports."""
-    name = latency.device_name(torch.device(device))
+    name = measuring.device_name(torch.device(device))
     return name if device == "cuda" else f"{name}, {torch.get_num_threads()} thread(s)"
 
 
@@ -44,20 +64,29 @@ def measure_costs(
     network: nn.Module,
     architecture: Architecture,
     names: Sequence[str],
+    *,
+    deployment: Deployment = EAGER,
+    table: LatencyTable | None = None,
 ) -> dict[str, float]:
     """Measure the costs of a network that the search weighs.
 
     Args:
         network: The extracted network of the architecture.
         names: Of `search.results.objectives.MEASURED`.
+        deployment: How the network will be run.
+        table: Latencies of the parts on another device; the network is not timed here then.
     """
-    found = time_latency(network, architecture) if "latency_ms" in names else {}
+    found: dict[str, float] = {}
     if "memory_mib" in names:
-        found["memory_mib"] = peak_memory_mib(network.eval(), _one_image(network, architecture))
-    return found
+        found["memory_mib"] = peak_memory_mib(network.eval(), _images(network, architecture, 1))
+    if "latency_ms" not in names:
+        return found
+    if table is not None:
+        return found | {"latency_ms": table.predict(architecture)}
+    return found | time_latency(network, architecture, deployment)
 
 
-def _one_image(network: nn.Module, architecture: Architecture) -> Tensor:
+def _images(network: nn.Module, architecture: Architecture, batch: int) -> Tensor:
     size = architecture.img_size
     device = next(network.parameters()).device
-    return torch.zeros(1, architecture.in_chans, size, size, device=device)
+    return torch.zeros(batch, architecture.in_chans, size, size, device=device)

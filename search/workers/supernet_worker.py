@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from search.run_folder import SUPERNET
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
@@ -59,6 +60,8 @@ class SupernetWorker:
         self.trainer: SupernetTrainer | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
 
     def address(self, host: str) -> str:
         """Open the place where a group meets, in this process, its first worker's.
@@ -167,11 +170,28 @@ class SupernetWorker:
         return self.trainer.run(steps)
 
     @ending_spoilt()
-    def save(self) -> None:
-        """Write the checkpoint, for all nodes to read."""
+    def save(self, goes_on: bool = False) -> None:
+        """Write the checkpoint, for all nodes to read.
+
+        Args:
+            goes_on: Return when its content is copied; it is written while steps are taken. What
+                goes wrong meanwhile is raised by the next call.
+        """
         assert self.trainer is not None
+        self._wait_until_saved()
+        if goes_on:
+            self._saving = self._writer.submit(self._write, self.trainer.snapshot().write)
+        else:
+            self._write(self.trainer.save)
+
+    def _wait_until_saved(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _write(self, write: Callable[[Path], None]) -> None:
         assert self.folder is not None
-        self.trainer.save(self.folder)
+        write(self.folder)
         self.job.files.publish(SUPERNET, self.folder)
 
     def _new_trainer(self, total_steps: int, recipe: Recipe) -> SupernetTrainer:
@@ -284,7 +304,7 @@ def train_alone(
         accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
-    costs = measure_costs(network, task.architecture, job.measured)
+    costs = job.measure_costs(network, task.architecture)
     return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -144,13 +144,13 @@ def load_arrays(folder: Path, stem: str) -> tuple[npt.NDArray[np.uint8], IntArra
         ValueError: If they are not what was written.
     """
     try:
-        images = np.load(folder / f"{stem}_{IMAGES}", mmap_mode="r")
-        labels = np.load(folder / f"{stem}_{LABELS}")
+        images = read_array(folder / f"{stem}_{IMAGES}", np.uint8)
+        labels = np.array(read_array(folder / f"{stem}_{LABELS}", np.int64))
         stored = (folder / f"{stem}_{CHECKSUM}").read_bytes()
         stamps = [(folder / f"{stem}_{part}").stat() for part in _PARTS]
         stamp = tuple((found.st_mtime_ns, found.st_ino, found.st_size) for found in stamps)
         is_sound = _read_checksum(folder, stem, stamp).encode() == stored.strip()
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(_damaged(folder, stem, str(error))) from error
     if not is_sound:
         raise ValueError(_damaged(folder, stem, "their checksum is another one"))
@@ -171,8 +171,25 @@ def is_sound(folder: Path, stem: str) -> bool:
 # One of these for a process and a file; what is there after a change is read again.
 @lru_cache(maxsize=16)
 def _read_checksum(folder: Path, stem: str, stamp: tuple[tuple[int, int, int], ...]) -> str:
-    images = np.load(folder / f"{stem}_{IMAGES}", mmap_mode="r")
-    return checksum(images, np.load(folder / f"{stem}_{LABELS}"))
+    images = read_array(folder / f"{stem}_{IMAGES}", np.uint8)
+    return checksum(images, read_array(folder / f"{stem}_{LABELS}", np.int64))
+
+
+def read_array(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Map an array file that this program wrote into memory.
+
+    Raises:
+        ValueError: If it is gone, or its head is damaged.
+    """
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    # numpy parses the head as Python, so that a damaged one raises nearly everything.
+    except Exception as error:
+        raise ValueError(f"{path.name}: {error or type(error).__name__}") from error
+    # Bytes in another order, or of another kind, have the same checksum.
+    if found.dtype != dtype or not found.flags.c_contiguous:
+        raise ValueError(f"{path.name} holds {found.dtype}, not {np.dtype(dtype)}")
+    return found
 
 
 def _damaged(folder: Path, stem: str, reason: str) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from supernet.data.decoding import IMAGE_SUFFIXES, looks_like_image, shown
-from supernet.data.files import read_head, read_regular
+from supernet.data.files import read_head, read_regular, size_of_regular
 from supernet.data.skipped import (
     AGAIN,
     NO_FILE,
@@ -110,7 +110,10 @@ def open_folder(root: Path) -> Source:
             path = _path(base, names[position])
             yield Fetched(position, read_regular(path), _text(path))
 
-    return arrange(found, root, fetch)
+    def size_of(name: str) -> int:
+        return size_of_regular(_path(base, name))
+
+    return arrange(found, root, fetch, size_of)
 
 
 def pools_of(entries: Sequence[str], where: str) -> dict[str, str]:
@@ -131,7 +134,10 @@ def pools_of(entries: Sequence[str], where: str) -> dict[str, str]:
 
 
 def arrange(
-    found: Found, path: Path, fetch: Callable[[Sequence[str], IntArray], Iterator[Fetched]]
+    found: Found,
+    path: Path,
+    fetch: Callable[[Sequence[str], IntArray], Iterator[Fetched]],
+    size_of: Callable[[str], int],
 ) -> Source:
     """Make a source of what was found; classes are numbered in the order of their names.
 
@@ -165,6 +171,7 @@ def arrange(
         pools=pools,
         fetch=lambda positions: fetch(names, positions),
         skipped=found.skipped.found,
+        size_of=lambda position: size_of(names[position]),
     )
 
 

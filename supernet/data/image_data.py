@@ -32,6 +32,7 @@ from supernet.data.arrays import (
     is_stored,
     load_arrays,
     locked,
+    read_array,
     remove_arrays,
     write_split,
 )
@@ -315,10 +316,10 @@ def _taken_up(
 def _load_rows(data: ImageData, name: str) -> IntArray:
     """Map an array with a row for each image."""
     try:
-        rows: IntArray = np.load(data.folder / name, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        rows = read_array(data.folder / name, np.int64)
+    except ValueError as error:
         raise _not_prepared(data.folder, str(error)) from error
-    if rows.shape != (sum(data.sizes.values()),) or rows.dtype != np.int64:
+    if rows.shape != (sum(data.sizes.values()),):
         raise _not_prepared(data.folder, f"{name} is damaged")
     return rows
 
@@ -338,6 +339,9 @@ def _described(
             is_read[data.sizes[TRAIN] :] = is_read[:SAMPLED_IMAGES] = True
         digests = np.zeros(len(order), dtype=np.int64)
         digests[is_read] = source.digests(order[is_read])
+        if data.is_streamed:
+            # To read them all would take as long as an epoch; their sizes are to be had for little.
+            digests[~is_read] = source.sizes(order[~is_read])
         _save_rows(data.folder / DIGESTS_FILE, digests)
         data = replace(data, content=hashlib.sha256(digests.tobytes()).hexdigest())
     write_description(data)

@@ -44,6 +44,8 @@ class Source:
         fetch: Reads the images at the given positions.
         is_random_access: Whether reading a few images takes the time of a few.
         skipped: What was left out: reason -> how many files, and the first of them.
+        size_of: Tells how many bytes the file at a position has, without reading it; None where
+            that is not known.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Source:
     fetch: Fetch
     is_random_access: bool = True
     skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    size_of: Callable[[int], int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -70,8 +73,8 @@ class Source:
         """Decode the images at the given positions, in any order.
 
         Args:
-            digests: What `digests` gave for these positions, 0 where it was not asked; an image
-                that has another one now is refused.
+            digests: What `digests` or `sizes` gave for these positions, 0 where neither was asked;
+                an image that has another one now is refused.
 
         Yields:
             Position and RGB image.
@@ -82,7 +85,7 @@ class Source:
         known = np.zeros_like(positions) if digests is None else digests
         wanted = dict(zip(positions.tolist(), known.tolist(), strict=True))
         for position, content, name in self.fetch(positions):
-            if (digest := wanted[position]) and digest != digest_of(content):
+            if _has_changed(content, wanted[position]):
                 raise ValueError(
                     f"The data must not change during a run, but the image {shown(name)} is not "
                     "what it was. Restore it."
@@ -95,6 +98,16 @@ class Source:
         """Return a hash of the content of each image, in the order of the positions."""
         found = {position: digest_of(content) for position, content, _ in self.fetch(positions)}
         return np.array([found[position] for position in positions.tolist()], dtype=np.int64)
+
+    def sizes(self, positions: IntArray) -> IntArray:
+        """Return the bytes of each file as a negative number, to stand among digests; 0 if unknown.
+
+        Raises:
+            ValueError: If a file is gone.
+        """
+        if self.size_of is None:
+            return np.zeros(len(positions), dtype=np.int64)
+        return -np.fromiter(map(self.size_of, positions.tolist()), np.int64, len(positions))
 
     def splits(self) -> dict[str, IntArray]:
         """Return the positions of the images of train, search and test."""
@@ -110,6 +123,13 @@ class Source:
         for pool, positions in self.pools.items():
             digest.update(pool.encode() + positions.tobytes())
         return digest.hexdigest()
+
+
+def _has_changed(content: bytes | Image.Image, known: int) -> bool:
+    """Compare what was read with what is known of it: its digest, its size, or nothing."""
+    if known < 0:
+        return isinstance(content, bytes) and len(content) != -known
+    return known > 0 and known != digest_of(content)
 
 
 def check_labels(labels: IntArray, pools: Mapping[str, IntArray], source: str) -> int:

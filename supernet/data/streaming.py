@@ -21,7 +21,8 @@ class StreamedImages:
         source: Where they come from, as it is recorded.
         img_size: The side that networks see; digits are scaled to it.
         positions: Of the images in the source.
-        digests: Of their content, 0 where it is not known; an image with another one is refused.
+        digests: Of their content, or their size, see `Source.sizes`; an image with another one is
+            refused.
     """
 
     source: str

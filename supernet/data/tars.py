@@ -102,9 +102,9 @@ def open_tar(path: Path) -> Source:
             found.classes[pool].setdefault(label, [])
             found.take(Member(pool, label, short), place.offset)
             places[short] = place
-    return replace(
-        arrange(found, path, partial(_fetch, path, top, places)), is_random_access=_is_plain(path)
-    )
+    fetch = partial(_fetch, path, top, places)
+    source = arrange(found, path, fetch, lambda name: places[name].size)
+    return replace(source, is_random_access=_is_plain(path))
 
 
 def _fetch(

@@ -6,6 +6,7 @@ asked instead, so that a damaged image is an error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from PIL import Image
 from timm.data.dataset import ImageDataset, IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 
-from supernet.data.decoding import MAX_FILE_BYTES, only_listed_formats, shown, upright
+from supernet.data.decoding import only_listed_formats, shown, upright
+from supernet.data.files import check_regular, read_regular
 from supernet.data.source import Fetched, Source, check_labels
 from supernet.data.splits import IntArray
 
@@ -40,6 +42,10 @@ def open_timm(name: str, *, root: str | None) -> Source:
     """
     if root is None and name.startswith("torch/"):
         raise ValueError(f"{name!r} needs the folder of its data: write '{name}:FOLDER'.")
+    # A name of Hugging Face may be a folder as well.
+    for folder in (root, name.partition("/")[2]):
+        if folder and os.path.isdir(folder):
+            check_regular(os.fsencode(folder))
     datasets = {"train": _create(name, root, "train")}
     for pool, split in _held_out(name, datasets["train"]).items():
         datasets[pool] = _create(name, root, split)
@@ -140,9 +146,7 @@ def _reader(dataset: Any, name: str) -> Callable[[IntArray], Iterator[Fetched]]:
 
         def read(indices: IntArray) -> Iterator[Fetched]:
             for index in indices.tolist():
-                file = dataset.reader[index][0]
-                content = file if isinstance(file, bytes) else _read(file)
-                yield Fetched(index, content, f"{name}[{index}]")
+                yield Fetched(index, _content(dataset.reader, index), f"{name}[{index}]")
 
     elif isinstance(dataset, IterableImageDataset):
 
@@ -170,10 +174,14 @@ def _reader(dataset: Any, name: str) -> Callable[[IntArray], Iterator[Fetched]]:
     return read
 
 
-def _read(file: Any) -> bytes:
-    with file:
-        content: bytes = file.read(MAX_FILE_BYTES)
-    return content
+def _content(reader: Any, index: int) -> bytes:
+    """Return a file of Hugging Face's, which is stored in the table or named there.
+
+    timm's own reader would open whatever is named, a pipe as well.
+    """
+    image = reader.dataset[index][reader.image_key]
+    content: bytes | None = image.get("bytes")
+    return content or read_regular(os.fsencode(str(image.get("path"))))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

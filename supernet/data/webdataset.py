@@ -120,6 +120,7 @@ def open_webdataset(name: str, root: Path) -> Source:
         pools=pools,
         fetch=fetch,
         skipped=listing.skipped.found,
+        size_of=lambda position: int(places[position, 1]),
     )
 
 

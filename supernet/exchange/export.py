@@ -28,11 +28,12 @@ TOLERANCE = 1e-4
 CFG_FILE = "pretrained_cfg.json"
 
 
-def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
-    """Trace a network in eval mode with torch.export, for batches of any size.
+def traced(network: nn.Module, images: Tensor, *, batch_is_free: bool = True) -> ExportedProgram:
+    """Trace a network in eval mode with torch.export, for batches of any size or of one.
 
     Args:
-        images: An example, shape (2 or more, C, H, W).
+        images: An example, shape (2 or more, C, H, W); where the batch is not free, (any, ...).
+        batch_is_free: Whether the program takes batches of any size.
     """
     network.eval()
     for parameter in network.parameters():
@@ -42,7 +43,8 @@ def traced(network: nn.Module, images: Tensor) -> ExportedProgram:
         with torch.no_grad():
             # Tensors that are made once and kept must be made before tracing, or traced ones stay.
             network(images)
-        return torch.export.export(network, (images,), dynamic_shapes={"images": {0: Dim.DYNAMIC}})
+        free = {"images": {0: Dim.DYNAMIC}} if batch_is_free else None
+        return torch.export.export(network, (images,), dynamic_shapes=free)
 
 
 def write_torch(program: ExportedProgram, path: Path, expects: Mapping[str, Any]) -> None:

@@ -14,12 +14,18 @@ from supernet.kernels.attention.normalisation import normalise
 from supernet.kernels.hadamard.hadamard import hadamard_conv
 from supernet.kernels.layout import split_channels
 from supernet.kernels.outlook.outlook import outlook_aggregate
-from supernet.kernels.select import VARIABLE, describe_selection, prefers_sdpa
+from supernet.kernels.select import (
+    VARIABLE,
+    compare_kernels,
+    describe_selection,
+    prefers_sdpa,
+)
 
 __all__ = [
     "VARIABLE",
     "Area",
     "aggregate",
+    "compare_kernels",
     "depthwise_conv",
     "describe_selection",
     "hadamard_conv",

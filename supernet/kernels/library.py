@@ -31,6 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from searchspace.cache_folder import own_cache_folder
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
@@ -91,7 +93,7 @@ def build(dtype: torch.dtype) -> Path:
     """
     recipe = _recipe(dtype)
     try:
-        folder = _cache_folder()
+        folder = own_cache_folder()
         return _find(folder, recipe.name) or _compile(folder, recipe)
     except OSError as error:
         _say_once(
@@ -197,33 +199,6 @@ def _torch_openmp() -> Path | None:
         if found := sorted(folder.glob("libgomp*.so*")):
             return found[0]
     return None
-
-
-def _cache_folder() -> Path:
-    """Make the user's cache folder, which nobody else may write.
-
-    Raises:
-        OSError: If there is none.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not root.is_absolute():  # such a value is to be ignored, says the standard
-        try:
-            root = Path.home() / ".cache"
-        except RuntimeError as error:  # no HOME, and a user that the system does not know
-            raise OSError(f"there is no cache folder ({error})") from error
-    folder = root / "mixer-search"
-    if not folder.is_absolute():
-        raise OSError(f"the cache folder {folder} is no absolute path")
-    root.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    entry = folder.lstat()
-    is_own = stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid()
-    if not is_own or entry.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{folder} is a link, or others can write it")
-    if stat.S_IMODE(entry.st_mode) != 0o700:
-        folder.chmod(0o700)
-    return folder
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def check_divides(groups: int, tensor: Tensor, name: str) -> None:
 def alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Cast both to the dtype of autocast where it is on; refuse two dtypes or devices."""
     device = first.device
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         first, second = first.to(dtype), second.to(dtype)
     if first.dtype != second.dtype or device != second.device:

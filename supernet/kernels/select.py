@@ -6,7 +6,8 @@
 * ``triton``: Triton (float32, float16, bfloat16 on a GPU, or anywhere in Triton's interpreter);
 * ``torch``: plain torch, tap by tap; depth-wise convolution through `F.conv2d`;
 * ``c``: the C library (float32 and float64 on CPU);
-* ``auto`` (default): ``c`` on a CPU and ``triton`` on a GPU where they can run, else ``torch``.
+* ``auto`` (default): ``c`` on a CPU and ``triton`` on a GPU where they can run and an operator's
+  results there agree with torch's (`supernet.kernels.first_use`), else ``torch``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from supernet.kernels import library
+from supernet.kernels import first_use, library
 
 FORMULATIONS = ("auto", "c", "triton", "torch", "naive")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -58,9 +59,20 @@ def formulation(tensor: Tensor) -> str:
     )
 
 
+def serving(package: str, tensor: Tensor) -> str:
+    """Choose as `formulation` does, but torch where a package's own kernels were found wrong.
+
+    A formulation that is forced is not questioned.
+    """
+    chosen = formulation(tensor)
+    if chosen not in ("c", "triton") or os.environ.get(VARIABLE) == chosen:
+        return chosen
+    return chosen if first_use.agrees(package, chosen, tensor.device, tensor.dtype) else "torch"
+
+
 def module_for(package: str, tensor: Tensor) -> ModuleType:
     """Return the module of a package whose primitives serve operands like this tensor."""
-    chosen = formulation(tensor)
+    chosen = serving(package, tensor)
     # Imported when it is wanted, for not every torch brings Triton.
     return importlib.import_module(f"{package}.in_{'torch' if chosen == 'naive' else chosen}")
 
@@ -79,6 +91,21 @@ def prefers_sdpa(queries: Tensor) -> bool:
     return not queries.is_cpu and os.environ.get(VARIABLE, "auto") != "naive"
 
 
+def compare_kernels() -> dict[first_use.Kernel, list[first_use.Comparison]]:
+    """Hold the kernels that may serve on the devices here against torch's operators, with times.
+
+    What is found is remembered in the place of what was found at their first use.
+    """
+    kernels = []
+    if library.is_available(torch.float32):
+        kernels += first_use.kernels_of("c", torch.device("cpu"), torch.float32)
+    if has_triton():
+        for index in range(torch.cuda.device_count()):
+            for dtype in (torch.float32, torch.bfloat16):
+                kernels += first_use.kernels_of("triton", torch.device("cuda", index), dtype)
+    return {kernel: first_use.compare_again(kernel) for kernel in kernels}
+
+
 def describe_selection() -> str:
     """Say which formulation runs for float32 on the CPU here."""
     return (
@@ -92,7 +119,7 @@ def depthwise_formulation(values: Tensor) -> str:
     On a GPU cuDNN serves unless Triton is forced; on a CPU C's backward pass is the fastest at all
     measured sizes (docs/measurements/operators.md).
     """
-    chosen = formulation(values)
+    chosen = serving("supernet.kernels.aggregation", values)
     is_forced = os.environ.get(VARIABLE) == chosen
     return "torch" if chosen == "triton" and not is_forced else chosen
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
-from math import comb
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
+from searchspace.latency_table import processor_name
 from supernet.network import Supernet
 
 TIMED_RUNS = 30
@@ -25,35 +21,7 @@ def device_name(device: torch.device) -> str:
     """Name a GPU or the processor as its maker does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Median milliseconds and the 95 % interval of the median."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-
-
-def latency_of(seconds: Sequence[float]) -> Latency:
-    """Summarise runs."""
-    low, high = median_interval(seconds)
-    return Latency(1000 * statistics.median(seconds), 1000 * low, 1000 * high)
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return order statistics that hold the median with 95 % probability, or the extremes."""
-    ordered, count = sorted(values), len(values)
-    below, outside = 0, 1 / 2**count
-    while below < (count - 1) // 2 and outside + comb(count, below + 1) / 2**count <= 0.025:
-        below += 1
-        outside += comb(count, below) / 2**count
-    return ordered[below], ordered[-1 - below]
+    return processor_name()
 
 
 def time_runs(
@@ -64,13 +32,27 @@ def time_runs(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Return the seconds of each of some runs, after a few that do not count."""
-    seconds = []
+
+    def run() -> None:
+        network(images)
+        _wait(images)
+
     with torch.inference_mode():
-        for _ in range(WARM_UP_RUNS + runs):
-            started = clock()
-            network(images)
-            _wait(images)
-            seconds.append(clock() - started)
+        return time_calls(run, runs=runs, clock=clock)
+
+
+def time_calls(
+    run: Callable[[], object],
+    *,
+    runs: int = TIMED_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Return the seconds of each of some calls, after a few that do not count."""
+    seconds = []
+    for _ in range(WARM_UP_RUNS + runs):
+        started = clock()
+        run()
+        seconds.append(clock() - started)
     return seconds[WARM_UP_RUNS:]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from searchspace.mixers import Elsa, elsa_qk_dim
 from supernet.kernels import aggregate, depthwise_conv, hadamard_conv
+from supernet.mixers.constants import kept
 from supernet.mixers.projections import blocks_of_rows, rows_of
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, new_table
 
@@ -140,9 +141,7 @@ class ElsaMixer(nn.Module):
         """Cut (K*K, qk_dim, widest) to the input channels of narrower groups, (..., width)."""
         if width == self.group_width:
             return weight
-        channel = torch.arange(weight.shape[1], device=weight.device)
-        start = channel // width * width % self.group_width
-        inputs = start[:, None] + torch.arange(width, device=weight.device)
+        inputs = _group_inputs(weight.shape[1], width, self.group_width, weight.device)
         return weight.gather(2, inputs.expand(len(weight), -1, -1))
 
     def _narrow_logits(self, weight: Tensor, mixer: Elsa) -> Tensor:
@@ -153,10 +152,26 @@ class ElsaMixer(nn.Module):
             return weight
         if mixer.logit_groups == 1:
             return weight[..., :width]
-        # The published 1x1 convolution groups its outputs head by head, tap by tap.
-        output = torch.arange(heads * taps, device=weight.device).view(heads, taps).t()
-        start = output // (heads * taps // mixer.logit_groups) * width
-        return weight.gather(2, start[..., None] + torch.arange(width, device=weight.device))
+        inputs = _logit_inputs(taps, heads, mixer.logit_groups, width, weight.device)
+        return weight.gather(2, inputs)
+
+
+@kept
+def _group_inputs(channels: int, width: int, widest: int, device: torch.device) -> Tensor:
+    """Number the inputs of each channel's narrow group inside its widest group: (C, width)."""
+    start = torch.arange(channels, device=device) // width * width % widest
+    return start[:, None] + torch.arange(width, device=device)
+
+
+@kept
+def _logit_inputs(taps: int, heads: int, groups: int, width: int, device: torch.device) -> Tensor:
+    """Number the inputs of each logit's group: (taps, heads, width).
+
+    The published 1x1 convolution groups its outputs head by head, tap by tap.
+    """
+    output = torch.arange(heads * taps, device=device).view(heads, taps).t()
+    start = output // (heads * taps // groups) * width
+    return start[..., None] + torch.arange(width, device=device)
 
 
 def signed_power(base: Tensor, exponent: float) -> Tensor:

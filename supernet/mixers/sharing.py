@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from searchspace.architecture import BlockNorm
 from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixers import Mixer
+from supernet.mixers.constants import kept
 from supernet.mixers.weight_sharing import WeightSharing
 
 LinearT = TypeVar("LinearT", bound=nn.Linear)
@@ -80,8 +81,13 @@ def head_rows(table: Tensor, num_heads: int, *, dim: int) -> Tensor:
     if full % num_heads == 0:
         step = full // num_heads
         return table.unflatten(dim, (num_heads, step)).select(dim + 1, 0)
-    rows = torch.arange(num_heads, device=table.device) * full // num_heads
-    return table.index_select(dim, rows)
+    return table.index_select(dim, _fine_heads(num_heads, full, table.device))
+
+
+@kept
+def _fine_heads(num_heads: int, full: int, device: torch.device) -> Tensor:
+    """Number the fine heads that begin where each of ``num_heads`` heads does."""
+    return torch.arange(num_heads, device=device) * full // num_heads
 
 
 def check_map_size(x: Tensor, mixer: Mixer, *, size: int) -> None:

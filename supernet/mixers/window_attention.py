@@ -23,11 +23,15 @@ from supernet.mixers.sharing import Place
 from supernet.mixers.windows import (
     Tiling,
     cut_windows,
+    foreign_logits,
     foreign_pairs,
     join_windows,
     pair_offsets,
     tile,
 )
+
+# CUDA's grids have no more places along the axis that PyTorch's fused kernels give the batch.
+MOST_FUSED = 65_535
 
 
 class WindowAttentionMixer(nn.Module):
@@ -100,7 +104,9 @@ def _attend(
         terms.append(static_in_windows(x_BWLC, tables["static"], offsets))
     if "qk" in split_terms(mixer.terms) and q is not None and k is not None:
         if "post" not in tables and mixer.norm == "softmax" and prefers_sdpa(q):
-            return _joined(_sdpa(q, k, v, terms, masked))
+            if masked is not None:
+                terms.append(foreign_logits(tiling, q.dtype, q.device)[:, None])
+            return _joined(_sdpa(q, k, v, terms))
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if "post" in tables:
             logits = convolve_logits(logits.transpose(2, 3), tables["post"]).transpose(2, 3)
@@ -126,19 +132,21 @@ def _joined(y_BWNLD: Tensor) -> Tensor:
     return y_BWNLD.transpose(2, 3).flatten(-2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor], masked: Tensor | None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor]) -> Tensor:
     """Attend with additive terms through PyTorch's fused kernels, which scale q.k themselves.
 
     They take tensors of four axes only. Windows join the images, or the heads where what is added
     differs from window to window and not from image to image: then it is not repeated.
     """
-    if masked is not None:
-        terms = [*terms, torch.zeros_like(masked, dtype=q.dtype).masked_fill(masked, -torch.inf)]
     mask = sum(terms[1:], start=terms[0]) if terms else None
-    joined = (1, 2) if mask is not None and mask.dim() == 4 else (0, 1)
+    differs = mask is not None and mask.dim() == 4
+    joined = (1, 2) if differs or q.shape[0] * q.shape[1] > MOST_FUSED else (0, 1)
     flat_q, flat_k, flat_v = (x.flatten(*joined) for x in (q, k, v))
-    if mask is not None and mask.dim() > 3:
-        mask = mask.expand(*q.shape[5 - mask.dim() : 3], *mask.shape[-2:]).flatten(0, 1)
+    if mask is not None and (mask.dim() > 3 or joined == (1, 2)):
+        mask = mask[None] if mask.dim() == 3 else mask
+        first = 5 - mask.dim()
+        mask = mask.expand(*q.shape[first:3], *mask.shape[-2:])
+        mask = mask.flatten(joined[0] - first, joined[1] - first)
     if mask is not None and mask.dim() == 3:
         mask = mask[None]
     y = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, attn_mask=mask)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from searchspace.map_rules import CLASSIFIER, MapRules
+from supernet.mixers.constants import kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,7 @@ def join_windows(x_BWLC: Tensor, tiling: Tiling) -> Tensor:
     return x[:, :height, :width]
 
 
+@kept
 def pair_offsets(window: int, table_window: int, device: torch.device) -> Tensor:
     """Index a table of side 2 * table_window - 1 by (query, key): the offset key minus query.
 
@@ -82,6 +84,7 @@ def pair_offsets(window: int, table_window: int, device: torch.device) -> Tensor
     return (y[None] - y[:, None] + reach) * side + x[None] - x[:, None] + reach
 
 
+@kept
 def foreign_pairs(tiling: Tiling, device: torch.device) -> Tensor:
     """Mark the pairs of tokens of a shifted window that were no neighbours before the roll.
 
@@ -92,6 +95,17 @@ def foreign_pairs(tiling: Tiling, device: torch.device) -> Tensor:
     regions = (3 * rows[:, None] + columns)[None, :, :, None]
     ids = _partition(regions, tiling.window)[0, :, :, 0]
     return ids[:, :, None] != ids[:, None, :]
+
+
+@kept
+def foreign_logits(tiling: Tiling, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what `foreign_pairs` adds to logits: minus infinity, and zero to all other pairs.
+
+    Returns:
+        Shape (W, L, L).
+    """
+    masked = foreign_pairs(tiling, device)
+    return torch.zeros_like(masked, dtype=dtype).masked_fill(masked, -torch.inf)
 
 
 def _bands(side: int, tiling: Tiling, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from supernet.recipes.dense_recipe import (
     with_length,
 )
 from supernet.recipes.recipe import (
+    Distillation,
     Recipe,
     TokenLabels,
     dump_recipe,
@@ -20,6 +21,7 @@ from supernet.recipes.recipe import (
 
 __all__ = [
     "DenseRecipe",
+    "Distillation",
     "Proposals",
     "Recipe",
     "Regions",

@@ -8,19 +8,14 @@ No field has a default: what is not in the file is not done. The shipped files s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from configs import config_path
-from configs.reading import read_yaml
 from searchspace.dense import DetectionHead, Head, SegmentationHead, check_head
 from searchspace.map_rules import MapRules
-from searchspace.spec_schema import suggest
+from supernet.recipes.reading import read_recipe, write_recipe
 from supernet.recipes.recipe import Count, NotNegative, Positive, Probability, Share
 
 FOLDER = "recipes/dense"
@@ -291,33 +286,13 @@ class DenseRecipe(_Part):
 
 
 def load_dense_recipe(name_or_path: str) -> DenseRecipe:
-    """Read a shipped recipe by its name, or a user's own file by its path.
-
-    Args:
-        name_or_path: ``mask_rcnn_3x``, ``mine.yaml``, or either with a size: ``mask_rcnn_3x:base``.
-
-    Raises:
-        ValueError: If there is no such recipe or size, or the file is not a complete and valid one.
-    """
-    plain, colon, size = name_or_path.rpartition(":")
-    path = config_path(FOLDER, plain if colon else name_or_path)
-    values = _read_mapping(path)
-    try:
-        recipe = DenseRecipe.model_validate(values)
-        sized = {known: _of_size(recipe, known) for known in recipe.sizes}
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_explain(error)}") from error
-    if colon and size not in sized:
-        raise ValueError(
-            f"The recipe {plain} has no size {size!r}; its sizes: {', '.join(sized) or 'none'}. "
-            "Choose one of them, or leave it out."
-        )
-    return sized[size] if colon else recipe
+    """Read a recipe by its name or path, e.g. ``mask_rcnn_3x:base``; see `read_recipe`."""
+    return read_recipe(DenseRecipe, FOLDER, name_or_path)
 
 
 def dump_dense_recipe(recipe: DenseRecipe) -> str:
     """Write a recipe as the text of a file that `load_dense_recipe` reads."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return write_recipe(recipe)
 
 
 def with_length(
@@ -341,36 +316,3 @@ def with_length(
     schedule = {**recipe.schedule.model_dump(), "milestones": milestones}
     values = {**recipe.model_dump(), "epochs": epochs, "steps": steps, "schedule": schedule}
     return DenseRecipe.model_validate(values)
-
-
-def _of_size(recipe: DenseRecipe, size: str) -> DenseRecipe:
-    own = {"name": f"{recipe.name}-{size}", "sizes": {}}
-    return DenseRecipe.model_validate({**recipe.model_dump(), **recipe.sizes[size], **own})
-
-
-def _read_mapping(path: Path) -> Mapping[object, object]:
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "
-            "Start from a copy of a shipped recipe."
-        )
-    return data
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first thing that pydantic found in our words."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{place}: unknown key {place!r}. {suggest(place, DenseRecipe.model_fields)}"
-        case "missing":
-            return (
-                f"{place}: the key {place!r} is missing, and a recipe is complete. "
-                "Add it; the shipped recipes have examples."
-            )
-        case "value_error":
-            return str(first["ctx"]["error"])
-        case _:
-            return f"{place}: {first['msg']}, got {first['input']!r}. Correct the value."

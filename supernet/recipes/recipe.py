@@ -1,18 +1,15 @@
 """`Recipe`: everything that decides how a network is trained, read from a complete YAML file.
 
-No field has a default: what is not in the file is not done. The shipped files stand in
-``configs/recipes``, each value with its source. What a model size changes stands in ``sizes``, and
-``swin_300e:base`` names the recipe of one of them.
+No field but distillation has a default: what is not in the file is not done. The shipped files
+stand in ``configs/recipes``, each value with its source. What a model size changes stands in
+``sizes``, and ``swin_300e:base`` names the recipe of one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from timm.data.auto_augment import (
     augment_and_mix_transform,
     auto_augment_transform,
@@ -20,9 +17,7 @@ from timm.data.auto_augment import (
 )
 from timm.optim import get_optimizer_info, list_optimizers
 
-from configs import config_path
-from configs.reading import read_yaml
-from searchspace.spec_schema import suggest
+from supernet.recipes.reading import read_recipe, write_recipe
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -45,6 +40,17 @@ class TokenLabels(BaseModel):
     mix_token: NotNegative = Field(
         description="Beta(a, a) of MixToken's share, after the patch embedding; 0 turns it off."
     )
+
+
+class Distillation(BaseModel):
+    """How a network learns from a teacher's logits; see `supernet.training.distillation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: Probability = Field(
+        description="Of the loss on the teacher's logits; the rest is that of the labels' loss."
+    )
+    temperature: Positive = Field(description="By which both logits are divided.")
 
 
 class Recipe(BaseModel):
@@ -89,6 +95,9 @@ class Recipe(BaseModel):
     clip_grad: Positive | None = Field(description="Largest norm of all gradients; null: any.")
     label_smoothing: Share = Field(description="Of the target, spread over all classes.")
     token_labels: TokenLabels | None = Field(description="Token labelling; null for none.")
+    distillation: Distillation | None = Field(
+        default=None, description="With --teacher; null, or left out: no teacher is taken."
+    )
     bad_loss: Literal["stop", "skip", "rollback"] = Field(
         description="When a loss is not finite: stop; leave the step out, at most 20 in a row; or "
         "go back to the last checkpoint and on with another order, at most 3 times."
@@ -237,40 +246,13 @@ class Recipe(BaseModel):
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Read a shipped recipe by its name, or a user's own file by its path.
-
-    Args:
-        name_or_path: ``swin_300e``, ``mine.yaml``, or either with a size: ``swin_300e:base``.
-
-    Raises:
-        ValueError: If there is no such recipe or size, or the file is not a complete and valid one.
-    """
-    plain, colon, size = name_or_path.rpartition(":")
-    path = config_path("recipes", plain if colon else name_or_path)
-    values = _read_mapping(path)
-    try:
-        recipe = Recipe.model_validate(values)
-        sized = {known: _of_size(recipe, known) for known in recipe.sizes}
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_explain(error)}") from error
-    if colon and size not in sized:
-        raise ValueError(
-            f"The recipe {plain} has no size {size!r}; its sizes: {', '.join(sized) or 'none'}. "
-            "Choose one of them, or leave it out."
-        )
-    return sized[size] if colon else recipe
-
-
-def _of_size(recipe: Recipe, size: str) -> Recipe:
-    """Return what a size changes put into the recipe, which then has sizes no more."""
-    changes: Mapping[str, Any] = recipe.sizes[size]
-    own = {"name": f"{recipe.name}-{size}", "sizes": {}}
-    return Recipe.model_validate({**recipe.model_dump(), **changes, **own})
+    """Read a recipe by its name or path, e.g. ``swin_300e:base``; see `read_recipe`."""
+    return read_recipe(Recipe, "recipes", name_or_path)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe as the text of a file that `load_recipe` reads."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return write_recipe(recipe)
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
@@ -296,34 +278,6 @@ def in_shards(recipe: Recipe, parts: int) -> Recipe:
     if parts == 1 or rest or size < 1 or (recipe.mixes and size % 2):
         return recipe
     return Recipe.model_validate({**recipe.model_dump(), "shard_size": size})
-
-
-def _read_mapping(path: Path) -> dict[object, object]:
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path}: a recipe is a mapping of settings, got {data!r:.60}. "
-            "Start from a copy of a shipped recipe."
-        )
-    return data
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first thing that pydantic found in our words."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{place}: unknown key {place!r}. {suggest(place, Recipe.model_fields)}"
-        case "missing" if len(first["loc"]) == 1:
-            return (
-                f"{place}: the key {place!r} is missing, and a recipe is complete. "
-                "Add it; the shipped recipes have examples."
-            )
-        case "value_error":
-            return str(first["ctx"]["error"])
-        case _:
-            return f"{place}: {first['msg']}, got {first['input']!r}. Correct the value."
 
 
 def _check_optimizer(name: str) -> None:

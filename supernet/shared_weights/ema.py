@@ -30,13 +30,24 @@ class SharedEma:
         self._decay, self._warmup = decay, warmup
 
     @torch.no_grad()
-    def update(self, supernet: Supernet, optimizer: SharedAdamW, used: Usage) -> None:
-        """Take in the weights after a step, whose optimiser counts how often each was used."""
+    def update(
+        self,
+        supernet: Supernet,
+        optimizer: SharedAdamW,
+        used: Usage,
+        applies: Tensor | None = None,
+    ) -> None:
+        """Take in the weights after a step, whose optimiser counts how often each was used.
+
+        Args:
+            applies: Whether the step was taken, a number on the device; the average stays if not.
+        """
         for mean, now in zip(self.supernet.parameters(), supernet.parameters(), strict=True):
             if now in used:
-                share = self._share(optimizer.uses(now).to(now.device))
+                share = self._share(optimizer.uses(now).to(now.device)).to(now.dtype)
                 mask = used[now]
-                mean.lerp_(now, share.to(now.dtype) if mask is None else share * mask)
+                share = share if mask is None else share * mask.values
+                mean.lerp_(now, share if applies is None else share * applies)
         for copied, buffer in zip(self.supernet.buffers(), supernet.buffers(), strict=True):
             copied.copy_(buffer)
 

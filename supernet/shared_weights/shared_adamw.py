@@ -10,16 +10,31 @@ three times too large). Decoupled weight decay likewise counts used steps only.
 Parameters that are always used whole take torch's fused kernel. Only those that a step uses in part
 count the steps of their parts from then on: one count for all elements that were always used
 together along an axis, as the rows of a projection are.
+
+On a CPU, of a part only the block that has all its used elements is passed over. On a GPU all of it
+is: there many small tensors at once are faster than few elements of each.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from supernet.shared_weights.usage import Usage
+from supernet.shared_weights.usage import Box, Usage, narrowed
+
+
+class _Part(NamedTuple):
+    """A block of a parameter, of its gradient and of its state; ``mask`` and ``step`` broadcast."""
+
+    parameter: Tensor
+    gradient: Tensor
+    mask: Tensor
+    mean: Tensor
+    square: Tensor
+    step: Tensor
 
 
 class SharedAdamW(torch.optim.AdamW):
@@ -29,12 +44,13 @@ class SharedAdamW(torch.optim.AdamW):
     broadcasts to its parameter's once that was used in part.
     """
 
-    def update(self, used: Usage) -> None:
+    def update(self, used: Usage, applies: Tensor | None = None) -> None:
         """Take a step with the gradients that are there, on the used elements only.
 
         Args:
             used: From `usage.UsedWeights`; gradients of other parameters are dropped.
                 Elements that are not used have gradient zero, as backward leaves them.
+            applies: Whether anything changes, a number on the device: nobody waits for it.
         """
         in_parts = []
         for group in self.param_groups:
@@ -47,11 +63,11 @@ class SharedAdamW(torch.optim.AdamW):
                     parts.append((parameter, parameter.grad))
                     parameter.grad = None  # hidden from torch's own step
             in_parts.append((group, parts))
-        self.step()
+        self._update_whole(applies)
         with torch.no_grad():
             for group, parts in in_parts:
                 if parts:
-                    self._update_parts(parts, used, group)
+                    self._update_parts([self._part(*part, used, applies) for part in parts], group)
                 for parameter, gradient in parts:
                     parameter.grad = gradient
 
@@ -60,16 +76,42 @@ class SharedAdamW(torch.optim.AdamW):
         state = self.state.get(parameter)
         return state["step"] if state else torch.zeros((), device=parameter.device)
 
-    def _update_parts(
-        self, parts: list[tuple[Tensor, Tensor]], used: Usage, group: dict[str, Any]
-    ) -> None:
+    def _update_whole(self, applies: Tensor | None) -> None:
+        """Let torch's fused kernel change what is used whole."""
+        # torch's own way to leave a step out by a number of the device, for its GradScaler.
+        self.found_inf = None if applies is None else 1 - applies.float()
+        self.step()
+
+    def _part(
+        self, parameter: Tensor, gradient: Tensor, used: Usage, applies: Tensor | None
+    ) -> _Part:
+        """Return the block of a parameter that a step may change."""
+        mask = used[parameter]
+        values = torch.ones((), device=parameter.device) if mask is None else mask.values
+        state = self._state_in_parts(parameter, values)
+        step = state["step"]
+        box: Box = ()
+        if mask is not None and parameter.device.type == "cpu":
+            values, box = mask.narrowed(), mask.box
+            step = narrowed(step, box)
+        gradient = gradient[box]
+        if applies is not None:
+            values = values * applies
+            gradient = torch.where(applies, gradient, 0.0)
+        return _Part(
+            parameter=parameter[box],
+            gradient=gradient,
+            mask=values,
+            mean=state["exp_avg"][box],
+            square=state["exp_avg_sq"][box],
+            step=step,
+        )
+
+    def _update_parts(self, parts: Sequence[_Part], group: dict[str, Any]) -> None:
         """Update parameters that count their elements' steps; each line is one for all of them."""
-        parameters, gradients = [p for p, _ in parts], [gradient for _, gradient in parts]
-        masks = [torch.ones((), device=p.device) if (m := used[p]) is None else m for p, _ in parts]
-        states = [self._state_in_parts(p, mask) for p, mask in zip(parameters, masks, strict=True)]
-        means = [state["exp_avg"] for state in states]
-        squares = [state["exp_avg_sq"] for state in states]
-        steps = [state["step"] for state in states]
+        parameters, gradients = [p.parameter for p in parts], [p.gradient for p in parts]
+        masks, steps = [p.mask for p in parts], [p.step for p in parts]
+        means, squares = [p.mean for p in parts], [p.square for p in parts]
         beta1, beta2 = group["betas"]
         lr, weight_decay = group["lr"], group["weight_decay"]
         torch._foreach_add_(steps, masks)
@@ -96,7 +138,9 @@ class SharedAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        shape = torch.broadcast_shapes(state["step"].shape, mask.shape)
+        # Not `torch.broadcast_shapes`, which takes longer than all the rest of a parameter's step.
+        steps = state["step"].shape or (1,) * mask.dim()
+        shape = tuple(map(max, steps, mask.shape)) if mask.dim() else state["step"].shape
         if state["step"].shape != shape:
             state["step"] = state["step"].expand(shape).clone()
         return state

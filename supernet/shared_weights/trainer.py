@@ -6,12 +6,13 @@ what they use and nothing else (`usage`, `shared_adamw`).
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,52 @@ class Progress:
     loss: float
     lr: float
     feed_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What a checkpoint holds; see `supernet.shared_weights.checkpoint.save_supernet`."""
+
+    step: int
+    supernet: Supernet
+    averaged: Supernet | None
+    training: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the checkpoint."""
+        save_supernet(
+            folder,
+            step=self.step,
+            supernet=self.supernet,
+            averaged=self.averaged,
+            training=self.training,
+        )
+
+
+@dataclass(slots=True)
+class _BadSteps:
+    """How many steps in a row were not taken, counted on the device.
+
+    Attributes:
+        in_a_row: Until now.
+        most_in_a_row: Ever.
+        last: The number of the last one.
+    """
+
+    in_a_row: Tensor
+    most_in_a_row: Tensor
+    last: Tensor
+
+    @classmethod
+    def none(cls, device: torch.device, in_a_row: int = 0) -> _BadSteps:
+        """Begin to count, after so many."""
+        return cls(*torch.tensor([in_a_row, in_a_row, 0], device=device).unbind())
+
+    def count(self, applies: Tensor, step: int) -> None:
+        """Count a step."""
+        self.in_a_row = torch.where(applies, 0, self.in_a_row + 1)
+        self.most_in_a_row = torch.maximum(self.most_in_a_row, self.in_a_row)
+        self.last = torch.where(applies, self.last, step)
 
 
 class SupernetTrainer:
@@ -115,7 +162,7 @@ class SupernetTrainer:
             if recipe.ema_decay is None
             else SharedEma(self.supernet, decay=recipe.ema_decay, warmup=recipe.ema_warmup)
         )
-        self.step = self._bad_steps = 0
+        self.step, self._bad = 0, _BadSteps.none(self.device)
         self._extremes = (
             space.extreme("macs", largest=True),
             space.extreme("macs", largest=False),
@@ -138,9 +185,14 @@ class SupernetTrainer:
         """Take so many steps, or fewer where the schedule ends."""
         last, self._feed_seconds = min(self.step + steps, self.total_steps), 0.0
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            losses = [self._take_step() for _ in range(self.step, last)]
+            losses = []
+            while self.step < last:
+                losses.append(self._take_step())
+                if len(losses) % MAX_BAD_STEPS == 0:
+                    self._check_bad_steps()
         # Read once a call: what waits for a number of the device at every step leaves it idle.
         loss = torch.stack(losses).mean().item() if losses else float("nan")
+        self._check_bad_steps()
         return Progress(
             step=self.step,
             loss=loss,
@@ -154,16 +206,30 @@ class SupernetTrainer:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
-        state = {
+        self._state().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
+        state = self._state()
+        return Snapshot(
+            step=state.step,
+            supernet=copy.deepcopy(state.supernet).cpu(),
+            averaged=None if state.averaged is None else copy.deepcopy(state.averaged).cpu(),
+            training=_copied(state.training),
+        )
+
+    def _state(self) -> Snapshot:
+        """Return what a checkpoint holds, as it is now."""
+        training = {
             "step": self.step,
             "total_steps": self.total_steps,
-            "bad_steps": self._bad_steps,
+            "bad_steps": int(self._bad.in_a_row),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
         averaged = None if self.ema is None else self.ema.supernet
-        save_supernet(
-            folder, step=self.step, supernet=self.supernet, averaged=averaged, training=state
+        return Snapshot(
+            step=self.step, supernet=self.supernet, averaged=averaged, training=training
         )
 
     def load(self, folder: Path) -> bool:
@@ -175,15 +241,13 @@ class SupernetTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.total_steps = state["step"], state["total_steps"]
-        self._bad_steps = state["bad_steps"]
+        self._bad = _BadSteps.none(self.device, state["bad_steps"])
         self._batches = iter(())
         return True
 
     def _take_step(self) -> Tensor:
         shards = self._next_shards()
-        architectures = strategy_named(self.strategy)(
-            self.space, random.Random(f"{self.seed}/{self.step}"), self._extremes
-        )
+        architectures = self._architectures(self.step)
         # Dropped paths are a function of the step, so that a checkpoint holds no random state.
         torch.manual_seed(derived_seed(self.seed, "step", self.step, self.rank))
         self.supernet.train()
@@ -202,12 +266,12 @@ class SupernetTrainer:
         """Add up the gradients of this process's shards; return the mean loss over its images."""
         total = sum(shard.share for shard in shards)
         losses = []
-        for images, targets, share in passes_of(shards):
+        for images, targets, share in passes_of(shards, self.device):
             loss = accumulate_gradients(
                 self.supernet,
                 architectures,
-                images.to(self.device, non_blocking=True),
-                targets.to(self.device, non_blocking=True),
+                images,
+                targets,
                 self.recipe,
                 distil=self.strategy in DISTILLING,
                 scaler=self.scaler,
@@ -216,29 +280,37 @@ class SupernetTrainer:
             losses.append(loss * (share / total))
         return torch.stack(losses).sum()
 
-    def _update(self, architectures: Sequence[Architecture]) -> None:
-        """Change the weights that the architectures use, unless their gradients are not finite.
+    def _architectures(self, step: int) -> list[Architecture]:
+        """Name the architectures of a step."""
+        rng = random.Random(f"{self.seed}/{step}")
+        return strategy_named(self.strategy)(self.space, rng, self._extremes)
 
-        Raises:
-            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite gradient.
-        """
+    def _update(self, architectures: Sequence[Architecture]) -> None:
+        """Change the weights that the architectures use, unless their gradients are not finite."""
         self.scaler.unscale_(self.optimizer)
         used = self.used_weights(architectures)
-        if apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad):
-            self._bad_steps = 0
-            if self.ema is not None:
-                self.ema.update(self.supernet, self.optimizer, used)
-        else:
-            # One diverging architecture must not spoil the weights of all.
-            self._bad_steps += 1
+        # One diverging architecture must not spoil the weights of all.
+        applies = apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad)
+        if self.ema is not None:
+            self.ema.update(self.supernet, self.optimizer, used, applies)
+        self._bad.count(applies, self.step)
         if self.scaler.is_enabled():
             self.scaler.update()
-        if self._bad_steps >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at "
-                f"step {self.step} for architecture {architectures[0].key}. Lower the recipe's "
-                "lr, or forbid the choices that diverge in the space file."
-            )
+
+    def _check_bad_steps(self) -> None:
+        """See that not all of many steps in a row had gradients that are not finite.
+
+        Raises:
+            FloatingPointError: After `MAX_BAD_STEPS` of them.
+        """
+        if int(self._bad.most_in_a_row) < MAX_BAD_STEPS:
+            return
+        last = int(self._bad.last)
+        raise FloatingPointError(
+            f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at step "
+            f"{last} for architecture {self._architectures(last)[0].key}. Lower the recipe's lr, "
+            "or forbid the choices that diverge in the space file."
+        )
 
     def _next_shards(self) -> list[Shard]:
         shards = next(self._batches, None)
@@ -259,22 +331,20 @@ class SupernetTrainer:
         return self.recipe.min_lr + (peak - self.recipe.min_lr) * cosine
 
 
-def passes_of(shards: Sequence[Shard]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Put shards together up to `PASS_IMAGES`.
+def passes_of(
+    shards: Sequence[Shard], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Finish shards on a device, and put them together up to `PASS_IMAGES`.
 
     Yields:
         Images (B, 3, S, S), targets (B,) or (B, num_classes), and their share of the step's batch.
     """
-    largest = max(len(shard.images) for shard in shards)
+    largest = max(len(shard) for shard in shards)
     together = max(PASS_IMAGES // max(largest, 1), 1)
     for first in range(0, len(shards), together):
         part = shards[first : first + together]
-        if len(part) == 1:
-            yield part[0].images, part[0].targets, part[0].share
-            continue
-        images, targets = (
-            torch.cat([getattr(shard, name) for shard in part]) for name in ("images", "targets")
-        )
+        made = [shard.finished(device) for shard in part]
+        images, targets = made[0] if len(made) == 1 else map(torch.cat, zip(*made, strict=True))
         yield images, targets, sum(shard.share for shard in part)
 
 
@@ -319,23 +389,22 @@ def accumulate_gradients(
     return torch.tensor(float("nan")) if first is None else first
 
 
-def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> bool:
+def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> Tensor:
     """Clip the gradients and change the used weights, unless a gradient is not finite.
 
     Args:
         clip_grad: Largest norm of all gradients; None for any.
 
     Returns:
-        Whether the weights were changed.
+        Whether the weights were changed; on the device, where nobody has waited for it.
     """
     trained = [parameter for parameter in used if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if not math.isfinite(norm.item()):
-        return False
     if clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, clip_grad, norm)
-    optimizer.update(used)
-    return True
+    applies = norm.isfinite()
+    optimizer.update(used, applies)
+    return applies
 
 
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
@@ -344,6 +413,15 @@ def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
     names = ("params", "lr", "betas", "eps", "weight_decay")
     groups = [{name: group[name] for name in names} for group in wanted.param_groups]
     return SharedAdamW(groups, fused=True)
+
+
+def _copied(value: Any) -> Any:
+    """Copy the tensors of nested dictionaries and lists into the CPU's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 def _check(recipe: Recipe, strategy: str) -> None:

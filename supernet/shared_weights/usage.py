@@ -7,8 +7,9 @@ concatenation, a learned transform) gives its elements without code of its own.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import fields
+import copy
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import torch
@@ -17,20 +18,73 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from supernet.network import Supernet
 
-Usage: TypeAlias = dict[Tensor, Tensor | None]
+Box: TypeAlias = tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mask:
+    """Which elements of a parameter are used.
+
+    Attributes:
+        values: Of the type of the parameter, 1 where used and 0 elsewhere. They have its number of
+            axes, and size 1 along those where they do not change.
+        box: The smallest block of the parameter that has all used elements.
+    """
+
+    values: Tensor
+    box: Box
+
+    @classmethod
+    def of(cls, values: Tensor) -> Mask:
+        """Find the block that has all used elements."""
+        used, box = values != 0, []
+        for axis, size in enumerate(used.shape):
+            others = [other for other in range(used.dim()) if other != axis]
+            places = (used.any(others) if others else used).nonzero().flatten().tolist()
+            is_whole = size == 1 or not places
+            box.append(slice(None) if is_whole else slice(places[0], places[-1] + 1))
+        return cls(values, tuple(box))
+
+    def narrowed(self) -> Tensor:
+        """Return the values inside the box; size 1 where they do not change along an axis."""
+        return narrowed(self.values, self.box)
+
+    def joined(self, other: Mask) -> Mask:
+        """Return what one of both uses."""
+        box = tuple(
+            slice(None)
+            if mine.stop is None or theirs.stop is None
+            else slice(min(mine.start, theirs.start), max(mine.stop, theirs.stop))
+            for mine, theirs in zip(self.box, other.box, strict=True)
+        )
+        return Mask(torch.maximum(self.values, other.values), box)
+
+
+def narrowed(values: Tensor, box: Box) -> Tensor:
+    """Cut what broadcasts to a parameter to a block of it; size 1 stays."""
+    sizes = zip(values.shape, box, strict=True)
+    return values[tuple(slice(None) if size == 1 else cut for size, cut in sizes)]
+
+
+# None: all of a parameter.
+Usage: TypeAlias = dict[Tensor, Mask | None]
 
 
 class UsedWeights:
     """Says which weights of a supernet architectures use; remembers what it found for each block.
 
+    On a GPU a copy on the CPU is traced, so that nobody waits for the numbers of masks.
+
     Args:
-        supernet: Stays the same object; its weights may change and move.
+        supernet: Stays the same object, on its device; its weights may change.
     """
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet = supernet
+        self._traced: Supernet | None = None
         self._parts: dict[Hashable, Usage] = {}
-        self._masks: dict[Tensor, list[Tensor]] = {}  # the different ones of each parameter
+        # The different ones of each parameter, as they were traced and where the parameter is.
+        self._masks: dict[Tensor, list[tuple[Mask, Mask]]] = {}
 
     def __call__(self, architectures: Iterable[Architecture]) -> Usage:
         """Map each parameter that is used to None (all of it) or a mask of the used elements.
@@ -40,9 +94,6 @@ class UsedWeights:
         Args:
             architectures: Of one step; what any of them uses is used.
 
-        Returns:
-            Masks are of the type of their parameter, 1 where used and 0 elsewhere. They have its
-            number of axes, and size 1 along those where they do not change.
         """
         found: Usage = {}
         for architecture in dict.fromkeys(architectures):
@@ -54,43 +105,70 @@ class UsedWeights:
         return found
 
     def _look_up(self, architecture: Architecture, keys: dict[str, Hashable]) -> None:
-        parameters: list[Tensor] = [p for p in self._supernet.parameters() if p.requires_grad]
-        values: dict[Hashable, list[Tensor]] = {key: [] for key in keys.values()}
+        traced = self._traced_supernet()
+        values: dict[str, list[Tensor]] = {part: [] for part in keys}
         with torch.enable_grad():
-            for name, value in self._supernet.select(architecture).items():
+            for name, value in traced.select(architecture).items():
                 part = next((part for part in keys if part and name.startswith(part)), "")
-                values[keys[part]].append(value)
-        for key, selected in values.items():
+                values[part].append(value)
+        own: dict[Tensor, Tensor] = dict(
+            zip(traced.parameters(), self._supernet.parameters(), strict=True)
+        )
+        for part, key in keys.items():
             if key not in self._parts:
-                self._parts[key] = self._trace(parameters, selected)
+                # What a block uses is in the block.
+                parameters = [
+                    parameter
+                    for name, parameter in traced.named_parameters()
+                    if parameter.requires_grad and name.startswith(part)
+                ]
+                self._parts[key] = {
+                    own[parameter]: None
+                    if mask is None
+                    else self._shared_mask(own[parameter], mask)
+                    for parameter, mask in _trace(parameters, values[part]).items()
+                }
 
-    def _trace(self, parameters: list[Tensor], selected: list[Tensor]) -> Usage:
-        """Find the elements that the selected values are or depend on."""
-        usage: Usage = {v: None for v in selected if v.grad_fn is None and v.requires_grad}
-        slices = [value for value in selected if value.grad_fn is not None]
-        if slices:
-            sums = torch.autograd.grad(
-                slices, parameters, [torch.ones_like(value) for value in slices], allow_unused=True
-            )
-            for parameter, gradient in zip(parameters, sums, strict=True):
-                if gradient is not None and parameter not in usage:
-                    usage[parameter] = self._shared_mask(parameter, gradient != 0)
-        return usage
+    def _traced_supernet(self) -> Supernet:
+        """Return the supernet itself, or its copy on the CPU, where only shapes count."""
+        if next(self._supernet.parameters()).device.type == "cpu":
+            return self._supernet
+        if self._traced is None:
+            self._traced = copy.deepcopy(self._supernet).cpu()
+        return self._traced
 
-    def _shared_mask(self, parameter: Tensor, used: Tensor) -> Tensor | None:
-        """Keep one tensor for each different mask; many settings use the same elements."""
-        if bool(used.all()):
-            return None
-        for axis in range(used.dim()):
-            first = used.narrow(axis, 0, 1)
-            used = first if torch.equal(used, first.expand_as(used)) else used
-        mask = used.to(parameter.dtype)
+    def _shared_mask(self, parameter: Tensor, mask: Mask) -> Mask:
+        """Keep one for each different mask; many settings use the same elements."""
         known = self._masks.setdefault(parameter, [])
-        for other in known:
-            if other.shape == mask.shape and torch.equal(other, mask):
-                return other
-        known.append(mask)
-        return mask
+        for traced, placed in known:
+            is_alike = traced.box == mask.box and traced.values.shape == mask.values.shape
+            if is_alike and torch.equal(traced.values, mask.values):
+                return placed
+        known.append((mask, Mask(mask.values.to(parameter.device), mask.box)))
+        return known[-1][1]
+
+
+def _trace(parameters: Sequence[Tensor], selected: Sequence[Tensor]) -> Usage:
+    """Find the elements that the selected values are or depend on."""
+    usage: Usage = {v: None for v in selected if v.grad_fn is None and v.requires_grad}
+    slices = [value for value in selected if value.grad_fn is not None]
+    if slices:
+        sums = torch.autograd.grad(
+            slices, parameters, [torch.ones_like(value) for value in slices], allow_unused=True
+        )
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            if gradient is not None and parameter not in usage and bool(gradient.any()):
+                usage[parameter] = _mask(gradient != 0, parameter.dtype)
+    return usage
+
+
+def _mask(used: Tensor, dtype: torch.dtype) -> Mask | None:
+    if bool(used.all()):
+        return None
+    for axis in range(used.dim()):
+        first = used.narrow(axis, 0, 1)
+        used = first if torch.equal(used, first.expand_as(used)) else used
+    return Mask.of(used.to(dtype))
 
 
 def _part_keys(architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
@@ -120,5 +198,5 @@ def _join(found: Usage, part: Usage) -> None:
     """Add what a part uses to what is used already."""
     for parameter, mask in part.items():
         known = found.get(parameter, mask)
-        both = None if known is None or mask is None else torch.maximum(known, mask)
+        both = None if known is None or mask is None else known.joined(mask)
         found[parameter] = mask if known is mask else both

@@ -1,6 +1,7 @@
 """Training one network."""
 
 from supernet.training.batches import (
+    PixelBatches,
     Shard,
     TrainLoader,
     eval_batches,
@@ -18,6 +19,7 @@ from supernet.training.checkpoint import (
     write_checkpoint,
     write_text,
 )
+from supernet.training.distillation import Teacher
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer
@@ -31,6 +33,7 @@ from supernet.training.training import (
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
+    check_teacher,
     check_token_labels,
     own_device,
     train,
@@ -48,7 +51,9 @@ __all__ = [
     "BatchStatistics",
     "EpochReport",
     "LabelMaps",
+    "PixelBatches",
     "Shard",
+    "Teacher",
     "TrainLoader",
     "TrainingOptions",
     "TrainingResult",
@@ -56,6 +61,7 @@ __all__ = [
     "add_up",
     "build_optimizer",
     "changed_file",
+    "check_teacher",
     "check_token_labels",
     "checksums",
     "damage",

@@ -1,8 +1,9 @@
 """What a recipe does to the images of a batch in training: crop, mirror, colour, erase, mix.
 
-Stored images are cropped, mirrored and normalised as whole uint8 batches; images pass through PIL
-only where they are streamed or a recipe asks for resized crops, auto_augment or color_jitter, which
-are timm's, as are Mixup and erasing.
+Stored images are cropped as whole uint8 batches; images pass through PIL only where they are
+streamed or a recipe asks for resized crops, auto_augment or color_jitter, which are timm's, as are
+Mixup and erasing. All random numbers are drawn here; what does not need PIL or a crop is left to
+`supernet.training.finishing`, on the device that trains.
 
 Shape suffixes: B images, H and W their sides in pixels, C channels.
 """
@@ -25,17 +26,19 @@ from torch import Tensor
 
 from supernet.data import CROP_FRACTION, ImageData, square
 from supernet.recipes import Recipe
+from supernet.training.finishing import Finish, Mixing, Patches, normalized
 from supernet.training.seeding import seeded_globals
 from supernet.training.token_labels import CroppedMaps, MappedCrop
 
 PixelArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Augmentable = PixelArray | Sequence[Image.Image]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What is done to a batch, from uint8 images to normalised and mixed ones."""
+    """What is done to a batch, up to its last steps, which a `Finish` describes."""
 
     data: ImageData
     recipe: Recipe
@@ -43,8 +46,8 @@ class Augmentation:
     resize_and_flip: Callable[[Image.Image], Image.Image] | None
     mapped_crop: MappedCrop | None
     recolor: Callable[[Image.Image], Image.Image] | None
-    erase: Callable[[Tensor], Tensor] | None
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    erase: RandomErasing | None
+    mix: Mixup | None
 
     @classmethod
     def of(cls, data: ImageData, recipe: Recipe) -> Augmentation:
@@ -90,11 +93,11 @@ class Augmentation:
     def __call__(
         self,
         images: Augmentable,
-        labels: Tensor,
         seed: int,
         maps: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, CroppedMaps | None]:
-        cropped_maps = None
+    ) -> tuple[PixelArray, Finish, CroppedMaps | None]:
+        """Crop and colour images; draw what is to be done to the pixels (B, H, W, C) after that."""
+        cropped_maps, mirrored = None, np.zeros(len(images), np.bool_)
         with seeded_globals(seed):
             if self.mapped_crop is not None and maps is not None:
                 images, cropped_maps = self.mapped_crop(images, maps)
@@ -102,19 +105,24 @@ class Augmentation:
                 images = _through_pil(images, self.resize_and_flip)
             else:
                 pixels = _squares(images, self.data)
-                images = _crop_and_flip(pixels, self, np.random.default_rng(seed))
+                images, mirrored = _crop(pixels, self, np.random.default_rng(seed))
             if self.recolor is not None:
+                # In PIL's part the mirrored pixels are wanted.
+                if mirrored.any():
+                    images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+                    mirrored[:] = False
                 images = _through_pil(images, self.recolor)
-            normal = normalize(np.asarray(images), self.data)
-            erases_last = self.recipe.random_erasing_place == "after_mixup"
-            if self.erase is not None and not erases_last:
-                normal = self.erase(normal)
-            targets = labels
-            if self.mix is not None:
-                normal, targets = self.mix(normal, labels)
-            if self.erase is not None and erases_last:
-                normal = self.erase(normal)
-        return normal, targets, cropped_maps
+            size = self.data.img_size
+            shape = (len(images), len(self.data.mean), size, size)
+            finish = Finish(
+                mean=self.data.mean,
+                std=self.data.std,
+                mirrored=torch.from_numpy(mirrored) if mirrored.any() else None,
+                patches=None if self.erase is None else Patches.drawn(self.erase, shape),
+                mixing=None if self.mix is None else Mixing.drawn(self.mix, shape),
+                erases_last=self.recipe.random_erasing_place == "after_mixup",
+            )
+        return np.asarray(images), finish, cropped_maps
 
 
 def mend_posterize(transforms: Iterable[Any]) -> None:
@@ -143,10 +151,10 @@ def _squares(images: Augmentable, data: ImageData) -> PixelArray:
     return np.stack([np.asarray(square(image, side)) for image in images])
 
 
-def _crop_and_flip(
+def _crop(
     images_BHWC: PixelArray, augmentation: Augmentation, rng: np.random.Generator
-) -> PixelArray:
-    """Cut a random window of ``img_size`` out of each image and mirror some of them.
+) -> tuple[PixelArray, BoolArray]:
+    """Cut a random window of ``img_size`` out of each image, and draw which are to be mirrored.
 
     Images that are not larger than that are padded first, as the recipe says.
     """
@@ -154,14 +162,24 @@ def _crop_and_flip(
     num_images, stored = images_BHWC.shape[:2]
     padding = recipe.random_crop_padding if stored == size else 0
     starts = rng.integers(0, stored + 2 * padding - size + 1, (2, num_images, 1)) - padding
+    mirrored: BoolArray = np.less(rng.random(num_images), augmentation.flip)
+    if not padding:
+        return _cut(images_BHWC, starts[:, :, 0], size), mirrored
     rows, cols = starts + np.arange(size)
-    mirrored = rng.random(num_images) < augmentation.flip
-    cols[mirrored] = cols[mirrored, ::-1]
     cropped = _take_windows(images_BHWC, _reflect(rows, stored), _reflect(cols, stored))
-    if padding and recipe.random_crop_padding_mode == "zero":
+    if recipe.random_crop_padding_mode == "zero":
         outside_rows, outside_cols = ((i < 0) | (i >= stored) for i in (rows, cols))
         cropped[outside_rows[:, :, None] | outside_cols[:, None, :]] = 0
-    return cropped
+    return cropped, mirrored
+
+
+def _cut(images_BHWC: PixelArray, starts: IntArray, size: int) -> PixelArray:
+    """Copy a window out of each image; ``starts`` are first rows and columns, (2, B)."""
+    num_images, *_, channels = images_BHWC.shape
+    windows = np.empty((num_images, size, size, channels), np.uint8)
+    for window, image, row, column in zip(windows, images_BHWC, *starts.tolist(), strict=True):
+        window[:] = image[row : row + size, column : column + size]
+    return windows
 
 
 def _take_windows(images_BHWC: PixelArray, rows: IntArray, cols: IntArray) -> PixelArray:
@@ -190,6 +208,4 @@ def _through_pil(
 
 def normalize(images_BHWC: PixelArray, data: ImageData) -> Tensor:
     """Turn pixels into floats of zero mean and unit variance over the train split, (B, C, H, W)."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous().float()
-    return images.mul_(1 / (255 * std)).sub_(mean / std)
+    return normalized(torch.from_numpy(images_BHWC), data.mean, data.std)

@@ -26,34 +26,55 @@ from torch.utils.data import DataLoader, Dataset
 from supernet.data import CROP_FRACTION, ImageData, Split, StreamedImages
 from supernet.recipes import Recipe
 from supernet.training.augmentation import Augmentation, IntArray, PixelArray, normalize
+from supernet.training.finishing import Finish, normalized
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import CroppedMaps, LabelMaps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """Images that pass through the network together.
+    """Images that pass through the network together, as bytes.
 
     Attributes:
-        images: Shape (B, 3, img_size, img_size), normalised.
-        targets: Class indices (B,), or class probabilities (B, num_classes) where the recipe mixes.
+        pixels: Shape (B, img_size, img_size, 3), uint8.
+        labels: Class indices (B,).
+        finish: Makes of them what a network sees, and what it is to say.
         maps: The label maps of the images, cropped as they are, where the recipe has token labels.
         share: Of the images of the step; the weight of the shard's loss.
         read_seconds: Spent on reading and decoding.
-        augment_seconds: Spent on augmentation.
+        augment_seconds: Spent on augmentation, up to the pixels.
     """
 
-    images: Tensor
-    targets: Tensor
+    pixels: Tensor
+    labels: Tensor
+    finish: Finish
     maps: CroppedMaps | None
     share: float
     read_seconds: float
     augment_seconds: float
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def finished(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Mirror, normalise, erase and mix the images on a device.
+
+        Returns:
+            Images (B, 3, img_size, img_size), and class indices (B,), or class probabilities
+            (B, num_classes) where the recipe mixes.
+        """
+        place = torch.device(device)
+        pixels, labels = (x.to(place, non_blocking=True) for x in (self.pixels, self.labels))
+        return self.finish.to(place)(pixels, labels)
+
     def pin_memory(self) -> Shard:
         """Put the tensors where a GPU fetches them while it computes; `DataLoader` asks for it."""
-        images, targets = self.images.pin_memory(), self.targets.pin_memory()
-        return replace(self, images=images, targets=targets)
+        return replace(
+            self,
+            pixels=self.pixels.pin_memory(),
+            labels=self.labels.pin_memory(),
+            finish=self.finish.pin_memory(),
+        )
 
 
 def steps_per_epoch(num_images: int, recipe: Recipe) -> int:
@@ -134,7 +155,7 @@ def train_batches(
     """
     whole = recipe.model_copy(update={"shard_size": None})
     for (shard,) in train_shards(split, data, whole, epoch=epoch, seed=seed, workers=workers):
-        yield shard.images, shard.targets
+        yield shard.finished()
 
 
 def train_shards(
@@ -260,6 +281,34 @@ def eval_batches(
         yield from map(maker.__getitem__, firsts)
 
 
+@dataclass(frozen=True, slots=True)
+class PixelBatches:
+    """The batches of `eval_batches`, kept as bytes on a device and normalised whenever they pass.
+
+    A quarter of the memory of floats, and the same bits.
+    """
+
+    data: ImageData
+    batches: Sequence[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, split: Split, data: ImageData, batch_size: int, device: str) -> PixelBatches:
+        """Read and crop all images of a split."""
+        maker = _EvalMaker(split, data, batch_size, None, "center", "bicubic")
+        made = map(maker.pixels, range(0, len(split), batch_size))
+        return cls(
+            data,
+            [(torch.from_numpy(images).to(device), labels.to(device)) for images, labels in made],
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in self.batches:
+            yield normalized(pixels, self.data.mean, self.data.std), labels
+
+
 def seen_share(data: ImageData, crop_pct: float | None) -> float:
     """Return the share of an image's side that `eval_batches` shows, as timm's ``crop_pct``."""
     if crop_pct is not None:
@@ -321,10 +370,11 @@ class _ShardMaker(Dataset[Shard]):
         cropped = None if self.maps is None else [self.maps.load(row) for row in rows.tolist()]
         read = time.perf_counter()
         own_seed = derived_seed(seed, "batch", epoch, *parts)
-        tensor, targets, maps = self.augment(images, labels, own_seed, cropped)
+        pixels, finish, maps = self.augment(images, own_seed, cropped)
         return Shard(
-            images=tensor,
-            targets=targets,
+            pixels=torch.from_numpy(pixels),
+            labels=labels,
+            finish=finish,
             maps=maps,
             share=1.0 if self.num_shards == 1 else len(rows) / len(batch),
             read_seconds=read - started,
@@ -344,6 +394,15 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
     interpolation: str
 
     def __getitem__(self, first: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = self.pixels(first)
+        images = normalize(pixels, self.data)
+        if pixels.shape[1] == self.data.img_size:
+            return images, labels
+        size, mode = self.data.img_size, self.interpolation
+        return F.interpolate(images, size, mode=mode, antialias=True), labels
+
+    def pixels(self, first: int) -> tuple[PixelArray, Tensor]:
+        """Return the batch as bytes (B, S, S, 3): of the side of the crop where it is scaled."""
         chunk = slice(first, first + self.batch_size)
         labels = torch.from_numpy(np.array(self.split.labels[chunk]))
         stored = self.split.images
@@ -351,7 +410,7 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
             return self._transformed(stored.read(np.arange(first, first + len(labels)))), labels
         return self._cropped(stored[chunk]), labels
 
-    def _transformed(self, images: Sequence[Image.Image]) -> Tensor:
+    def _transformed(self, images: Sequence[Image.Image]) -> PixelArray:
         transform = transforms_imagenet_eval(
             self.data.img_size,
             crop_pct=self.crop_pct or CROP_FRACTION,
@@ -360,9 +419,10 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
             normalize=False,
         )
         pixels = torch.stack([transform(image) for image in images])
-        return normalize(pixels.permute(0, 2, 3, 1).numpy(), self.data)
+        found: PixelArray = pixels.permute(0, 2, 3, 1).numpy()
+        return found
 
-    def _cropped(self, images_BHWC: PixelArray) -> Tensor:
+    def _cropped(self, images_BHWC: PixelArray) -> PixelArray:
         stored, wanted = images_BHWC.shape[1], self.data.img_size
         side = wanted if self.crop_pct is None else round(stored * self.crop_pct)
         if side > stored:
@@ -372,7 +432,4 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
             stored = side
         start = (stored - side) // 2
         centre = slice(start, start + side)
-        images = normalize(np.array(images_BHWC[:, centre, centre]), self.data)
-        if side == wanted:
-            return images
-        return F.interpolate(images, wanted, mode=self.interpolation, antialias=True)
+        return np.array(images_BHWC[:, centre, centre])

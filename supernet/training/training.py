@@ -28,6 +28,7 @@ from supernet.data import ImageData, Split
 from supernet.recipes import Recipe
 from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
 from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
+from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, to_csv
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer, build_scheduler
@@ -72,6 +73,7 @@ class TrainingOptions:
         should_stop: Asked before every epoch.
         loader_workers: Processes that make the batches; 0 for this one.
         maps: Label maps of the training images, for a recipe with token labels.
+        teacher: Whom it learns from, for a recipe with distillation.
         identity: Of whatever else decides the training, such as what its weights start from; a
             checkpoint with another one is refused.
     """
@@ -85,6 +87,7 @@ class TrainingOptions:
     should_stop: Callable[[], bool] | None = None
     loader_workers: int = 0
     maps: LabelMaps | None = None
+    teacher: Teacher | None = None
     identity: str = ""
 
 
@@ -189,7 +192,9 @@ class _Training:
         self.optimizer = build_optimizer(self.network, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
-        self.gradients = Gradients(self.network, recipe, self.device, self.scaler)
+        self.gradients = Gradients(
+            self.network, recipe, self.device, self.scaler, self._lesson(options.teacher)
+        )
         # Buffers are averaged like the weights: batch norms then have the statistics, over the
         # same steps, of the features that the averaged weights make.
         self.ema = (
@@ -204,6 +209,13 @@ class _Training:
             self._check_together()
             if recipe.bad_loss == "rollback" and is_new:
                 self._write()
+
+    def _lesson(self, teacher: Teacher | None) -> Lesson | None:
+        settings, data = self.recipe.distillation, self.data
+        if teacher is None:
+            return None
+        assert settings is not None  # `_check_options` has seen to it.
+        return Lesson(teacher, settings, data.mean, data.std, self.device)
 
     def must_stop(self) -> bool:
         """Tell whether the caller of the first process wants to stop."""
@@ -282,7 +294,7 @@ class _Training:
             waited += seconds
             read += sum(shard.read_seconds for shard in shards)
             augmented += sum(shard.augment_seconds for shard in shards)
-            images += sum(len(shard.images) for shard in shards)
+            images += sum(len(shard) for shard in shards)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return EpochReport(
             epoch=epoch + 1,
@@ -351,7 +363,12 @@ class _Training:
         shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
         data = {"images": len(self.options.train_split), "data": self.data.fingerprint}
         data |= {"mean": list(self.data.mean), "std": list(self.data.std)}
-        other = {"seed": self.options.seed, "other": self.options.identity}
+        other: dict[str, Any] = {"seed": self.options.seed, "other": self.options.identity}
+        if self.options.teacher is None:
+            # It is read with a teacher alone.
+            recipe.pop("distillation")
+        else:
+            other["teacher"] = self.options.teacher.fingerprint
         return json.dumps({"recipe": recipe, "network": shapes, **data, **other}, sort_keys=True)
 
     def _write(self) -> None:
@@ -446,6 +463,23 @@ def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
             "Give it one, or write bad_loss stop."
         )
     check_token_labels(recipe, given=options.maps is not None)
+    check_teacher(recipe, given=options.teacher is not None)
+
+
+def check_teacher(recipe: Recipe, *, given: bool) -> None:
+    """Refuse a teacher where a recipe does not say how to learn from one, or learns from maps."""
+    if not given:
+        return
+    if recipe.distillation is None:
+        raise ValueError(
+            f"A teacher needs a recipe that says what its logits count for, and {recipe.name} has "
+            "no distillation. Add e.g. distillation: {weight: 0.1, temperature: 3.0} to a copy."
+        )
+    if recipe.token_labels is not None:
+        raise ValueError(
+            f"{recipe.name} learns from a teacher's label maps already (token_labels). Leave the "
+            "teacher out, or write token_labels: null."
+        )
 
 
 def check_token_labels(recipe: Recipe, *, given: bool) -> None:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from supernet.network import Supernet
 from supernet.recipes import Recipe
 from supernet.training.batches import Shard
+from supernet.training.distillation import Lesson
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import (
     forward_mixed,
@@ -44,6 +45,7 @@ class Gradients:
         recipe: Loss, precision, memory.
         device: Torch device.
         scaler: Of the loss, for fp16.
+        lesson: Of a teacher, where there is one.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Gradients:
         recipe: Recipe,
         device: torch.device,
         scaler: torch.amp.GradScaler,
+        lesson: Lesson | None = None,
     ) -> None:
         self.network, self.recipe, self.device, self.scaler = network, recipe, device, scaler
+        self.lesson = lesson
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.run = torch.compile(network) if recipe.compile else network
         self.rank, self.world_size = process_place()
@@ -95,14 +99,18 @@ class Gradients:
 
     def _loss(self, shard: Shard, seed: int) -> Tensor:
         recipe = self.recipe
-        images = shard.images.to(self.device, non_blocking=True).to(memory_format=self.layout)
-        targets = shard.targets.to(self.device, non_blocking=True)
+        images, targets = shard.finished(self.device)
+        images = images.to(memory_format=self.layout)
         if recipe.token_labels is not None and shard.maps is not None:
             return self._token_label_loss(shard, images, targets, seed)
         with self._precision():
-            logits = self.run(images)
+            logits = self.run(images).float()
+            taught = None if self.lesson is None else self.lesson.logits(images).float()
         # One formula for class indices and probabilities; equal to timm's two losses.
-        return F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        if self.lesson is None or taught is None:
+            return loss
+        return self.lesson.loss(logits, taught, loss)
 
     def _token_label_loss(self, shard: Shard, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         recipe = self.recipe

@@ -231,6 +231,35 @@ def test_flipped_bytes_of_test_images_are_decoded_anew(data: ImageData) -> None:
     np.testing.assert_array_equal(data.test_split().images, before)
 
 
+@pytest.mark.parametrize("part", ["images", "labels"])
+@pytest.mark.parametrize("bit", range(8))
+def test_no_flipped_bit_of_an_arrays_head_is_more_than_a_message(
+    data: ImageData, part: str, bit: int
+) -> None:
+    # numpy reads the head as Python: of damaged brackets, numbers and names everything may come.
+    path = data.folder / f"train_search_{part}.npy"
+    images, labels = pixels_and_classes(data)
+    before = path.read_bytes()
+    for place in range(before.index(b"\n") + 1):
+        content = bytearray(before)
+        content[place] ^= 1 << bit
+        path.write_bytes(content)
+        try:
+            found = data.full_train()
+        except ValueError as error:
+            assert "are damaged" in str(error)  # noqa: PT017
+        else:
+            # What says the same in other signs, as "<u1" for "|u1".
+            np.testing.assert_array_equal(found.images, images)
+            np.testing.assert_array_equal(found.labels, labels)
+
+
+def pixels_and_classes(data: ImageData) -> tuple[np.ndarray, np.ndarray]:
+    """Read all that there is of training images."""
+    found = data.full_train()
+    return np.array(found.images), np.array(found.labels)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_arrays_that_are_cut_or_gone_are_decoded_anew(data: ImageData, damage: str) -> None:
     path = data.folder / "train_search_images.npy"

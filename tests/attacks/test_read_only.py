@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,8 @@ def test_looking_changes_nothing_in_the_folder(
 def test_a_colleagues_folder_can_be_looked_at(
     run: Path, monkeypatch: pytest.MonkeyPatch, state: Callable[[Path], None]
 ) -> None:
+    # What is to be imported is: Python itself may lie where another user may not look.
+    look(run, monkeypatch)
     state(run)
     for path in (run, *run.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -104,7 +106,7 @@ def test_a_colleagues_folder_can_be_looked_at(
 
 
 def as_nobody(work: Callable[[], None]) -> None:
-    """Do something as a user who may write nowhere; what is to be imported is imported by now."""
+    """Do something as a user who may write nowhere."""
 
     child = os.fork()
     if child == 0:
@@ -168,6 +170,33 @@ def test_a_damaged_record_is_one_message(run: Path) -> None:
     (run / "record.db").write_bytes(b"\0" * 4096)
     with pytest.raises(ValueError, match="cannot be read as the record of a run"):
         Record.open(run / "record.db", read_only=True)
+
+
+def damage(run: Path) -> None:
+    """Leave a file that SQLite opens, and refuses when it is read."""
+    (run / "record.db").write_bytes(b"\0" * 4096)
+
+
+@pytest.mark.parametrize("state", [leave_as_is, crash_while_writing, drop_index, damage])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_no_connection_is_left_to_the_garbage_collector(
+    run: Path, monkeypatch: pytest.MonkeyPatch, state: Callable[[Path], None], read_only: bool
+) -> None:
+    state(run)
+    opened, connect = [], sqlite3.connect
+
+    def kept(*words: object, **options: object) -> sqlite3.Connection:
+        opened.append(connect(*words, **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", kept)
+    with suppress(ValueError), Record.open(run / "record.db", read_only=read_only):
+        pass
+
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            connection.execute("SELECT 1")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from configs import config_path
-from search.cli import app
+from search.cli import app, run_commands
 from search.run_folder.folder import create_run, open_run, resume_run
 from search.run_folder.settings import SAMPLERS, RunSettings
 from search.sampling.asking import SAMPLERS as KNOWN_SAMPLERS
@@ -35,7 +35,7 @@ OPTIONS = {
     "--storage": "there",
     "--record": "postgresql://host/db",
 }
-TAKEN = {"--budget": "10cpu-minutes", "--sampler": "random", "--ray-address": "127.0.0.1:9"}
+TAKEN = {"--budget", "--sampler", "--ray-address", "--track"}
 
 
 def command(patch: pytest.MonkeyPatch, *words: str) -> int:
@@ -55,7 +55,7 @@ def run_in(folder: Path, **settings: str) -> Path:
 def test_every_option_is_decided() -> None:
     named = {
         "--" + (name.rstrip("_").replace("_", "-"))
-        for name in inspect.signature(app.run).parameters
+        for name in inspect.signature(run_commands.run).parameters
         if name != "context"
     }
     # A file of options is refused for what it holds.

@@ -236,7 +236,7 @@ def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     plan = Plan(
         budget_seconds=1e9,
         devices=1,
-        until={"promote": 1e9},
+        spent_by_end={"promote": 1e9},
         supernet_steps=0,
         judge_seconds=1.0,
         trial_epochs=2,

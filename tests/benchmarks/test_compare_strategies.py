@@ -25,8 +25,8 @@ from benchmarks.compare_strategies import (
     write_rows,
 )
 from search.record.record import Record
-from search.retraining.finished import RESULT_FILE
 from search.retraining.model_card import RetrainResult
+from search.retraining.out_folder import RESULT_FILE
 from searchspace.cost import count
 from searchspace.spec_file import load_space
 from supernet.training.evaluation import Accuracy

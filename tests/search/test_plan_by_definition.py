@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.plan import Plan, StepTimes, _devices_for, make_plan, revise_plan
+from search.plan import Plan, StepTimes, make_plan, revise_plan
+from search.plan.rungs import _devices_for
 
 PLANNED = {
     "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
@@ -95,6 +96,13 @@ def devices_for(seconds: float, limit: float, most: int) -> int:
     return next((n for n in powers if seconds / n <= limit), powers[-1])
 
 
+def near(devices: list[int]) -> tuple[int, ...]:
+    """No rung has fewer than half of the devices of the one above."""
+    for n in reversed(range(len(devices) - 1)):
+        devices[n] = max(devices[n], devices[n + 1] // 2, 1)
+    return tuple(devices)
+
+
 def expected_plan(case: Case) -> dict[str, Any]:
     """Follow the rules; what makes a budget too small is under ``needed``."""
     budget, devices = case.budget_seconds, case.devices
@@ -145,9 +153,11 @@ def expected_plan(case: Case) -> dict[str, Any]:
             images, trust_epochs = (0.25, 1.0, 1.0), middle
         limit = climbing / devices / 4
         most = min(case.most_trial_devices, devices)
-        rung_devices = tuple(
-            devices_for(e * share * epoch, limit, most)
-            for e, share in zip(rungs, images, strict=True)
+        rung_devices = near(
+            [
+                devices_for(e * share * epoch, limit, most)
+                for e, share in zip(rungs, images, strict=True)
+            ]
         )
 
     def used_by(epochs: int) -> int:
@@ -159,9 +169,20 @@ def expected_plan(case: Case) -> dict[str, Any]:
             e for e in whole if e <= trust_epochs and trust / (e * epoch) >= devices // used_by(e)
         ]
         trust_epochs = max(fitting) if fitting else min(whole)
-    num_trust = min(
-        int(max(trust, 0) / (trust_epochs * epoch)), max(24, devices // used_by(trust_epochs))
-    )
+        # On so many devices each that they come in two waves.
+        together, number = used_by(trust_epochs), min(trust / epoch / trust_epochs, 24)
+        most = min(case.most_trial_devices, devices)
+        while 2 * together <= most and number * together < 2 * devices:
+            together *= 2
+        if together > 1:
+            held = list(rung_devices or (1,) * len(rungs))
+            held[rungs.index(trust_epochs)] = together
+            rung_devices = near(held)
+    wave = max(devices // used_by(trust_epochs), 1)
+    most_trust = max(24, (2 if rung_devices else 1) * wave)
+    num_trust = min(int(max(trust, 0) / epoch / trust_epochs), most_trust)
+    if num_trust > max(24, wave):  # in whole waves
+        num_trust = max(num_trust - num_trust % wave, 24)
     if is_large and trust:
         need = num_trust * trust_epochs * epoch + (first == "trust") * case.measured_seconds
         before = shares["promote"]
@@ -250,8 +271,8 @@ def test_plans_follow_their_rules(block: int) -> None:
         plan = made(case)
 
         seconds = expected.pop("seconds")
-        ends = [0.0, *plan.until.values()]
-        assert list(plan.until) == list(PLANNED[case.strategy])
+        ends = [0.0, *plan.spent_by_end.values()]
+        assert list(plan.spent_by_end) == list(PLANNED[case.strategy])
         assert [b - a for a, b in pairwise(ends)] == pytest.approx(list(seconds.values())), case
         assert plan.planned == pytest.approx(seconds)
         assert ends[-1] == pytest.approx(case.budget_seconds)
@@ -321,7 +342,7 @@ def test_what_is_left_is_shared_anew(seed: int) -> None:
         plan = made(case)
     except ValueError:
         return
-    names = list(plan.until)
+    names = list(plan.spent_by_end)
     for after in names[:-1]:
         spent = {n: s * rng.uniform(0.5, 1.1) for n, s in plan.planned.items()}
         coming = names[names.index(after) + 1 :]
@@ -355,8 +376,10 @@ def test_what_is_left_is_shared_anew(seed: int) -> None:
         }
         ends = np.cumsum([used, *amounts.values()])
         done = names[: names.index(after) + 1]
-        assert {n: revised.until[n] for n in done} == pytest.approx(dict.fromkeys(done, used))
-        assert [revised.until[n] for n in coming] == pytest.approx(list(ends[1:]))
+        assert {n: revised.spent_by_end[n] for n in done} == pytest.approx(
+            dict.fromkeys(done, used)
+        )
+        assert [revised.spent_by_end[n] for n in coming] == pytest.approx(list(ends[1:]))
         climb = "search" if case.strategy == "proxy" else "promote"
         promoted, judged = plan.num_promoted, plan.num_judged
         if trial is not None and climb in coming:
@@ -376,7 +399,7 @@ def test_what_is_not_known_of_a_plan_is_nothing() -> None:
     plan = Plan(
         budget_seconds=100.0,
         devices=1,
-        until={"search": 100.0},
+        spent_by_end={"search": 100.0},
         supernet_steps=0,
         judge_seconds=0.0,
         trial_epochs=9,
@@ -459,7 +482,7 @@ def test_the_numbers_of_a_plan_are_the_documented_ones() -> None:
         max_epochs=9,
         retrain_steps=5_000,
     )
-    assert plan.until == pytest.approx(
+    assert plan.spent_by_end == pytest.approx(
         {
             "supernet": 36_000,
             "trust": 52_000,
@@ -488,5 +511,7 @@ def test_the_numbers_of_a_plan_are_the_documented_ones() -> None:
         retrain_steps=5_000,
         strategy="zero-cost",
     )
-    assert zero_cost.until == pytest.approx({"trust": 3_500, "search": 4_500, "promote": 10_000})
+    assert zero_cost.spent_by_end == pytest.approx(
+        {"trust": 3_500, "search": 4_500, "promote": 10_000}
+    )
     assert zero_cost.last_call_seconds == 10_000 - 2 * 4

@@ -137,6 +137,7 @@ function drawMixers() {
       y: isWide ? 1 : 1 - 0.56 * index,
       xref: "paper",
       yref: "paper",
+      xanchor: "center",
       yanchor: "bottom",
       showarrow: false,
     })),

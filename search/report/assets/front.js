@@ -127,6 +127,19 @@ function chosenTrace(view, { type, xs, ys }) {
   };
 }
 
+// Costs that span more than a decade would stand in a heap at the left: their logarithms do not.
+function scaleOf(axis, values) {
+  if (axis === "top1") return {};
+  const known = values.filter((value) => value !== null);
+  const [least, most] = known.reduce(
+    ([low, high], value) => [Math.min(low, value), Math.max(high, value)],
+    [Infinity, -Infinity],
+  );
+  const tickformat = units[axis] ? "" : "~s";
+  // With so few ticks they are at 1, 2 and 5: those at 8 and 9 would run into each other.
+  return least > 0 && most > 10 * least ? { type: "log", nticks: 5, tickformat } : { tickformat };
+}
+
 function drawFront() {
   const view = currentView();
   const [x, y] = [byId("x-axis").value, byId("y-axis").value];
@@ -142,15 +155,14 @@ function drawFront() {
     traces.push(publishedTrace(plane));
   }
   traces.push(chosenTrace(view, plane));
-  const isCount = (axis) => axis === "macs" || axis === "params";
   const layout = makeLayout(axes[x], axes[y], {
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "reversed" },
     hovermode: "closest",
     // Zooming lasts until the axes change.
     uirevision: `${x} ${y} ${view.fidelity}`,
-    xaxis: { tickformat: isCount(x) ? "~s" : "" },
-    yaxis: { tickformat: isCount(y) ? "~s" : "" },
+    xaxis: scaleOf(x, xs),
+    yaxis: scaleOf(y, ys),
   });
   draw("front-chart", traces, layout).then(placeLabels);
 }
@@ -185,7 +197,12 @@ function placeLabels() {
   const trace = chart.data[number];
   const view = currentView();
   const spots = trace.x.map((x, i) => [xaxis.d2p(x), yaxis.d2p(trace.y[i])]);
-  const taken = spots.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+  const bars = (trace.error_y?.array ?? []).map((above, i) => {
+    const [x] = spots[i];
+    const ends = [trace.y[i] + above, trace.y[i] - trace.error_y.arrayminus[i]];
+    return [x - 2, yaxis.d2p(ends[0]), x + 2, yaxis.d2p(ends[1])];
+  });
+  const taken = [...spots.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]), ...bars];
   const texts = trace.x.map(() => "");
   const positions = trace.x.map(() => "top center");
   const isFree = (box) =>

@@ -146,7 +146,7 @@ def multiplier_grad(
     parts, length = split_pixels(pixels, rows * columns)
     sums = x.new_empty((images, parts, kernel_size**2, channels), dtype=torch.float32)
     with torch.cuda.device_of(values):
-        _multiplier_grad[triton.cdiv(channels, block), parts, images](
+        _multiplier_grad[triton.cdiv(channels, block) * kernel_size, parts, images](
             sums,
             values if filters is None else dense(filters),
             x,
@@ -160,6 +160,7 @@ def multiplier_grad(
             dilation,
             kernel_size=kernel_size,
             has_filters=filters is not None,
+            block_taps=triton.next_power_of_2(kernel_size),
             block_pixels=rows * columns,
             block_channels=block,
         )
@@ -288,12 +289,14 @@ def _multiplier_grad(
     dilation: tl.tensor,
     kernel_size: tl.constexpr,
     has_filters: tl.constexpr,
+    block_taps: tl.constexpr,
     block_pixels: tl.constexpr,
     block_channels: tl.constexpr,
 ) -> None:
-    """Sum over a part of the pixels, in a block of channels, tap after tap."""
+    """Sum over a part of the pixels, in a block of channels, for one row of taps."""
     part, parts = tl.program_id(1), tl.num_programs(1)
-    channel = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
+    block, tap_row = tl.program_id(0) // kernel_size, tl.program_id(0) % kernel_size
+    channel = block * block_channels + tl.arange(0, block_channels)
     is_channel, group = channel < channels, channel // (channels // groups)
     taps: tl.constexpr = kernel_size * kernel_size
     image, start = tl.program_id(2).to(tl.int64), part * length
@@ -302,18 +305,25 @@ def _multiplier_grad(
     values += before * channels
     filters += before * groups * taps
     sums += (image * parts + part) * taps * channels
-    for tap in range(taps):
-        total = tl.zeros((block_pixels, block_channels), tl.float32)
-        for offset in range(0, length, block_pixels):
-            local = offset + tl.arange(0, block_pixels)
-            position = (start + local) % (height * width)
-            row, column = position // width, position % width
+    tap_column = tl.arange(0, block_taps)
+    total = tl.zeros((block_taps, block_channels), tl.float32)
+    for offset in range(0, length, block_pixels):
+        local = offset + tl.arange(0, block_pixels)
+        position = (start + local) % (height * width)
+        row, column = position // width, position % width
+        pixel_mask = (start + local < pixels)[:, None] & is_channel[None, :]
+        mine = load_pixels(x, local, channels, channel, pixel_mask)
+        for tap_place in range(kernel_size):
+            tap = tap_row * kernel_size + tap_place
             other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
-            mask = (inside & (start + local < pixels))[:, None] & is_channel[None, :]
-            term = load_pixels(x, local, channels, channel, mask)
-            term *= load_pixels(values, other + local - position, channels, channel, mask)
+            mask = pixel_mask & inside[:, None]
+            term = mine * load_pixels(values, other + local - position, channels, channel, mask)
             if has_filters:
                 index = (local[:, None] * groups + group[None, :]) * taps + tap
                 term *= tl.load(filters + index, mask=mask, other=0.0).to(tl.float32)
-            total += term
-        tl.store(sums + tap * channels + channel, tl.sum(total, 0), mask=is_channel)
+            is_tap = (tap_column == tap_place)[:, None]
+            total += tl.where(is_tap, tl.sum(term, 0)[None, :], 0.0)
+    tap = tap_row * kernel_size + tap_column
+    index = tap[:, None] * channels + channel[None, :]
+    mask = (tap_column < kernel_size)[:, None] & is_channel[None, :]
+    tl.store(sums + index, total, mask=mask)

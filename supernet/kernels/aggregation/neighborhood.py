@@ -185,5 +185,6 @@ def _conv2d(values: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) 
         after = border - dilation
         image, border = F.pad(image, (border, after, border, after)), 0
     weight = weight.unsqueeze(1)
-    y = F.conv2d(image, weight, bias, padding=border, dilation=dilation, groups=channels)
+    # A pair: while torch 2.6 traces, a size is a tensor, and one alone is taken for an empty list.
+    y = F.conv2d(image, weight, bias, padding=(border, border), dilation=dilation, groups=channels)
     return y.permute(0, 2, 3, 1).contiguous()

@@ -104,7 +104,7 @@ def _alike(
     """Cast all to the dtype of autocast where it is on; refuse several dtypes or devices."""
     others = (queries, keys, query_table, key_table, bias)
     device = values.device
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         values = values.to(dtype)
         others = tuple(None if x is None else x.to(dtype) for x in others)  # type: ignore[assignment]

@@ -5,9 +5,10 @@ tap: logit, normalisation and sum of values happen in registers. The softmax kee
 (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), filter normalisation running
 moments (Welford 1962).
 
-The backward pass computes the logits again, three times: for the queries (and for two or four
-numbers of each pixel and head, from which any weight follows), for keys and values, each of which
-gathers from the queries that see it, and for the tables, in parts that are summed at the end.
+The backward pass computes the logits again, three times: for the queries and the bias (and for two
+or four numbers of each pixel and head, from which any weight follows), for keys and values, each of
+which gathers from the queries that see it, and for the tables, one row of taps after the other, in
+parts that are summed at the end.
 Every program owns its results, so they repeat to the bit, and nothing of the size of the weights
 (B, H, W, heads, K*K) is stored.
 """
@@ -67,10 +68,15 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     numbers = (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm])
     statistics = grad.new_empty(numbers, dtype=torch.float32)
     dq, dk, dv = empty_slices(grad, operands[:3])
+    bias = operands[5]
+    # Of each tile, in the order of the grid.
+    tiles = (grad.shape[0], launch.tiles[0], *(() if bias is None else bias.shape))
+    dbias = None if bias is None else grad.new_empty(tiles, dtype=torch.float32)
     with torch.cuda.device_of(grad):
-        if dq is not None or statistics.numel():
+        if dq is not None or dbias is not None or statistics.numel():
             _query_grad[launch.tiles](
                 grad if dq is None else dq,
+                statistics if dbias is None else dbias,
                 statistics,
                 grad,
                 *launch.operands,
@@ -88,30 +94,36 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
             has_grad=dk is not None,
             **launch.settings,
         )
-        return dq, dk, dv, *_table_grads(operands, statistics, grad, launch)
+        dqr, drk = _table_grads(operands, statistics, grad, launch)
+    return dq, dk, dv, dqr, drk, None if dbias is None else dbias.sum((0, 1)).to(grad.dtype)
 
 
-def _table_grads(operands: Operands, statistics: Tensor, grad: Tensor, launch: _Launch) -> Grads:
-    """Sum the gradients of the tables over all pixels, part by part."""
-    tables = operands[3:]
+def _table_grads(
+    operands: Operands, statistics: Tensor, grad: Tensor, launch: _Launch
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sum the gradients of the two tables over all pixels, part by part."""
+    tables = operands[3:5]
     if all(table is None for table in tables):
-        return None, None, None
+        return None, None
     pixels = grad[..., 0].numel()
     parts, length = split_pixels(pixels, launch.num_pixels)
     sums = [
         None if x is None else grad.new_empty((parts, *x.shape), dtype=torch.float32)
         for x in tables
     ]
-    _table_grad[parts, launch.tiles[1]](
+    size = launch.settings["kernel_size"]
+    _table_grad[parts, launch.tiles[1], size](
         *(statistics if x is None else x for x in sums),
         statistics,
         grad,
         *launch.operands,
         pixels=pixels,
         length=length,
+        block_taps=triton.next_power_of_2(size),
         **launch.settings,
     )
-    return tuple(None if x is None else x.sum(0).to(grad.dtype) for x in sums)
+    dqr, drk = (None if x is None else x.sum(0).to(grad.dtype) for x in sums)
+    return dqr, drk
 
 
 class _Launch:
@@ -254,6 +266,7 @@ def _attention(
 @triton.jit
 def _query_grad(
     dq: tl.tensor,
+    dbias: tl.tensor,
     statistics: tl.tensor,
     grad: tl.tensor,
     q: tl.tensor,
@@ -283,7 +296,10 @@ def _query_grad(
     columns: tl.constexpr,
     block_depth: tl.constexpr,
 ) -> None:
-    """Compute the statistics of a tile of pixels and one head, and the gradient of its queries."""
+    """Compute the statistics of a tile of pixels and one head, and the gradient of its queries.
+
+    The slopes that make it are those of the bias, too, whose sum over the tile is stored.
+    """
     head, before = tl.program_id(1), tl.program_id(2).to(tl.int64) * height * width
     row, column, is_pixel = tile_pixels(tl.program_id(0), height, width, rows, columns)
     lane = tl.arange(0, block_depth)
@@ -348,8 +364,10 @@ def _query_grad(
             d = tl.where(b > 0, slope / tl.where(b > 0, b, 1.0), 0.0)
             b = gain
         store_statistics(statistics, before, pixel, is_pixel, head, heads, a, b, c, d, norm)
-    if has_grad:
+    if has_grad or has_bias:
         total = tl.zeros(mine.shape, tl.float32)
+        tile = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        dbias += tile * kernel_size * kernel_size * heads + head
         for tap in range(kernel_size * kernel_size):
             other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
             mask = inside[:, None] & is_lane[None, :]
@@ -373,14 +391,18 @@ def _query_grad(
                 has_bias,
             )
             weight = tap_weight(logit, a, b, norm)
-            slope = scale * logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            slope = logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
+            if has_bias:
+                tl.store(dbias + tap * heads, tl.sum(tl.where(is_pixel, slope, 0.0), 0))
+            slope *= scale
             if has_product:
                 total += slope[:, None] * key
             if has_qr:
                 total += slope[:, None] * query_row[None, :]
-        index = before * result_pitch + pixel[:, None] * result_pitch + channel[None, :]
-        mask = is_pixel[:, None] & is_lane[None, :]
-        tl.store(dq + index, total.to(dq.dtype.element_ty), mask=mask)
+        if has_grad:
+            index = before * result_pitch + pixel[:, None] * result_pitch + channel[None, :]
+            mask = is_pixel[:, None] & is_lane[None, :]
+            tl.store(dq + index, total.to(dq.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -474,7 +496,6 @@ def _key_grad(
 def _table_grad(
     dqr: tl.tensor,
     drk: tl.tensor,
-    dbias: tl.tensor,
     statistics: tl.tensor,
     grad: tl.tensor,
     q: tl.tensor,
@@ -494,6 +515,7 @@ def _table_grad(
     depth: tl.tensor,
     dilation: tl.tensor,
     scale: tl.tensor,
+    block_taps: tl.constexpr,
     kernel_size: tl.constexpr,
     has_product: tl.constexpr,
     has_qr: tl.constexpr,
@@ -504,31 +526,34 @@ def _table_grad(
     columns: tl.constexpr,
     block_depth: tl.constexpr,
 ) -> None:
-    """Sum the gradients of the tables' parts of one head over ``length`` pixels of all images."""
-    part, head = tl.program_id(0), tl.program_id(1)
-    lane = tl.arange(0, block_depth)
+    """Sum the gradients of the tables' parts of one head over ``length`` pixels of all images.
+
+    A program has one row of taps: what it reads of the pixels serves all of them.
+    """
+    part, head, tap_row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lane, tap_column = tl.arange(0, block_depth), tl.arange(0, block_taps)
     channel, is_lane = head * depth + lane, lane < depth
     channels = heads * depth
-    taps: tl.constexpr = kernel_size * kernel_size
     start = part * length
     before = start.to(tl.int64)
-    for tap in range(taps):
-        query_total = tl.zeros((rows * columns, block_depth), tl.float32)
-        key_total = tl.zeros((rows * columns, block_depth), tl.float32)
-        bias_total = tl.zeros((rows * columns,), tl.float32)
-        for offset in range(0, length, rows * columns):
-            local = offset + tl.arange(0, rows * columns)
-            is_pixel = start + local < pixels
-            position = (start + local) % (height * width)
-            row, column = position // width, position % width
+    query_total = tl.zeros((block_taps, block_depth), tl.float32)
+    key_total = tl.zeros((block_taps, block_depth), tl.float32)
+    for offset in range(0, length, rows * columns):
+        local = offset + tl.arange(0, rows * columns)
+        is_pixel = start + local < pixels
+        position = (start + local) % (height * width)
+        row, column = position // width, position % width
+        pixel_mask = is_pixel[:, None] & is_lane[None, :]
+        query = tl.zeros(pixel_mask.shape, tl.float32)
+        if has_product or has_qr:
+            query = load_pixels(q + before * q_pitch, local, q_pitch, channel, pixel_mask)
+        mine = load_pixels(grad + before * channels, local, channels, channel, pixel_mask)
+        a, b, c, d = load_statistics(statistics, before, local, is_pixel, head, heads, norm)
+        for tap_place in range(kernel_size):
+            tap = tap_row * kernel_size + tap_place
             other, inside = neighbour(row, column, height, width, tap, dilation, kernel_size, 1)
             other += local - position
-            mask = is_pixel[:, None] & is_lane[None, :]
-            query = tl.zeros(mask.shape, tl.float32)
-            if has_product or has_qr:
-                query = load_pixels(q + before * q_pitch, local, q_pitch, channel, mask)
-            mine = load_pixels(grad + before * channels, local, channels, channel, mask)
-            mask = mask & inside[:, None]
+            mask = pixel_mask & inside[:, None]
             value = load_pixels(v + before * v_pitch, other, v_pitch, channel, mask)
             key = tl.zeros(mask.shape, tl.float32)
             if has_product or has_rk:
@@ -549,19 +574,19 @@ def _table_grad(
                 has_rk,
                 has_bias,
             )
-            a, b, c, d = load_statistics(statistics, before, local, is_pixel, head, heads, norm)
             weight = tap_weight(logit, a, b, norm)
             slope = logit_grad(weight, tl.sum(mine * value, 1), b, c, d, norm)
-            slope = tl.where(is_pixel, slope, 0.0)
-            bias_total += slope
+            slope = tl.where(is_pixel, slope, 0.0)[:, None]
+            is_tap = (tap_column == tap_place)[:, None]
             if has_qr:
-                query_total += slope[:, None] * query
+                query_total += tl.where(is_tap, tl.sum(slope * query, 0)[None, :], 0.0)
             if has_rk:
-                key_total += slope[:, None] * key
-        index = (part * taps + tap) * channels + channel
-        if has_qr:
-            tl.store(dqr + index, scale * tl.sum(query_total, 0), mask=is_lane)
-        if has_rk:
-            tl.store(drk + index, scale * tl.sum(key_total, 0), mask=is_lane)
-        if has_bias:
-            tl.store(dbias + (part * taps + tap) * heads + head, tl.sum(bias_total, 0))
+                key_total += tl.where(is_tap, tl.sum(slope * key, 0)[None, :], 0.0)
+    taps: tl.constexpr = kernel_size * kernel_size
+    tap = tap_row * kernel_size + tap_column
+    index = (part * taps + tap[:, None]) * channels + channel[None, :]
+    mask = (tap_column < kernel_size)[:, None] & is_lane[None, :]
+    if has_qr:
+        tl.store(dqr + index, scale * query_total, mask=mask)
+    if has_rk:
+        tl.store(drk + index, scale * key_total, mask=mask)

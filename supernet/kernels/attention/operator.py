@@ -7,7 +7,7 @@ nothing of the size of the weights (B, H, W, heads, K*K) is stored in C and Trit
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ def attention_grad_op(
     scale: float,
     has_product: bool,
     norm: str,
-) -> list[Tensor]:
+    # torch 2.6 reads an operator's types from this spelling only.
+) -> List[Tensor]:  # noqa: UP006
     """Compute the gradients of the operands that are there, in their order.
 
     Those of queries, keys and values are slices of one tensor, the first: (B, H, W, up to 3 C).

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from supernet.kernels.hadamard import in_c, in_torch
-from supernet.kernels.select import formulation
+from supernet.kernels.select import serving
 
 
 @torch.library.custom_op("mixer_search::hadamard_conv", mutates_args=())
@@ -35,7 +35,7 @@ def hadamard_conv_grad_op(
 
 def _module_for(weight: Tensor) -> ModuleType:
     """Return the module that serves these groups; PyTorch's convolution serves wide ones."""
-    chosen = formulation(weight)
+    chosen = serving(__package__, weight)
     if chosen == "triton":
         # Not every torch brings Triton.
         from supernet.kernels.hadamard import in_triton

@@ -29,6 +29,8 @@ HEAVY = (
 )
 # The front's chances are integrals of beta distributions, so scipy.special is needed for these.
 WITH_CHANCES = {"pareto", "select"}
+# The listings take at most half a second; what a run is read with takes as long.
+LISTINGS = {"presets", "spaces", "recipes", "--help"}
 COMMANDS = (
     "status run",
     "pareto run",
@@ -97,6 +99,7 @@ def test_a_command_that_looks_loads_no_heavy_library(command: str, folder: Path)
 
     assert loaded.isdisjoint(HEAVY)
     assert words[0] in WITH_CHANCES or "scipy" not in loaded
+    assert command not in LISTINGS or loaded.isdisjoint({"numpy", "search.run_folder"})
 
 
 def test_the_files_of_a_front_are_written_without_them(folder: Path) -> None:

@@ -34,6 +34,9 @@ class Worker:
     def pid(self) -> int:
         return os.getpid()
 
+    def niceness(self) -> int:
+        return os.nice(0)
+
     def address(self, host: str) -> str:
         return f"tcp://{host}:1234"
 
@@ -77,6 +80,13 @@ def test_all_answer_and_give_their_devices_back(cluster: Cluster) -> None:
         assert call_all(workers, "answer", while_waiting=lambda: None) == ["of job"] * 2
         assert cluster.free == 0
         assert executor._count_dead(workers) == 0
+    assert comes_free(cluster, 2)
+
+
+def test_workers_give_way_to_others_no_more_than_their_program(cluster: Cluster) -> None:
+    """Ray's own default is 15 more; what a budget holds would then stand still beside any work."""
+    with cluster.actors(Worker, "job", 2) as workers:
+        assert call_all(workers, "niceness", while_waiting=lambda: None) == [os.nice(0)] * 2
     assert comes_free(cluster, 2)
 
 

@@ -36,7 +36,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for n in range(20, 60)
     ]
-    write_report(path, make_report((*some_trials(), *more)))
+    # Three were promoted and arrived, so that the front of what was trained alone comes first.
+    alone = [
+        replace(one, origin="promote") if one.architecture_id <= 2 else one for one in some_trials()
+    ]
+    write_report(path, make_report((*alone, *more)))
     return path
 
 

@@ -151,6 +151,33 @@ def test_fidelities_are_views_of_their_own(page: Page) -> None:
     assert views[1]["top1"] == [52.5, 55.0, 57.5, 60.0, 62.5, 65.0, 67.5]
 
 
+def test_the_page_opens_with_the_front_that_the_run_shows(tmp_path: Path) -> None:
+    """Two networks of the trust set, trained longer, are no answer where seven were promoted."""
+    longer = [trial(n, correct=150, fidelity="train-9e", origin="trust") for n in (1, 2)]
+    promoted = [trial(n, correct=100 + 9 * n, origin="promote") for n in range(1, 8)]
+    write_report(tmp_path / "report.html", make_report((*longer, *promoted)))
+
+    page = Page(tmp_path / "report.html")
+
+    assert [view["fidelity"] for view in page.data["views"]] == ["train-3e", "train-9e"]
+    assert "7 networks were judged at train-3e (trained alone for 3 epochs). 7 of them" in page.text
+    assert "The front is that of the networks judged at train-3e: too few" in page.text
+    # The limits are answered by the same networks.
+    assert len(page.data["best"]["macs"]["limit"]) == 7
+    assert "search retrain runs/digits --arch 7" in page.text
+
+
+def test_a_front_of_one_is_no_choice_between_two(tmp_path: Path) -> None:
+    one = (trial(1, correct=150, fidelity="supernet"), trial(2, correct=90, fidelity="supernet"))
+    write_report(tmp_path / "report.html", make_report(one))
+
+    text = Page(tmp_path / "report.html").text
+
+    assert "None is on the front by top-1 accuracy and MACs but network 1 (75.0" in text
+    assert "the smallest is" not in text
+    assert "0 more" not in text
+
+
 def test_retrained_accuracy_stands_beside_the_searched_one(page: Page) -> None:
     (row,) = page.data["retrained"]
 

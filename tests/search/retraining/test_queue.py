@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -193,6 +194,24 @@ class Inline:
         return (object(), function(*arguments))
 
 
+class Curves:
+    """Stands in for a tracker."""
+
+    last_step = -1
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.names: set[str] = set()
+        self.end = ""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.steps.append(step)
+        self.names |= set(values)
+
+    def close(self, end: str) -> None:
+        self.end = end
+
+
 def test_a_queue_is_worked_off_charged_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +219,8 @@ def test_a_queue_is_worked_off_charged_and_not_repeated(
     monkeypatch.setattr(
         retraining, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
     )
+    curves = Curves()
+    monkeypatch.setattr(retraining, "open_tracker", lambda *_, **__: curves)
     settings = RunSettings(space="digits", data="digits", budget="60cpu-seconds")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -227,6 +248,8 @@ def test_a_queue_is_worked_off_charged_and_not_repeated(
             retrain_members(run, [number], replace(plan, inherit=True), console=Console(file=out))
     assert (folder / "retrain" / f"{number}-quick-1e-s0" / "result.json").exists()
     assert out.getvalue().count("of 359 test images") == 2
+    assert (curves.steps, curves.end) == ([1, 2], "done")  # its epoch, and its end
+    assert {"loss", "lr", "test_top1"} <= curves.names
 
 
 def test_inherited_weights_are_those_of_the_runs_supernet(

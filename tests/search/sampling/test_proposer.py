@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from search.sampling.proposer import SAMPLERS, Mirror, Proposer
 from searchspace.architecture import Architecture
@@ -84,7 +85,11 @@ def test_the_mirror_holds_each_result_once(tmp_path: Path) -> None:
     judged = [a for a in (asking.ask() for _ in range(3)) if a is not None]
     results = [(architecture, losses_of(architecture)) for architecture in judged]
     for _ in range(2):
-        Mirror(tmp_path / "study.db", name="run", losses=("top1", "macs")).add(SPACE, results)
-    study = optuna.load_study(study_name="run", storage=f"sqlite:///{tmp_path / 'study.db'}")
-    assert [tuple(trial.values) for trial in study.trials] == [losses for _, losses in results]
-    assert [trial.params for trial in study.trials] == [SPACE.choices_of(a) for a in judged]
+        with Mirror(tmp_path / "study.db", name="run", losses=("top1", "macs")) as mirror:
+            mirror.add(SPACE, results)
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    trials = optuna.load_study(study_name="run", storage=storage).trials
+    storage.remove_session()
+    storage.engine.dispose()
+    assert [tuple(trial.values) for trial in trials] == [losses for _, losses in results]
+    assert [trial.params for trial in trials] == [SPACE.choices_of(a) for a in judged]

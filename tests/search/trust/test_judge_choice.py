@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,9 @@ def test_without_trainings_there_is_nothing_to_predict_from() -> None:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
-    return Record.create(tmp_path / "record.db")
+def record(tmp_path: Path) -> Iterator[Record]:
+    with Record.create(tmp_path / "record.db") as record:
+        yield record
 
 
 def test_the_choice_is_made_once(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from search.workers.job import make_job
 from search.workers.judge_worker import JudgeWorker
 from search.workers.measured_costs import device_name, measure_costs, time_latency
 from searchspace.cost import count
+from searchspace.deployment import Deployment
+from searchspace.latency_table import Latency, LatencyTable, macro_of, parts_of
 from supernet.data import prepare_data
 from supernet.network.supernet import build_subnet
 from tests.tiny_trials import network, trial
@@ -28,8 +30,8 @@ def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall(
 ) -> None:
     clocks = []
     monkeypatch.setattr(
-        "search.workers.measured_costs.time_runs",
-        lambda network, images, clock: clocks.append(clock.__name__) or [1e-3] * 30,
+        "search.workers.measured_costs.time_calls",
+        lambda run, clock: clocks.append(clock.__name__) or [1e-3] * 30,
     )
     for threads in (1, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -44,6 +46,39 @@ def test_only_what_is_weighed_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
         "search.workers.measured_costs.time_latency", lambda *_: {"latency_ms": 7.0}
     )
     assert measure_costs(subnet, network(1), ("latency_ms",)) == {"latency_ms": 7.0}
+
+
+def test_a_table_is_asked_instead_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "search.workers.measured_costs.time_latency", lambda *_: pytest.fail("it was timed")
+    )
+    parts = {part: Latency(0.5, 0.4, 0.6) for part in parts_of(network(1))}
+    table = LatencyTable(
+        macro=macro_of(network(1)),
+        deployment=Deployment(target="onnxruntime"),
+        device="an edge box",
+        threads=1,
+        versions="onnxruntime 1",
+        measured_on="2026-11-29",
+        parts=parts,
+        scale=2.0,
+        per_network_ms=3.0,
+    )
+
+    found = measure_costs(build_subnet(network(1)), network(1), ("latency_ms",), table=table)
+
+    assert found == {"latency_ms": 3.0 + 2.0 * 0.5 * len(parts_of(network(1)))}
+
+
+def test_a_precision_is_timed_in_a_copy() -> None:
+    subnet = build_subnet(network(1))
+    seen: list[torch.dtype] = []
+    subnet.patch_embed.register_forward_hook(lambda _module, args, _out: seen.append(args[0].dtype))
+
+    time_latency(subnet, network(1), Deployment(precision="bf16", batch=2))
+
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in subnet.parameters()} == {torch.float32}
 
 
 def test_a_warm_judge_scores_without_a_supernet_and_measures_costs(tmp_path: Path) -> None:

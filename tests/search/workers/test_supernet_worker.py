@@ -7,6 +7,7 @@ import multiprocessing as mp
 import random
 import socket
 import statistics
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.shared_weights import trainer as trainer_module
 from supernet.shared_weights.calibration import CALIBRATION_BATCHES, recalibrate
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import _ShardMaker, eval_batches
@@ -492,6 +494,55 @@ def test_workers_and_retrainings_meet_over_what_their_devices_need(
         retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
     card = torch.device("cuda", 0) if device == "cuda" else None
     assert met == [(backend, None, 2, 3, card), (backend, "tcp://b:2", 4, 5, None)]
+
+
+def test_steps_are_taken_while_a_checkpoint_of_before_them_is_written(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, may_write, published = SupernetWorker(make(), threads=1), threading.Event(), []
+    worker.start(9)
+    worker.train(2)
+    assert worker.trainer is not None
+    before = {n: v.clone() for n, v in worker.trainer.supernet.state_dict().items()}
+    write = trainer_module.save_supernet
+
+    def held(folder: Path, **what: Any) -> None:
+        assert may_write.wait(60)
+        write(folder, **what)
+
+    monkeypatch.setattr(trainer_module, "save_supernet", held)
+    monkeypatch.setattr(type(worker.job.files), "publish", lambda *_: published.append(True))
+    worker.save(True)
+    worker.train(3)
+    assert not published
+    may_write.set()
+    worker._wait_until_saved()
+    assert published
+    second = SupernetWorker(worker.job, threads=1)
+    assert second.start(9) == 2
+    assert second.trainer is not None
+    for name, value in second.trainer.supernet.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    worker.save()
+    assert SupernetWorker(worker.job, threads=1).start(9) == 5
+
+
+def test_what_goes_wrong_while_a_checkpoint_is_written_is_told_by_the_next(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    worker = SupernetWorker(make(), threads=1)
+    worker.start(9)
+    worker.train(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "save_supernet", fail)
+        worker.save(True)
+        with pytest.raises(OSError, match="No space left"):
+            worker.save()
+    worker.save()
+    assert SupernetWorker(worker.job, threads=1).start(9) == 1
 
 
 def test_workers_of_a_group_time_the_recipe_as_it_is(

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scripts import compile_triton
 from supernet.kernels.attention import in_triton
 from supernet.kernels.attention.area import Area
-from supernet.kernels.tiles import MAX_PARTS, MIN_PART
+from supernet.kernels.tiles import MAX_PARTS, MIN_PART, tile_shape
 
 
 @pytest.mark.timeout(300)
@@ -65,7 +65,9 @@ def test_attention_allocates_what_the_documentation_says(monkeypatch: pytest.Mon
         in_triton.attention_grad(grad, (q, k, v, *tables), area)
 
     results = 3 * v.numel() + sum(table.numel() for table in tables)
-    sums = parts * taps * (2 * channels + heads)
+    rows, columns = tile_shape(channels // heads)
+    tiles = batch * -(-side // rows) * -(-side // columns)
+    sums = taps * (parts * 2 * channels + tiles * heads)
     assert found.elements == results + 2 * pixels * heads + sums
 
 

@@ -20,11 +20,13 @@ TERMS = ("qk", "qk+bias", "qk+qr+rk", "qk+qr+rk+bias")
 
 @pytest.mark.parametrize("terms", [*TERMS, "qr", "rk", "qr+rk+bias", "bias"])
 @pytest.mark.parametrize("block", [0, 1])
-@pytest.mark.parametrize("is_fused", [False, True])
+@pytest.mark.parametrize("is_fused", [False, True, "large batches"])
 def test_windows_compute_what_the_definition_says(
-    monkeypatch: pytest.MonkeyPatch, terms: str, block: int, is_fused: bool
+    monkeypatch: pytest.MonkeyPatch, terms: str, block: int, is_fused: bool | str
 ) -> None:
     """Outputs and gradients, of products that are written out and of PyTorch's fused kernel."""
+    if is_fused == "large batches":
+        monkeypatch.setattr(window_attention, "MOST_FUSED", 1)
     torch.manual_seed(0)
     mixer = WindowAttention(window_size=3, num_heads=2, terms=terms)
     module = WindowAttentionMixer([mixer], place=Place(dim=6, size=7, block=block)).double()

@@ -10,11 +10,10 @@ import torch
 
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count_parts
+from searchspace.latency_table import latency_of, median_interval
 from searchspace.mixers import DepthwiseConv
 from supernet.measuring.latency import (
     TIMED_RUNS,
-    latency_of,
-    median_interval,
     time_parts,
     time_runs,
 )

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from searchspace.deployment import Deployment
+from searchspace.latency_table import (
+    Latency,
+    LatencyTable,
+    Part,
+    covering,
+    macro_of,
+    median_interval,
+    parts_of,
+)
 from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
-from supernet.measuring.latency import Latency, median_interval
-from supernet.measuring.latency_table import (
-    LatencyTable,
-    Part,
-    _modules_of,
-    covering,
-    macro_of,
-    measure_table,
-    parts_of,
-)
+from supernet.measuring.latency_table import _modules_of, measure_table
 from supernet.network.supernet import build_subnet
 
 SPACE = load_space("digits")
@@ -33,10 +34,10 @@ def table_of(space: SearchSpace) -> LatencyTable:
     )
     return LatencyTable(
         macro=macro_of(space.first()),
-        batch_size=1,
+        deployment=Deployment(),
         device="an abacus",
         threads=1,
-        torch_version="none",
+        versions="none",
         measured_on="2026-11-21",
         parts={part: Latency(random.Random(n).random(), 0.0, 0.0) for n, part in enumerate(parts)},
     )
@@ -75,7 +76,11 @@ def test_measured_parts_make_the_networks() -> None:
     small = SearchSpace.of(SPACE.sample(random.Random(3)))
 
     table, checked = measure_table(
-        small, device=torch.device("cpu"), batch_size=1, num_checked=1, rng=random.Random(0)
+        small,
+        device=torch.device("cpu"),
+        deployment=Deployment(),
+        whole=[small.first()],
+        rng=random.Random(0),
     )
 
     assert set(table.parts) == set(parts_of(small.first()))
@@ -109,7 +114,7 @@ def test_other_networks_are_refused() -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"parts": [{}]}', encoding="utf-8")
 
-    with pytest.raises(ValueError, match="is not a latency table"):
+    with pytest.raises(ValueError, match="cannot be read as a latency table"):
         LatencyTable.load(tmp_path / "a.json")
 
 

@@ -60,7 +60,10 @@ def test_every_field_is_explained_and_must_be_given() -> None:
         ({"auto_augment": "strong"}, ["auto_augment:", "'strong'", "or null"]),
         ({"batch_size": 33}, ["even", "got 33"]),
         ({"shard_size": 48}, ["shard_size must divide batch_size", "got 48 and 128"]),
-        ({"token_labels": {"dense_weight": 0.5}}, ["token_labels.cls_weight", "Field required"]),
+        (
+            {"token_labels": {"dense_weight": 0.5}},
+            ["token_labels.cls_weight", "is missing"],
+        ),
         ({"warmup_epochs": 31}, ["warmup_epochs 31 and epochs 30", "Shorten"]),
         ({"lr_scaling": "linear"}, ["lr_base_batch None", "Write a number"]),
         ({"lr_base_batch": 512}, ["lr_scaling literal", "null for literal"]),

@@ -22,6 +22,7 @@ from supernet.shared_weights.group import MOST_BATCH, most_devices, recipe_of_gr
 from supernet.shared_weights.trainer import PASS_IMAGES, SupernetTrainer, passes_of
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import Shard, TrainLoader
+from supernet.training.finishing import Finish
 
 # No batch norm: its statistics see only a process's share of the batch.
 SPACE = SearchSpace(
@@ -168,8 +169,9 @@ def test_loader_processes_make_the_same_steps(data: ImageData) -> None:
 
 def shard(images: int, share: float) -> Shard:
     return Shard(
-        images=torch.full((images, 1), share),
-        targets=torch.full((images,), images),
+        pixels=torch.full((images, 1, 1, 1), 255, dtype=torch.uint8),
+        labels=torch.full((images,), images),
+        finish=Finish(mean=(0.0,), std=(1.0,), mirrored=torch.ones(images, dtype=torch.bool)),
         maps=None,
         share=share,
         read_seconds=0.0,
@@ -180,12 +182,14 @@ def shard(images: int, share: float) -> Shard:
 def test_shards_go_through_the_network_together_up_to_a_bound() -> None:
     third = PASS_IMAGES // 3
     shards = [shard(third, 0.25), shard(third, 0.25), shard(third, 0.25), shard(third - 1, 0.25)]
-    found = list(passes_of(shards))
+    found = list(passes_of(shards, torch.device("cpu")))
     assert [len(images) for images, _, _ in found] == [3 * third, third - 1]
     assert [len(targets) for _, targets, _ in found] == [3 * third, third - 1]
     assert [share for _, _, share in found] == [0.75, 0.25]
     # One that is larger passes alone: it was made so for its device.
-    large = list(passes_of([shard(4 * PASS_IMAGES, 0.5), shard(4 * PASS_IMAGES, 0.5)]))
+    large = list(
+        passes_of([shard(4 * PASS_IMAGES, 0.5), shard(4 * PASS_IMAGES, 0.5)], torch.device("cpu"))
+    )
     assert [len(images) for images, _, _ in large] == [4 * PASS_IMAGES] * 2
 
 
@@ -205,8 +209,10 @@ def test_loaders_put_shards_where_a_gpu_fetches_them_if_there_is_one(
     assert asked == [True, False]
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)
     pinned = shard(3, 0.5).pin_memory()
-    assert (pinned.images == 1.5).all()
-    assert (pinned.targets == 4).all()
+    assert (pinned.pixels == 0).all()  # 255 + 1
+    assert (pinned.labels == 4).all()
+    assert pinned.finish.mirrored is not None
+    assert (pinned.finish.mirrored == 2).all()
     assert pinned.share == 0.5
 
 

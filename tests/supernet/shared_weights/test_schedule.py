@@ -10,11 +10,13 @@ import torch
 
 from supernet.data import ImageData, prepare_data
 from supernet.training.batches import Shard
+from supernet.training.finishing import Finish
 from tests.supernet.shared_weights.test_trainer import RECIPE, trainer
 
 TWO_IMAGES = Shard(
-    images=torch.zeros(2, 3, 8, 8),
-    targets=torch.tensor([0, 1]),
+    pixels=torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+    labels=torch.tensor([0, 1]),
+    finish=Finish(mean=(0.0,) * 3, std=(1.0,) * 3),
     maps=None,
     share=1.0,
     read_seconds=0.0,
@@ -36,7 +38,7 @@ def test_rates_rise_for_a_tenth_and_fall_as_a_cosine(
     monkeypatch.setattr(training, "_next_shards", lambda: [TWO_IMAGES])
     rates: list[set[float]] = []
 
-    def listen(used: object) -> None:
+    def listen(used: object, applies: object) -> None:
         rates.append({group["lr"] for group in training.optimizer.param_groups})
 
     monkeypatch.setattr(training.optimizer, "update", listen)
@@ -70,7 +72,8 @@ def test_bad_steps_count_only_in_a_row(data: ImageData, monkeypatch: pytest.Monk
     good = [*[False] * 19, True, *[False] * 19, True, *[False] * 20]
     outcomes = iter(good)
     monkeypatch.setattr(
-        "supernet.shared_weights.trainer.apply_gradients", lambda *_, **__: next(outcomes)
+        "supernet.shared_weights.trainer.apply_gradients",
+        lambda *_, **__: torch.tensor(next(outcomes)),
     )
     with pytest.raises(FloatingPointError, match="not finite in 20 steps"):
         training.run(1_000)
@@ -79,12 +82,13 @@ def test_bad_steps_count_only_in_a_row(data: ImageData, monkeypatch: pytest.Monk
 
 def test_a_checkpoint_remembers_bad_steps(data: ImageData, tmp_path: Path) -> None:
     first, second = trainer(data, 50), trainer(data, 9)
-    first._bad_steps = 7
-    first.run(1)
-    first._bad_steps = 7
+    torch.nn.init.constant_(first.supernet.head.weight, float("nan"))
+    first.run(7)
     first.save(tmp_path)
     assert second.load(tmp_path)
-    assert (second._bad_steps, second.step, second.total_steps) == (7, 1, 50)
+    assert (second.step, second.total_steps) == (7, 50)
+    with pytest.raises(FloatingPointError, match="20 steps, at last at step 19 "):
+        second.run(13)
 
 
 def test_the_loss_of_a_call_is_the_mean_of_its_steps(

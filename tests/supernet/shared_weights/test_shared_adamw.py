@@ -15,8 +15,12 @@ from supernet.network.supernet import Supernet, extract
 from supernet.recipes.recipe import load_recipe
 from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
-from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
-from supernet.shared_weights.usage import UsedWeights, _join
+from supernet.shared_weights.trainer import (
+    accumulate_gradients,
+    apply_gradients,
+    build_shared_optimizer,
+)
+from supernet.shared_weights.usage import Mask, Usage, UsedWeights, _join, _trace
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
 
 RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
@@ -102,11 +106,13 @@ def test_several_architectures_use_what_any_of_them_uses() -> None:
     found = used_weights([first, second])
     expected = [used_by_numbering(supernet, architecture) for architecture in (first, second)]
     for name, parameter in supernet.named_parameters():
-        mask = found.get(parameter, torch.zeros_like(parameter))
-        mask = torch.ones_like(parameter) if mask is None else mask
-        assert torch.equal(
-            mask.bool().expand_as(parameter), expected[0][name] | expected[1][name]
-        ), name
+        mask = found.get(parameter, Mask.of(torch.zeros_like(parameter)))
+        values = torch.ones_like(parameter) if mask is None else mask.values
+        right = expected[0][name] | expected[1][name]
+        assert torch.equal(values.bool().expand_as(parameter), right), name
+        outside = right.clone()
+        outside[() if mask is None else mask.box] = False
+        assert not outside.any(), name
 
 
 def test_every_element_is_trained_as_adamw_trains_it_alone() -> None:
@@ -120,7 +126,7 @@ def test_every_element_is_trained_as_adamw_trains_it_alone() -> None:
         mask = torch.tensor([True, *(rng.random() < 0.4 for _ in range(4))])
         gradient = torch.randn(5)
         weight.grad = gradient * mask
-        shared.update({weight: None if mask.all() else mask.float()})
+        shared.update({weight: None if mask.all() else Mask.of(mask.float())})
         for index in mask.nonzero().flatten().tolist():
             alone[index].grad = gradient[index]
             optimizers[index].step()
@@ -138,12 +144,50 @@ def test_parts_that_are_told_apart_later_keep_their_count() -> None:
     for mask in (None, rows, rows, columns, None, columns, rows):
         used = torch.ones(3, 2) if mask is None else mask.expand(3, 2)
         weight.grad = torch.randn(3, 2) * used
-        shared.update({weight: mask})
+        shared.update({weight: None if mask is None else Mask.of(mask)})
         for index in used.flatten().nonzero().flatten().tolist():
             alone[index].grad = weight.grad.flatten()[index]
             optimizers[index].step()
     expected = torch.stack([p.detach() for p in alone]).view(3, 2)
     torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_step_that_does_not_apply_changes_nothing(seed: int) -> None:
+    """Told by a number of the device, with gradients that are not finite."""
+    torch.manual_seed(seed)
+    supernet = randomise(Supernet(SPACE)).train()
+    optimizer = build_shared_optimizer(supernet, RECIPE)
+    ema = SharedEma(supernet, decay=0.9, warmup=True)
+    named = samples(5, seed=seed)
+    for architecture in named:
+        step(supernet, optimizer, ema, [architecture])
+    before = state_of_all(supernet, optimizer, ema)
+    for value in (float("nan"), float("inf"), 1e30):
+        images = torch.randn(4, 3, 22, 22)
+        optimizer.zero_grad(set_to_none=True)
+        accumulate_gradients(supernet, named[:1], images, torch.tensor([0, 3, 1, 2]), RECIPE)
+        used = UsedWeights(supernet)(named[:1])
+        for parameter in used:
+            if parameter.grad is not None:
+                parameter.grad.mul_(value)
+        applies = apply_gradients(optimizer, used, clip_grad=1.0)
+        ema.update(supernet, optimizer, used, applies)
+        assert not applies
+    after = state_of_all(supernet, optimizer, ema)
+    for name, values in after.items():
+        for key, found in values.items():
+            assert torch.equal(found, before[name][key]), (name, key)
+
+
+def test_blocks_of_several_architectures_hold_what_each_uses() -> None:
+    masks = [Mask.of(torch.zeros(6, 1).index_fill(0, torch.tensor(rows), 1)) for rows in ([1], [4])]
+    assert masks[0].box == (slice(1, 2), slice(None))
+    assert masks[0].joined(masks[1]).box == (slice(1, 5), slice(None))
+    assert masks[0].joined(masks[1]).narrowed().flatten().tolist() == [1, 0, 0, 1]
+    square = torch.zeros(3, 4)
+    square[1, 2:] = 1
+    assert Mask.of(square).box == (slice(1, 2), slice(2, 4))
 
 
 def test_an_average_counts_the_steps_that_used_its_element() -> None:
@@ -182,12 +226,7 @@ def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(is_part: bool) -> N
     weight = torch.nn.Parameter(torch.ones(4, 3, device="meta"))
     optimizer = SharedAdamW([weight], lr=0.1, weight_decay=0.1)
     assert optimizer.uses(weight).device.type == "meta"
-    for _ in range(2):
-        weight.grad = torch.ones(4, 3, device="meta")
-        mask = torch.ones(4, 1, device="meta") if is_part else None
-        with torch.no_grad():
-            parts = [(weight, weight.grad)]
-            optimizer._update_parts(parts, {weight: mask}, optimizer.param_groups[0])
+    optimizer._state_in_parts(weight, torch.ones((4, 1) if is_part else (), device="meta"))
     kept = optimizer.state[weight]
     assert {name: value.device.type for name, value in kept.items()} == dict.fromkeys(
         ("step", "exp_avg", "exp_avg_sq"), "meta"
@@ -200,7 +239,7 @@ def test_what_was_never_used_was_used_no_times() -> None:
     optimizer = SharedAdamW([weight], lr=0.1)
     assert optimizer.uses(weight).item() == 0
     weight.grad = torch.ones(4, 3)
-    optimizer.update({weight: torch.tensor([[1.0], [0.0], [1.0], [0.0]])})
+    optimizer.update({weight: Mask.of(torch.tensor([[1.0], [0.0], [1.0], [0.0]]))})
     assert optimizer.uses(weight).flatten().tolist() == [1, 0, 1, 0]
     assert weight.grad is not None
     optimizer.update({weight: None})
@@ -221,12 +260,12 @@ def test_new_weights_count_for_what_the_decay_leaves_and_for_more_at_first() -> 
 
 def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
     whole, part = torch.nn.Parameter(torch.ones(4, 2)), torch.nn.Parameter(torch.ones(4, 2))
-    usage = UsedWeights(Supernet(SPACE))._trace([whole, part], [whole, whole[:1], part[1:3]])
+    usage = _trace([whole, part], [whole, whole[:1], part[1:3]])
     assert usage[whole] is None
     mask = usage[part]
     assert mask is not None
-    assert mask.flatten().tolist() == [0, 1, 1, 0]
-    some, other = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    assert mask.values.flatten().tolist() == [0, 1, 1, 0]
+    some, other = (Mask.of(torch.tensor(values)) for values in ([[1.0], [0.0]], [[0.0], [1.0]]))
     for first, second, expected in (
         (some, None, None),
         (None, some, None),
@@ -234,8 +273,8 @@ def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
         (some, some, [1, 0]),
         (some, other, [1, 1]),
     ):
-        found: dict[torch.nn.Parameter, Tensor | None] = {whole: first}
-        _join(found, {whole: second, part: some})  # type: ignore[arg-type]
+        found: Usage = {whole: first}
+        _join(found, {whole: second, part: some})
         value = found[whole]
-        assert (None if value is None else value.flatten().tolist()) == expected
+        assert (None if value is None else value.values.flatten().tolist()) == expected
         assert found[part] is some

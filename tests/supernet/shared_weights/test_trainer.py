@@ -31,6 +31,7 @@ from supernet.shared_weights.trainer import (
     passes_of,
 )
 from supernet.training.batches import Shard
+from supernet.training.finishing import Finish
 
 RECIPE = load_recipe("supernet").model_copy(update={"batch_size": 8})
 # Everything that draws random numbers or keeps a state.
@@ -250,7 +251,7 @@ def test_one_diverging_architecture_does_not_spoil_the_weights(
 def test_the_order_of_the_data_does_not_depend_on_the_architectures(data: ImageData) -> None:
     first, second = trainer(data), trainer(data)
     first.strategy, second.strategy = "uniform", "sandwich"
-    images = [training._next_shards()[0].images for training in (first, second)]
+    images = [training._next_shards()[0].pixels for training in (first, second)]
     np.testing.assert_array_equal(images[0].numpy(), images[1].numpy())
     assert isinstance(data.split("train"), Split)
 
@@ -339,8 +340,9 @@ def test_the_sandwich_is_the_largest_and_the_smallest_by_macs(
     training = SupernetTrainer(space, data, RECIPE, strategy="sandwich", total_steps=5, seed=0)
     training._next_shards = lambda: [  # type: ignore[method-assign]
         Shard(
-            images=torch.zeros(2, 3, 8, 8),
-            targets=torch.zeros(2, dtype=torch.long),
+            pixels=torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+            labels=torch.zeros(2, dtype=torch.long),
+            finish=Finish(mean=(0.0,) * 3, std=(1.0,) * 3),
             maps=None,
             share=1.0,
             read_seconds=0.0,
@@ -377,8 +379,9 @@ def test_the_learning_rate_rises_for_a_tenth_and_falls_by_a_cosine(data: ImageDa
 def test_shards_go_through_together_up_to_64_images(sizes: tuple[int, ...]) -> None:
     shards = [
         Shard(
-            images=torch.full((n, 3, 2, 2), float(i)),
-            targets=torch.full((n,), i),
+            pixels=torch.full((n, 2, 2, 3), i, dtype=torch.uint8),
+            labels=torch.full((n,), i),
+            finish=Finish(mean=(0.0,) * 3, std=(1 / 255,) * 3),
             maps=None,
             share=n / sum(sizes),
             read_seconds=0.0,
@@ -386,7 +389,7 @@ def test_shards_go_through_together_up_to_64_images(sizes: tuple[int, ...]) -> N
         )
         for i, n in enumerate(sizes)
     ]
-    found = list(passes_of(shards))
+    found = list(passes_of(shards, torch.device("cpu")))
     # As many of the largest as have 64 images together, and never less than one.
     together = max(64 // max(sizes), 1)
     expected = [
@@ -395,5 +398,5 @@ def test_shards_go_through_together_up_to_64_images(sizes: tuple[int, ...]) -> N
     for (images, targets, share), numbers in zip(found, expected, strict=True):
         labels = [i for i in numbers for _ in range(sizes[i])]
         assert targets.tolist() == labels
-        assert images[:, 0, 0, 0].tolist() == labels
+        assert images[:, 0, 0, 0].tolist() == pytest.approx(labels)
         assert share == pytest.approx(sum(sizes[i] for i in numbers) / sum(sizes))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from supernet.data import ImageData, Split, StreamedImages, prepare_data
 from supernet.recipes.recipe import Recipe
-from supernet.training.batches import eval_batches, steps_per_epoch, train_batches
+from supernet.training.batches import PixelBatches, eval_batches, steps_per_epoch, train_batches
 from tests.tiny_data import PLAIN, changed, noise, tiny_data
 
 QUICK = changed("quick", **PLAIN, batch_size=4)
@@ -292,6 +292,23 @@ def test_crop_pct_scales_the_centre_to_the_size_that_networks_see(tmp_path: Path
     assert torch.equal(exact, plain)
     assert enlarged.shape == (4, 3, 8, 8)
     np.testing.assert_array_equal(pixels(enlarged, data), np.full((4, 8, 8, 3), 200))
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_batches_that_are_kept_as_bytes_are_those_of_an_evaluation(
+    tmp_path: Path, is_streamed: bool
+) -> None:
+    data = prepare_data("digits", img_size=9, folder=tmp_path)
+    data = data.streamed() if is_streamed else data
+    split = data.split("search")
+    found = PixelBatches.of(split, data, 64, "cpu")
+    assert {pixels.dtype for pixels, _ in found.batches} == {torch.uint8}
+    for _ in range(2):  # and they pass as often as they are asked for
+        expected = list(eval_batches(split, data, 64))
+        assert len(found) == len(expected)
+        for (images, labels), (right, right_labels) in zip(found, expected, strict=True):
+            assert torch.equal(images, right)
+            assert torch.equal(labels, right_labels)
 
 
 @pytest.mark.parametrize(("stored", "seen"), [(9, 12), (9, 11), (8, 12), (9, 9), (9, 6), (9, 8)])

@@ -253,7 +253,7 @@ def test_the_statistics_of_a_step_are_the_mean_over_its_shards(data: ImageData) 
     means = []
     for shard in shards:
         norm.reset_running_stats()
-        network.train()(shard.images)
+        network.train()(shard.finished()[0])
         assert norm.running_mean is not None
         means.append(norm.running_mean.clone())
 
@@ -321,7 +321,7 @@ def test_every_image_is_seen_so_often_with_repeated_augmentation(data: ImageData
 
     steps = list(train_shards(data.split("train"), data, recipe, epoch=0, seed=0))
 
-    images = torch.cat([shard.images for (shard,) in steps])
+    images = torch.cat([shard.finished()[0] for (shard,) in steps])
     _, counts = images.flatten(1).unique(dim=0, return_counts=True)
     assert len(images) == 36
     assert counts.tolist() == [3] * 12

@@ -239,7 +239,7 @@ def test_maps_go_with_their_images(data: ImageData, tmp_path: Path) -> None:
 
     for (shard,) in train_shards(split, data, recipe, epoch=0, seed=0, maps=maps):
         assert shard.maps is not None
-        assert shard.maps.topk[:, 1, 0, 0, 0].tolist() == shard.targets.tolist()
+        assert shard.maps.topk[:, 1, 0, 0, 0].tolist() == shard.labels.tolist()
 
 
 def test_a_missing_or_other_file_is_named(tmp_path: Path) -> None:

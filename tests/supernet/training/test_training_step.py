@@ -16,6 +16,7 @@ from supernet.training import training_step
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import Shard, TrainLoader
 from supernet.training.checkpoint import latest_checkpoint
+from supernet.training.finishing import Finish
 from supernet.training.optimization import build_optimizer
 from supernet.training.seeding import derived_seed
 from supernet.training.training import TrainingOptions, TrainingStopped, train
@@ -25,19 +26,29 @@ from tests.tiny_data import changed, noise, tiny_data
 RECIPE = changed("quick", amp="none", label_smoothing=0.1)
 
 
-def shards_of(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Shard]:
-    parts = zip(images.split(list(sizes)), labels.split(list(sizes)), strict=True)
+# A network sees a hundredth of each byte.
+HUNDREDTHS = Finish(mean=(0.0,) * 3, std=(100 / 255,) * 3)
+
+
+def shards_of(pixels: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Shard]:
+    """Split bytes (B, C, H, W)."""
+    parts = zip(pixels.split(list(sizes)), labels.split(list(sizes)), strict=True)
     return [
         Shard(
-            images=some,
-            targets=targets,
+            pixels=some.permute(0, 2, 3, 1),
+            labels=targets,
+            finish=HUNDREDTHS,
             maps=None,
-            share=len(some) / len(images),
+            share=len(some) / len(pixels),
             read_seconds=0.0,
             augment_seconds=0.0,
         )
         for some, targets in parts
     ]
+
+
+def pixels_of(count: int) -> Tensor:
+    return torch.randint(256, (count, 3, 4, 4), dtype=torch.uint8)
 
 
 def network_of() -> nn.Sequential:
@@ -64,7 +75,7 @@ def test_a_shard_draws_the_numbers_of_its_place_in_the_batch(
     monkeypatch.setattr(training_step, "derived_seed", look)
     monkeypatch.setattr(training_step, "process_place", lambda: (rank, world_size))
     monkeypatch.setattr(training_step, "add_up", lambda tensors: None)
-    shards = shards_of(torch.randn(9, 3, 4, 4), torch.arange(9) % 5, (3, 3, 3))
+    shards = shards_of(pixels_of(9), torch.arange(9) % 5, (3, 3, 3))
 
     gradients_of(network_of()).of_step(shards, seed=77)
 
@@ -78,11 +89,12 @@ def test_a_shard_draws_the_numbers_of_its_place_in_the_batch(
 @pytest.mark.parametrize("sizes", [(8,), (4, 4), (5, 3), (1, 2, 5)])
 def test_gradients_and_loss_are_those_of_the_shards_by_their_shares(sizes: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    images, labels = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
+    pixels, labels = pixels_of(8), torch.arange(8) % 5
+    images = pixels / 100
     network, twin = network_of(), network_of()
     network.train()
 
-    loss = gradients_of(network).of_step(shards_of(images, labels, sizes), seed=3)
+    loss = gradients_of(network).of_step(shards_of(pixels, labels, sizes), seed=3)
 
     conv, norm, _, head = twin
     total = torch.tensor(0.0)
@@ -150,9 +162,9 @@ def test_a_batch_is_augmented_by_the_seed_of_its_epoch_step_and_shard(
     seeds: list[int] = []
     augment = Augmentation.__call__
 
-    def look(self: Augmentation, images: Any, labels: Any, seed: int, cropped: Any) -> Any:
+    def look(self: Augmentation, images: Any, seed: int, maps: Any = None) -> Any:
         seeds.append(seed)
-        return augment(self, images, labels, seed, cropped)
+        return augment(self, images, seed, maps)
 
     monkeypatch.setattr(Augmentation, "__call__", look)
     recipe = changed(RECIPE, batch_size=8, shard_size=shard_size)
@@ -225,7 +237,7 @@ def test_processes_add_up_the_gradients_that_there_are(monkeypatch: pytest.Monke
     monkeypatch.setattr(training_step, "add_up", lambda tensors: messages.append(list(tensors)))
     network = Partly()
 
-    gradients_of(network).of_step(shards_of(torch.randn(4, 3, 4, 4), torch.arange(4), (4,)), seed=1)
+    gradients_of(network).of_step(shards_of(pixels_of(4), torch.arange(4), (4,)), seed=1)
 
     ((weight, bias, loss),) = messages
     assert (weight.shape, bias.shape, loss.shape) == ((5, 48), (5,), ())

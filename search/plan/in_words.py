@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search.plan import ETA, FEW_EPOCHS, TRIAL_WALL_SHARE, Plan, climbing_phase
+from search.plan.plan import Plan
+from search.plan.rungs import ETA, TRIAL_WALL_SHARE
+from search.plan.shares import climbing_phase
 
+# With fewer epochs than that, inherited weights are hardly trained.
+FEW_EPOCHS = 20
 # Fewer than that on the highest rung, and the front is drawn by chance.
 FEW_PROMOTED = 5
 # More of them than that tell nothing new.
@@ -35,7 +39,9 @@ def idle_devices(plan: Plan) -> dict[str, int]:
     }
     if plan.supernet_batch:
         most["supernet"] = plan.supernet_batch
-    return {phase: max(plan.devices - most.get(phase, plan.devices), 0) for phase in plan.until}
+    return {
+        phase: max(plan.devices - most.get(phase, plan.devices), 0) for phase in plan.spent_by_end
+    }
 
 
 def promoted(plan: Plan) -> list[tuple[int, int]]:
@@ -68,7 +74,7 @@ def _rung_text(plan: Plan, epochs: int) -> str:
     share, devices = plan.images_of(epochs), plan.devices_of(epochs)
     part = "" if share == 1 else f" of {100 * share:.0f} % of the images"
     together = "" if devices == 1 else f" on {devices} devices each"
-    return f"for {epochs} epochs{part}{together}"
+    return f"for {epochs} epoch{'' if epochs == 1 else 's'}{part}{together}"
 
 
 def more_text(plan: Plan, more: Plan) -> str:

@@ -58,16 +58,16 @@ def plan_of(
 
 def seconds_of(plan: Plan) -> dict[str, float]:
     """Return the device-seconds of each phase."""
-    ends = list(plan.until.values())
-    return dict(zip(plan.until, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
+    ends = list(plan.spent_by_end.values())
+    return dict(zip(plan.spent_by_end, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
 
 
 @pytest.mark.parametrize("strategy", SHARES)
 def test_the_phases_of_a_strategy_share_the_whole_budget(strategy: str) -> None:
     plan = plan_of(600, strategy=strategy)
     assert sum(SHARES[strategy].values()) == pytest.approx(1)
-    assert list(plan.until) == list(SHARES[strategy])
-    assert list(plan.until.values())[-1] == pytest.approx(600)
+    assert list(plan.spent_by_end) == list(SHARES[strategy])
+    assert list(plan.spent_by_end.values())[-1] == pytest.approx(600)
     assert set(SHARES[strategy]) < set(PHASES)
 
 
@@ -76,10 +76,10 @@ def test_a_strategy_plans_no_work_for_phases_that_it_has_not(strategy: str) -> N
     plan = plan_of(3600, strategy=strategy)
     trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
     climb = climbing_phase(strategy)
-    before = {"search": 0.0, "promote": plan.until["search"]}[climb]
+    before = {"search": 0.0, "promote": plan.spent_by_end["search"]}[climb]
     assert plan.supernet_steps == 0
     assert (plan.num_judged == 0, plan.num_trust == 0) == (strategy == "proxy",) * 2
-    assert 0 < plan.num_promoted * trial * len(plan.rungs) <= plan.until[climb] - before
+    assert 0 < plan.num_promoted * trial * len(plan.rungs) <= plan.spent_by_end[climb] - before
     # Trials that still run are told to end within a hundredth of the budget, or two seconds each.
     assert plan.last_call_seconds == 3600 - 4.0
     assert plan_of(300, strategy=strategy).last_call_seconds == pytest.approx(297)
@@ -101,9 +101,11 @@ def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
 def test_a_plan_without_a_finish_is_revised() -> None:
     plan = plan_of(1000, strategy="zero-cost")
     revised = revise_plan(plan, after="trust", spent={"measure": 5.0, "trust": 145.0})
-    assert revised.until["promote"] == pytest.approx(1000)
-    planned = plan.until["search"] - plan.until["trust"]
-    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned * 850 / 650)
+    assert revised.spent_by_end["promote"] == pytest.approx(1000)
+    planned = plan.spent_by_end["search"] - plan.spent_by_end["trust"]
+    assert revised.spent_by_end["search"] - revised.spent_by_end["trust"] == pytest.approx(
+        planned * 850 / 650
+    )
 
 
 @pytest.mark.parametrize("budget", [300, 600, 3600, 86_400])
@@ -160,46 +162,49 @@ def test_every_rung_is_three_times_longer_than_the_one_below_and_takes_the_same_
     plan = plan_of(1_000_000)
     assert plan.rungs == (3, 10, 30)
     trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
-    share = plan.until["promote"] - plan.until["search"]
+    share = plan.spent_by_end["promote"] - plan.spent_by_end["search"]
     assert plan.num_promoted * trial * 3 == pytest.approx(share, rel=0.01)
 
 
 def test_on_many_devices_trials_are_short_enough_to_keep_them_all_busy() -> None:
     plan = plan_of(100_000, devices=500)
     trial = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * plan.trial_steps
-    trials = (plan.until["promote"] - plan.until["search"]) / trial
+    trials = (plan.spent_by_end["promote"] - plan.spent_by_end["search"]) / trial
     assert plan.trial_epochs < plan_of(100_000).trial_epochs
-    assert trials + (plan.until["trust"] - plan.until["supernet"]) / trial >= 2 * 500
+    assert trials + (plan.spent_by_end["trust"] - plan.spent_by_end["supernet"]) / trial >= 2 * 500
 
 
 def test_what_a_phase_left_over_is_shared_by_the_phases_to_come() -> None:
     plan = plan_of(1000)
     spent = {"measure": 10.0, "supernet": 150.0}
     revised = revise_plan(plan, after="supernet", spent=spent)
-    finish = plan.until["finish"] - plan.until["promote"]
-    left, before = 1000 - 160 - finish, 1000 - plan.until["supernet"] - finish
+    finish = plan.spent_by_end["finish"] - plan.spent_by_end["promote"]
+    left, before = 1000 - 160 - finish, 1000 - plan.spent_by_end["supernet"] - finish
     for phase, earlier in (("trust", "supernet"), ("search", "trust"), ("promote", "search")):
-        planned = plan.until[phase] - plan.until[earlier]
-        now = revised.until[phase] - revised.until[earlier]
+        planned = plan.spent_by_end[phase] - plan.spent_by_end[earlier]
+        now = revised.spent_by_end[phase] - revised.spent_by_end[earlier]
         assert now == pytest.approx(planned * left / before)
-    assert revised.until["finish"] == pytest.approx(1000)
+    assert revised.spent_by_end["finish"] == pytest.approx(1000)
 
 
 def test_a_share_that_the_user_fixed_is_not_revised() -> None:
     plan = plan_of(1000)
     revised = revise_plan(plan, after="supernet", spent={"supernet": 100.0}, fixed=["search"])
-    planned = plan.until["search"] - plan.until["trust"]
-    assert revised.until["search"] - revised.until["trust"] == pytest.approx(planned)
-    assert revised.until["finish"] == pytest.approx(1000)
+    planned = plan.spent_by_end["search"] - plan.spent_by_end["trust"]
+    assert revised.spent_by_end["search"] - revised.spent_by_end["trust"] == pytest.approx(planned)
+    assert revised.spent_by_end["finish"] == pytest.approx(1000)
 
 
 def test_what_a_phase_to_come_has_used_before_counts_against_its_share() -> None:
     plan = plan_of(2000)  # a run of 1000, finished, was given 1000 more
     spent = {"supernet": 360.0, "trust": 160.0, "search": 120.0, "promote": 330.0, "finish": 30.0}
     revised = revise_plan(plan, after="trust", spent=spent)
-    assert revised.until["trust"] == pytest.approx(1000)
-    assert revised.until["finish"] == pytest.approx(2000)
-    assert all(revised.until[b] >= revised.until[a] for a, b in pairwise(revised.until))
+    assert revised.spent_by_end["trust"] == pytest.approx(1000)
+    assert revised.spent_by_end["finish"] == pytest.approx(2000)
+    assert all(
+        revised.spent_by_end[b] >= revised.spent_by_end[a]
+        for a, b in pairwise(revised.spent_by_end)
+    )
 
 
 @given(
@@ -221,7 +226,7 @@ def test_all_that_is_left_is_given_to_the_phases_to_come_whatever_was_spent(
         plan = revise_plan(plan, after=phase, spent=used, fixed=fixed, start_seconds=start)
 
         total = sum(used.values())
-        ends = list(plan.until.values())
+        ends = list(plan.spent_by_end.values())
         assert ends[-1] == pytest.approx(max(1000 * more, total))
         assert all(b >= a - 1e-6 for a, b in pairwise(ends))
         assert TypeAdapter(Plan).validate_json(TypeAdapter(Plan).dump_json(plan)) == plan
@@ -232,20 +237,20 @@ def test_a_run_that_had_overspent_gives_what_it_gets_to_training() -> None:
     plan = plan_of(300, strategy="zero-cost")
     spent = {"measure": 20.0, "trust": 66.0, "search": 26.0, "promote": 108.0}
     plan = revise_plan(plan, after="trust", spent=spent)
-    spent["search"] += plan.until["search"] - 220.0
+    spent["search"] += plan.spent_by_end["search"] - 220.0
 
     plan = revise_plan(plan, after="search", spent=spent)
 
-    assert plan.until["promote"] == pytest.approx(300)
-    assert plan.until["search"] == pytest.approx(sum(spent.values()))
-    assert 80 > plan.until["promote"] - plan.until["search"] > 60
+    assert plan.spent_by_end["promote"] == pytest.approx(300)
+    assert plan.spent_by_end["search"] == pytest.approx(sum(spent.values()))
+    assert 80 > plan.spent_by_end["promote"] - plan.spent_by_end["search"] > 60
 
 
 def test_dearer_trials_than_measured_mean_fewer() -> None:
     plan = plan_of(100_000)
     fewer = revise_plan(plan, after="search", spent={"supernet": 60_000.0}, trial_seconds=1e4)
     assert fewer.num_promoted == int(
-        (fewer.until["promote"] - fewer.until["search"]) / 1e4 / len(plan.rungs)
+        (fewer.spent_by_end["promote"] - fewer.spent_by_end["search"]) / 1e4 / len(plan.rungs)
     )
 
 
@@ -254,8 +259,10 @@ def test_the_finish_keeps_what_its_judge_takes_to_start() -> None:
 
     revised = revise_plan(plan, after="search", spent={"search": 500.0}, start_seconds=40.0)
 
-    assert revised.until["finish"] - revised.until["promote"] == pytest.approx(1.5 * 40.0)
-    assert revised.until["finish"] == pytest.approx(1000)
+    assert revised.spent_by_end["finish"] - revised.spent_by_end["promote"] == pytest.approx(
+        1.5 * 40.0
+    )
+    assert revised.spent_by_end["finish"] == pytest.approx(1000)
 
 
 TRIAL_STEP = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3)
@@ -286,11 +293,11 @@ def test_a_run_is_planned_with_the_shares_that_were_asked_for(tmp_path: Path) ->
             data="digits", budget="2cpu-hours", strategy=strategy, shares={phase: 0.5}
         )
         plan = plan_from_times(settings, times, data, devices=2, measured_seconds=1.0)
-        assert plan.until[phase] == pytest.approx(3_600)
+        assert plan.spent_by_end[phase] == pytest.approx(3_600)
         twice = plan_from_times(
             settings, times, data, devices=2, measured_seconds=1.0, times_budget=2.0
         )
-        assert twice.until[phase] == pytest.approx(7_200)
+        assert twice.spent_by_end[phase] == pytest.approx(7_200)
 
 
 @pytest.mark.parametrize("strategy", ["supernet", "zero-cost"])

@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+from search.cli.options import RECIPE_HELP
 from search.phases.planning import TimesFrom, plan_here
 from search.phases.step_times import read_times, write_times
-from search.plan import SHARES, Plan, StepTimes, make_plan, supernet_batch
-from search.planned_work import device_rate, idle_devices, more_text, plan_warnings
+from search.plan import (
+    SHARES,
+    Plan,
+    StepTimes,
+    device_rate,
+    idle_devices,
+    make_plan,
+    more_text,
+    plan_warnings,
+    supernet_batch,
+)
 from search.results.fidelity import (
     describe_fidelity,
     fidelity_height,
@@ -19,7 +29,7 @@ from search.results.fidelity import (
     rung_fidelities,
     trained_alone,
 )
-from search.run_folder.settings import RunSettings
+from search.run_folder.settings import LARGE_PIXELS, RunSettings
 from supernet.data.splits import split_pools
 
 DAY = 86_400.0
@@ -51,8 +61,8 @@ def plan_of(
 
 
 def seconds_of(plan: Plan) -> dict[str, float]:
-    ends = list(plan.until.values())
-    return dict(zip(plan.until, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
+    ends = list(plan.spent_by_end.values())
+    return dict(zip(plan.spent_by_end, [b - a for a, b in pairwise([0.0, *ends])], strict=True))
 
 
 def test_fifty_gpu_days_train_a_supernet_for_hundreds_of_epochs_and_no_more() -> None:
@@ -133,7 +143,7 @@ def test_small_budgets_keep_their_shares() -> None:
     }
     by_shares = make_plan(**given)  # type: ignore[arg-type]
     with_images = make_plan(**given, train_images=1_079, longest_epochs=80)  # type: ignore[arg-type]
-    assert with_images.until == by_shares.until
+    assert with_images.spent_by_end == by_shares.spent_by_end
     for name in ("supernet_steps", "rungs", "num_trust", "num_promoted", "num_judged"):
         assert getattr(with_images, name) == getattr(by_shares, name)
     assert not with_images.is_large
@@ -236,6 +246,13 @@ def test_recipes_follow_the_size_of_the_images() -> None:
     assert names(space="swin_t") == names(img_size=224) == large
     assert names() == names(space="swin_t", img_size=32) == ("supernet", "quick", "micro")
     assert names(space="swin_t", trial_recipe="quick")[1] == "quick"
+    # And the help of --recipe says so.
+    digits = RunSettings(data="digits", budget="1gpu-day").retrain_recipe
+    assert RECIPE_HELP.endswith(
+        f"default: {names()[2]}, or {digits} for --data digits; "
+        f"from {LARGE_PIXELS} pixels on {large[2]}."
+    )
+    assert names(img_size=LARGE_PIXELS) == large != names(img_size=LARGE_PIXELS - 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""What a budget buys: the plan, the times it comes from, and the plan in words."""
+
+from search.plan.in_words import (
+    climbing_text,
+    device_rate,
+    idle_devices,
+    more_text,
+    plan_warnings,
+    supernet_text,
+)
+from search.plan.making import SUPERNET_SHARD, make_plan, supernet_batch
+from search.plan.plan import END_SECONDS, END_SHARE, MorePlan, Plan
+from search.plan.revising import revise_plan
+from search.plan.rungs import ETA, MAX_EPOCHS
+from search.plan.shares import PHASES, SHARES, climbing_phase, split_shares
+from search.plan.step_times import StepModel, StepTimes
+
+__all__ = [
+    "END_SECONDS",
+    "END_SHARE",
+    "ETA",
+    "MAX_EPOCHS",
+    "PHASES",
+    "SHARES",
+    "SUPERNET_SHARD",
+    "MorePlan",
+    "Plan",
+    "StepModel",
+    "StepTimes",
+    "climbing_phase",
+    "climbing_text",
+    "device_rate",
+    "idle_devices",
+    "make_plan",
+    "more_text",
+    "plan_warnings",
+    "revise_plan",
+    "split_shares",
+    "supernet_batch",
+    "supernet_text",
+]

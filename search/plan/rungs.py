@@ -1,0 +1,156 @@
+"""The rungs of promotion: how long networks on them are trained, on how many devices together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MIN_PROMOTED = 10
+# As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
+MIN_TRUST = 5
+# On a large cluster a trial is short enough for this many, one after the other, on each device:
+# else most devices would have nothing to do for most of the time.
+MIN_WAVES = 2
+# Rungs of promotion, each this many times longer than the one below.
+ETA = 3
+MAX_RUNGS = 3
+# Trials that see so many images together can be long ones: so many networks go to the highest
+# rung, for as long as there is time.
+LARGE_IMAGES = 1e8
+LONG_TOP = 12
+MAX_EPOCHS = 300
+# What the lowest rung of long trainings sees: fewer images, not smaller ones, because kernels and
+# windows of other maps are other choices.
+LOWEST_IMAGES = 0.25
+# A trial takes at most so much of its phase, on as many devices as that needs.
+TRIAL_WALL_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rungs:
+    """The rungs of promotion, ascending; see `Plan`.
+
+    Attributes:
+        epochs: Of each.
+        trust_epochs: Of the one on which the trust phase trains.
+        images: Share of the training images that each sees; empty: all of them.
+        devices: That train one network together on each; empty: one.
+        are_large: Whether all trials together see so many images that some can be long.
+    """
+
+    epochs: tuple[int, ...]
+    trust_epochs: int
+    images: tuple[float, ...] = ()
+    devices: tuple[int, ...] = ()
+    are_large: bool = False
+
+    def devices_of(self, epochs: int) -> int:
+        """Return how many devices train one network of the rung of so many epochs."""
+        return dict(zip(self.epochs, self.devices, strict=False)).get(epochs, 1)
+
+
+def choose_rungs(
+    *,
+    climb_seconds: float,
+    trust_seconds: float | None,
+    epoch_seconds: float,
+    train_images: int,
+    devices: int,
+    max_epochs: int,
+    longest_epochs: int,
+    most_trial_devices: int,
+) -> Rungs:
+    """Choose the rungs: short trainings where there is little time, else few and long ones.
+
+    Args:
+        climb_seconds: Device-seconds of the phase in which networks go up them.
+        trust_seconds: Likewise of the trust phase, where there is one.
+        epoch_seconds: Device-seconds of an epoch of a middling network alone.
+        train_images: Of an epoch; 0 where that is not known.
+        devices: That work at the same time.
+        max_epochs: The most of a short training.
+        longest_epochs: The most of a long one.
+        most_trial_devices: That may train one network together.
+    """
+    alone_seconds = (trust_seconds or 0.0) + climb_seconds
+    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
+    epochs = max(1, min(int(alone_seconds / (fewest * epoch_seconds)), max_epochs))
+    are_large, longest = alone_seconds / epoch_seconds * train_images >= LARGE_IMAGES, 0
+    # Of what the phase takes on the clock.
+    limit = climb_seconds / devices * TRIAL_WALL_SHARE
+    if are_large:
+        # A trial on all the devices that it may have.
+        wall = limit * most_trial_devices / epoch_seconds
+        affordable = climb_seconds / (MAX_RUNGS * LONG_TOP * epoch_seconds)
+        longest = int(min(affordable, wall, longest_epochs, MAX_EPOCHS))
+    if longest > epochs:
+        most = min(most_trial_devices, devices)
+        rungs = _long_rungs(
+            longest, climb_seconds, epoch_seconds=epoch_seconds, limit_seconds=limit, most=most
+        )
+    else:
+        short = _epochs_of_rungs(epochs, climb_seconds / (epochs * epoch_seconds))
+        rungs = Rungs(epochs=short, trust_epochs=epochs, are_large=are_large)
+    if trust_seconds is None or not are_large:
+        return rungs
+    return _trust_on(rungs, trust_seconds, epoch_seconds=epoch_seconds, most=devices)
+
+
+def _long_rungs(
+    longest: int, climb_seconds: float, *, epoch_seconds: float, limit_seconds: float, most: int
+) -> Rungs:
+    """Return rungs up to a long training; the lowest sees a part of the images."""
+    epochs = _epochs_of_rungs(longest, climb_seconds / (longest * epoch_seconds))
+    images, trust_epochs = (1.0,) * len(epochs), longest
+    if longest >= ETA**MAX_RUNGS:  # else a part of the images is less than a few epochs of all
+        middle = longest // ETA
+        epochs = (min(int(longest // ETA**2 / LOWEST_IMAGES), middle - 1), middle, longest)
+        images, trust_epochs = (LOWEST_IMAGES, 1.0, 1.0), middle
+    return Rungs(
+        epochs=epochs,
+        trust_epochs=trust_epochs,
+        images=images,
+        devices=tuple(
+            _devices_for(e * share * epoch_seconds, limit_seconds, most)
+            for e, share in zip(epochs, images, strict=True)
+        ),
+        are_large=True,
+    )
+
+
+def _trust_on(rungs: Rungs, trust_seconds: float, *, epoch_seconds: float, most: int) -> Rungs:
+    """Let a large plan rank on the highest rung on which every device has a network.
+
+    Rungs that see a part of the images are none for it: those are to rank other networks by.
+    """
+    full = [e for e, share in zip(rungs.epochs, rungs.images, strict=False) if share == 1]
+    possible = full or list(rungs.epochs)
+    fitting = [
+        epochs
+        for epochs in possible
+        if epochs <= rungs.trust_epochs
+        and trust_seconds / (epochs * epoch_seconds) >= most // rungs.devices_of(epochs)
+    ]
+    return replace(rungs, trust_epochs=max(fitting, default=min(possible)))
+
+
+def _devices_for(seconds: float, limit_seconds: float, most: int) -> int:
+    """Return the fewest devices, a power of two, on which a training ends within a limit."""
+    devices = 1
+    while devices * 2 <= most and seconds / devices > limit_seconds:
+        devices *= 2
+    return devices
+
+
+def _epochs_of_rungs(epochs: int, num_trials: float) -> tuple[int, ...]:
+    """Return as many rungs as leave enough networks on the highest, ascending.
+
+    Args:
+        epochs: Of the highest rung.
+        num_trials: How many full trials there is time for.
+    """
+    count = 1
+    while count < MAX_RUNGS and (
+        epochs >= ETA**count and num_trials / (count + 1) >= 2 * MIN_PROMOTED
+    ):
+        count += 1
+    return tuple(epochs // ETA**below for below in reversed(range(count)))

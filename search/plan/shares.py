@@ -1,0 +1,108 @@
+"""How a budget is shared among the phases of a strategy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+# Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
+# first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
+# extraction and spends the rest on judging.
+SHARES: Mapping[str, Mapping[str, float]] = {
+    "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
+    "proxy": {"search": 1.0},
+    "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
+}
+# What the budget pays for; retraining has a ledger of its own.
+PHASES = ("measure", *SHARES["supernet"])
+
+# The finish starts a worker, which takes seconds however small the budget is.
+MIN_FINISH_SECONDS = 12.0
+
+
+def climbing_phase(strategy: str) -> str:
+    """Name the phase in which networks that train alone go up the rungs."""
+    return "promote" if "promote" in SHARES[strategy] else "search"
+
+
+def split_shares(
+    budget_seconds: float, fixed: Mapping[str, float], *, strategy: str = "supernet"
+) -> dict[str, float]:
+    """Return the shares of a strategy's phases: the fixed ones as they are, others in proportion.
+
+    The finish gets more where the budget is small.
+
+    Raises:
+        ValueError: For an unknown phase, or shares that leave nothing for the others.
+    """
+    planned = SHARES[strategy]
+    unknown = sorted(set(fixed) - set(planned))
+    wrong = {name: share for name, share in fixed.items() if not 0 <= share < 1}
+    if unknown or wrong or sum(fixed.values()) >= 1 or set(fixed) == set(planned):
+        given = ", ".join(f"{name}={share:g}" for name, share in fixed.items())
+        raise ValueError(
+            f"With --strategy {strategy}, shares are given to {', '.join(planned)}, each from 0 "
+            f"to below 1, and leave something for the other phases; got {given}."
+        )
+    shares = dict(planned) | dict(fixed)
+    left = 1 - sum(fixed.values())
+    kept = set(fixed)
+    if "finish" in planned and "finish" not in fixed:
+        least = max(planned["finish"], MIN_FINISH_SECONDS / budget_seconds)
+        shares["finish"] = min(least, left / 2)
+        kept.add("finish")
+    others = sum(share for phase, share in planned.items() if phase not in kept)
+    free = 1 - sum(shares[phase] for phase in kept)
+    if not others:
+        return shares | {"finish": shares["finish"] + free}
+    return {
+        phase: share if phase in kept else share * free / others for phase, share in shares.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetShares:
+    """A budget that is shared among phases.
+
+    Attributes:
+        budget_seconds: Device-seconds.
+        measured_seconds: Of them, what measuring takes; it comes off the first phase.
+        by_phase: The shares, in the order of the phases.
+        fixed: Phases whose share the user fixed.
+    """
+
+    budget_seconds: float
+    measured_seconds: float
+    by_phase: Mapping[str, float]
+    fixed: Collection[str] = ()
+
+    def measured_in(self, phase: str) -> float:
+        """Return what measuring takes of a phase."""
+        return self.measured_seconds if phase == next(iter(self.by_phase)) else 0.0
+
+    def seconds(self, phase: str) -> float:
+        """Return the device-seconds that a phase works for; none where there is no such phase."""
+        return self.by_phase.get(phase, 0.0) * self.budget_seconds - self.measured_in(phase)
+
+    def give_spare(self, needs: Mapping[str, float], *, to: str) -> BudgetShares:
+        """Move what phases have beyond their needs to another; what the user fixed stays.
+
+        Args:
+            needs: Device-seconds that phases work for.
+            to: The phase that gets the rest.
+        """
+        if to in self.fixed:
+            return self
+        shares = dict(self.by_phase)
+        for phase in (name for name in needs if name in shares and name not in self.fixed):
+            needed = (self.measured_in(phase) + needs[phase]) / self.budget_seconds
+            spare = max(shares[phase] - needed, 0.0)
+            shares[phase] -= spare
+            shares[to] += spare
+        return replace(self, by_phase=shares)
+
+    def ends(self) -> dict[str, float]:
+        """Return the device-seconds spent when each phase ends."""
+        sums = itertools.accumulate(s * self.budget_seconds for s in self.by_phase.values())
+        return dict(zip(self.by_phase, sums, strict=True))

@@ -1,0 +1,56 @@
+"""The folder that a training leaves: begun once, and never another training's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from searchspace.architecture import Architecture
+from supernet.training import write_text
+
+RESULT_FILE = "result.json"
+ARCHITECTURE_FILE = "architecture.json"
+RECIPE_FILE = "recipe.yaml"
+
+
+def claim_folder(
+    out: Path,
+    architecture: Architecture,
+    recipe: str,
+    *,
+    what: str,
+    also: Collection[str] = (),
+) -> None:
+    """Make a folder with architecture and recipe, or see that they are those it has.
+
+    The recipe is written last, so that a folder without it was left before it began.
+
+    Args:
+        out: The folder.
+        architecture: That is trained.
+        recipe: Text of the recipe.
+        what: The kind of training, e.g. ``retraining``.
+        also: What may lie there before.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+    contents = {
+        ARCHITECTURE_FILE: json.dumps(architecture.to_dict(), indent=1) + "\n",
+        RECIPE_FILE: recipe,
+    }
+    if (out / RECIPE_FILE).exists():
+        for name, text in contents.items():
+            if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
+                raise ValueError(
+                    f"{out} holds a {what} with another {name}, and results are never "
+                    "overwritten. Choose another folder, or remove this one."
+                )
+        return
+    ours = {*contents, *(f"{name}.partial" for name in contents), *also}
+    if out.exists() and any(path.name not in ours for path in out.iterdir()):
+        raise ValueError(f"{out} is in use by something else than a {what}. Choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        write_text(out / name, text)

@@ -1,0 +1,92 @@
+"""What a tracker is told: of a run what its record holds, of a training its epochs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+from search.record import Record
+from search.tracking.tracker import End, Tracker
+
+if TYPE_CHECKING:
+    from supernet.training import EpochReport
+
+logger = logging.getLogger(__name__)
+EVERY_SECONDS = 30.0
+
+
+def run_values(record: Record) -> dict[str, float]:
+    """Return how many networks each fidelity has judged, and the best accuracy (percent) of each.
+
+    The names are ``judged/FIDELITY`` and ``best_top1/FIDELITY``.
+    """
+    values: dict[str, float] = {}
+    for trial in record.trials(state="done"):
+        judged, best = f"judged/{trial.fidelity}", f"best_top1/{trial.fidelity}"
+        values[judged] = values.get(judged, 0) + 1
+        if not math.isnan(trial.measured.top1):
+            values[best] = max(values.get(best, 0.0), trial.measured.top1)
+    return values
+
+
+def epoch_values(report: EpochReport) -> dict[str, float]:
+    """Return the curves of one epoch of a training; its step is the epoch's number."""
+    return {
+        "loss": report.loss,
+        "lr": report.lr,
+        "images_per_second": report.images_per_second,
+        "share_of_time_waiting_for_images": report.wait_seconds / report.seconds,
+    }
+
+
+class RunCurves:
+    """While it is entered, a thread tells a tracker now and then where a run stands.
+
+    A step is a second of device time, so that the curves of several runs lie over one another.
+
+    Args:
+        record: Of the run.
+        tracker: Is closed with it.
+        is_done: Tells in the end whether the run was done.
+        every_seconds: How often a point is added; the last one always is.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        tracker: Tracker,
+        *,
+        is_done: Callable[[], bool],
+        every_seconds: float = EVERY_SECONDS,
+    ) -> None:
+        self._record, self._tracker, self._is_done = record, tracker, is_done
+        self._every_seconds = every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="curves", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        end: End = "stopped" if kind is None else "failed"
+        with suppress(ValueError):  # of a record that is lost
+            end = "done" if kind is None and self._is_done() else end
+        self._tracker.close(end)
+
+    def _tell(self) -> None:
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(self._every_seconds)
+            try:
+                values = run_values(self._record)
+                self._tracker.log(values, step=int(self._record.spent()))
+            except ValueError as error:
+                # A busy or lost record: the run's own next call says what is wrong.
+                logger.warning("The curves lack a point: %s", error)

@@ -1,0 +1,29 @@
+"""What a run knows of itself: what another version wrote is one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.record import Record
+from search.run_folder.state import RunState
+
+
+@pytest.mark.parametrize(
+    ("key", "stored", "attribute"),
+    [
+        ("plan", {"until": {"search": 1.0}}, "plan"),
+        ("plan", [1], "plan"),
+        ("times", {"supernet_step": "fast"}, "times"),
+        ("phase", 3, "phase"),
+    ],
+)
+def test_what_another_version_kept_is_one_message(
+    tmp_path: Path, key: str, stored: object, attribute: str
+) -> None:
+    with Record.create(tmp_path / "record.db") as record:
+        record.set_meta(key, stored)
+        with pytest.raises(ValueError, match=f"keeps as '{key}' is of another version") as raised:
+            getattr(RunState(record), attribute)
+    assert "validation error" not in str(raised.value)
