@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmarks.faults.scene import GPUS, NODES, Scene, check
+from benchmarks.faults.scene import GPUS, NODES, Scene, check, forgiven
 from benchmarks.faults.stopwatch import Stopwatch
 from tests.postgres import running_server
 
@@ -83,13 +83,14 @@ def judge(scene: Scene) -> dict[str, float]:
     return check(scene, budget=BUDGET)
 
 
-def node(scene: Scene, phase: str = "trust") -> dict[str, float]:
+def node(scene: Scene, phase: str = "trust", *words: str, after: float = 2.0) -> dict[str, float]:
     """kill -9 of a whole node (its raylet and all its workers) while trials train on it."""
-    scene.start(*START)
+    scene.start(*START, *words)
     scene.until(scene.phase(phase))
-    time.sleep(2)
+    time.sleep(after)
     scene.kill_node()
     assert scene.wait() == 0
+    assert scene.query("SELECT id FROM trials WHERE state = 'failed'") == []
     return check(scene, budget=BUDGET)
 
 
@@ -101,6 +102,76 @@ def node_in_search(scene: Scene) -> dict[str, float]:
 def node_in_supernet(scene: Scene) -> dict[str, float]:
     """kill -9 of a whole node while the supernet trains on it."""
     return node(scene, "supernet")
+
+
+def node_in_measuring(scene: Scene) -> dict[str, float]:
+    """kill -9 of a whole node while workers start and measure."""
+    return node(scene, "measure", after=0.5)
+
+
+def node_in_promotion(scene: Scene) -> dict[str, float]:
+    """kill -9 of a whole node while promoted networks train on it."""
+    return node(scene, "promote")
+
+
+def node_in_finish(scene: Scene) -> dict[str, float]:
+    """kill -9 of a whole node while the last phase judges on it."""
+    return node(scene, "finish", "--share", "finish=.2", after=1.0)
+
+
+def node_of_a_group(scene: Scene) -> dict[str, float]:
+    """kill -9 of one of the two nodes that train a network together; another one comes."""
+    scene.start(*START, "--together", "2")
+    scene.until(scene.phase("trust"))
+    time.sleep(2)
+    scene.kill_node()
+    time.sleep(5)
+    scene.add_node()
+    assert scene.wait() == 0
+    lost = "SELECT trial_id FROM attempts WHERE outcome = 'lost' AND devices = 2"
+    (trials,) = zip(*scene.query(lost), strict=True)
+    for trial in trials:
+        assert scene.query("SELECT state FROM trials WHERE id = ?", trial) == [("done",)]
+    # On the node that was left they went on alone, later again on two.
+    sizes = "SELECT DISTINCT devices FROM attempts WHERE trial_id IS NOT NULL AND outcome = 'done'"
+    assert {size for (size,) in scene.query(sizes)} >= {1.0, 2.0}
+    assert scene.query("SELECT id FROM trials WHERE state = 'failed'") == []
+    return check(scene, budget=BUDGET)
+
+
+def node_in_retraining(scene: Scene) -> dict[str, float]:
+    """kill -9 of one of the two nodes that retrain a network together; another one comes."""
+    scene.start(*START)
+    assert scene.wait() == 0
+    scene.rest()
+    before = scene.stopwatch.device_seconds
+    query = "SELECT architecture_id FROM trials WHERE state = 'done' ORDER BY id DESC LIMIT 1"
+    network = str(scene.query(query)[0][0])
+    scene.start("--retrain", network, "--devices", "2")
+    scene.until(scene.phase("retrain"))
+    scene.until(lambda: [*scene.folder.glob("retrain/*/metrics.csv")])
+    time.sleep(5)
+    scene.kill_node()
+    time.sleep(5)
+    scene.add_node()
+    assert scene.wait() == 0
+    scene.rest()
+    held = scene.stopwatch.device_seconds - before
+    ends = scene.query("SELECT outcome FROM attempts WHERE phase = 'retrain' ORDER BY number")
+    assert ends[0] == ("lost",)
+    assert ends[-1] == ("done",)
+    (metrics,) = scene.folder.glob("retrain/*/metrics.csv")
+    # Every epoch once: what was done before was not done again.
+    epochs = [line.split(",")[0] for line in metrics.read_text().splitlines()[1:]]
+    assert epochs == [str(epoch + 1) for epoch in range(40)]
+    charged = scene.query(
+        "SELECT sum((ended - started) * devices) FROM attempts WHERE phase = 'retrain'"
+    )[0][0]
+    off = charged - held - forgiven(scene)
+    allowed = max(0.01 * held, 1.0)
+    numbers = {"charged": charged, "stopwatch": held, "off": off, "allowed": allowed}
+    assert abs(off) <= allowed, numbers
+    return numbers
 
 
 def driver(scene: Scene) -> dict[str, float]:
@@ -243,6 +314,11 @@ FAULTS: dict[str, Callable[[Scene], dict[str, float]]] = {
         node,
         node_in_search,
         node_in_supernet,
+        node_in_measuring,
+        node_in_promotion,
+        node_in_finish,
+        node_of_a_group,
+        node_in_retraining,
         driver,
         writer,
         database,

@@ -1,7 +1,8 @@
 """Print what 50 gpu-days on 64 H100 buy, by the plan as it is: ``python benchmarks/plan_table.py``.
 
-The rates are estimates for an H100 (`benchmarks/simulate_cluster.py`). The second column is for
-trials on up to 8 devices, which the plan can count with and the engine cannot train on yet.
+The rates are estimates for an H100 (`benchmarks/simulate_cluster.py`). The first column is for a
+recipe whose batches have one shard, so that a network is trained on one device; the second for
+those of 224 pixels, which have eight.
 """
 
 from __future__ import annotations

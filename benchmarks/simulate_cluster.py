@@ -1,7 +1,7 @@
 """Drive the engine with a virtual clock: hundreds of devices, thousands of gpu-days, failing nodes.
 
 ``python benchmarks/simulate_cluster.py [--devices 512] [--gpu-days 50] [--failures 6.5]
-[--slower 3.5] [--mixed]``
+[--slower 3.5] [--mixed] [--quick]``
 
 The record, the plan and its revision, `Judging`, `TrialRunner`, `TrialCosts` and `Promotions` are
 the engine's own; Ray and the devices are simulated, event by event. Nodes of 8 devices fail at
@@ -9,10 +9,12 @@ the engine's own; Ray and the devices are simulated, event by event. Nodes of 8 
 https://arxiv.org/abs/2410.21680) and come back after an hour; 1 % of trials raise, 0.2 % hang. A
 trial takes what the plan's model says, times log-normal noise (sigma 0.2) and times ``--slower``
 (1.15), which the plan does not know: images that are fed too slowly. It goes on after a failure
-from its last epoch. A worker starts for 40 s, and compiles kernels for another 30 s at its first
-step. One node of 32 straggles at half the pace, and with ``--mixed`` every second node has devices
-of 0.6 of the pace; the supernet goes at the pace of its slowest device. The images are ImageNet's,
-the rates those that are estimated for an H100: 1,500 images/s in the supernet, 1,700 alone.
+from its last epoch. Several devices that train one network together take one node where one has so
+many free, go at the pace of the slowest, and lose 5 % to each other's gradients. A worker starts
+for 40 s, and compiles kernels for another 30 s at its first step. One node of 32 straggles at half
+the pace, and with ``--mixed`` every second node has devices of 0.6 of the pace; the supernet goes
+at the pace of its slowest device. The images are ImageNet's, the rates those that are estimated for
+an H100: 1,500 images/s in the supernet, 1,700 alone.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ SLOWER = 1.15
 STRAGGLER_EVERY, STRAGGLER = 32, 2.0
 MIXED = 1 / 0.6
 NOISE = 0.2
+# Devices that may train one network together, and what they lose then: no plan knows.
+TRIAL_DEVICES, TOGETHER = 8, 1.05
 RAISE_SHARE, HANG_SHARE = 0.01, 0.002
 # ImageNet after its search split is held out; a step of 64 images alone takes 19 to 56 ms.
 TRAIN_IMAGES = 1_255_544
@@ -59,6 +63,8 @@ SUPERNET_RATE = 1500.0
 # 25,623 images at 6,000 a second, and the network's own statistics.
 JUDGE_SECONDS = 6.0
 LOOK_SECONDS = 60.0
+# With --quick, so many are judged.
+QUICK_JUDGED = 3_000
 
 
 @dataclass(slots=True)
@@ -220,119 +226,181 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
         record.finish_attempt(attempt, outcome="done")
 
 
+def hold_judges(
+    sim: Simulation, judging: Judging, record: Record, phase: str, until: float
+) -> None:
+    """Hold all devices until the share is used; have some results at its beginning (--quick)."""
+    with record.together():
+        asked = judging.ask(QUICK_JUDGED) if phase == "search" else []
+        while asked:
+            values = [values_of(sim.rng, a, 5.0) | {"seconds": JUDGE_SECONDS} for a in asked]
+            judging.tell(
+                [
+                    Judgement(architecture=a, outcome="done", values=v)
+                    for a, v in zip(asked, values, strict=True)
+                ]
+            )
+            more = len(record.trials(fidelity=SUPERNET)) < QUICK_JUDGED
+            asked = judging.ask(QUICK_JUDGED) if more else []
+    attempt = record.start_attempt(phase, devices=sim.devices)
+    seconds = max(until - record.spent(PHASES), 0.0) / sim.devices
+    sim.useful += max(seconds - START_SECONDS, 0.0) * sim.devices
+    sim.advance(sim.now + seconds, sim.devices)
+    record.finish_attempt(attempt, outcome="done")
+
+
 def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan) -> None:
-    """Keep a trial on every device; fail nodes, end what hangs or exceeds the budget."""
+    """Keep trials on all devices; fail nodes, end what hangs or exceeds the budget."""
     order = itertools.count()
-    running: dict[int, _SimulatedTrial] = {}  # by device
-    events: list[tuple[float, int, int, _SimulatedTrial]] = []  # when, order, device
+    running: dict[int, _SimulatedTrial] = {}  # by trial
+    events: list[tuple[float, int, int, _SimulatedTrial]] = []  # when, order, trial
     progress: dict[int, int] = {}  # trial: epochs that lie in its checkpoint
-    free = [d for d in range(sim.devices) if d // NODE_SIZE not in sim.broken]
+    free = {d for d in range(sim.devices) if d // NODE_SIZE not in sim.broken}
     more, looked = True, sim.now
+
+    def end(trial_id: int) -> _SimulatedTrial:
+        trial = running.pop(trial_id)
+        free.update(d for d in trial.devices if d // NODE_SIZE not in sim.broken)
+        return trial
+
     while True:
         while more and free:
-            task = runner.next()
+            most = sim.devices - NODE_SIZE * len(sim.broken)
+            wanted = runner.wanted(most)
+            if wanted is None or wanted > len(free):
+                break
+            task = runner.next(most)
             if task is None:
                 more = bool(running)
                 break
-            device, done = free.pop(), progress.get(task.trial_id, 0)
-            trial = running[device] = _SimulatedTrial.begin(sim, task, plan, done, device)
+            done, devices = progress.get(task.trial_id, 0), take_devices(free, task.devices)
+            trial = _SimulatedTrial.begin(sim, task, done, devices)
+            running[task.trial_id] = trial
             runner.started(task)
-            runner.heard(task)
-            heapq.heappush(events, (sim.now + trial.next_seconds(), next(order), device, trial))
+            when = sim.now + START_SECONDS
+            heapq.heappush(events, (when, next(order), task.trial_id, trial))
         if not running:
             return
+        held = sum(len(trial.devices) for trial in running.values())
         # The executor looks at the budget about once a second, and at what hangs here every minute.
-        left = max(plan.last_call_seconds - record.spent(PHASES), 0.0) / len(running) + 1.0
+        left = max(plan.last_call_seconds - record.spent(PHASES), 0.0) / held + 1.0
         look = looked + LOOK_SECONDS
         reported = events[0][0] if events else math.inf
         event = min(reported, sim.next_failure, sim.next_repair(), sim.now + left, look)
-        sim.advance(event, len(running))
+        sim.advance(event, held)
         if runner.should_stop():
             for trial in running.values():
                 runner.settle(trial.task, outcome="lost", values={}, cause="stopped")
             return
         if event == sim.next_failure:
             node = sim.fail_node()
-            free = [d for d in free if d // NODE_SIZE != node]
-            for device in [d for d in running if d // NODE_SIZE == node]:
-                trial = running.pop(device)
-                progress[trial.task.trial_id] = trial.epochs
-                sim.useful += (trial.epochs - trial.resumed) * trial.epoch_seconds
+            free.difference_update(range(node * NODE_SIZE, (node + 1) * NODE_SIZE))
+            for trial_id in [i for i, t in running.items() if t.is_on(node)]:
+                trial = end(trial_id)
+                progress[trial_id] = trial.epochs
+                sim.useful += trial.useful_seconds
                 runner.settle(trial.task, outcome="lost", values={}, cause="node failed")
-            events = [entry for entry in events if entry[2] in running]
+            events = [entry for entry in events if running.get(entry[2]) is entry[3]]
             heapq.heapify(events)
             more = True
         elif event == sim.next_repair():
             back = [n for n, until in sim.broken.items() if until <= sim.now]
             sim.repair()
-            free += [n * NODE_SIZE + i for n in back for i in range(NODE_SIZE)]
+            free.update(n * NODE_SIZE + i for n in back for i in range(NODE_SIZE))
             more = True
         elif event == look:
             looked = sim.now
-            for device, trial in list(running.items()):
+            for trial_id, trial in list(running.items()):
                 cause = runner.overdue(trial.task)
                 if cause is not None:
-                    del running[device]
-                    free.append(device)
+                    end(trial_id)
                     runner.settle(trial.task, outcome="failed", values={}, cause=cause)
                     more = True
             events = [entry for entry in events if running.get(entry[2]) is entry[3]]
             heapq.heapify(events)
         elif event == reported:
-            _, _, device, trial = heapq.heappop(events)
-            trial.epochs += 1
+            _, _, trial_id, trial = heapq.heappop(events)
+            is_ready, trial.is_ready = trial.is_ready, True
+            trial.epochs += is_ready
             if trial.epochs < trial.task.epochs:
                 runner.heard(trial.task)
                 again = sim.now + trial.next_seconds()
-                heapq.heappush(events, (again, next(order), device, trial))
+                heapq.heappush(events, (again, next(order), trial_id, trial))
                 continue
-            del running[device]
-            free.append(device)
+            end(trial_id)
             if sim.rng.random() < RAISE_SHARE:
                 runner.settle(trial.task, outcome="failed", values={}, cause="KeyError: made up")
             else:
-                sim.useful += (trial.epochs - trial.resumed) * trial.epoch_seconds
+                sim.useful += trial.useful_seconds
                 values = values_of(sim.rng, trial.task.architecture, 20.0 / trial.epochs)
                 runner.settle(trial.task, outcome="done", values=values, cause=None)
             more = True
 
 
+def take_devices(free: set[int], count: int) -> set[int]:
+    """Take devices of the node that has fewest left then, or of several where none has so many."""
+    nodes: dict[int, list[int]] = {}
+    for device in sorted(free):
+        nodes.setdefault(device // NODE_SIZE, []).append(device)
+    fitting = [devices for devices in nodes.values() if len(devices) >= count]
+    chosen = min(fitting, key=len) if fitting else sorted(free)
+    taken = set(chosen[:count])
+    free -= taken
+    return taken
+
+
 @dataclass(slots=True)
 class _SimulatedTrial:
-    """A trial on its device.
+    """A trial on its devices.
 
     Attributes:
         epochs: That are done.
         resumed: Of these, those that were done before this attempt.
+        epoch_seconds: Of an epoch by the clock.
         hangs_after: Epochs after which it hangs.
+        is_ready: Whether its workers have started.
     """
 
     task: TrialTask
+    devices: set[int]
     epochs: int
     resumed: int
     epoch_seconds: float
     hangs_after: float
+    is_ready: bool = False
 
     @classmethod
     def begin(
-        cls, sim: Simulation, task: TrialTask, plan: Plan, done: int, device: int
+        cls, sim: Simulation, task: TrialTask, done: int, devices: set[int]
     ) -> _SimulatedTrial:
-        cost = step_model()(macs_of(task)) * STEPS_PER_EPOCH * task.images
+        cost = step_model()(macs_of(task)) * STEPS_PER_EPOCH * task.images / len(devices)
+        cost *= max(sim.pace(device) for device in devices)
+        cost *= TOGETHER if len(devices) > 1 else 1.0
         hangs = sim.rng.random() < HANG_SHARE
         return cls(
             task=task,
+            devices=devices,
             epochs=done,
             resumed=done,
-            epoch_seconds=cost * sim.pace(device) * sim.rng.lognormvariate(0, NOISE),
+            epoch_seconds=cost * sim.rng.lognormvariate(0, NOISE),
             hangs_after=sim.rng.randrange(done, task.epochs) if hangs else math.inf,
         )
+
+    @property
+    def useful_seconds(self) -> float:
+        """Device-seconds of the epochs of this attempt."""
+        return (self.epochs - self.resumed) * self.epoch_seconds * len(self.devices)
+
+    def is_on(self, node: int) -> bool:
+        """Tell whether it holds a device of a node."""
+        return any(device // NODE_SIZE == node for device in self.devices)
 
     def next_seconds(self) -> float:
         """Return the seconds until its next epoch is done."""
         if self.epochs >= self.hangs_after:
             return math.inf
-        starts = START_SECONDS + COMPILE_SECONDS if self.epochs == self.resumed else 0.0
-        return self.epoch_seconds + starts
+        compiling = COMPILE_SECONDS if self.epochs == self.resumed else 0.0
+        return self.epoch_seconds + compiling
 
 
 _MACS: dict[str, int] = {}
@@ -364,7 +432,9 @@ def step_model() -> StepModel:
     return StepModel(step_points())
 
 
-def plan_for(devices: int, gpu_days: float, *, pace: float = 1.0, trial_devices: int = 1) -> Plan:
+def plan_for(
+    devices: int, gpu_days: float, *, pace: float = 1.0, trial_devices: int = TRIAL_DEVICES
+) -> Plan:
     """Plan the job, for trainings that are so many times slower than measured."""
     batch = supernet_batch(devices)
     return make_plan(
@@ -400,6 +470,7 @@ def simulate(
     quiet: bool = False,
     slower: float = SLOWER,
     mixed: bool = False,
+    quick: bool = False,
 ) -> tuple[float, float, float, float]:
     """Run one budget to its end and print what came out.
 
@@ -442,9 +513,14 @@ def simulate(
                 count_judges=lambda: devices,
                 interrupted=lambda: False,
             )
-            run_judges(sim, judging, record, phase)
+            if quick:
+                hold_judges(sim, judging, record, phase, plan.spent_by_end[phase])
+            else:
+                run_judges(sim, judging, record, phase)
 
-        def train(phase: str, choose: object, on_end: object = None) -> float | None:
+        def train(
+            phase: str, choose: object, on_end: object = None, *, probes: bool = False
+        ) -> float | None:
             runner = TrialRunner(
                 record=record,
                 plan=plan,
@@ -457,23 +533,32 @@ def simulate(
                 on_event=lambda text: None,
                 on_end=on_end,  # type: ignore[arg-type]
                 clock=sim.clock,
+                start_seconds=START_SECONDS,
+                probes=probes,
             )
             run_trials(sim, runner, record, plan)
             return runner.off_pace
 
         def train_trust() -> None:
             nonlocal plan
-            pace: float | None = 1.0
-            while pace is not None:
+            for probes in (True, False):
                 rng, epochs = random.Random(seed), plan.trust_rung
                 trust = {a.key: a for a in (space.sample(rng) for _ in range(plan.num_trust))}
-                queue = iter([Choice(architecture=a, epochs=epochs) for a in trust.values()])
-                pace = train("trust", lambda queue=queue: next(queue, None))
-                if pace is not None:
-                    steps = plan.supernet_steps
-                    plan = replace(plan_for(devices, gpu_days, pace=pace), supernet_steps=steps)
-                    plan = revise(SUPERNET)
-                    print(f"  trainings {pace:.2f} times slower than planned: rungs {plan.rungs}")
+                # A new plan may have rungs of the same lengths: what was begun on them goes on.
+                known = {trial.key for trial in record.trials()}
+                new = [a for key, a in trust.items() if key not in known]
+                queue = iter([Choice(architecture=a, epochs=epochs) for a in new])
+                pace = train("trust", lambda queue=queue: next(queue, None), probes=probes)
+                if pace is None:
+                    return
+                steps = plan.supernet_steps
+                plan = replace(plan_for(devices, gpu_days, pace=pace), supernet_steps=steps)
+                rungs = rung_fidelities(plan)
+                for trial in record.trials(state="waiting"):
+                    if trial.fidelity not in rungs:
+                        record.withdraw(trial.id)
+                plan = revise(SUPERNET)
+                print(f"  trainings {pace:.2f} times slower than planned: rungs {plan.rungs}")
 
         def timed(phase: str, work: object) -> None:
             before, started = sim.now, time.process_time()
@@ -547,6 +632,7 @@ def main() -> None:
     parser.add_argument("--failures", type=float, default=6.5, help="Per 1,000 node-days.")
     parser.add_argument("--slower", type=float, default=SLOWER, help="Than was measured.")
     parser.add_argument("--mixed", action="store_true", help="Half of the nodes are older ones.")
+    parser.add_argument("--quick", action="store_true", help="Without judging one by one.")
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -559,6 +645,7 @@ def main() -> None:
             sampler=options.sampler,
             slower=options.slower,
             mixed=options.mixed,
+            quick=options.quick,
         )
 
 

@@ -92,7 +92,7 @@ def _candidate_row(one: Candidate) -> dict[str, Any]:
         "id": one.id,
         "key": one.key,
         "fidelity": one.fidelity,
-        "top1": one.top1,
+        one.measure: one.top1,
         "low": one.low,
         "high": one.high,
         "num_seeds": one.num_seeds,

@@ -20,12 +20,11 @@ from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import train_trust_set
 from search.record import DatabaseLostError, Heartbeat
-from search.run_folder import DATA, DONE, RunFolder, StorageError, is_disk_full
+from search.run_folder import DONE, RunFolder, StorageError, is_disk_full
 from search.scheduling import BudgetSpent, Work, last_line
 from search.terminal import ProgressView, StopSignals
 from search.tracking import RunCurves, open_tracker
-from search.workers import WORK
-from supernet.data import mend_data
+from search.workers import work_of
 
 FULL_DISK = "a full disk"
 NO_STORAGE = "a storage that does not answer"
@@ -38,7 +37,7 @@ def run_search(
     *,
     ray_address: str | None = None,
     track: str | None = None,
-    work: Work = WORK,
+    work: Work | None = None,
 ) -> str | None:
     """Do what is left to do of a run.
 
@@ -47,14 +46,14 @@ def run_search(
         console: For what the user sees.
         ray_address: Of a cluster to join; None starts Ray on this machine.
         track: A tracker that gets its curves, one of `search.tracking.TRACKERS`.
-        work: What the devices do.
+        work: What the devices do; None takes that of the run's task.
 
     Returns:
         What stopped it (the name of a signal, `FULL_DISK`, `NO_STORAGE` or `NO_DATABASE`), or None
         when it is done.
     """
     budget = run.settings.parsed_budget
-    for line in mend_data(run.folder / DATA).lines():
+    for line in run.mend_data().lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
@@ -68,7 +67,7 @@ def run_search(
             device=budget.device,
         ) as view,
     ):
-        session = Session(run, cluster, stop, view, work)
+        session = Session(run, cluster, stop, view, work or work_of(run.settings.task))
         try:
             run.share_data()
             prepare_nodes(session)

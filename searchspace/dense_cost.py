@@ -58,9 +58,16 @@ def count_dense_parts(
     dims = [stage.dim for stage in architecture.stages]
     norms = total(count_norm(dim) for dim in dims)
     parts = {"backbone": total(count_maps(architecture, size, rules).values()) + norms}
+    return parts | count_heads(head, dims, maps, num_classes)
+
+
+def count_heads(
+    head: Head, dims: Sequence[int], maps: Sequence[Size], num_classes: int
+) -> dict[str, Cost]:
+    """Count the parts of a head on maps of so many channels and of these sizes."""
     if isinstance(head, DetectionHead):
-        return parts | _count_detection(head, dims, maps, num_classes)
-    return parts | _count_segmentation(head, dims, maps, num_classes)
+        return _count_detection(head, dims, maps, num_classes)
+    return _count_segmentation(head, dims, maps, num_classes)
 
 
 def _count_detection(

@@ -19,11 +19,10 @@ from search.phases import alone, measure, session, supernet
 from search.phases.session import Interrupted, Session
 from search.record.record import Record
 from search.run import search_with
-from search.run_folder.folder import RECORD, RunFolder
+from search.run_folder.folder import RECORD, RunFolder, prepare_run_data
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import Judgement
 from search.terminal.progress import ProgressView, StopSignals
-from supernet.data import prepare_data
 
 
 class Killed(BaseException):
@@ -114,7 +113,7 @@ class LocalRun:
         self.work = small_work.SMALL_WORK
         folder.mkdir()
         space = settings.load_space()
-        prepare_data(settings.data, img_size=space.img_size, folder=folder / "data")
+        prepare_run_data(settings, space, folder)
         (folder / "space.yaml").write_text(space.source)
         (folder / "work.json").write_text('{"step": 0.02, "judge": 0.05, "epoch": 0.6}')
         with Record.create(folder / RECORD, clock=self.clock) as record:

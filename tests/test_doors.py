@@ -41,10 +41,13 @@ ENTRIES = {
         *("queue", "together"),
     },
     "search.transferring": {
-        *("alone", "costs", "evaluate", "network", "predicting", "queue", "result"),
+        *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),
     },
     # It needs pycocotools, which is an extra.
-    "supernet.dense": {"judging", "network", "options", "pictures", "start", "training"},
+    "supernet.dense": {
+        *("judging", "network", "options", "pictures", "shared", "start", "timm_backbone"),
+        "training",
+    },
     "supernet.data": {"dense.masks"},
     # timm's import registers our models, also in the middle of ours.
     "supernet.exchange": {

@@ -1,6 +1,7 @@
 """The driver of a run with small work, as a process of its own that can be killed.
 
 ``python -m benchmarks.faults.driver FOLDER --budget 60gpu-seconds [--address A] [--resume]``
+``python -m benchmarks.faults.driver FOLDER --retrain ID --devices 2 [--address A]``
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.faults.small_work import SMALL_WORK, SmallJob
+from benchmarks.faults.small_work import SMALL_WORK, SmallJob, retrain_small
 from search.cluster import crew
+from search.phases import session
+from search.plan import Plan
+from search.retraining import queue
 from search.run import run_search
-from search.run_folder.folder import create_run, resume_run
+from search.run_folder.folder import create_run, open_run, resume_run
 from search.run_folder.settings import RunSettings
 from search.scheduling import trials
 
@@ -25,8 +30,32 @@ trials.LEAST_LIMIT_SECONDS = 6.0
 crew.LEAST_LIMIT_SECONDS = 6.0
 
 
+def retrain(options: argparse.Namespace) -> int:
+    """Retrain networks with small work; exit like ``search retrain``."""
+    queue.attempt = retrain_small  # type: ignore[assignment]
+    console = Console(file=sys.stdout, width=100)
+    plan = queue.RetrainPlan(recipe="digits", epochs=options.epochs, devices=options.devices)
+    with open_run(options.folder, write=True) as run:
+        stopped_by = queue.retrain_members(
+            run, options.retrain, plan, console=console, ray_address=options.address
+        )
+    print(f"stopped by {stopped_by}", flush=True)
+    return 1 if stopped_by else 0
+
+
+def train_together(devices: int) -> None:
+    """Plan so many devices for every trial."""
+    plan_from_times = session.plan_from_times
+
+    def plan(*given: Any, **named: Any) -> Plan:
+        made = plan_from_times(*given, **named)
+        return replace(made, rung_devices=(devices,) * len(made.rungs))
+
+    session.plan_from_times = plan  # type: ignore[assignment]
+
+
 def main() -> int:
-    """Run or resume; exit like ``search run``."""
+    """Run, resume or retrain; exit like ``search run``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--budget")
@@ -38,7 +67,15 @@ def main() -> int:
     parser.add_argument("--share", action="append", default=[])
     parser.add_argument("--storage", default="")
     parser.add_argument("--work", default="{}", help="JSON: fields of SmallJob")
+    parser.add_argument("--together", type=int, help="Devices that train one network.")
+    parser.add_argument("--retrain", type=int, action="append", help="Networks of a finished run.")
+    parser.add_argument("--devices", type=int, default=1, help="Of a retraining.")
+    parser.add_argument("--epochs", type=int, default=40, help="Of a retraining.")
     options = parser.parse_args()
+    if options.retrain:
+        return retrain(options)
+    if options.together:
+        train_together(options.together)
     if options.resume:
         opened = resume_run(options.folder, options.budget)
     else:

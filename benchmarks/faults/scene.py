@@ -152,6 +152,10 @@ class Scene:
         self.until(lambda: ray.cluster_resources().get("GPU", 0) < counted)
         self.unnoticed.append((killed, time.time()))
 
+    def add_node(self) -> None:
+        """Let another node join."""
+        self.nodes.append(self.cluster.add_node(num_cpus=2, num_gpus=GPUS))
+
     def rest(self) -> None:
         """Wait until Ray says that nothing is held."""
         limit_seconds = 30 * self.patience

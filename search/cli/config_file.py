@@ -102,6 +102,7 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
     values: dict[str, object] = {
         "budget": settings.budget,
         "data": settings.data,
+        "task": settings.task,
         "space": settings.space,
         "objectives": ",".join(settings.objectives),
         "strategy": settings.strategy,
@@ -117,6 +118,8 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
     for name in ("latency_of", "precision", "batch", "latency_table"):
         if given := getattr(settings, name):
             values[name] = given
+    if settings.start:
+        values["start"] = settings.start
     if settings.img_size is not None:
         values["img_size"] = settings.img_size
     about = "# What this run was begun with. Again: search run --config THIS --out OTHER\n"

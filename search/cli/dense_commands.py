@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def transfer(
-    target: Annotated[str, typer.Argument(help="A run, a preset, an architecture file or RUN:ID.")],
+    target: Annotated[
+        str, typer.Argument(help="A run, a preset, an architecture file, RUN:ID or timm:NAME.")
+    ],
     task: Annotated[str, typer.Option(help="instance, detection or semantic.")],
     data: Annotated[str, typer.Option(help="A folder in COCO's or ADE20K's layout, or a tar.")],
     recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file; see search recipes.")],
@@ -146,15 +148,15 @@ def _transfer_one(
     """Train a network of no run, here."""
     import torch
 
-    from search.run_folder import load_target
     from search.terminal import StopSignals
     from search.transferring.alone import say_step, transfer_alone
     from search.transferring.network import TransferOptions
     from search.transferring.queue import load_weights
     from search.transferring.result import result_text
+    from search.transferring.target import transfer_target
     from supernet.training import TrainingStopped
 
-    architecture = load_target(target)
+    architecture = transfer_target(target)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = None if start in (None, "fresh") else Path(str(start))
     with StopSignals() as stop:
@@ -219,6 +221,31 @@ def eval_dense(
         print(json.dumps({**judged.values(), "images": judged.images}, indent=2))
     else:
         make_console().print(judgement_table(judged, folder))
+
+
+def find_transfer(target: str) -> Path | None:
+    """Return the folder of a transfer: itself, or the finished one of RUN:ID.
+
+    None where it is something else, or a network that was retrained as a classifier.
+
+    Raises:
+        ValueError: If the network was transferred more than once.
+    """
+    if is_transfer(Path(target)):
+        return Path(target)
+    from search.run_folder import run_and_id
+
+    named = run_and_id(target)
+    if named is None or list((named[0] / "retrain").glob(f"{named[1]}-*/result.json")):
+        return None
+    run, number = named
+    found = sorted(path.parent for path in (run / "transfer").glob(f"{number}-*/result.json"))
+    if len(found) > 1:
+        raise ValueError(
+            f"Network {number} of {run} was transferred {len(found)} times. Name one of the "
+            f"folders instead: {', '.join(map(str, found))}"
+        )
+    return found[0] if found else None
 
 
 def is_transfer(folder: Path) -> bool:

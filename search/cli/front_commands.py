@@ -135,7 +135,14 @@ def select(
     import math
 
     from search.budget import parse_budget
-    from search.front import choice_json, judged_by, retrain_cost, select_members, select_table
+    from search.front import (
+        choice_json,
+        judged_by,
+        retrain_cost,
+        select_members,
+        select_table,
+        training_command,
+    )
     from search.run_folder import open_run
     from search.terminal import shell_command
 
@@ -149,7 +156,8 @@ def select(
             cost_of=retrain_cost(folder.state.plan),
         )
         device = folder.settings.parsed_budget.device
-    words = [word for choice in choices for word in ("--arch", choice.candidate.id)]
+        words = [word for choice in choices for word in ("--arch", choice.candidate.id)]
+        next_command = training_command(folder, *words)
     if json_:
         print(json.dumps([choice_json(choice) for choice in choices], indent=2))
     elif args:
@@ -157,7 +165,7 @@ def select(
     else:
         console = make_console()
         console.print(select_table(choices, device))
-        console.say(f"\nNext:\n  {shell_command('search', 'retrain', run, *words)}")
+        console.say(f"\nNext:\n  {next_command}")
 
 
 def _query(

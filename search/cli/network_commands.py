@@ -201,7 +201,9 @@ def export(
 
 
 def eval_(
-    target: Annotated[str, typer.Argument(help="RUN:ID, or the folder of a retraining.")],
+    target: Annotated[
+        str, typer.Argument(help="RUN:ID, or the folder of a retraining or transfer.")
+    ],
     data: Annotated[str | None, typer.Option(help="Other images; default: the run's.")] = None,
     real_labels: Annotated[Path | None, typer.Option(help="ImageNet-real's real.json.")] = None,
     scales: Annotated[str, typer.Option(help="Of segmenters: .5,.75,1,1.25,1.5,1.75.")] = "1",
@@ -213,9 +215,9 @@ def eval_(
     import tempfile
 
     check_device(device)
-    if dense_commands.is_transfer(Path(target)):
+    if (folder := dense_commands.find_transfer(target)) is not None:
         dense_commands.eval_dense(
-            Path(target), data=data, scales=scales, flip=flip, device=device, as_json=json_
+            folder, data=data, scales=scales, flip=flip, device=device, as_json=json_
         )
         return
     if flip or scales != "1":
@@ -225,9 +227,9 @@ def eval_(
         )
     from search.retraining.evaluate import evaluate_retrained, evaluation_table
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         found = evaluate_retrained(
-            target, data=data, real_labels=real_labels, device=device, folder=Path(folder) / "data"
+            target, data=data, real_labels=real_labels, device=device, folder=Path(scratch) / "data"
         )
     if json_:
         print(json.dumps(found.to_json(), indent=2))

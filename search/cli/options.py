@@ -41,6 +41,10 @@ Strategy = Annotated[
     str,
     typer.Option(help="Judge by a supernet, by short trainings (proxy), or zero-cost scores."),
 ]
+Task = Annotated[
+    str,
+    typer.Option(help="classification; or backbones for semantic, detection or instance."),
+]
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
 ]

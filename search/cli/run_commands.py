@@ -29,6 +29,7 @@ from search.cli.options import (
     Share,
     Space,
     Strategy,
+    Task,
     Track,
     make_console,
 )
@@ -60,11 +61,17 @@ def run(
         ),
     ] = None,
     objectives: Annotated[
-        str, typer.Option(help="top1 and some of macs, params, latency, memory, with commas.")
-    ] = "top1,macs",
+        str | None,
+        typer.Option(help="top1 (of --task: miou, ap_box, ap_mask) and some of macs, params, ..."),
+    ] = None,
     max_macs: Limit = None,
     max_params: Limit = None,
     seed: Seed = 0,
+    task: Task = "classification",
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Run whose supernet's weights backbones begin with, for --task."),
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -188,13 +195,15 @@ def run(
             space=space or "",
             data=data,
             budget=budget,
+            task=task,
+            start=str(start.resolve()) if start else "",
             sampler=sampler,
             strategy=strategy,
             supernet_strategy=supernet_strategy,
             projections=projections,
             kernels=kernels,
             retrain_recipe=recipe or "",
-            objectives=parse_objectives(objectives),
+            objectives=parse_objectives(objectives) if objectives else (),
             latency_of=latency_of or "",
             precision=precision or "",
             batch=batch,
@@ -268,6 +277,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    task: Task = "classification",
     strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
     devices: Annotated[
@@ -299,6 +309,7 @@ def plan(
         space=space or "",
         data=data,
         budget=budget,
+        task=task,
         strategy=strategy,
         shares=_shares(share),
         img_size=img_size,

@@ -140,12 +140,17 @@ class Cluster:
     def reserved(self) -> int:
         """Count the devices that placement groups of this program hold.
 
-        Ray Tune reserves a device with a group of its own, before its trial's process starts and
-        until after it has ended, whatever becomes of the process.
+        Ray Tune reserves the devices of a trial with a group of its own, before its processes start
+        and until after they have ended, whatever becomes of them.
         """
         job = ray.get_runtime_context().get_job_id()
-        groups = placement_group_table().items()
-        return sum(name.endswith(job) and one["state"] == "CREATED" for name, one in groups)
+        held = [
+            bundle.get(self.resource, 0)
+            for name, one in placement_group_table().items()
+            if name.endswith(job) and one["state"] == "CREATED"
+            for bundle in one["bundles"].values()
+        ]
+        return int(sum(held))
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that are alive now."""

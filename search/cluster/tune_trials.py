@@ -1,4 +1,4 @@
-"""Ray Tune trains a source's trials, one a device, and brings every one of them to an end.
+"""Ray Tune trains a source's trials, on a device or several, and brings every one to an end.
 
 Tune is stateless here: a `Searcher` feeds it, after a crash a new Tuner is started. What Tune does
 not do is done by a callback: trials that hang are killed, and so are those that must stop, whose
@@ -8,13 +8,11 @@ end Tune would neither hasten nor report.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +29,14 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from search.cluster.connection import Cluster
+from search.cluster.trial_group import TrialWork, report_of, train_together
 from search.scheduling import (
     Outcome,
     TrialSource,
     TrialTask,
     Work,
-    end_if_spoilt,
     last_line,
-    outcome_of_error,
 )
-
-logger = logging.getLogger(__name__)
 
 # Devices come and go, and so do Tune's holds on them; looks take at most 1 / LOOK_COST of the time.
 LOOK_EVERY_SECONDS = 0.2
@@ -55,7 +50,7 @@ LINGER_SECONDS = 15.0
 def run_trials(
     cluster: Cluster, work: Work, *, job: Any, folder: Path, source: TrialSource, name: str
 ) -> None:
-    """Train the source's trials, one a device, until it has no more or says stop.
+    """Train the source's trials, each on its devices, until it has no more or says stop.
 
     Every trial that the source hands out is settled before this returns.
 
@@ -82,9 +77,17 @@ def _run_round(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(cluster.devices, 1))
     trainable = tune.with_resources(
         tune.with_parameters(
-            _train_trial, job=job, train=work.train_alone, folder=folder, threads=cluster.threads
+            _train_trial,
+            job=job,
+            work=TrialWork(
+                train=work.train_alone,
+                meet=work.meet,
+                folder=folder,
+                threads=cluster.threads,
+                needs=cluster.needs,
+            ),
         ),
-        {cluster.resource.lower(): 1},
+        partial(_bundles, cluster.resource),
     )
     # Nothing of it is ever read back; in the run's folder a kill would leave it to be removed.
     scratch = tempfile.TemporaryDirectory(prefix="mixer-search-", ignore_cleanup_errors=True)
@@ -182,10 +185,14 @@ class _Feed(Searcher):
         if round_.problem is not None or round_.source.should_stop():
             return Searcher.FINISHED
         round_.look()
-        if len(round_.tasks) >= round_.slots:
+        held, most = sum(task.devices for task in round_.tasks.values()), round_.cluster.devices
+        if held >= round_.slots:
             return None
         try:
-            task = round_.source.next()
+            wanted = round_.source.wanted(most)
+            if wanted is None or held + wanted > round_.slots:
+                return None
+            task = round_.source.next(most)
         except Exception as problem:
             # Tune would log it and go on: `run_trials` raises it.
             round_.problem = problem
@@ -193,7 +200,7 @@ class _Feed(Searcher):
         if task is None:
             return Searcher.FINISHED
         round_.tasks[trial_id] = task
-        return {"task": task}
+        return {"task": task, "place": round_.cluster.meeting_place}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -287,27 +294,25 @@ def _read(
     return ("out of memory" if is_memory else "lost"), {}, last_line(str(problem))
 
 
-def _train_trial(
-    config: dict[str, Any],
-    *,
-    job: Any,
-    train: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]],
-    folder: Path,
-    threads: int,
-) -> None:
+def _bundles(resource: str, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Reserve a trial's devices, all at once; near each other where that can be.
+
+    Several of them are held by the processes that train, and none by the one that waits for these.
+    """
+    devices = config["task"].devices
+    bundles = [{resource: 1.0} for _ in range(devices)]
+    return tune.PlacementGroupFactory(bundles if devices == 1 else [{}, *bundles])
+
+
+def _train_trial(config: dict[str, Any], *, job: Any, work: TrialWork) -> None:
     task: TrialTask = config["task"]
-    try:
-        values = train(job, task, threads, lambda epoch: tune.report({"epoch": epoch}))
-    except Exception as error:
-        end_if_spoilt(error)
-        # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
-        logger.error("Trial %d failed:\n%s", task.trial_id, traceback.format_exc())
-        cause = f"{type(error).__name__}: {last_line(str(error))}"
-        _report({"outcome": outcome_of_error(error, folder), "cause": cause})
+
+    def on_epoch(epoch: int) -> None:
+        tune.report({"epoch": epoch})
+
+    if task.devices == 1:
+        report = report_of(task, job, work, on_epoch)
     else:
-        _report({"outcome": "done", "values": values})
-
-
-def _report(report: dict[str, Any]) -> None:
+        report = train_together(task, job, work, place=config["place"], on_epoch=on_epoch)
     # As text: Tune would flatten a nested result.
     tune.report({"report": json.dumps(report)})

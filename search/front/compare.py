@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from search.results import Candidate, judged_at, searched_fidelities
+from search.results import QUALITY_WORDS, Candidate, judged_at, searched_fidelities
 from search.run_folder import load_target, open_run, run_and_id
 from search.terminal import describe_stages, format_count, format_interval
 from searchspace.architecture import Architecture
@@ -118,7 +118,7 @@ def _describe(one: Compared) -> dict[str, Any]:
         "params": total.params,
         "macs": total.macs,
         "fidelity": result.fidelity if result else None,
-        "top1": result.top1 if result else None,
+        result.measure if result else "top1": result.top1 if result else None,
         "latency_ms": _whole_latency(one),
         "parts": [
             {
@@ -197,7 +197,8 @@ def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     rows = []
     results = [one.result for one in compared]
     if any(results):
-        rows.append(("  top-1 %", *(format_interval(r) if r else "-" for r in results)))
+        measure = QUALITY_WORDS[next(r.measure for r in results if r)]
+        rows.append((f"  {measure} %", *(format_interval(r) if r else "-" for r in results)))
         rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
     known = [PUBLISHED.get(one.name) for one in compared]
     if any(known):

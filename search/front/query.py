@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.record import Trial
+from search.record import QUALITIES, Trial
 from search.results import (
     Candidate,
     add_probabilities,
@@ -32,7 +32,7 @@ from search.terminal import front_table, shell_command
 # How each column is sorted: its value, and whether the largest comes first.
 COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "id": (lambda c: c.id, False),
-    "top1": (lambda c: c.top1, True),
+    **dict.fromkeys(QUALITIES, (lambda c: c.top1, True)),
     "macs": (lambda c: c.macs, False),
     "params": (lambda c: c.params, False),
     "latency_ms": (lambda c: c.latency_ms, False),
@@ -67,6 +67,19 @@ class FrontQuery:
     def __post_init__(self) -> None:
         if self.sort not in COLUMNS:
             raise ValueError(f"Cannot sort by {self.sort!r}. Columns: {', '.join(COLUMNS)}.")
+
+
+def training_command(run: RunFolder, *members: object) -> str:
+    """Say how networks are trained for good.
+
+    Args:
+        members: What names them: ``--arch``, an id, and so on.
+    """
+    settings = run.settings
+    if settings.classifies:
+        return shell_command("search", "retrain", run.folder, *members)
+    options = ("--task", settings.task, "--data", settings.data, "--recipe", settings.trial_recipe)
+    return shell_command("search", "transfer", run.folder, *members, *options)
 
 
 def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import Plan, StepModel
-from search.results import Candidate, by_macs, candidate_losses, knee
+from search.results import QUALITY_WORDS, Candidate, by_macs, candidate_losses, knee
 from search.terminal import format_chance, format_count, format_interval
 
 # A network that only noise keeps off the front is worth a look above this chance.
@@ -99,7 +99,8 @@ def retrain_cost(plan: Plan | None) -> Callable[[Candidate], float] | None:
 def select_table(choices: Sequence[Selected], device: Device) -> Table:
     """Show the choices with their reasons, a row each."""
     table = Table(title="Worth retraining", title_justify="left", caption_justify="left")
-    for column in ("id", "top-1 %", "MACs", "sure", "retraining"):
+    measure = QUALITY_WORDS[choices[0].candidate.measure if choices else "top1"]
+    for column in ("id", f"{measure} %", "MACs", "sure", "retraining"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why")
     for choice in choices:
@@ -123,7 +124,7 @@ def choice_json(choice: Selected) -> dict[str, Any]:
         "id": one.id,
         "reason": choice.reason,
         "retrain_seconds": choice.retrain_seconds,
-        "top1": one.top1,
+        one.measure: one.top1,
         "macs": one.macs,
         "params": one.params,
         "on_front": one.on_front,

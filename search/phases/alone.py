@@ -17,6 +17,8 @@ def train_alone(
     phase: str,
     choose: Callable[[], Choice | None],
     on_end: Callable[[Trial], None] | None = None,
+    *,
+    probes: bool = False,
 ) -> float | None:
     """Train what is chosen until there is no more, or the phase's share is used up.
 
@@ -26,6 +28,7 @@ def train_alone(
         phase: What the time is charged to.
         choose: The next network, or None when there is none.
         on_end: Called with every trial that has ended.
+        probes: Whether the plan can be made anew where it is large and its first trials are slow.
 
     Returns:
         How many times slower the first epochs were than a large plan has it, which ended the
@@ -46,6 +49,7 @@ def train_alone(
         on_event=session.view.say,
         on_end=on_end,
         start_seconds=session.start_seconds,
+        probes=probes,
     )
     session.tick(phase)
     session.wait_for_devices()

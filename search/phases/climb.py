@@ -15,16 +15,31 @@ def climb(session: Session, plan: Plan, phase: str) -> None:
 
     What no training fits in any more is not spent: the lower rungs would add nothing to the front.
     """
+    pace = _climb(session, plan, phase)
+    if pace is not None:
+        _climb(session, session.plan_slower(plan, pace, phase=phase), phase, probes=False)
+
+
+def _climb(session: Session, plan: Plan, phase: str, *, probes: bool = True) -> float | None:
+    """Climb by a plan; return how many times slower than in that the trainings are, if at all."""
     if session.has_ended(plan, phase):
-        return
+        return None
     halving = Halving(session.record, session.space, session.settings, rung_fidelities(plan))
     due: list[Choice] = []
     while not session.has_ended(plan, phase):
-        train_alone(
-            session, plan, phase, lambda: due.pop() if due else halving.next(), halving.note
+        pace = train_alone(
+            session,
+            plan,
+            phase,
+            lambda: due.pop() if due else halving.next(),
+            halving.note,
+            probes=probes,
         )
+        if pace is not None:
+            return pace
         # In a space that is used up, networks wait for others to end before they go up.
         choice = halving.next() if halving.ran_dry else None
         if choice is None:
-            return
+            return None
         due.append(choice)
+    return None

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
 from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
 from search.run_folder import DATA, RunSettings
-from search.workers import SupernetWorker, compile_kernels, for_group, make_job
+from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
-from supernet.recipes import load_recipe
-from supernet.shared_weights import recipe_of_group
+from supernet.data.dense import SearchedData, prepare_searched
+from supernet.recipes import load_dense_recipe, load_recipe
+from supernet.shared_weights import most_devices, recipe_of_group
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
-# Of the devices that train one network together; `search.cluster.tune_trials` gives each trial one.
-MOST_TRIAL_DEVICES = 1
+# Of the devices that train one network together: a usual node has so many. Each takes shards of the
+# recipe's batches, so that a network is trained the same on any number of them.
+MOST_TRIAL_DEVICES = 8
 # What ``twice the budget`` and ``ten more gpu-days`` are asked with.
 MORE_DAYS, DAY = 10, 86_400.0
 
@@ -95,12 +99,7 @@ def plan_here(
     where = "." if source.ray_address and not settings.storage else None
     with tempfile.TemporaryDirectory(prefix="search-plan-", dir=where) as text:
         folder = Path(text)
-        data = prepare_data(
-            settings.data,
-            img_size=settings.load_space().img_size,
-            folder=folder / DATA,
-            reads_content=False,
-        )
+        data = _prepared(settings, folder / DATA)
         if say is not None:
             for line in data.lines():
                 say(line)
@@ -110,13 +109,18 @@ def plan_here(
         elif source.times is not None:
             times = read_times(source.times)
         elif source.profile is not None:
+            if not isinstance(data, ImageData):
+                raise ValueError(
+                    f"The profiles of devices are of classifiers, got --task {settings.task}. "
+                    "Measure here, or take the times of a run or a file with --times."
+                )
             times = profile_times(source.profile, settings, settings.load_space(), data)
         else:
             compile_kernels()
             started = time.monotonic()
-            job, _ = for_group(make_job(settings, folder, data), data, devices or found)
+            job, worker_class = _measuring(settings, folder, data, devices or found)
             threads = 1 if settings.parsed_budget.device == "cpu" else 4
-            worker = SupernetWorker(job, threads=threads)
+            worker = worker_class(job, threads=threads)
             times = worker.measure()
             if settings.strategy == "supernet":
                 times = replace(times, supernet_step=worker.measure_supernet())
@@ -135,6 +139,24 @@ def plan_here(
             for factor in (1.0, 2.0)
         )
     return Planned(plan=plan, twice=twice, times=times)
+
+
+def _prepared(settings: RunSettings, folder: Path) -> ImageData | SearchedData:
+    """Read the images of the task; those of classifiers only as far as a plan needs them."""
+    if not settings.classifies:
+        return prepare_searched(settings.data, settings.task, seed=settings.seed, folder=folder)
+    img_size = settings.load_space().img_size
+    return prepare_data(settings.data, img_size=img_size, folder=folder, reads_content=False)
+
+
+def _measuring(
+    settings: RunSettings, folder: Path, data: ImageData | SearchedData, devices: int
+) -> tuple[Any, type]:
+    """Return the job of so many devices, and the class of its workers."""
+    work = work_of(settings.task)
+    assert work.for_group is not None
+    job, _ = work.for_group(work.make_job(settings, folder, data), data, devices)
+    return job, work.supernet_worker
 
 
 def devices_here(settings: RunSettings, source: TimesFrom) -> int:
@@ -157,7 +179,7 @@ def devices_here(settings: RunSettings, source: TimesFrom) -> int:
 
 
 def measure_on_cluster(
-    settings: RunSettings, folder: Path, data: ImageData, address: str
+    settings: RunSettings, folder: Path, data: ImageData | SearchedData, address: str
 ) -> tuple[StepTimes, int]:
     """Measure on one device of a cluster, and let it go.
 
@@ -174,11 +196,11 @@ def measure_on_cluster(
         settings = replace(settings, storage=f"{settings.storage}/plan-{uuid.uuid4().hex[:8]}")
     with Cluster(device=settings.parsed_budget.device, address=address) as cluster:
         devices = cluster.devices
-        job, _ = for_group(make_job(settings, folder, data), data, devices)
+        job, worker_class = _measuring(settings, folder, data, devices)
         try:
             if not job.files.has(DATA):
                 job.files.publish(DATA, folder / DATA)
-            with cluster.actors(SupernetWorker, job, 1) as (worker,):
+            with cluster.actors(worker_class, job, 1) as (worker,):
                 times: StepTimes = call(worker, "measure", while_waiting=lambda: None)
                 if settings.strategy == "supernet":
                     step = call(worker, "measure_supernet", while_waiting=lambda: None)
@@ -192,22 +214,18 @@ def measure_on_cluster(
 def plan_from_times(
     settings: RunSettings,
     times: StepTimes,
-    data: ImageData,
+    data: ImageData | SearchedData,
     *,
     devices: int,
     measured_seconds: float,
     times_budget: float = 1.0,
 ) -> Plan:
     """Split the budget of the settings (or a multiple of it) by what steps take."""
-    retrain = load_recipe(settings.retrain_recipe)
-    grows = settings.parsed_budget.device == "gpu"
-    recipe = load_recipe(settings.supernet_recipe)
-    batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
-    times = times_for(times, data, batch)
-    num_images = data.sizes["train"] + data.sizes["search"]
-    retrain_steps = retrain.total_epochs * num_images // retrain.batch_size
+    lengths = _lengths(settings, data, devices)
+    times, batch = times_for(times, data, lengths.supernet_batch), lengths.supernet_batch
+    retrain_steps = lengths.retrain_steps
     if times.batch_size:  # a step takes as long as its images do
-        retrain_steps = retrain_steps * retrain.batch_size // times.batch_size
+        retrain_steps = retrain_steps * lengths.retrain_batch // times.batch_size
     return make_plan(
         budget_seconds=settings.parsed_budget.amount_seconds * times_budget,
         devices=devices,
@@ -216,12 +234,65 @@ def plan_from_times(
         trial_step_seconds=times.trial_steps,
         judge_seconds=times.judge,
         steps_per_epoch=times.steps_per_epoch,
-        max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
+        max_epochs=lengths.max_epochs,
         retrain_steps=retrain_steps,
         fixed_shares=settings.shares,
         strategy=settings.strategy,
         train_images=data.sizes["train"],
         supernet_batch=batch,
+        longest_epochs=lengths.longest_epochs,
+        most_trial_devices=_most_trial_devices(settings, num_images=data.sizes["train"]),
+    )
+
+
+def _most_trial_devices(settings: RunSettings, *, num_images: int) -> int:
+    """Return how many devices may train one network: there is a shard of its batches for each."""
+    if not settings.classifies:
+        return 1  # trainings of detectors and segmenters have no groups yet
+    recipe = load_recipe(settings.trial_recipe)
+    if recipe.bad_loss == "rollback" and settings.storage:
+        return 1  # all of them would go back to a checkpoint, which one node has
+    return min(MOST_TRIAL_DEVICES, most_devices(recipe, num_images))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Lengths:
+    """What the recipes of a run say about a plan.
+
+    Attributes:
+        max_epochs: That a trial is trained for in a small search.
+        longest_epochs: Likewise in a large one.
+    """
+
+    supernet_batch: int
+    retrain_batch: int
+    retrain_steps: int
+    max_epochs: int
+    longest_epochs: int
+
+
+def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int) -> _Lengths:
+    num_images = data.sizes["train"] + data.sizes["search"]
+    if not settings.classifies:
+        dense = load_dense_recipe(settings.trial_recipe)
+        steps = dense.total_steps(max(num_images // dense.batch_size, 1))
+        # Of recipes that are short already a trial may take all.
+        epochs = max(math.ceil(steps * dense.batch_size / num_images), 1)
+        return _Lengths(
+            supernet_batch=dense.batch_size,
+            retrain_batch=dense.batch_size,
+            retrain_steps=steps,
+            max_epochs=epochs,
+            longest_epochs=min(epochs, MAX_EPOCHS),
+        )
+    retrain = load_recipe(settings.retrain_recipe)
+    grows = settings.parsed_budget.device == "gpu"
+    recipe = load_recipe(settings.supernet_recipe)
+    batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
+    return _Lengths(
+        supernet_batch=batch,
+        retrain_batch=retrain.batch_size,
+        retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
+        max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
         longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
-        most_trial_devices=MOST_TRIAL_DEVICES,
     )

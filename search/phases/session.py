@@ -11,9 +11,10 @@ from search.budget import format_seconds
 from search.cluster import Cluster, JudgeCrew
 from search.phases.planning import DAY, MORE_DAYS, plan_from_times
 from search.plan import END_SECONDS, END_SHARE, MorePlan, Plan, revise_plan
-from search.results import SUPERNET, ZERO_COST
+from search.record import Trial
+from search.results import SUPERNET, ZERO_COST, is_trained_alone, rung_fidelities
 from search.run_folder import RunFolder
-from search.scheduling import BudgetSpent, TrialCosts, Work
+from search.scheduling import BudgetSpent, TrialCosts, Work, checkpoint_name
 from search.terminal import ProgressView, StopSignals, plan_table
 from search.trust import Estimator, estimator_of
 
@@ -49,7 +50,8 @@ class Session:
         self.cluster, self.stop, self.view, self.work = cluster, stop, view, work
         self.budget = self.settings.parsed_budget
         self.space = run.space()
-        self.job = work.make_job(self.settings, run.folder, run.data())
+        self.data = run.task_data()
+        self.job = work.make_job(self.settings, run.folder, self.data)
 
     def wait_for_devices(self) -> int:
         """Wait until there are devices, and a while until all are free; nothing is charged.
@@ -142,21 +144,42 @@ class Session:
         self._plan_more()
         return plan
 
-    def plan_slower(self, plan: Plan, pace: float) -> Plan:
-        """Make the plan anew for trainings that are so many times slower than measured."""
+    def plan_slower(self, plan: Plan, pace: float, *, phase: str) -> Plan:
+        """Make the plan anew for trainings that are so many times slower than measured.
+
+        Args:
+            phase: In which that was found; what was spent before it is kept.
+        """
         times = self.state.times
         assert times is not None
         slower = tuple((macs, seconds * pace) for macs, seconds in times.trial_steps)
-        self.state.times = replace(times, trial_steps=slower)
-        fresh = replace(self.plan_of_times(), supernet_steps=plan.supernet_steps)
-        self.state.plan = fresh
+        with self.record.together():  # a run that goes on has all of this or nothing
+            self.state.times = replace(times, trial_steps=slower)
+            fresh = replace(self.plan_of_times(), supernet_steps=plan.supernet_steps)
+            self.state.plan = fresh
+            given_up = self._withdraw_others(fresh)
+        for trial in given_up:
+            self.run.files.remove(checkpoint_name(trial.id))
+        self._plan_more()
         self.view.say(
             f"Trainings are {pace:.1f} times slower than measured, so they are planned anew:"
         )
         self.show_plan(fresh)
         phases = list(fresh.spent_by_end)
-        before = phases[: phases.index("trust")]
+        before = phases[: phases.index(phase)]
         return self.revise(fresh, after=before[-1]) if before else fresh
+
+    def _withdraw_others(self, plan: Plan) -> list[Trial]:
+        """Take back the trials that wait for trainings of other lengths than the plan's."""
+        rungs = rung_fidelities(plan)
+        others = [
+            trial
+            for trial in self.record.trials(state="waiting")
+            if is_trained_alone(trial.fidelity) and trial.fidelity not in rungs
+        ]
+        for trial in others:
+            self.record.withdraw(trial.id)
+        return others
 
     def _plan_more(self) -> None:
         """Write down what more budget would buy, for those who only look."""
@@ -173,7 +196,7 @@ class Session:
         return plan_from_times(
             self.settings,
             times,
-            self.run.data(),
+            self.data,
             devices=max(self.cluster.devices, 1),
             measured_seconds=self._measured_seconds(),
             times_budget=times_budget,

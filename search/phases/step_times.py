@@ -17,6 +17,7 @@ from search.run_folder import RunSettings
 from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data import ImageData
+from supernet.data.dense import SearchedData
 from supernet.recipes import load_recipe
 
 # What a file of times is known by.
@@ -119,7 +120,7 @@ def write_times(path: Path, times: StepTimes) -> None:
     path.write_text(json.dumps({"kind": KIND, **asdict(times)}, indent=2) + "\n", encoding="utf-8")
 
 
-def times_for(times: StepTimes, data: ImageData, batch: int) -> StepTimes:
+def times_for(times: StepTimes, data: ImageData | SearchedData, batch: int) -> StepTimes:
     """Carry times over to other images and another batch of the supernet: work is in proportion.
 
     Args:

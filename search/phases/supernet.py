@@ -82,7 +82,7 @@ class _Training:
         first = session.state.supernet_devices
         if first is None:
             first = session.state.supernet_devices = devices
-        job, most = session.work.for_group(session.job, session.run.data(), first)
+        job, most = session.work.for_group(session.job, session.data, first)
         if devices > most:
             session.view.say(
                 f"The supernet trains on {most} of {devices} devices: its batch has {most} shards, "

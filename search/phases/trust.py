@@ -36,13 +36,15 @@ def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architectu
     networks = choose_trust_set(session, plan)
     pace = _train(session, plan, networks)
     if pace is not None:
-        plan = session.plan_slower(plan, pace)
+        plan = session.plan_slower(plan, pace, phase="trust")
         networks = choose_trust_set(session, plan)
-        _train(session, plan, networks)
+        _train(session, plan, networks, probes=False)
     return plan, networks
 
 
-def _train(session: Session, plan: Plan, networks: list[Architecture]) -> float | None:
+def _train(
+    session: Session, plan: Plan, networks: list[Architecture], *, probes: bool = True
+) -> float | None:
     known = {t.key for t in session.record.trials(fidelity=trained_alone(plan.trust_rung))}
     remaining = [architecture for architecture in networks if architecture.key not in known]
 
@@ -51,7 +53,7 @@ def _train(session: Session, plan: Plan, networks: list[Architecture]) -> float 
             return None
         return Choice(architecture=remaining.pop(0), epochs=plan.trust_rung)
 
-    return train_alone(session, plan, "trust", choose)
+    return train_alone(session, plan, "trust", choose, probes=probes)
 
 
 def score_without_training(

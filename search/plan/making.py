@@ -10,12 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from search.plan.plan import Plan
-from search.plan.rungs import choose_rungs
+from search.plan.rungs import choose_rungs, count_trust
 from search.plan.shares import MIN_FINISH_SECONDS, BudgetShares, climbing_phase, split_shares
 from search.plan.step_times import StepModel, mean_macs
 
-# And as many as there are devices, which would be idle.
-MAX_TRUST = 24
 # More judgements hardly move a front; their time is worth more in promotion.
 MAX_JUDGED = 20_000
 # Shares suit minutes on small sets. Where a budget is larger, the phases get what they need.
@@ -97,8 +95,8 @@ def make_plan(
     trial_seconds, trust_seconds = (
         epochs * epoch_seconds for epochs in (rungs.epochs[-1], rungs.trust_epochs)
     )
-    most_trust = max(MAX_TRUST, devices // rungs.devices_of(rungs.trust_epochs))
-    num_trust = min(max(int(shares.seconds("trust") / trust_seconds), 0), most_trust)
+    passes = shares.seconds("trust") / epoch_seconds if has_trust else 0.0
+    num_trust = count_trust(rungs, passes, devices=devices)
     if rungs.are_large and has_trust:
         shares = shares.give_spare({"trust": num_trust * trust_seconds}, to=climb)
     least = {"search": judge_seconds, "supernet": 2 * supernet_step, climb: trial_seconds}

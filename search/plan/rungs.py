@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MIN_PROMOTED = 10
 # As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
 MIN_TRUST = 5
+# And as many as there are devices, which would be idle.
+MAX_TRUST = 24
 # On a large cluster a trial is short enough for this many, one after the other, on each device:
 # else most devices would have nothing to do for most of the time.
 MIN_WAVES = 2
@@ -92,7 +95,9 @@ def choose_rungs(
         rungs = Rungs(epochs=short, trust_epochs=epochs, are_large=are_large)
     if trust_seconds is None or not are_large:
         return rungs
-    return _trust_on(rungs, trust_seconds, epoch_seconds=epoch_seconds, most=devices)
+    passes = trust_seconds / epoch_seconds
+    rungs = _trust_on(rungs, passes, devices=devices)
+    return _in_waves(rungs, passes, devices=devices, most=min(most_trial_devices, devices))
 
 
 def _long_rungs(
@@ -105,20 +110,35 @@ def _long_rungs(
         middle = longest // ETA
         epochs = (min(int(longest // ETA**2 / LOWEST_IMAGES), middle - 1), middle, longest)
         images, trust_epochs = (LOWEST_IMAGES, 1.0, 1.0), middle
+    held = [
+        _devices_for(e * share * epoch_seconds, limit_seconds, most)
+        for e, share in zip(epochs, images, strict=True)
+    ]
     return Rungs(
         epochs=epochs,
         trust_epochs=trust_epochs,
         images=images,
-        devices=tuple(
-            _devices_for(e * share * epoch_seconds, limit_seconds, most)
-            for e, share in zip(epochs, images, strict=True)
-        ),
+        devices=_near(held),
         are_large=True,
     )
 
 
-def _trust_on(rungs: Rungs, trust_seconds: float, *, epoch_seconds: float, most: int) -> Rungs:
+def _near(devices: Sequence[int]) -> tuple[int, ...]:
+    """Let each rung have at least half as many devices a network as the one above.
+
+    Else those that come free one by one would wait long for enough of them.
+    """
+    found = [devices[-1]]
+    for held in reversed(devices[:-1]):
+        found.insert(0, max(held, found[0] // 2, 1))
+    return tuple(found)
+
+
+def _trust_on(rungs: Rungs, passes: float, *, devices: int) -> Rungs:
     """Let a large plan rank on the highest rung on which every device has a network.
+
+    Args:
+        passes: Epochs that the trust phase has time for, of all networks together.
 
     Rungs that see a part of the images are none for it: those are to rank other networks by.
     """
@@ -127,10 +147,37 @@ def _trust_on(rungs: Rungs, trust_seconds: float, *, epoch_seconds: float, most:
     fitting = [
         epochs
         for epochs in possible
-        if epochs <= rungs.trust_epochs
-        and trust_seconds / (epochs * epoch_seconds) >= most // rungs.devices_of(epochs)
+        if epochs <= rungs.trust_epochs and passes / epochs >= devices // rungs.devices_of(epochs)
     ]
     return replace(rungs, trust_epochs=max(fitting, default=min(possible)))
+
+
+def _in_waves(rungs: Rungs, passes: float, *, devices: int, most: int) -> Rungs:
+    """Let the networks of the trust phase train on so many devices that they come in waves.
+
+    In a single one most devices wait for the slowest network.
+    """
+    epochs = rungs.trust_epochs
+    together, number = rungs.devices_of(epochs), min(passes / epochs, MAX_TRUST)
+    while together * 2 <= most and number * together < MIN_WAVES * devices:
+        together *= 2
+    ones = rungs.devices or (1,) * len(rungs.epochs)
+    found = [
+        together if rung == epochs else held for rung, held in zip(rungs.epochs, ones, strict=True)
+    ]
+    return replace(rungs, devices=_near(found)) if together > 1 else rungs
+
+
+def count_trust(rungs: Rungs, passes: float, *, devices: int) -> int:
+    """Return how many networks the trust phase trains: in whole waves, where there are many.
+
+    Args:
+        passes: Epochs that it has time for, of all networks together.
+    """
+    wave = max(devices // rungs.devices_of(rungs.trust_epochs), 1)
+    waves = 1 if not rungs.devices else MIN_WAVES
+    number = min(max(int(passes / rungs.trust_epochs), 0), max(MAX_TRUST, waves * wave))
+    return max(number - number % wave, MAX_TRUST) if number > max(MAX_TRUST, wave) else number
 
 
 def _devices_for(seconds: float, limit_seconds: float, most: int) -> int:

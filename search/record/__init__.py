@@ -3,7 +3,7 @@
 from search.record.addresses import has_secret
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.heartbeat import Heartbeat
-from search.record.measured import Measured
+from search.record.measured import QUALITIES, Measured
 from search.record.record import AttemptOutcome, Record, Trial
 from search.record.schema import (
     LEDGER_COLUMNS,
@@ -15,6 +15,7 @@ from search.record.schema import (
 
 __all__ = [
     "LEDGER_COLUMNS",
+    "QUALITIES",
     "Address",
     "AttemptOutcome",
     "Claim",

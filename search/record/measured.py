@@ -16,6 +16,9 @@ class Measured:
         top1: Percent of the judged images that are classified correctly.
         correct: Number of those images.
         total: Number of judged images.
+        miou: Percent; mean over classes of the intersection over union, of a segmenter.
+        ap_box: COCO's AP of boxes in percent, of a detector.
+        ap_mask: Likewise of masks.
         score: Zero-cost score, where there is no accuracy; more is predicted to be better.
         seconds: Of the judgement itself; what was charged is the trial's.
         latency_ms: Median time of a batch as the network will be run; by default one image.
@@ -28,6 +31,9 @@ class Measured:
     top1: float = math.nan
     correct: float = math.nan
     total: float = math.nan
+    miou: float = math.nan
+    ap_box: float = math.nan
+    ap_mask: float = math.nan
     score: float = math.nan
     seconds: float = math.nan
     latency_ms: float = math.nan
@@ -46,10 +52,22 @@ class Measured:
         """Return the result of a network that classified ``correct`` of ``total`` images right."""
         return cls(top1=100 * correct / total, correct=correct, total=total, **(costs or {}))
 
+    @property
+    def measure(self) -> str | None:
+        """The first of `QUALITIES` that was measured; None without any."""
+        return next((name for name in QUALITIES if not math.isnan(getattr(self, name))), None)
+
+    @property
+    def quality(self) -> float:
+        """Its value; NaN without any."""
+        return math.nan if self.measure is None else float(getattr(self, self.measure))
+
     def values(self) -> dict[str, float]:
         """Return what was measured, by name, as the record keeps it; `read` inverts it."""
         return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
 
 
+# What networks are better by, in percent; where a detector has both APs, masks count.
+QUALITIES = ("top1", "miou", "ap_mask", "ap_box")
 # Looked up for every trial that is read.
 _NAMES = frozenset(one.name for one in fields(Measured))

@@ -240,6 +240,22 @@ class Record:
             statement = "UPDATE trials SET state = 'waiting' WHERE id = ? AND state = 'failed'"
             self._execute(statement, (trial_id,))
 
+    def withdraw(self, trial_id: int) -> None:
+        """Take a trial back that is not wanted any more; what it has cost stays in the ledger.
+
+        Raises:
+            ValueError: If it does not wait: it has a result, or is under way.
+        """
+        with self.together():
+            rows = self._execute("SELECT state FROM trials WHERE id = ?", (trial_id,))
+            if rows != [("waiting",)]:
+                raise ValueError(
+                    f"Only a trial that waits can be taken back; trial {trial_id} is "
+                    f"{rows[0][0] if rows else 'unknown'}."
+                )
+            self._execute("UPDATE attempts SET trial_id = NULL WHERE trial_id = ?", (trial_id,))
+            self._execute("DELETE FROM trials WHERE id = ?", (trial_id,))
+
     def start_attempt(self, phase: str, *, devices: float, trial_id: int | None = None) -> int:
         """Begin to charge for ``devices`` devices; a trial that waits is running from now on.
 

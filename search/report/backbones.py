@@ -14,7 +14,7 @@ from PIL import Image
 
 from search.record import Trial
 from search.report.sections import columns
-from search.results import Candidate, is_transfer, transfer_label
+from search.results import QUALITY_WORDS, Candidate, is_transfer, transfer_label
 from search.terminal import format_interval
 from search.trust import kendall_tau_interval
 from searchspace.published_dense import PUBLISHED_DENSE
@@ -72,6 +72,7 @@ def backbones_content(
     if not found:
         return None
     top1 = {candidate.id: candidate for candidate in accuracies}
+    searched = QUALITY_WORDS[accuracies[0].measure if accuracies else "top1"]
     shown = [name for name in MEASURES if any(name in one.values for one in found)]
     rows = [
         (
@@ -83,7 +84,8 @@ def backbones_content(
         )
         for one in found
     ]
-    names = ("id", "top-1 %", *(f"{MEASURES[name]} %" for name in shown), "transfer", "seed")
+    before = f"{searched} %" if searched == "top-1" else f"searched {searched} %"
+    names = ("id", before, *(f"{MEASURES[name]} %" for name in shown), "transfer", "seed")
     heads = {"miou": ("upernet",)}
     published = [
         (row.backbone, row.head, row.schedule, f"{row.params_m:g} M", row.result, row.paper)
@@ -93,7 +95,7 @@ def backbones_content(
     return {
         "columns": columns(names, words=("id", "transfer")),
         "rows": rows,
-        "taus": [_tau(found, top1, name) for name in shown],
+        "taus": [_tau(found, top1, name, searched) for name in shown],
         "pictures": [
             (one.number, one.label, [_inlined(path) for path in one.pictures]) for one in found
         ],
@@ -111,8 +113,8 @@ def _interval(values: Mapping[str, float], name: str) -> str:
     return f"{values[name]:.1f} ({values[f'{name}_low']:.1f} to {values[f'{name}_high']:.1f})"
 
 
-def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str) -> str:
-    """Say how well top-1 ranks networks by another measure, of one kind of transfer."""
+def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str, searched: str) -> str:
+    """Say how well what was searched by ranks networks by a measure of one kind of transfer."""
     labels = [one.label for one in found if name in one.values]
     label = max(dict.fromkeys(labels), key=labels.count)
     pairs = [
@@ -120,7 +122,7 @@ def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str) ->
         for one in found
         if one.label == label and name in one.values and one.number in top1
     ]
-    words = f"top-1 against {MEASURES[name]} of {label}"
+    words = f"{searched} against {MEASURES[name]} of {label}"
     if len(pairs) < 2:
         return f"Kendall's tau of {words} needs two networks."
     tau = kendall_tau_interval(*zip(*pairs, strict=True), rng=np.random.default_rng(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.front import FrontQuery, choose_rows, judged_by, trials_of
+from search.front import FrontQuery, choose_rows, judged_by, training_command, trials_of
 from search.plan import PHASES
 from search.report import page as report
 from search.report.backbones import find_backbones
@@ -23,7 +23,7 @@ from search.results import (
 )
 from search.run_folder import RunFolder, is_disk_full
 from search.sampling import Mirror
-from search.terminal import front_table, shell_command
+from search.terminal import front_table, shell_command, what_more_buys
 from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
 
 EXTRACTION_TOLERANCE = 1e-5
@@ -55,7 +55,7 @@ def print_closing(run: RunFolder, console: Console) -> bool:
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"
         f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
-        f"  {shell_command('search', 'retrain', run.folder, '--arch', best.id)}",
+        f"  {training_command(run, '--arch', best.id)}",
         soft_wrap=True,
     )
     return True
@@ -135,7 +135,7 @@ def export_front(
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
-    trials = trials_of(run)
+    trials, more = trials_of(run), what_more_buys(run.state)
     by_phase = run.record.spent_by_phase()
     return report.ReportData(
         name=run.folder.resolve().name,
@@ -152,9 +152,15 @@ def _report_data(run: RunFolder) -> report.ReportData:
         trials=trials,
         charges=run.record.charges(PHASES),
         backbones=find_backbones(trials, run.folder),
+        training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
-        notes=tuple(_notes(run)),
+        notes=(*_notes(run), *([] if more is None else [f"{more}."])),
     )
+
+
+def _around_the_id(command: str) -> tuple[str, str]:
+    before, arch, behind = command.partition("--arch 0")
+    return before + arch.removesuffix("0"), behind
 
 
 def _commands(run: RunFolder) -> str:
@@ -178,7 +184,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
         which = f"each of the {len(errors)} networks of the front gives"
         if len(errors) < len(members):
             which = f"{len(errors)} of the {len(members)} networks of the front give"
-        yield f"Extracted, {which} logits {is_same}: largest difference {worst:.1e}."
+        what = "logits" if run.settings.classifies else "predictions"
+        yield f"Extracted, {which} {what} {is_same}: largest difference {worst:.1e}."
     if run.settings.measured_objectives:
         device = run.state.times.device_name if run.state.times else ""
         if "latency_ms" in run.settings.objectives:

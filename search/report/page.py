@@ -39,8 +39,14 @@ from search.report.payload import (
     trust_payload,
     view_payload,
 )
-from search.report.sections import AXES, enumerate_words, front_content
-from search.results import Candidate, describe_fidelity, passed_over, retrained
+from search.report.sections import (
+    AXES,
+    QUALITY_AXES,
+    axis_name,
+    enumerate_words,
+    front_content,
+)
+from search.results import QUALITY_WORDS, Candidate, describe_fidelity, passed_over, retrained
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -72,6 +78,8 @@ class ReportData:
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
         backbones: Networks that were trained as backbones of detectors and segmenters.
+        training: What trains a network for good, in front of its id and behind; empty takes
+            `search retrain`.
     """
 
     name: str
@@ -90,6 +98,7 @@ class ReportData:
     trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
     backbones: tuple[Backbone, ...] = ()
+    training: tuple[str, str] = ("", "")
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -153,7 +162,8 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
         capsize=2,
     )
     axes.set_xlabel("MACs")
-    axes.set_ylabel("top-1 accuracy (%)")
+    measure = candidates[0].measure if candidates else "top1"
+    axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
     costs = [c.macs for c in candidates]
     # Costs that span more than a decade would stand in a heap at the left.
     if max(costs) > 10 * min(costs):
@@ -190,6 +200,9 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
     ]
     return {
         "run": shlex.quote(report.run),
+        "training": _training(report),
+        "measure": QUALITY_WORDS[top[0].measure],
+        "accuracy": QUALITY_AXES[top[0].measure],
         "unit": unit,
         "networks": networks_payload(everything),
         "views": [view_payload(fidelity, found, rows) for fidelity, found in judged.items()],
@@ -202,6 +215,11 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
         "importance": importance_payload(judged, seed=report.seed),
     }
+
+
+def _training(report: ReportData) -> tuple[str, str]:
+    before, behind = report.training
+    return before or f"search retrain {shlex.quote(report.run)} --arch ", behind
 
 
 def _environment() -> Environment:
@@ -234,6 +252,7 @@ def _content(
     return {
         "title": f"Pareto front of {report.name}",
         "run": payload["run"],
+        "training": payload["training"],
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
@@ -245,7 +264,7 @@ def _content(
         "backbones": backbones_content(report.backbones, [*top, *retrained(report.trials)]),
         "spending": {
             "has_curve": bool(payload["hypervolume"]),
-            "costs": enumerate_words([AXES[n] for n in report.objectives if n != "top1"]),
+            "costs": enumerate_words([AXES[n] for n in report.objectives if n not in QUALITY_AXES]),
         },
         "trust": trust_content(report.trust),
         "published": published_content(payload["published"]),
@@ -263,7 +282,7 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
         "Searched": report.space,
         "Images": report.data,
         "Strategy": report.strategy,
-        "Objectives": ", ".join(AXES[name] for name in report.objectives),
+        "Objectives": ", ".join(axis_name(name) for name in report.objectives),
         "Budget": format_seconds(asked, device),
         "Spent": f"{format_seconds(report.spent_seconds, device)} "
         f"({report.spent_seconds / asked:.1%})",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.budget import UNIT_SECONDS, Budget
-from search.record import Trial
+from search.record import QUALITIES, Trial
 from search.results import (
     MEASURED,
     OBJECTIVES,
@@ -145,7 +145,7 @@ def hypervolume_payload(
     ended = sorted((t.finished, t.id, t) for t in done if t.finished is not None)
     losses = np.array([losses_of(trial, objectives) for _, _, trial in ended], dtype=float)
     largest = np.nanmax(losses, axis=0)
-    scale = [100.0 if n == "top1" else 1.1 * m for n, m in zip(objectives, largest, strict=True)]
+    scale = [100.0 if n in QUALITIES else 1.1 * m for n, m in zip(objectives, largest, strict=True)]
     losses /= np.array(scale)
     stops = np.unique(np.linspace(1, len(ended), min(len(ended), CURVE_POINTS)).astype(int))
     front, volumes = losses[:0], []

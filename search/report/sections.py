@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.results import MEASURED, Candidate, by_macs, candidate_losses, describe_fidelity, knee
+from search.results import (
+    MEASURED,
+    QUALITY_WORDS,
+    Candidate,
+    by_macs,
+    candidate_losses,
+    describe_fidelity,
+    knee,
+)
 from searchspace.architecture import differ_in_dims
 from searchspace.mixers import (
     Elsa,
@@ -21,6 +29,7 @@ AXES = {
     "memory_mib": "peak memory",
     "top1": "top-1 accuracy",
 }
+QUALITY_AXES = {"top1": "top-1 accuracy", "miou": "mIoU", "ap_mask": "mask AP", "ap_box": "box AP"}
 UNITS = {"latency_ms": "ms", "memory_mib": "MiB"}
 MOST_ROWS = 60
 Columns = Sequence[tuple[str, bool]]
@@ -47,19 +56,28 @@ def front_content(
         "best": max(members, key=lambda c: c.top1),
         "balanced": members[knee(candidate_losses(members, objectives))].id,
         "num_near": sum(c.near_front for c in top),
-        "objectives": enumerate_words([AXES[name] for name in objectives]),
+        "objectives": enumerate_words([axis_name(name) for name in objectives]),
         "costs": {name: AXES[name] for name in ("macs", "params", *_measured(top))},
-        "axes": {n: text for n, text in AXES.items() if n not in MEASURED or n in of_all},
+        "axes": {
+            name: QUALITY_AXES[top[0].measure] if name == "top1" else text
+            for name, text in AXES.items()
+            if name not in MEASURED or name in of_all
+        },
         "views": {name: f"{name}: {describe_fidelity(name)}" for name in judged},
         "legend": _mixer_legend(top),
         "measured": measured,
         "columns": columns(
-            ("id", "top-1 %", "sure", "MACs", "parameters", *units),
+            ("id", f"{QUALITY_WORDS[top[0].measure]} %", "sure", "MACs", "parameters", *units),
             words=("id", "mixers of the stages", "to retrain it"),
         ),
         "with_dims": differ_in_dims(member.architecture for member in members),
         "most_rows": MOST_ROWS,
     }
+
+
+def axis_name(objective: str) -> str:
+    """Name what an objective weighs."""
+    return QUALITY_AXES.get(objective) or AXES[objective]
 
 
 def columns(names: Sequence[str], *, words: Sequence[str] = ()) -> Columns:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.record import Trial
+from search.record import QUALITIES, Trial
 from search.results.certainty import front_probabilities
 from search.results.dominance import non_dominated
 from search.results.fidelity import (
@@ -26,13 +26,15 @@ from search.results.fidelity import (
     order_fidelities,
 )
 from search.results.intervals import NORMAL_975, wilson_interval
-from search.results.objectives import MEASURED, OBJECTIVES, loss_row
+from search.results.objectives import MEASURED, OBJECTIVES, loss_row, quality_of
 from searchspace.architecture import Architecture, describe
 
 # Networks of the trust phase are trained alone to compare rankings; nothing promoted them.
 _TRUST = "trust"
 # So many promoted networks and no fewer make a front worth showing.
 MIN_ARRIVED = 3
+# Of a measure with an interval: half of that is at least so many percent, a share neither 0 nor 1.
+_LEAST_HALF, _LEAST_SHARE = 0.01, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +43,11 @@ class Candidate:
 
     Attributes:
         id: Of the architecture in its run.
-        top1: Accuracy in percent, the mean over seeds.
-        low: Lower end of its 95 % interval: from the number of images and, where networks were
-            trained with several seeds, from the spread between those.
+        top1: What the network is better by, in percent, the mean over seeds: the accuracy, or what
+            ``measure`` names.
+        low: Lower end of its 95 % interval: from the number of images (of mIoU and AP, from images
+            drawn anew) and, where networks were trained with several seeds, from the spread
+            between those.
         high: Upper end.
         latency_ms: The mean of what was measured, or None; with the mean ends of the 95 % intervals
             of its medians where it was measured during the search.
@@ -52,6 +56,7 @@ class Candidate:
             between seeds adds to their noise.
         on_front: Whether no other candidate dominates it.
         near_front: Whether it is off the front by no more than the noise of the accuracies.
+        measure: One of `search.record.QUALITIES`.
         front_probability: That it is truly on the front (`search.results.certainty`); None where
             `add_probabilities` was not asked.
     """
@@ -73,6 +78,7 @@ class Candidate:
     images: float
     on_front: bool = False
     near_front: bool = False
+    measure: str = "top1"
     front_probability: float | None = None
 
 
@@ -201,9 +207,10 @@ def add_probabilities(
 
     Where the accuracy is no objective the front is exact: 1 or 0.
     """
-    if "top1" not in objectives or not found:
+    quality = quality_of(objectives)
+    if quality is None or not found:
         return tuple(replace(c, front_probability=float(c.on_front)) for c in found)
-    costs = np.delete(candidate_losses(found, objectives), list(objectives).index("top1"), axis=1)
+    costs = np.delete(candidate_losses(found, objectives), list(objectives).index(quality), axis=1)
     chances = front_probabilities(
         np.array([c.top1 for c in found]),
         images=np.array([c.images for c in found]),
@@ -246,9 +253,9 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "id": candidate.id,
         "key": candidate.key,
         "fidelity": candidate.fidelity,
-        "top1": candidate.top1,
-        "top1_low": candidate.low,
-        "top1_high": candidate.high,
+        candidate.measure: candidate.top1,
+        f"{candidate.measure}_low": candidate.low,
+        f"{candidate.measure}_high": candidate.high,
         "num_seeds": candidate.num_seeds,
         "near_front": candidate.near_front,
         "front_probability": candidate.front_probability,
@@ -288,7 +295,7 @@ def _cost(candidate: Candidate, name: str) -> float:
 
 
 def _check_objectives(objectives: Sequence[str]) -> None:
-    unknown = [name for name in objectives if name not in OBJECTIVES]
+    unknown = [name for name in objectives if name not in (*OBJECTIVES, *QUALITIES)]
     if unknown or not objectives:
         raise ValueError(
             f"Objectives are {', '.join(OBJECTIVES)}; got {', '.join(objectives) or 'none'}. "
@@ -312,14 +319,11 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
     """Join the seeds of one architecture."""
     first = trials[0]
     # All seeds are judged on the same images, which therefore count once.
-    correct = statistics.fmean(trial.measured.correct for trial in trials)
-    total = statistics.fmean(trial.measured.total for trial in trials)
-    top1 = statistics.fmean(trial.measured.top1 for trial in trials)
-    low, high = wilson_interval(correct, total)
+    top1 = statistics.fmean(trial.measured.quality for trial in trials)
+    measure = _measure_of(first)
+    low, high, by_images, worth = _image_noise(trials, measure)
     between = seed_half / math.sqrt(len(trials))
-    smoothed = (correct + 0.5) / (total + 1)
     # Variances in percent squared: of the images, and of the mean over seeds.
-    by_images = 1e4 * smoothed * (1 - smoothed) / total
     by_seeds = (between / NORMAL_975) ** 2
     latency, low_ms, high_ms = (
         _mean_value(trials, name) for name in ("latency_ms", "latency_low_ms", "latency_high_ms")
@@ -339,8 +343,32 @@ def _pool(trials: Sequence[Trial], seed_half: float) -> Candidate:
         latency_low_ms=low_ms,
         latency_high_ms=high_ms,
         memory_mib=_mean_value(trials, "memory_mib"),
-        images=total * by_images / (by_images + by_seeds),
+        images=worth * by_images / (by_images + by_seeds),
+        measure=measure,
     )
+
+
+def _measure_of(trial: Trial) -> str:
+    return trial.measured.measure or "top1"
+
+
+def _image_noise(trials: Sequence[Trial], measure: str) -> tuple[float, float, float, float]:
+    """Return the 95 % interval over images, the variance in percent squared, and their number.
+
+    An mIoU or AP counts as many images as an accuracy with that variance would need.
+    """
+    if measure == "top1":
+        correct = statistics.fmean(trial.measured.correct for trial in trials)
+        total = statistics.fmean(trial.measured.total for trial in trials)
+        smoothed = (correct + 0.5) / (total + 1)
+        return *wilson_interval(correct, total), 1e4 * smoothed * (1 - smoothed) / total, total
+    ends = (f"{measure}_low", f"{measure}_high")
+    low, high = (statistics.fmean(trial.values[name] for trial in trials) for name in ends)
+    # Where no image differs from the others, nothing is known of the noise.
+    half = max((high - low) / 2, _LEAST_HALF)
+    mean = statistics.fmean(trial.values[measure] for trial in trials) / 100
+    share, variance = min(max(mean, _LEAST_SHARE), 1 - _LEAST_SHARE), (half / NORMAL_975) ** 2
+    return low, high, variance, 1e4 * share * (1 - share) / variance
 
 
 def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
@@ -356,7 +384,7 @@ def _seed_half_width(groups: Iterable[Sequence[Trial]]) -> float:
     """
     squares, freedom = 0.0, 0
     for group in groups:
-        top1s = [trial.measured.top1 for trial in group]
+        top1s = [trial.measured.quality for trial in group]
         mean = statistics.fmean(top1s)
         squares += math.fsum((top1 - mean) ** 2 for top1 in top1s)
         freedom += len(top1s) - 1
@@ -394,10 +422,11 @@ def _near_front(
     Accuracies differ beyond noise where the 95 % interval of their difference excludes zero
     (Newcombe 1998, method 10, which joins two Wilson intervals).
     """
-    if "top1" not in objectives:
+    quality = quality_of(objectives)
+    if quality is None:
         return np.zeros(len(found), dtype=bool)
     near = ~on_front & ~np.isnan(losses).any(axis=1)
-    costs = np.delete(losses, list(objectives).index("top1"), axis=1)
+    costs = np.delete(losses, list(objectives).index(quality), axis=1)
     top1 = np.array([candidate.top1 for candidate in found])
     above = np.array([candidate.high for candidate in found]) - top1
     for index in np.flatnonzero(on_front).tolist():

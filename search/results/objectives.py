@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from search.record import Trial
+from search.record import QUALITIES, Trial
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
 CLOSED_FORM = ("macs", "params")
 MEASURED = ("latency_ms", "memory_mib")
+# What goes up, one for each task of a run: see `quality_of`.
+TASK_QUALITIES = {
+    "classification": "top1",
+    "semantic": "miou",
+    "instance": "ap_mask",
+    "detection": "ap_box",
+}
 OBJECTIVES = ("top1", *CLOSED_FORM, *MEASURED)
+# What people read.
+QUALITY_WORDS = {
+    "top1": "top-1",
+    "miou": "mIoU",
+    "ap_mask": "mask AP",
+    "ap_box": "box AP",
+}
 # What a user may write instead.
 _SHORT = {"latency": "latency_ms", "memory": "memory_mib"}
 
@@ -19,6 +33,11 @@ _SHORT = {"latency": "latency_ms", "memory": "memory_mib"}
 def parse_objectives(text: str) -> tuple[str, ...]:
     """Read objectives like ``top1,macs,latency``; those who use them check the names."""
     return tuple(_SHORT.get(name.strip(), name.strip()) for name in text.split(","))
+
+
+def quality_of(objectives: Sequence[str]) -> str | None:
+    """Return which of the objectives goes up: top-1, mIoU or an AP; None where none does."""
+    return next((name for name in objectives if name in QUALITIES), None)
 
 
 def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
@@ -35,7 +54,7 @@ def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | No
     if trial.state != "done":
         return None
     found = trial.measured
-    error = -found.score if math.isnan(found.top1) else 100.0 - found.top1
+    error = -found.score if math.isnan(found.quality) else 100.0 - found.quality
     return loss_row(error, trial.macs, trial.params, trial.values, objectives)
 
 
@@ -48,10 +67,10 @@ def loss_row(
 ) -> tuple[float, ...]:
     """Return losses, lower is better.
 
-    The error is in percent, counts are in millions, latency is in milliseconds and memory in MiB;
-    what was not measured is NaN.
+    The error, which is what top-1, mIoU or AP lacks, is in percent, counts are in millions, latency
+    is in milliseconds and memory in MiB; what was not measured is NaN.
     """
-    losses = {"top1": error, "macs": macs / 1e6, "params": params / 1e6}
+    losses = dict.fromkeys(QUALITIES, error) | {"macs": macs / 1e6, "params": params / 1e6}
     for name in MEASURED:
         cost = measured.get(name)
         losses[name] = math.nan if cost is None else cost

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, Protocol
 
-from searchspace.architecture import Architecture
 from supernet.training import write_text
 
 RESULT_FILE = "result.json"
@@ -14,9 +14,16 @@ ARCHITECTURE_FILE = "architecture.json"
 RECIPE_FILE = "recipe.yaml"
 
 
+class Described(Protocol):
+    """An architecture, or what else is trained."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it with JSON values."""
+
+
 def claim_folder(
     out: Path,
-    architecture: Architecture,
+    architecture: Described,
     recipe: str,
     *,
     what: str,

@@ -81,6 +81,7 @@ def retrain_members(
     Raises:
         ValueError: If what was asked for cannot be done; no trial has been made then.
     """
+    run.check_classifies()
     prepared = prepare(run, ids, plan)
     run.record.close_orphans()
     seeds = tuple(dict.fromkeys(plan.seeds))

@@ -200,6 +200,7 @@ def _word(text: str) -> str:
 
 def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
     # Decoded arrays that were damaged meanwhile are decoded again from their source.
+    run.check_classifies()
     data = mend_data(run.folder / DATA)
     if plan.img_size is None or plan.img_size == data.img_size:
         return data

@@ -6,6 +6,7 @@ from search.run_folder.settings import RunSettings, parse_shares
 from search.run_folder.state import DONE, RunState
 from search.run_folder.storage import (
     DATA,
+    START,
     SUPERNET,
     Files,
     SharedFolder,
@@ -19,6 +20,7 @@ from search.run_folder.targets import load_target, run_and_id
 __all__ = [
     "DATA",
     "DONE",
+    "START",
     "SUPERNET",
     "Files",
     "FullDiskError",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,14 +39,26 @@ from search.record import (
 from search.run_folder.disk import is_disk_full
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
-from search.run_folder.storage import DATA, OWNER, SUPERNET, Files, Owner, StorageError, open_files
+from search.run_folder.storage import (
+    DATA,
+    OWNER,
+    START,
+    SUPERNET,
+    Files,
+    Owner,
+    StorageError,
+    open_files,
+)
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
 # To look at a run needs no torch: what reads images and recipes is imported where it is used.
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from supernet.data import ImageData
+    from supernet.data.dense import SearchedData
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
@@ -62,7 +75,7 @@ _MADE = re.compile(
 )
 _MADE_DATA = re.compile(
     r"data\.lock|"
-    r"((data|summary|skipped)\.json|(positions|labels|digests)\.npy|"
+    r"((data|summary|skipped|task)\.json|(positions|labels|digests)\.npy|"
     r"(train_search|test)_(images\.npy|labels\.npy|checksum\.txt))(\.partial)?"
 )
 
@@ -91,15 +104,53 @@ class RunFolder:
         return open_files(self.settings.storage, self.folder)
 
     def data(self) -> ImageData:
-        """Open the prepared images."""
+        """Open the prepared images of a run that classifies.
+
+        Raises:
+            ValueError: If it is a run for another task.
+        """
         from supernet.data import open_data
 
+        self.check_classifies()
         return open_data(self.folder / DATA)
 
+    def task_data(self) -> ImageData | SearchedData:
+        """Open the images of the run's task."""
+        if self.settings.classifies:
+            return self.data()
+        from supernet.data.dense import open_searched
+
+        return open_searched(self.folder / DATA)
+
+    def mend_data(self) -> ImageData | SearchedData:
+        """Open them after a look whether they are whole; decode anew what is not.
+
+        Raises:
+            ValueError: If they cannot be mended.
+        """
+        from supernet.data import mend_data
+        from supernet.data.dense import check_searched
+
+        folder = self.folder / DATA
+        return mend_data(folder) if self.settings.classifies else check_searched(folder)
+
+    def check_classifies(self) -> None:
+        """See that the run's networks are classifiers.
+
+        Raises:
+            ValueError: If they are backbones of something else.
+        """
+        if not self.settings.classifies:
+            raise ValueError(
+                f"The networks of {self.folder} were searched for --task {self.settings.task}, and "
+                "this is for classifiers. Train them with `search transfer`."
+            )
+
     def share_data(self) -> None:
-        """Let the devices find the prepared images, unless they do already."""
-        if not self.files.has(DATA):
-            self.files.publish(DATA, self.folder / DATA)
+        """Let the devices find what the run was given, unless they do already."""
+        for name in (DATA, START):
+            if (self.folder / name).is_dir() and not self.files.has(name):
+                self.files.publish(name, self.folder / name)
 
     def supernet_folder(self) -> Path:
         """Return the folder of the supernet's checkpoint, copied from the storage if need be.
@@ -115,7 +166,14 @@ class RunFolder:
     def space(self) -> SearchSpace:
         """Read the run's space, with the classes of its data."""
         space = self.settings.load_space(self.folder / SPACE)
-        return space.replace(num_classes=self.data().num_classes)
+        return space.replace(num_classes=self._num_classes())
+
+    def _num_classes(self) -> int:
+        if self.settings.classifies:
+            return self.data().num_classes
+        from supernet.data.dense import searched_classes
+
+        return searched_classes(self.folder / DATA)
 
     def architecture(self, architecture_id: int) -> Architecture:
         """Return one of the run's architectures.
@@ -342,11 +400,9 @@ class _NewRun:
 
     def make(self, space: SearchSpace) -> Record:
         """Write everything; return the record, claimed."""
-        from supernet.data import prepare_data
-
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
-        data = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        data = prepare_run_data(settings, space, folder)
         if settings.latency_table:
             with_classes = space.replace(num_classes=data.num_classes)
             _check_latency(settings, with_classes, classes=True)
@@ -354,8 +410,9 @@ class _NewRun:
             durable.write_text(folder / TABLE, text)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
+        kind = "recipes" if settings.classifies else "recipes/dense"
         for field in RECIPES:
-            _keep_recipe(folder, field, getattr(settings, field))
+            _keep_recipe(folder, field, getattr(settings, field), kind)
         # `_check_free` has seen that nothing was ever recorded there.
         for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
             (folder / name).unlink(missing_ok=True)
@@ -384,6 +441,8 @@ class _NewRun:
 
             drop_schema(self._address)
         data = self._folder / DATA
+        for name in (f"{DATA}/unpacked", START):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
         for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                 if pattern.fullmatch(path.name) and path != self._claim.path:
@@ -401,10 +460,13 @@ def _check(settings: RunSettings) -> SearchSpace:
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
-    for field in RECIPES:
-        load_recipe(getattr(settings, field))
     if "latency_ms" in settings.objectives:
         _check_latency(settings, space)
+    if not settings.classifies:
+        _check_backbones(settings, space)
+        return space
+    for field in RECIPES:
+        load_recipe(getattr(settings, field))
     return space
 
 
@@ -427,13 +489,85 @@ def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool =
         raise ValueError(f"{settings.latency_table}: {error}") from error
 
 
+def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:
+    """Check what a search for detectors or segmenters needs."""
+    from searchspace.dense import check_backbone
+    from supernet.data.dense.masks import require_pycocotools
+    from supernet.recipes import load_dense_recipe
+
+    check_backbone(space)
+    if settings.task != "semantic":
+        require_pycocotools()
+    recipe = load_dense_recipe(settings.trial_recipe)
+    if recipe.task != settings.task:
+        raise ValueError(
+            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task "
+            f"{settings.task}. Choose another recipe; search recipes lists them."
+        )
+
+
+def prepare_run_data(
+    settings: RunSettings, space: SearchSpace, folder: Path
+) -> ImageData | SearchedData:
+    """Read the images, and the weights that backbones begin with."""
+    if settings.classifies:
+        from supernet.data import prepare_data
+
+        return prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+    from supernet.data.dense import prepare_searched
+
+    data = prepare_searched(settings.data, settings.task, seed=settings.seed, folder=folder / DATA)
+    if settings.start:
+        write_start_of(settings, space.replace(num_classes=data.num_classes), folder / START)
+    return data
+
+
+def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
+    """Keep the shared weights of the run that the settings name.
+
+    Raises:
+        ValueError: If there is none, or it is of another space.
+    """
+    from supernet.dense.start import write_start
+    from supernet.recipes import load_dense_recipe
+
+    with open_run(Path(settings.start)) as run:
+        if not run.state.supernet_is_trained:
+            raise ValueError(
+                f"{settings.start} has no trained supernet to start from. Let it go on first: "
+                "search run --resume, or leave --start out."
+            )
+        state = _shared_weights(run)
+    rules = load_dense_recipe(settings.trial_recipe).rules
+    try:
+        write_start(folder, state, space, settings.sharing, rules)
+    except ValueError as error:
+        raise ValueError(
+            f"The supernet of {settings.start} cannot start this one: {error} Both need the same "
+            "space, --projections and --kernels."
+        ) from error
+
+
+def _shared_weights(run: RunFolder) -> dict[str, Tensor]:
+    """Read the shared weights of a run, of whatever task."""
+    from supernet.dense.shared import load_dense_supernet
+    from supernet.recipes import load_dense_recipe
+    from supernet.shared_weights import load_supernet
+
+    folder, space = run.supernet_folder(), run.space()
+    if run.settings.classifies:
+        return dict(load_supernet(folder, space).state_dict())
+    recipe = load_dense_recipe(run.settings.trial_recipe)
+    return dict(load_dense_supernet(folder, space, recipe, space.num_classes).state_dict())
+
+
 def _check_free(folder: Path) -> None:
     """Refuse a folder that is in use; it may be missing, empty, or that of a run half-made."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     is_half_made = (
         has_token(folder / LOCK)
         and SPACE not in names
-        and all(name == DATA or _MADE.fullmatch(name) for name in names)
+        and all(name in (DATA, START) or _MADE.fullmatch(name) for name in names)
         and _has_recorded_nothing(folder)
     )
     if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
@@ -503,11 +637,11 @@ def _made_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _keep_recipe(folder: Path, field: str, name: str) -> None:
+def _keep_recipe(folder: Path, field: str, name: str, kind: str) -> None:
     """Keep the text of a recipe of the user's own: the file may change, or be gone."""
     plain = _file_of(name)
-    if plain not in config_names("recipes"):
-        text = config_path("recipes", plain).read_text(encoding="utf-8")
+    if plain not in config_names(kind):
+        text = config_path(kind, plain).read_text(encoding="utf-8")
         durable.write_text(folder / f"{field}.yaml", text)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
-from search.results import CLOSED_FORM, MEASURED, OBJECTIVES
+from search.results import CLOSED_FORM, MEASURED, OBJECTIVES, TASK_QUALITIES
 from search.run_folder.storage import storage_url
 from searchspace.deployment import Deployment
 from searchspace.latency_table import LatencyTable
@@ -32,6 +32,14 @@ RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
 # Those of images as large as the papers', from so many pixels on.
 LARGE_PIXELS = 160
 LARGE_RECIPES = dict(zip(RECIPES, ("supernet_224", "quick_224", "swin_300e:tiny"), strict=True))
+# Of each task but classification: the recipe and the space that suit minutes on small images.
+DENSE_RECIPES = {
+    "semantic": "cells_semantic",
+    "detection": "cells_detection",
+    "instance": "cells_instance",
+}
+DENSE_SPACE = "cells"
+_TRUTHS = {"semantic": "classes of pixels", "detection": "boxes", "instance": "masks"}
 # What every library takes for a seed.
 MOST_SEED = 2**32 - 1
 
@@ -41,7 +49,10 @@ class RunSettings:
     """The settings of a run.
 
     Attributes:
-        data: Data source, see `supernet.data`.
+        data: Data source, see `supernet.data`, or of another task `supernet.data.dense`.
+        task: ``classification``, or what networks are searched for as backbones of: ``semantic``,
+            ``detection``, ``instance``. The other recipes and objectives are of that task then.
+        start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
             text as ``space.yaml``.
@@ -53,7 +64,8 @@ class RunSettings:
             `supernet.mixers.weight_sharing.WeightSharing`.
         supernet_recipe, trial_recipe, retrain_recipe: Names or paths of recipes; empty takes those
             for the size of the images, and for the data.
-        objectives: What the search weighs: ``top1`` up, costs of `search.results.objectives` down.
+        objectives: What the search weighs: the task's measure up (``top1``, ``miou``, ``ap_box``,
+            ``ap_mask``), costs of `search.results.objectives` down; empty takes MACs.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
         latency_of, precision, batch: How networks will be run, for their latency, see
             `searchspace.deployment.Deployment`; empty and None take one image, eager, float32.
@@ -70,6 +82,8 @@ class RunSettings:
 
     data: str
     budget: str
+    task: str = "classification"
+    start: str = ""
     space: str = ""
     sampler: str = "guided"
     strategy: str = "supernet"
@@ -79,7 +93,7 @@ class RunSettings:
     supernet_recipe: str = ""
     trial_recipe: str = ""
     retrain_recipe: str = ""
-    objectives: tuple[str, ...] = ("top1", "macs")
+    objectives: tuple[str, ...] = ()
     latency_of: str = ""
     precision: str = ""
     batch: int | None = None
@@ -92,11 +106,14 @@ class RunSettings:
     command: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", tuple(self.objectives))
+        self._check_task()
+        objectives = tuple(self.objectives) or (TASK_QUALITIES[self.task], "macs")
+        object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "storage", storage_url(self.storage))
         default = "digits" if self.data == "digits" else "micro"
         if not self.space:
-            object.__setattr__(self, "space", default)
+            space = default if self.classifies else DENSE_SPACE
+            object.__setattr__(self, "space", space)
         for name, recipe in self._recipes(default).items():
             if not getattr(self, name):
                 object.__setattr__(self, name, recipe)
@@ -122,12 +139,13 @@ class RunSettings:
             raise ValueError(f"A seed is from 0 to {MOST_SEED}, got {self.seed}.")
         amount = parse_budget(self.budget).amount_seconds
         split_shares(amount, self.shares, strategy=self.strategy)
-        unknown = sorted(set(self.objectives) - set(OBJECTIVES))
+        quality = TASK_QUALITIES[self.task]
+        unknown = sorted(set(self.objectives) - {quality, *OBJECTIVES[1:]})
         is_repeated = len(set(self.objectives)) < len(self.objectives)
-        if unknown or is_repeated or "top1" not in self.objectives or len(self.objectives) < 2:
+        if unknown or is_repeated or quality not in self.objectives or len(self.objectives) < 2:
             raise ValueError(
-                f"The objectives are top1 and at least one of {', '.join(OBJECTIVES[1:])}, "
-                f"got {','.join(self.objectives)!r}. Write e.g. 'top1,macs'."
+                f"The objectives are {quality} and at least one of {', '.join(OBJECTIVES[1:])}, "
+                f"got {','.join(self.objectives)!r}. Write e.g. '{quality},macs'."
             )
         self._check_latency()
         if self.img_size is not None and self.img_size < 1:
@@ -143,8 +161,36 @@ class RunSettings:
                 f"e.g. --objectives {','.join((*self.objectives, name))}."
             )
 
+    def _check_task(self) -> None:
+        if self.task not in TASK_QUALITIES:
+            raise ValueError(
+                f"--task is one of {', '.join(TASK_QUALITIES)}, got {self.task!r}. Write one."
+            )
+        if not self.classifies and self.data == "digits":
+            raise ValueError(
+                f"--task {self.task} needs images with {_TRUTHS[self.task]}, got --data digits. "
+                "Name a folder in COCO's or ADE20K's layout, or a tar of one."
+            )
+        if self.classifies and self.start:
+            raise ValueError(
+                "--start is for backbones of another task than classification, got "
+                f"{self.start!r}. Add --task, or leave it out."
+            )
+        if not self.classifies and self.strategy == "zero-cost":
+            raise ValueError(
+                f"Zero-cost scores are of classifiers, got --task {self.task}. Choose --strategy "
+                "supernet or proxy."
+            )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the networks are classifiers."""
+        return self.task == "classification"
+
     def _recipes(self, default: str) -> Mapping[str, str]:
         """Name the recipes of images like these; nothing is read where all of them are given."""
+        if not self.classifies:  # one for all
+            return dict.fromkeys(RECIPES, self.retrain_recipe or DENSE_RECIPES[self.task])
         small = dict(zip(RECIPES, ("supernet", "quick", default), strict=True))
         if all(getattr(self, name) for name in RECIPES):
             return small

@@ -32,6 +32,8 @@ from searchspace.cache_folder import own_cache_folder, own_temporary_folder
 
 DATA = "data"
 SUPERNET = "supernet"
+# Weights that backbones begin with, where the run was given some.
+START = "start"
 CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
 # In a storage: whose it is, and who asks for it.
 OWNER, ASKING = "owner.json", "asking"

@@ -12,6 +12,7 @@ from search.scheduling.tasks import (
     checkpoint_name,
     end_if_spoilt,
     ending_spoilt,
+    is_of_others,
     last_line,
     outcome_of_error,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "checkpoint_name",
     "end_if_spoilt",
     "ending_spoilt",
+    "is_of_others",
     "last_line",
     "outcome_of_error",
 ]

@@ -45,6 +45,16 @@ SPOILT = (
     "hip error",
 )
 SPOILT_STATUS = 70
+# And what a process says that trains together with others where one of them has gone.
+OTHERS_GONE = (
+    "gloo",
+    "nccl",
+    "connection closed by peer",
+    "connection reset by peer",
+    "distbackenderror",
+    "distnetworkerror",
+    "diststoreerror",
+)
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
 
@@ -63,7 +73,9 @@ class TrialTask:
         seed: Of weights and data order.
         micro_batches: Parts into which every batch is split, to need less memory.
         images: Share of the training images that it sees, the first ones of the split.
-        devices: That train it together.
+        devices: That train it together, a process on each.
+        group: Where these processes meet, their number, and which this one is; None for one that
+            is alone.
     """
 
     trial_id: int
@@ -73,6 +85,7 @@ class TrialTask:
     micro_batches: int = 1
     images: float = 1.0
     devices: int = 1
+    group: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +101,14 @@ class Judgement:
 class TrialSource(Protocol):
     """Where the executor gets trials from and brings their results to."""
 
-    def next(self) -> TrialTask | None:
-        """Hand out the next trial, which holds a device from now on; None ends the phase."""
+    def wanted(self, most: int) -> int | None:
+        """Tell how many devices the next trial takes, of ``most`` that there are.
+
+        0 where there is none, and None where it is not to start yet.
+        """
+
+    def next(self, most: int | None = None) -> TrialTask | None:
+        """Hand out the next trial, which holds its devices from now on; None ends the phase."""
 
     def started(self, task: TrialTask) -> None:
         """Take note that a trial has a device, on which its worker starts."""
@@ -128,6 +147,9 @@ class Work:
         prepare: Run once on every node before anything is charged, e.g. to compile kernels.
         for_group: Fits a job, with the run's data, to the number of devices that its supernet is
             begun on; returns it, and how many devices can train together at most.
+        meet: Opens a place where the processes of a training meet, in the first of them, at its
+            machine's address; returns what has the place's ``address`` and keeps it open. None
+            where they need none.
     """
 
     make_job: Callable[..., Any]
@@ -136,6 +158,7 @@ class Work:
     train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
     prepare: Callable[[], None] | None = None
     for_group: Callable[[Any, Any, int], tuple[Any, int]] | None = None
+    meet: Callable[[str], Any] | None = None
 
 
 def checkpoint_name(trial_id: int) -> str:
@@ -150,6 +173,12 @@ def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
     if isinstance(error, StorageError):
         return "no storage"
     return "out of memory" if _is_out_of_memory(error) else "failed"
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Tell whether an error in one process of a group only says that another one has gone."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(words in text for words in OTHERS_GONE)
 
 
 def spoils_process(error: BaseException) -> bool:

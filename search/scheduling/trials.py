@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
-from search.record import AttemptOutcome, Record, Trial
+from search.record import AttemptOutcome, Measured, Record, Trial
 from search.results import rung_fidelities, trained_alone
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
@@ -29,8 +29,12 @@ LEAST_LIMIT_SECONDS = 120.0
 # The latest say most: the machine may be busier than it was.
 LATEST = 100
 OUT_OF_MEMORY = "out of memory"
-# A large plan is made anew where first epochs take so many times longer than planned.
-OFF_PACE = 1.5
+# A large plan is made anew where epochs take so many times longer than planned. So many trials are
+# to tell, before all the others start, or so large a part of them: one may hang.
+OFF_PACE, PROBES, PROBED_SHARE = 1.5, 8, 0.75
+# The first epoch of a training has the compilation of kernels in it: where there are several, a
+# later one tells more.
+SEVERAL_EPOCHS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,7 @@ class _Running:
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
     epochs: int = 0  # that it has told of in this attempt
+    warm: float = 0.0  # when the first of them had ended
 
     @property
     def epoch_seconds(self) -> float | None:
@@ -78,6 +83,8 @@ class TrialRunner:
         on_end: Called with every trial that has ended, e.g. to promote by it.
         clock: Seconds; for how long trials have been running.
         start_seconds: That a worker takes to start, for as long as none is warm.
+        probes: Whether a large plan's first trials tell their pace before others start, so that
+            it can be made anew (`off_pace`).
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class TrialRunner:
         on_end: Callable[[Trial], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         start_seconds: float = 0.0,
+        probes: bool = True,
     ) -> None:
         self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
@@ -107,6 +115,9 @@ class TrialRunner:
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
         self._costs = TrialCosts(plan, record.trials(state="done"))
+        # A large plan is watched until some trainings have told their pace.
+        self._is_watched = probes and plan.is_large and not self._costs.has_ended
+        self._ended_paces: list[float] = []
         self._num_placed = 0
         self._off_pace: float | None = None
         rungs = rung_fidelities(plan)
@@ -116,8 +127,27 @@ class TrialRunner:
             if trial.fidelity in rungs
         )
 
-    def next(self) -> TrialTask | None:
-        """Start the next trial: one that was interrupted before, else a new choice."""
+    def wanted(self, most: int) -> int | None:
+        """Tell how many devices the next trial takes, of ``most`` that there are.
+
+        0 where there is none, and None where it waits for the pace of the first ones.
+        """
+        if self._interrupted() or self.off_pace is not None:
+            return 0
+        if self._is_watched and self._num_probing >= PROBES:
+            return None
+        if self._waiting:
+            return self._devices_for(self._waiting[0][1], most)
+        # Kept until it starts, so that a choice that does not fit now is not lost.
+        self._next = self._next or self._choose()
+        return 0 if self._next is None else self._devices_for(self._next.epochs, most)
+
+    def next(self, most: int | None = None) -> TrialTask | None:
+        """Start the next trial: one that was interrupted before, else a new choice.
+
+        Args:
+            most: Devices that there are; None for as many as the plan has for a trial.
+        """
         if self._interrupted() or self.off_pace is not None:
             return None
         if self._waiting:
@@ -125,8 +155,7 @@ class TrialRunner:
             if not self._fits(trial.macs, epochs):
                 return None
             self._waiting.popleft()
-            return self._start(trial, epochs)
-        # Kept until it starts, so that a choice that does not fit now is not lost.
+            return self._start(trial, epochs, most)
         self._next = self._next or self._choose()
         if self._next is None:
             return None
@@ -143,7 +172,7 @@ class TrialRunner:
                 seed=self._seed,
                 origin=self._phase,
             )
-            task = self._start(self._record.trial(trial_id), epochs)
+            task = self._start(self._record.trial(trial_id), epochs, most)
         self._next = None
         return task
 
@@ -159,13 +188,18 @@ class TrialRunner:
             running.begun = now
         else:
             running.longest_silence = max(running.longest_silence, now - running.heard)
-            running.epochs += 1
+            # The end of a trial is told after that of its last epoch.
+            running.epochs = min(running.epochs + 1, running.wanted)
+            running.warm = running.warm or now
         running.heard = now
         if running.begun is not None and running.epoch_seconds is not None:
-            training = running.epoch_seconds * task.epochs
             start = running.begun - (running.begun if running.placed is None else running.placed)
             self._costs.foresee(
-                task.trial_id, running.macs, task.epochs, training=training, start=start
+                task.trial_id,
+                running.macs,
+                task.epochs,
+                training=running.epoch_seconds * task.epochs * task.devices,
+                start=start * task.devices,
             )
 
     def overdue(self, task: TrialTask) -> str | None:
@@ -215,6 +249,8 @@ class TrialRunner:
         if ends in ("done", "failed"):
             self._files.remove(checkpoint_name(task.trial_id))
         trial = self._record.trial(task.trial_id)
+        if ends == "done" and self._is_watched and running.begun is not None:
+            self._ended_paces.append(self._pace(running))
         if ends == "done" and trial.num_attempts == 1:
             self._costs.add(running.macs, task.epochs, trial.seconds)
             if running.begun is not None and running.heard > running.begun:
@@ -226,7 +262,7 @@ class TrialRunner:
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
             self._on_end(trial)
-        text = f"{values['top1']:.1f} %" if values else f"{ends}: {cause}"
+        text = f"{Measured.read(values).quality:.1f} %" if values else f"{ends}: {cause}"
         self._on_event(
             f"{self._phase}: network {trial.architecture_id} trained alone for "
             f"{task.epochs} epochs: {text}"
@@ -248,18 +284,36 @@ class TrialRunner:
         the others were to have. Where a training has ended, it is too late for that: networks are
         compared at equal lengths.
         """
-        if self._plan.is_large and self._off_pace is None and not self._costs.has_ended:
-            known = [one for one in self._running.values() if one.epochs and one.begun is not None]
-            if known and 2 * len(known) >= len(self._running):
-                pace = statistics.median(self._pace(one) for one in known)
-                self._off_pace = pace if pace > OFF_PACE else None
+        if self._is_watched and (pace := self._probed()) is not None:
+            self._is_watched = False
+            self._off_pace = pace if pace > OFF_PACE else None
         return self._off_pace
 
+    @property
+    def _num_probing(self) -> int:
+        return len(self._running) + len(self._ended_paces)
+
+    def _probed(self) -> float | None:
+        """Return the mean pace of the first trials; None for as long as too few tell it."""
+        told = [one for one in self._running.values() if one.epochs]
+        warm = sum(one.epochs >= (2 if one.wanted >= SEVERAL_EPOCHS else 1) for one in told)
+        warm += len(self._ended_paces)
+        if not warm or warm < PROBED_SHARE * min(self._num_probing, PROBES):
+            return None
+        # The mean, as what all of them cost: a cluster may have devices of several kinds.
+        return statistics.mean([*self._ended_paces, *(self._pace(one) for one in told)])
+
     def _pace(self, running: _Running) -> float:
+        """Return how many times longer than planned an epoch takes.
+
+        The first one has the compilation of kernels in it, so it counts where there is no other.
+        """
         assert running.begun is not None
-        taken = (running.heard - running.begun) * running.devices
         planned = self._costs.planned(running.macs, running.wanted) / running.wanted
-        return taken / (planned * running.epochs)
+        if running.epochs == 1:
+            return (running.heard - running.begun) * running.devices / planned
+        taken = (running.heard - running.warm) * running.devices
+        return taken / (planned * (running.epochs - 1))
 
     def should_stop(self) -> bool:
         """Tell whether running trials must end: the user says so, the budget or plan is gone."""
@@ -287,8 +341,15 @@ class TrialRunner:
             return "failed", f"lost {lost} times; last: {cause}"
         return "lost", cause
 
-    def _start(self, trial: Trial, epochs: int) -> TrialTask:
-        expected, devices = self._expected(trial.macs, epochs), self._plan.devices_of(epochs)
+    def _devices_for(self, epochs: int, most: int | None) -> int:
+        """Return how many devices train a network of a rung: after a loss there may be fewer."""
+        devices = self._plan.devices_of(epochs)
+        while most is not None and devices > max(most, 1):
+            devices //= 2
+        return devices
+
+    def _start(self, trial: Trial, epochs: int, most: int | None) -> TrialTask:
+        expected, devices = self._expected(trial.macs, epochs), self._devices_for(epochs, most)
         with self._record.together():
             attempt = self._record.start_attempt(self._phase, devices=devices, trial_id=trial.id)
             self._running[trial.id] = _Running(
@@ -334,7 +395,8 @@ class TrialRunner:
         if self._num_placed >= max(self._held, 1):
             return expected
         # What earlier trials took has a part of their workers' starts in it.
-        return max(expected, self._start_seconds + self._costs.planned(macs, epochs))
+        start = self._start_seconds * self._plan.devices_of(epochs)
+        return max(expected, start + self._costs.planned(macs, epochs))
 
     def _outstanding(self) -> float:
         """Predict the device-seconds that running trials will still take, by their own epochs."""
@@ -393,8 +455,8 @@ class TrialCosts:
         """Learn from a trial under way, whose epochs so far foretell its whole training.
 
         Args:
-            training: Seconds that all its epochs will take.
-            start: Seconds that its worker took to start.
+            training: Device-seconds that all its epochs will take.
+            start: Device-seconds that its workers took to start.
         """
         planned = self.planned(macs, epochs)
         self._coming[epochs][trial_id] = (start + training) / planned

@@ -3,7 +3,7 @@
 from search.terminal.console import PlainConsole, shell_command, visible
 from search.terminal.listings import presets_table, recipes_table, spaces_table
 from search.terminal.progress import ProgressView, StopSignals, clock_text
-from search.terminal.run_tables import plan_table, status_table
+from search.terminal.run_tables import plan_table, status_table, what_more_buys
 from search.terminal.tables import (
     architecture_json,
     architecture_table,
@@ -33,4 +33,5 @@ __all__ = [
     "spaces_table",
     "status_table",
     "visible",
+    "what_more_buys",
 ]

@@ -40,7 +40,10 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
     measured = {unit: costs for unit, costs in measured.items() if any(costs)}
     chances = [c.front_probability for c in candidates if c.front_probability is not None]
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
-    for column in ("id", "top-1 %", "MACs", "params"):
+    from search.results import QUALITY_WORDS
+
+    measure = QUALITY_WORDS[candidates[0].measure if candidates else "top1"]
+    for column in ("id", f"{measure} %", "MACs", "params"):
         table.add_column(column, justify="right", no_wrap=True)
     for unit in measured:
         table.add_column(unit, justify="right", no_wrap=True)
@@ -61,7 +64,7 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
             found = final.get(candidate.id)
             cells.append(format_interval(found) if found else "")
         table.add_row(*cells, _Mixers(describe(candidate.architecture, with_dims=with_dims)))
-    notes = ["±: 95 % interval of the accuracy"]
+    notes = [f"±: 95 % interval of the {'accuracy' if measure == 'top-1' else measure}"]
     if with_dims:
         notes.append("c: channels of a stage")
     if chances:

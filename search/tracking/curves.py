@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,14 +21,15 @@ EVERY_SECONDS = 30.0
 def run_values(record: Record) -> dict[str, float]:
     """Return how many networks each fidelity has judged, and the best accuracy (percent) of each.
 
-    The names are ``judged/FIDELITY`` and ``best_top1/FIDELITY``.
+    The names are ``judged/FIDELITY`` and ``best_top1/FIDELITY``, or the task's ``best_miou/...``.
     """
     values: dict[str, float] = {}
     for trial in record.trials(state="done"):
-        judged, best = f"judged/{trial.fidelity}", f"best_top1/{trial.fidelity}"
+        judged = f"judged/{trial.fidelity}"
         values[judged] = values.get(judged, 0) + 1
-        if not math.isnan(trial.measured.top1):
-            values[best] = max(values.get(best, 0.0), trial.measured.top1)
+        if (measure := trial.measured.measure) is not None:
+            best = f"best_{measure}/{trial.fidelity}"
+            values[best] = max(values.get(best, 0.0), trial.measured.quality)
     return values
 
 

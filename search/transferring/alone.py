@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import ProcessContext, spawn
 from search.retraining.out_folder import RESULT_FILE
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.result import TransferResult, open_transferred
-from searchspace.architecture import Architecture
+from search.transferring.target import Target
 from supernet.data.dense import DenseData
 from supernet.dense.training import StepReport
 from supernet.recipes import DenseRecipe
@@ -22,7 +22,7 @@ from supernet.training import TrainingStopped
 
 
 def transfer_alone(
-    architecture: Architecture,
+    architecture: Target,
     data: DenseData,
     recipe: DenseRecipe,
     options: TransferOptions,
@@ -79,7 +79,7 @@ def _wait(processes: ProcessContext, options: TransferOptions) -> None:
 
 def _process(
     rank: int,
-    architecture: Architecture,
+    architecture: Target,
     data: DenseData,
     recipe: DenseRecipe,
     options: TransferOptions,

@@ -14,10 +14,7 @@ from torch import Tensor
 from search.retraining.out_folder import RESULT_FILE, claim_folder
 from search.retraining.together import joined
 from search.transferring.result import PICTURES, PREDICTIONS_FILE, TransferResult
-from searchspace.architecture import Architecture
-from searchspace.dense import TASK_SIZES, check_backbone
-from searchspace.dense_cost import count_dense
-from searchspace.space import SearchSpace
+from search.transferring.target import Target, check_target, choices_of, count_target
 from supernet.data.dense import DenseData, DenseSplit
 from supernet.data.dense.masks import require_pycocotools
 from supernet.dense.judging import Judgement, judge, predict_objects, predict_pixels
@@ -65,7 +62,7 @@ class TransferOptions:
 
 
 def transfer(
-    architecture: Architecture, data: DenseData, recipe: DenseRecipe, options: TransferOptions
+    architecture: Target, data: DenseData, recipe: DenseRecipe, options: TransferOptions
 ) -> TransferResult | None:
     """Train a network as a backbone, judge it once, and leave the folder ``options.out``.
 
@@ -116,7 +113,7 @@ def transfer(
         return _finish(network, architecture, data, recipe, options, seconds)
 
 
-def check_transfer(architecture: Architecture, recipe: DenseRecipe, task: str) -> None:
+def check_transfer(architecture: Target, recipe: DenseRecipe, task: str) -> None:
     """Check that a network, a recipe and a task go together.
 
     Raises:
@@ -127,19 +124,19 @@ def check_transfer(architecture: Architecture, recipe: DenseRecipe, task: str) -
             f"The recipe {recipe.name} is one for --task {recipe.task}, got --task {task}. "
             "Choose another recipe; search recipes lists them."
         )
-    check_backbone(architecture)
+    check_target(architecture)
     if task != "semantic":
         require_pycocotools()
 
 
 def _build(
-    architecture: Architecture, data: DenseData, recipe: DenseRecipe, options: TransferOptions
+    architecture: Target, data: DenseData, recipe: DenseRecipe, options: TransferOptions
 ) -> DenseNetwork:
     """Build the network with the weights that it starts from."""
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         network = build_dense(
-            SearchSpace.of(architecture),
+            choices_of(architecture),
             dense_options(recipe, len(data.class_names)),
             recipe.drop_path,
         )
@@ -150,7 +147,7 @@ def _build(
 
 def _finish(
     network: DenseNetwork,
-    architecture: Architecture,
+    architecture: Target,
     data: DenseData,
     recipe: DenseRecipe,
     options: TransferOptions,
@@ -186,20 +183,14 @@ def draw_pictures(
 
 
 def _result(
-    architecture: Architecture,
+    architecture: Target,
     data: DenseData,
     recipe: DenseRecipe,
     options: TransferOptions,
     judged: Judgement,
     seconds: float,
 ) -> TransferResult:
-    cost = count_dense(
-        architecture,
-        recipe.head_shape(),
-        num_classes=len(data.class_names),
-        size=TASK_SIZES[recipe.task],
-        rules=recipe.rules,
-    )
+    cost = count_target(architecture, recipe, len(data.class_names))
     return TransferResult(
         key=architecture.key,
         task=recipe.task,

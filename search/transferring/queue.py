@@ -28,12 +28,16 @@ from search.terminal import StopSignals, clock_text
 from search.transferring.attempt import attempt
 from search.transferring.network import TransferOptions, check_transfer
 from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
-from searchspace.architecture import Architecture, describe
+from search.transferring.target import Target
+from searchspace.architecture import describe
 from supernet.data.dense import DenseData
+from supernet.dense.network import extract_dense
+from supernet.dense.shared import load_dense_supernet
+from supernet.dense.timm_backbone import TimmTarget, timm_features
 from supernet.dense.training import METRICS_FILE, read_csv
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import extract
-from supernet.recipes import DenseRecipe, dump_dense_recipe
+from supernet.recipes import DenseRecipe, dump_dense_recipe, load_dense_recipe
 from supernet.shared_weights import load_supernet
 from supernet.training import WEIGHTS_FILE
 
@@ -164,13 +168,26 @@ def find_start(
     if list((run.folder / "retrain").glob(f"{number}-*/result.json")):
         return load_file(find_retrained(f"{run.folder}:{number}").weights), "retrained"
     try:
-        supernet = load_supernet(run.supernet_folder(), run.space())
+        return _inherited(run, number), "inherited"
     except FileNotFoundError:
         return None, "fresh"
-    return dict(extract(supernet, run.architecture(number)).state_dict()), "inherited"
 
 
-def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+def _inherited(run: RunFolder, number: int) -> dict[str, Tensor]:
+    """Take a network's weights out of the run's supernet.
+
+    Raises:
+        FileNotFoundError: If it has none.
+    """
+    folder, space, architecture = run.supernet_folder(), run.space(), run.architecture(number)
+    if run.settings.classifies:
+        return dict(extract(load_supernet(folder, space), architecture).state_dict())
+    recipe = load_dense_recipe(run.settings.trial_recipe)
+    supernet = load_dense_supernet(folder, space, recipe, space.num_classes)
+    return dict(extract_dense(supernet, architecture).state_dict())
+
+
+def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:
     """Read weights: a file of ours or a published one, or the folder of a retraining or transfer.
 
     Raises:
@@ -180,6 +197,9 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
         if is_transfer(path):
             return load_file(path / WEIGHTS_FILE)
         return load_file(find_retrained(str(path)).weights)
+    if isinstance(architecture, TimmTarget):
+        state = timm_features(architecture.name, file=path).state_dict()
+        return {f"backbone.network.{name}": value for name, value in state.items()}
     state = read_checkpoint(path)
     if any(name.startswith(("stages.", "backbone.network.")) for name in state):
         return state

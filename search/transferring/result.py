@@ -10,8 +10,7 @@ from typing import Any
 from safetensors.torch import load_model
 
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
-from searchspace.architecture import Architecture
-from searchspace.space import SearchSpace
+from search.transferring.target import Target, choices_of, read_target
 from supernet.dense.network import DenseNetwork, build_dense
 from supernet.dense.options import dense_options
 from supernet.recipes import DenseRecipe, load_dense_recipe
@@ -91,14 +90,14 @@ class Transferred:
     """A finished transfer with what its folder holds."""
 
     folder: Path
-    architecture: Architecture
+    architecture: Target
     recipe: DenseRecipe
     result: TransferResult
 
     def network(self) -> DenseNetwork:
         """Build the detector or segmenter with its weights, in eval mode."""
         options = dense_options(self.recipe, len(self.result.class_names))
-        network = build_dense(SearchSpace.of(self.architecture), options)
+        network = build_dense(choices_of(self.architecture), options)
         load_model(network, str(self.folder / WEIGHTS_FILE))
         return network.eval()
 
@@ -125,7 +124,7 @@ def open_transferred(folder: Path) -> Transferred:
     result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     return Transferred(
         folder=folder,
-        architecture=Architecture.from_dict(stored),
+        architecture=read_target(stored),
         recipe=load_dense_recipe(str(folder / RECIPE_FILE)),
         result=TransferResult.from_dict(result),
     )

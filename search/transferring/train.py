@@ -18,18 +18,18 @@ import torch
 import typer
 
 from search.retraining.together import first_goes_first, joined_torchrun
-from search.run_folder import load_target
 from search.terminal import StopSignals
 from search.transferring.alone import say_step
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.queue import load_weights
 from search.transferring.result import result_text
+from search.transferring.target import transfer_target
 from supernet.data.dense import open_dense_data
 from supernet.recipes import load_dense_recipe, with_length
 
 
 def main(
-    target: Annotated[str, typer.Argument(help="A preset, a JSON file, or RUN:ID.")],
+    target: Annotated[str, typer.Argument(help="A preset, a JSON file, RUN:ID or timm:NAME.")],
     data: Annotated[str, typer.Option(help="Folder, or a tar of one.")],
     out: Annotated[Path, typer.Option(help="Folder that it leaves.")],
     recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file.")],
@@ -42,7 +42,7 @@ def main(
 ) -> None:
     """Train a network as a backbone with a recipe and judge it once."""
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)
-    architecture = load_target(target)
+    architecture = transfer_target(target)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with joined_torchrun(device) as is_first:
         with first_goes_first(is_first):

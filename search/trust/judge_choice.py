@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.record import Record, Trial
+from search.record import QUALITIES, Record, Trial
 from search.results import (
     MEASURED,
     SUPERNET,
@@ -109,7 +109,7 @@ def next_predicted(
     if not candidates:
         return None
     predictor = Predictor(
-        [trial.architecture for trial in known], [trial.measured.top1 for trial in known]
+        [trial.architecture for trial in known], [trial.measured.quality for trial in known]
     )
     # What is measured of a network is not known of those that were never judged.
     measured = {
@@ -118,7 +118,7 @@ def next_predicted(
         if name in MEASURED
     }
     columns = {name: predict(candidates) for name, predict in measured.items()}
-    columns["top1"] = 100.0 - predictor(candidates)
+    columns |= dict.fromkeys(QUALITIES, 100.0 - predictor(candidates))
     exact = [known_losses(architecture, objectives) for architecture in candidates]
     predicted = [
         tuple(

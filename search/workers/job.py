@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,6 +20,14 @@ from supernet.data import ImageData, open_data
 from supernet.mixers import WeightSharing
 from supernet.recipes import Recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
+
+
+class OnDevice(Protocol):
+    """A job, of whatever task."""
+
+    @property
+    def device(self) -> str:
+        """Torch device of one worker, ``cpu`` or ``cuda``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +74,8 @@ class Job:
 
     @property
     def loader_workers(self) -> int:
-        """Processes that make batches for a worker, asked for where it runs.
-
-        A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches:
-        every other core has a worker too.
-        """
-        return max(count_cores() // count_gpus(), 1) if self.device == "cuda" else 0
+        """Processes that make batches for a worker, asked for where it runs."""
+        return loader_workers_for(self.device)
 
     @property
     def eval_amp(self) -> str:
@@ -78,7 +83,16 @@ class Job:
         return "bf16" if self.device == "cuda" else "none"
 
 
-def set_up_process(job: Job, threads: int) -> None:
+def loader_workers_for(device: str) -> int:
+    """Return how many processes make batches for a worker on this machine.
+
+    A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches: every
+    other core has a worker too.
+    """
+    return max(count_cores() // count_gpus(), 1) if device == "cuda" else 0
+
+
+def set_up_process(job: OnDevice, threads: int) -> None:
     """Give this process its CPU threads, and on a GPU the matrix units for float32 as well."""
     torch.set_num_threads(threads)
     if job.device == "cuda":

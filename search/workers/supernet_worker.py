@@ -11,21 +11,22 @@ import platform
 import random
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
 from search.record import Measured
-from search.run_folder import SUPERNET
+from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
+from search.workers.group import join_group, joined, open_meeting
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name
@@ -35,33 +36,72 @@ from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
-from supernet.shared_weights import Progress, SupernetTrainer, most_devices
+from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
 from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
 
-# So long workers look for each other, and wait for each other's gradients.
-MEETING_TIME = timedelta(minutes=2)
-SILENCE_TIME = timedelta(minutes=10)
 # Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
 TIMED_STEPS = {"cpu": 3, "cuda": 20}
 
 
-class SupernetWorker:
-    """Holds the supernet and its trainer on one device; several of them train it together.
+class GroupJob(Protocol):
+    """What a group needs to know of a run's job."""
+
+    @property
+    def files(self) -> Files:
+        """Where its devices find the files of a run."""
+
+    @property
+    def device(self) -> str:
+        """Torch device of one worker."""
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches for a worker."""
+
+
+class SharedTrainer(Protocol):
+    """Trains shared weights, together with the other processes of the default group."""
+
+    step: int
+    total_steps: int
+    world_size: int
+
+    def run(self, steps: int) -> Progress:
+        """Take so many steps, or fewer where the schedule ends."""
+
+    def rewind(self) -> None:
+        """Go back to the first step with the weights that there are."""
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint."""
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a checkpoint holds; steps go on while it is written."""
+
+    def load(self, folder: Path) -> bool:
+        """Go on from what `save` wrote; False when there is nothing."""
+
+
+class GroupWorker(ABC):
+    """Holds a supernet and its trainer on one device; several of them train it together.
 
     Args:
         job: The run.
         threads: CPU threads to use.
     """
 
-    def __init__(self, job: Job, *, threads: int) -> None:
+    def __init__(self, job: GroupJob, *, threads: int) -> None:
         set_up_process(job, threads)
-        self.job = job
-        self.data = job.open_data()
-        self.trainer: SupernetTrainer | None = None
+        self._job = job
+        self.trainer: SharedTrainer | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
+
+    @abstractmethod
+    def make_trainer(self, total_steps: int) -> SharedTrainer:
+        """Make the trainer of the run's supernet."""
 
     def address(self, host: str) -> str:
         """Open the place where a group meets, in this process, its first worker's.
@@ -72,10 +112,9 @@ class SupernetWorker:
         Returns:
             The place's address: with a port that is this process's already.
         """
-        self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=MEETING_TIME
-        )
-        return f"tcp://{f'[{host}]' if ':' in host else host}:{self._store.port}"
+        meeting = open_meeting(host)
+        self._store = meeting.store
+        return meeting.address
 
     @ending_spoilt()
     def join(self, address: str, rank: int, world_size: int) -> None:
@@ -84,77 +123,15 @@ class SupernetWorker:
         Args:
             address: Of the first one's `address`, or a file that all of them reach.
         """
-        place = urlsplit(address)
-        if place.scheme == "file":
-            self._store = FileStore(place.path, world_size)
-        elif self._store is None:
-            assert place.hostname is not None
-            assert place.port is not None
-            self._store = TCPStore(place.hostname, place.port, timeout=MEETING_TIME)
-        is_gpu = self.job.device == "cuda"
-        dist.init_process_group(
-            "nccl" if is_gpu else "gloo",
-            store=self._store,
-            rank=rank,
-            world_size=world_size,
-            timeout=SILENCE_TIME,
-            device_id=torch.device("cuda", torch.cuda.current_device()) if is_gpu else None,
+        self._store = join_group(
+            address, rank, world_size, device=self._job.device, store=self._store
         )
-
-    @ending_spoilt()
-    def measure(self) -> StepTimes:
-        """Time steps and evaluations of the smallest, the largest and two random subnets."""
-        started = time.monotonic()
-        job, rng = self.job, random.Random(self.job.seed)
-        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
-        subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
-        split = self.data.split("train")
-        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
-        return StepTimes(
-            supernet_step=0.0,  # which the workers of a group measure together
-            trial_steps=trial_steps,
-            judge=self._time_judging(subnets),
-            steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
-            device_name=device_name(job.device),
-            batch_size=job.trial_recipe.batch_size,
-            supernet_batch=job.supernet_recipe.batch_size,
-            judged_images=self.data.sizes["search"],
-            feed_rate=self._feed_rate(),
-            amp=job.trial_recipe.amp,
-            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
-            measured_seconds=time.monotonic() - started,
-        )
-
-    @ending_spoilt()
-    def measure_supernet(self) -> float:
-        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
-
-        A worker that is alone takes one shard of the batch for all of them.
-        """
-        recipe, shards = self.job.supernet_recipe, 1
-        if not dist.is_initialized():
-            images = len(self.data.split("train"))
-            shards = most_devices(recipe, images)
-            alone = {"batch_size": min(recipe.batch_size, images) // shards, "shard_size": None}
-            recipe = recipe if shards == 1 else recipe.model_copy(update=alone)
-        steps = TIMED_STEPS[self.job.device]
-        trainer = self._new_trainer(steps, recipe)
-        # The same steps once before: kernels are compiled when an architecture first needs them.
-        trainer.run(steps)
-        trainer.rewind()
-        times, feed = [], 0.0
-        for _ in range(steps):
-            started = time.monotonic()
-            feed += trainer.run(1).feed_seconds / steps
-            times.append(time.monotonic() - started)
-        seconds = max(statistics.median(times), self._waiting_for(feed))
-        return seconds * trainer.world_size * shards
 
     @ending_spoilt()
     def start(self, total_steps: int) -> int:
         """Make the trainer, or continue from the run's checkpoint; return the step it is at."""
-        self.trainer = self._new_trainer(total_steps, self.job.supernet_recipe)
-        self.folder = self.job.files.fetch(SUPERNET)
+        self.trainer = self.make_trainer(total_steps)
+        self.folder = self._job.files.fetch(SUPERNET)
         self.trainer.load(self.folder)
         return self.trainer.step
 
@@ -192,7 +169,86 @@ class SupernetWorker:
     def _write(self, write: Callable[[Path], None]) -> None:
         assert self.folder is not None
         write(self.folder)
-        self.job.files.publish(SUPERNET, self.folder)
+        self._job.files.publish(SUPERNET, self.folder)
+
+    def time_steps(self, trainer: SharedTrainer) -> float:
+        """Time a step of a new trainer's, in seconds, with the making of its images."""
+        steps = trainer.total_steps
+        # The same steps once before: kernels are compiled when an architecture first needs them.
+        trainer.run(steps)
+        trainer.rewind()
+        times, feed = [], 0.0
+        for _ in range(steps):
+            started = time.monotonic()
+            feed += trainer.run(1).feed_seconds / steps
+            times.append(time.monotonic() - started)
+        return max(statistics.median(times), self._waiting_for(feed))
+
+    def _waiting_for(self, feed_seconds: float) -> float:
+        """Return the seconds that a step lasts at least, by what its images take to make.
+
+        In the first steps loaders have a lead, which they lose. Without loaders it is part of the
+        step.
+        """
+        workers = self._job.loader_workers
+        return feed_seconds / workers if workers else 0.0
+
+
+class SupernetWorker(GroupWorker):
+    """Holds the supernet and its trainer on one device; several of them train it together.
+
+    Args:
+        job: The run.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        super().__init__(job, threads=threads)
+        self.job = job
+        self.data = job.open_data()
+
+    @ending_spoilt()
+    def measure(self) -> StepTimes:
+        """Time steps and evaluations of the smallest, the largest and two random subnets."""
+        started = time.monotonic()
+        job, rng = self.job, random.Random(self.job.seed)
+        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
+        subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
+        split = self.data.split("train")
+        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
+        return StepTimes(
+            supernet_step=0.0,  # which the workers of a group measure together
+            trial_steps=trial_steps,
+            judge=self._time_judging(subnets),
+            steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
+            device_name=device_name(job.device),
+            batch_size=job.trial_recipe.batch_size,
+            supernet_batch=job.supernet_recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            feed_rate=self._feed_rate(),
+            amp=job.trial_recipe.amp,
+            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
+            measured_seconds=time.monotonic() - started,
+        )
+
+    @ending_spoilt()
+    def measure_supernet(self) -> float:
+        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
+
+        A worker that is alone takes one shard of the batch for all of them.
+        """
+        recipe, shards = self.job.supernet_recipe, 1
+        if not dist.is_initialized():
+            images = len(self.data.split("train"))
+            shards = most_devices(recipe, images)
+            alone = {"batch_size": min(recipe.batch_size, images) // shards, "shard_size": None}
+            recipe = recipe if shards == 1 else recipe.model_copy(update=alone)
+        trainer = self._new_trainer(TIMED_STEPS[self.job.device], recipe)
+        return self.time_steps(trainer) * trainer.world_size * shards
+
+    def make_trainer(self, total_steps: int) -> SupernetTrainer:
+        """See `GroupWorker`."""
+        return self._new_trainer(total_steps, self.job.supernet_recipe)
 
     def _new_trainer(self, total_steps: int, recipe: Recipe) -> SupernetTrainer:
         return SupernetTrainer(
@@ -234,15 +290,6 @@ class SupernetWorker:
         )
         return max(seconds, self._waiting_for(statistics.mean(feed)))
 
-    def _waiting_for(self, feed_seconds: float) -> float:
-        """Return the seconds that a step lasts at least, by what its images take to make.
-
-        In the first steps loaders have a lead, which they lose. Without loaders it is part of the
-        step.
-        """
-        workers = self.job.loader_workers
-        return feed_seconds / workers if workers else 0.0
-
     def _time_judging(self, subnets: list[Architecture]) -> float:
         if self.job.strategy == "proxy":
             return 0.0
@@ -267,7 +314,9 @@ def train_alone(
 ) -> dict[str, float]:
     """Train a task's network from scratch and judge it on the search split.
 
-    Continues from the checkpoint that an earlier attempt left, on whichever node.
+    Continues from the checkpoint that an earlier attempt left, on whichever node. Of several
+    processes that train it together each takes its shards of every batch, so that their number
+    changes nothing; the first of them writes, and measures.
 
     Args:
         job: The run.
@@ -276,7 +325,8 @@ def train_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct, total and the measured costs of the run's objectives.
+        top1 (percent), correct, total and the measured costs of the run's objectives; of a group
+        the first process does.
     """
     set_up_process(job, threads)
     data = job.open_data()
@@ -286,8 +336,11 @@ def train_alone(
     name = checkpoint_name(task.trial_id)
     out = job.files.fetch(name)
 
+    is_first = task.group is None or task.group[2] == 0
+
     def report(epoch: EpochReport) -> None:
-        job.files.publish(name, out)
+        if is_first:
+            job.files.publish(name, out)
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
@@ -299,11 +352,14 @@ def train_alone(
         on_epoch=report,
         loader_workers=job.loader_workers,
     )
-    on_epoch(0)
     try:
-        accuracy = train(network.to(job.device), data, recipe, options).accuracy
+        with joined(task.group, device=job.device):
+            on_epoch(0)
+            accuracy = train(network.to(job.device), data, recipe, options).accuracy
     finally:
         job.files.forget(name)
+    if not is_first:
+        return {}
     costs = job.measure_costs(network, task.architecture)
     return Measured.judged(accuracy.correct, accuracy.total, costs).values()
 
@@ -332,4 +388,5 @@ WORK = Work(
     train_alone=train_alone,
     prepare=compile_kernels,
     for_group=for_group,
+    meet=open_meeting,
 )

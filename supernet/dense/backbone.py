@@ -19,7 +19,7 @@ from searchspace.dense import check_backbone
 from searchspace.map_rules import MapRules
 from searchspace.mixers import CONV_KINDS
 from searchspace.space import SearchSpace
-from supernet.mixers import BatchNorm, NarrowPart
+from supernet.mixers import BatchNorm, NarrowPart, WeightSharing
 from supernet.network import Supernet
 
 NORM_KINDS = ("layer", "batch")
@@ -35,15 +35,23 @@ class Backbone(nn.Module):
         space: The networks that it can be; a space of one point has one.
         rules: What is done at the border of a map.
         drop_path_rate: Stochastic depth of the last block.
+        sharing: What the choices of a block share; by default little.
 
     Raises:
         ValueError: If a network of the space is no backbone for images of every size.
     """
 
-    def __init__(self, space: SearchSpace, *, rules: MapRules, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        rules: MapRules,
+        drop_path_rate: float = 0.0,
+        sharing: WeightSharing | None = None,
+    ) -> None:
         super().__init__()
         check_backbone(space)
-        self.network = Supernet(space, drop_path_rate, backbone=rules)
+        self.network = Supernet(space, drop_path_rate, sharing=sharing, backbone=rules)
         self.norms = nn.ModuleList(
             nn.ModuleDict({kind: _new_norm(kind, stage.max_dim) for kind in _norm_kinds(space, i)})
             for i, stage in enumerate(space.stages)
@@ -62,6 +70,14 @@ class Backbone(nn.Module):
             ValueError: If it does not fit the space or is missing.
         """
         return self.network._checked(architecture)
+
+    def strides(self, architecture: Architecture) -> list[int]:
+        """Return the pixels between the positions of each map."""
+        return [architecture.patch_size * 2**index for index in range(len(architecture.stages))]
+
+    def dims_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """Return the channels of each map."""
+        return stage_dims(architecture)
 
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> list[Tensor]:
         """Compute the normed maps (B, C, H, W) of images (B, in_chans, H, W)."""

@@ -171,15 +171,25 @@ class _Shards(Dataset[DenseBatch]):
 
 
 def train_batches(
-    order: TrainOrder, first: int, last: int, *, rank: int, world_size: int, workers: int
+    order: TrainOrder,
+    first: int,
+    last: int,
+    *,
+    rank: int,
+    world_size: int,
+    workers: int,
+    is_uneven: bool = False,
 ) -> Iterator[list[DenseBatch]]:
     """Yield a process's shards of each step in ``first <= step < last``.
+
+    Args:
+        is_uneven: Whether some processes may have more shards than others.
 
     Raises:
         ValueError: If the processes cannot share a step's shards evenly.
     """
     count = order.recipe.num_shards
-    if count % world_size:
+    if count % world_size and not is_uneven:
         raise ValueError(
             f"A step has {count} shards, which {world_size} devices cannot share evenly. Choose a "
             "number of devices that divides it, or another shard_size."

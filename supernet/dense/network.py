@@ -18,11 +18,13 @@ from searchspace.architecture import Architecture
 from searchspace.dense import DetectionHead, SegmentationHead
 from searchspace.map_rules import MapRules
 from searchspace.space import SearchSpace
-from supernet.dense.backbone import Backbone, narrow_part, stage_dims, state_of_part
+from supernet.dense.backbone import Backbone, narrow_part, state_of_part
 from supernet.dense.cascade import Detections, Objects, RegionHeads, RegionOptions
 from supernet.dense.proposals import ImageSize, ProposalHead, ProposalOptions
 from supernet.dense.pyramid import FeaturePyramid
+from supernet.dense.timm_backbone import TimmBackbone, TimmTarget
 from supernet.dense.upernet import AuxiliaryHead, UPerHead, resize
+from supernet.mixers import WeightSharing
 
 IGNORED_LABEL = 255
 
@@ -83,17 +85,22 @@ class Detector(nn.Module):
     """Boxes, and masks where the head has them.
 
     Args:
-        space: The networks that its backbone can be.
+        space: The networks that its backbone can be, or one of timm.
         options: Of the heads.
         drop_path_rate: Stochastic depth of the backbone's last block.
+        sharing: What the choices of a block of the backbone share.
     """
 
     def __init__(
-        self, space: SearchSpace, options: DetectorOptions, drop_path_rate: float = 0.0
+        self,
+        space: SearchSpace | TimmTarget,
+        options: DetectorOptions,
+        drop_path_rate: float = 0.0,
+        sharing: WeightSharing | None = None,
     ) -> None:
         super().__init__()
         self.options = options
-        self.backbone = Backbone(space, rules=options.rules, drop_path_rate=drop_path_rate)
+        self.backbone = _new_backbone(space, options.rules, drop_path_rate, sharing)
         channels = options.head.channels
         self.pyramid = FeaturePyramid(self.backbone.dims, channels)
         self.proposals = ProposalHead(channels, options.proposals)
@@ -105,8 +112,8 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor] | list[Detections]:
         """Compute the losses (train mode) or what is found in each image (eval mode)."""
         architecture = self.backbone.checked(architecture)
-        patch, stages = architecture.patch_size, len(architecture.stages)
-        strides = [patch * 2**index for index in range(stages + 1)]
+        strides = self.backbone.strides(architecture)
+        strides = [*strides, 2 * strides[-1]]
         maps = self._pyramid_of(architecture)(self.backbone(batch.images, architecture))
         outputs, anchors = self.proposals(maps), self.proposals.anchors(maps, strides)
         proposals = self.proposals.propose(outputs, anchors, batch.sizes)
@@ -126,8 +133,8 @@ class Detector(nn.Module):
             state |= state_of_part(getattr(self, name), name)
         return state
 
-    def _pyramid_of(self, architecture: Architecture) -> Any:
-        dims = stage_dims(architecture)
+    def _pyramid_of(self, architecture: Architecture | None) -> Any:
+        dims = self.backbone.dims_of(architecture)
         channels = self.options.head.channels
         return _fitting(
             self._narrow, self.pyramid, self.backbone, dims, lambda: FeaturePyramid(dims, channels)
@@ -138,11 +145,15 @@ class Segmenter(nn.Module):
     """A class at every pixel (see `Detector` for the arguments)."""
 
     def __init__(
-        self, space: SearchSpace, options: SegmenterOptions, drop_path_rate: float = 0.0
+        self,
+        space: SearchSpace | TimmTarget,
+        options: SegmenterOptions,
+        drop_path_rate: float = 0.0,
+        sharing: WeightSharing | None = None,
     ) -> None:
         super().__init__()
         self.options = options
-        self.backbone = Backbone(space, rules=options.rules, drop_path_rate=drop_path_rate)
+        self.backbone = _new_backbone(space, options.rules, drop_path_rate, sharing)
         self.head = self._new_head(self.backbone.dims)
         self.auxiliary = self._new_auxiliary(self.backbone.dims)
         self._narrow: dict[tuple[int, ...], Any] = {}
@@ -180,12 +191,12 @@ class Segmenter(nn.Module):
         options = self.options
         return AuxiliaryHead(dims[-2], options.head, options.num_classes, options.dropout)
 
-    def _head_of(self, architecture: Architecture) -> Any:
-        dims = stage_dims(architecture)
+    def _head_of(self, architecture: Architecture | None) -> Any:
+        dims = self.backbone.dims_of(architecture)
         return _fitting(self._narrow, self.head, self.backbone, dims, lambda: self._new_head(dims))
 
-    def _auxiliary_of(self, architecture: Architecture) -> Any:
-        dims = stage_dims(architecture)
+    def _auxiliary_of(self, architecture: Architecture | None) -> Any:
+        dims = self.backbone.dims_of(architecture)
         return _fitting(
             self._narrow_auxiliary,
             self.auxiliary,
@@ -198,13 +209,27 @@ class Segmenter(nn.Module):
 DenseNetwork = Detector | Segmenter
 
 
+def _new_backbone(
+    space: SearchSpace | TimmTarget,
+    rules: MapRules,
+    drop_path_rate: float,
+    sharing: WeightSharing | None,
+) -> Any:
+    if isinstance(space, TimmTarget):
+        return TimmBackbone(space, drop_path_rate)
+    return Backbone(space, rules=rules, drop_path_rate=drop_path_rate, sharing=sharing)
+
+
 def build_dense(
-    space: SearchSpace, options: DenseOptions, drop_path_rate: float = 0.0
+    space: SearchSpace | TimmTarget,
+    options: DenseOptions,
+    drop_path_rate: float = 0.0,
+    sharing: WeightSharing | None = None,
 ) -> DenseNetwork:
     """Build a detector or segmenter with fresh weights; a space of one point has one network."""
     if isinstance(options, DetectorOptions):
-        return Detector(space, options, drop_path_rate)
-    return Segmenter(space, options, drop_path_rate)
+        return Detector(space, options, drop_path_rate, sharing)
+    return Segmenter(space, options, drop_path_rate, sharing)
 
 
 def extract_dense(network: DenseNetwork, architecture: Architecture) -> DenseNetwork:
@@ -237,7 +262,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _fitting(
     cache: dict[tuple[int, ...], Any],
     wide: nn.Module,
-    backbone: Backbone,
+    backbone: Any,
     dims: tuple[int, ...],
     build: Callable[[], nn.Module],
 ) -> Any:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from searchspace.architecture import Architecture
 from supernet.data.dense import DenseSplit
 from supernet.dense.batches import TrainOrder, train_batches
 from supernet.dense.network import DenseBatch, DenseNetwork
@@ -257,26 +258,31 @@ def gradients_of_step(
     device: torch.device,
     amp: str,
     scaler: torch.amp.GradScaler,
-    arguments: Sequence[object] = (),
+    architectures: Sequence[Architecture | None] = (None,),
+    num_shards: int | None = None,
 ) -> float:
     """Leave a step's gradients in the parameters and return its mean loss, over all processes.
 
     Args:
         shards: This process's part of the batch.
         seed: Of the step.
-        arguments: Of the network behind the batch.
+        architectures: Whose mean loss it is; None for a network of one.
+        num_shards: Of the whole batch; None where every process has as many as this one.
     """
     rank, world_size = process_place()
-    count = len(shards) * world_size
+    count = num_shards or len(shards) * world_size
     statistics = BatchStatistics(network) if count > 1 else None
     losses = []
     for index, shard in enumerate(shards):
         torch.manual_seed(derived_seed(seed, "shard", rank + index * world_size))
-        with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none"):
-            parts: dict[str, Tensor] = network(shard.to(device), *arguments)
-        loss = torch.stack([value.float() for value in parts.values()]).sum() / count
-        scaler.scale(loss).backward()
-        losses.append(loss.detach())
+        batch = shard.to(device)
+        for architecture in architectures:
+            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none"):
+                parts: dict[str, Tensor] = network(batch, architecture)
+            loss = torch.stack([value.float() for value in parts.values()]).sum()
+            loss = loss / (count * len(architectures))
+            scaler.scale(loss).backward()
+            losses.append(loss.detach())
         if statistics is not None:
             statistics.take(1 / count)
     total = torch.stack(losses).sum()

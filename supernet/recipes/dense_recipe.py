@@ -316,3 +316,10 @@ def with_length(
     schedule = {**recipe.schedule.model_dump(), "milestones": milestones}
     values = {**recipe.model_dump(), "epochs": epochs, "steps": steps, "schedule": schedule}
     return DenseRecipe.model_validate(values)
+
+
+def dense_in_shards(recipe: DenseRecipe, parts: int) -> DenseRecipe:
+    """Split every shard of a batch into so many parts, where its images allow it."""
+    size = recipe.shard_size
+    size = size // parts if size % parts == 0 else 1 if parts > 1 else size
+    return recipe.model_copy(update={"shard_size": size})

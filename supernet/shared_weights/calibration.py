@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +40,15 @@ def recalibrated(
     return network
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     """Replace all batch-norm statistics by their mean over the batches, in place.
 
     Everything else (dropped paths, weights) stays in eval mode; the network is left in eval mode.
     A network without batch norms is not run at all.
 
     Args:
-        network: Called with images alone.
-        batches: Images of shape (B, in_chans, S, S), normalised.
+        network: Called with a batch alone.
+        batches: Images of shape (B, in_chans, S, S), normalised; or what else the network takes.
     """
     network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

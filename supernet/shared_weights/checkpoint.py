@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from searchspace import durable
 from searchspace.space import SearchSpace
@@ -29,6 +30,8 @@ from supernet.network import Supernet
 from supernet.training import changed_file, checksums, write_text
 
 INDEX_FILE = "supernet.json"
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # The files that `save_supernet` writes; nothing else is read or removed.
 _FILE = re.compile(r"(weights|averaged)-\d+b?\.safetensors|training-\d+b?\.pt")
@@ -41,15 +44,18 @@ def save_supernet(
     supernet: Supernet,
     averaged: Supernet | None,
     training: Mapping[str, Any],
+    heads: nn.Module | None = None,
 ) -> None:
     """Write a checkpoint, then remove the one before.
 
     Args:
         averaged: The supernet with averaged weights, where there is one.
+        heads: The whole network, where the supernet is only the backbone of one; it is written.
         training: What `load_training` gives back; numbers, strings, tensors and dictionaries.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    networks = {"weights": supernet} | ({"averaged": averaged} if averaged is not None else {})
+    networks: dict[str, nn.Module] = {"weights": heads or supernet}
+    networks |= {"averaged": averaged} if averaged is not None else {}
     mark = _free_mark(folder, step)
     files = {name: f"{name}-{step}{mark}.safetensors" for name in networks}
     files["training"] = f"training-{step}{mark}.pt"
@@ -84,7 +90,12 @@ def _free_mark(folder: Path, step: int) -> str:
 
 
 def load_training(
-    folder: Path, supernet: Supernet, averaged: Supernet | None, *, device: torch.device
+    folder: Path,
+    supernet: Supernet,
+    averaged: Supernet | None,
+    *,
+    device: torch.device,
+    heads: nn.Module | None = None,
 ) -> dict[str, Any] | None:
     """Read weights into both supernets and return what the trainer saved, or None.
 
@@ -105,7 +116,7 @@ def load_training(
     files = index["files"]
     with _reading(folder):
         # On the CPU first: safetensors takes "cuda" for the first GPU, whichever was chosen.
-        load_model(supernet, str(folder / files["weights"]))
+        load_model(heads or supernet, str(folder / files["weights"]))
         if averaged is not None:
             load_model(averaged, str(folder / files["averaged"]))
         state: dict[str, Any] = torch.load(
@@ -124,13 +135,22 @@ def load_supernet(folder: Path, space: SearchSpace) -> Supernet:
         FileNotFoundError: If there is no checkpoint in the folder.
         ValueError: If it is damaged, or of another space.
     """
+    return load_shared(folder, lambda sharing: Supernet(space, sharing=sharing))
+
+
+def load_shared(folder: Path, build: Callable[[WeightSharing], Network]) -> Network:
+    """Load a network whose backbone is a supernet; see `load_supernet`.
+
+    Args:
+        build: Makes the network, by what its choices share.
+    """
     index = _index(folder)
     if index is None:
         raise FileNotFoundError(f"No supernet in {folder}: {INDEX_FILE} is missing.")
-    files, supernet = index["files"], Supernet(space, sharing=_sharing(index))
+    files, network = index["files"], build(_sharing(index))
     with _reading(folder):
-        load_model(supernet, str(folder / files.get("averaged", files["weights"])))
-    return supernet.eval()
+        load_model(network, str(folder / files.get("averaged", files["weights"])))
+    return network.eval()
 
 
 def check_supernet(folder: Path) -> bool:

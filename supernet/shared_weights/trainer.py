@@ -10,13 +10,13 @@ import copy
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -73,6 +73,19 @@ class Snapshot:
     supernet: Supernet
     averaged: Supernet | None
     training: Mapping[str, Any]
+    heads: nn.Module | None = None
+
+    def copied(self) -> Snapshot:
+        """Copy it into the CPU's memory."""
+        # What belongs together is copied together: the supernet may be a part of another network.
+        supernet, averaged, heads = copy.deepcopy((self.supernet, self.averaged, self.heads))
+        return replace(
+            self,
+            supernet=supernet.cpu(),
+            averaged=None if averaged is None else averaged.cpu(),
+            heads=None if heads is None else heads.cpu(),
+            training=_copied(self.training),
+        )
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint."""
@@ -82,6 +95,7 @@ class Snapshot:
             supernet=self.supernet,
             averaged=self.averaged,
             training=self.training,
+            heads=self.heads,
         )
 
 
@@ -210,13 +224,7 @@ class SupernetTrainer:
 
     def snapshot(self) -> Snapshot:
         """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
-        state = self._state()
-        return Snapshot(
-            step=state.step,
-            supernet=copy.deepcopy(state.supernet).cpu(),
-            averaged=None if state.averaged is None else copy.deepcopy(state.averaged).cpu(),
-            training=_copied(state.training),
-        )
+        return self._state().copied()
 
     def _state(self) -> Snapshot:
         """Return what a checkpoint holds, as it is now."""
@@ -409,7 +417,11 @@ def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | N
 
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
     """Build the recipe's AdamW for shared weights: its groups, learning rate, decay and betas."""
-    wanted = build_optimizer(supernet, recipe)
+    return shared_optimizer(build_optimizer(supernet, recipe))
+
+
+def shared_optimizer(wanted: torch.optim.Optimizer) -> SharedAdamW:
+    """Turn an AdamW into one for shared weights."""
     names = ("params", "lr", "betas", "eps", "weight_decay")
     groups = [{name: group[name] for name in names} for group in wanted.param_groups]
     return SharedAdamW(groups, fused=True)

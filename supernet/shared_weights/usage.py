@@ -8,15 +8,14 @@ concatenation, a learned transform) gives its elements without code of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from supernet.network import Supernet
 
 Box: TypeAlias = tuple[slice, ...]
 
@@ -76,12 +75,22 @@ class UsedWeights:
     On a GPU a copy on the CPU is traced, so that nobody waits for the numbers of masks.
 
     Args:
-        supernet: Stays the same object, on its device; its weights may change.
+        supernet: Stays the same object, on its device; its weights may change. A `Supernet`, or a
+            network with one in it whose ``select`` gives the state of all of it.
+        prefix: Of the names of that one's weights.
+        rest_key: What decides which weights around the blocks are used, beside the settings of
+            network and stages.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
-        self._supernet = supernet
-        self._traced: Supernet | None = None
+    def __init__(
+        self,
+        supernet: Any,
+        *,
+        prefix: str = "",
+        rest_key: Callable[[Architecture], Hashable] = lambda _: (),
+    ) -> None:
+        self._supernet, self._prefix, self._rest_key = supernet, prefix, rest_key
+        self._traced: Any = None
         self._parts: dict[Hashable, Usage] = {}
         # The different ones of each parameter, as they were traced and where the parameter is.
         self._masks: dict[Tensor, list[tuple[Mask, Mask]]] = {}
@@ -97,7 +106,7 @@ class UsedWeights:
         """
         found: Usage = {}
         for architecture in dict.fromkeys(architectures):
-            keys = dict(_part_keys(architecture))
+            keys = dict(self._part_keys(architecture))
             if any(key not in self._parts for key in keys.values()):
                 self._look_up(architecture, keys)
             for key in keys.values():
@@ -129,7 +138,14 @@ class UsedWeights:
                     for parameter, mask in _trace(parameters, values[part]).items()
                 }
 
-    def _traced_supernet(self) -> Supernet:
+    def _part_keys(self, architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
+        for name, key in _part_keys(architecture):
+            if name:
+                yield f"{self._prefix}{name}", key
+            else:
+                yield "", (key, self._rest_key(architecture))
+
+    def _traced_supernet(self) -> Any:
         """Return the supernet itself, or its copy on the CPU, where only shapes count."""
         if next(self._supernet.parameters()).device.type == "cpu":
             return self._supernet

@@ -16,7 +16,7 @@ const axes = {
   params: "parameters",
   latency_ms: "latency (ms)",
   memory_mib: "peak memory (MiB)",
-  top1: "top-1 accuracy (%)",
+  top1: `${data.accuracy} (%)`,
 };
 
 // What is measured has a unit; all else is a count.

@@ -80,7 +80,7 @@ function drawTrust() {
   const estimate = byId("estimate").value;
   const points = data.trust;
   const isCount = estimate === "macs" || estimate === "params";
-  const names = { supernet: "top-1 with inherited weights (%)", ...axes };
+  const names = { supernet: `${data.measure} with inherited weights (%)`, ...axes };
   const trace = {
     type: "scatter",
     mode: "markers",
@@ -90,7 +90,7 @@ function drawTrust() {
     hovertext: points.ids.map((id) => `network ${id}`),
     hovertemplate: "%{hovertext}<br>%{x:.4~g}, %{y:.1f} %<extra></extra>",
   };
-  const layout = makeLayout(names[estimate] ?? estimate, "top-1 trained alone (%)", {
+  const layout = makeLayout(names[estimate] ?? estimate, `${data.measure} trained alone (%)`, {
     xaxis: { tickformat: isCount ? "~s" : "" },
   });
   draw("trust-chart", [trace], layout);

@@ -99,7 +99,7 @@ function differences(row, other) {
 
 function makeCommand(id) {
   const row = makeElement("p", "command");
-  const words = `search retrain ${data.run} --arch ${id}`.split(" ");
+  const words = `${data.training[0]}${id}${data.training[1]}`.split(" ");
   // Lines break between words, not inside of "--arch".
   const spans = words.flatMap((word, i) => [i ? " " : "", makeElement("span", "", word)]);
   const code = makeElement("code", "", ...spans);

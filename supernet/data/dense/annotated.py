@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,10 @@ class DenseSplit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, share: float) -> DenseSplit:
+        """Return the first images, so large a share of them and at least one."""
+        return replace(self, images=self.images[: max(round(share * len(self.images)), 1)])
 
     def labels(self, index: int) -> Tensor:
         """Read the classes (H, W) of an image's pixels as bytes, 255 where there is none.

@@ -36,14 +36,24 @@ def open_dense_data(source: str, task: str, *, unpack_to: Path) -> DenseData:
     Raises:
         ValueError: If there is no data for the task, or something in it is wrong.
     """
+    folder = unpacked_folder(source, unpack_to)
+    name = Path(source).name.partition(".")[0]
+    if task == "semantic":
+        return _open_masks(folder, name)
+    return _open_coco(folder, name, task)
+
+
+def unpacked_folder(source: str, unpack_to: Path) -> Path:
+    """Return the folder with the data, unpacked once if the source is a tar.
+
+    Raises:
+        ValueError: If there is none, or the tar is damaged.
+    """
     path = Path(source)
     folder = _unpacked(path, unpack_to) if path.is_file() else path
     if not folder.is_dir():
         raise ValueError(f"There is no folder {source} with data. Check the path.")
-    name = path.name.partition(".")[0]
-    if task == "semantic":
-        return _open_masks(folder, name)
-    return _open_coco(folder, name, task)
+    return folder
 
 
 def _unpacked(path: Path, target: Path) -> Path:

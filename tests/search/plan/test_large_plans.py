@@ -9,6 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from search.cli.options import RECIPE_HELP
+from search.phases import planning
 from search.phases.planning import TimesFrom, plan_here
 from search.phases.step_times import read_times, write_times
 from search.plan import (
@@ -127,6 +128,26 @@ def test_every_device_has_a_network_in_the_trust_phase() -> None:
     assert idle_devices(plan)["trust"] == 0
     trial = plan.trust_rung * IMAGES / 1_500
     assert plan.num_trust * trial <= 0.16 * 50 * DAY
+
+
+@pytest.mark.parametrize("devices", [8, 64, 512])
+@pytest.mark.parametrize("days", [50, 5_000])
+def test_trust_trainings_come_in_waves_and_no_rung_waits_long_for_its_devices(
+    days: float, devices: int
+) -> None:
+    plan = plan_of(days, devices=devices, trial_devices=8)
+    together = plan.devices_of(plan.trust_rung)
+    assert plan.num_trust * together >= 2 * devices
+    held = [plan.devices_of(rung) for rung in plan.rungs]
+    assert all(above <= 2 * below for below, above in pairwise(held))
+    assert plan.num_trust * plan.trial_seconds(plan.trust_rung) <= 0.17 * days * DAY
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [("quick_224", 8), ("quick", 1)])
+def test_a_trial_has_a_shard_for_each_of_its_devices(recipe: str, expected: int) -> None:
+    settings = RunSettings(data="digits", budget="50gpu-days", trial_recipe=recipe)
+    found = planning._most_trial_devices(settings, num_images=IMAGES)
+    assert found == expected
 
 
 def test_small_budgets_keep_their_shares() -> None:

@@ -579,3 +579,33 @@ def test_a_closed_record_tells_nothing_that_it_had_remembered(
         found = record.spent()
     record.close()
     assert found == pytest.approx(12.0)
+
+
+def test_a_trial_that_is_taken_back_leaves_what_it_has_cost(record: Record, clock: Clock) -> None:
+    trial = add_trial(record)
+    attempt = record.start_attempt("trust", devices=2, trial_id=trial)
+    clock.now += 3
+    with pytest.raises(ValueError, match="is running"):
+        record.withdraw(trial)
+    record.finish_attempt(attempt, outcome="interrupted", cause="too slow")
+    record.withdraw(trial)
+    assert record.trials() == ()
+    assert record.spent() == 6
+    assert [(row[2], row[8], row[9]) for row in record.ledger()] == [
+        (None, "interrupted", "too slow")
+    ]
+    # The same may be wanted again.
+    assert add_trial(record) is not None
+    with pytest.raises(ValueError, match="unknown"):
+        record.withdraw(trial + 1_000)
+
+
+def test_a_result_is_never_taken_back(record: Record) -> None:
+    trial = add_trial(record)
+    attempt = record.start_attempt("trust", devices=1, trial_id=trial)
+    record.finish_attempt(
+        attempt, outcome="done", values={"top1": 50.0, "correct": 5.0, "total": 10.0}
+    )
+    with pytest.raises(ValueError, match="is done"):
+        record.withdraw(trial)
+    assert record.trial(trial).state == "done"

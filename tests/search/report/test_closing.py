@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from search import run
 from search.cli import app as cli
 from search.front.query import FrontQuery, front_view
+from search.plan import MorePlan
 from search.record.record import AttemptOutcome, Record
-from search.report.closing import print_closing
+from search.report.closing import print_closing, write_report
 from search.run_folder.folder import create_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
+from tests.search.plan.test_large_plans import plan_of
 from tests.search.test_run import SPACE
 from tests.tiny_trials import network
 
@@ -57,6 +59,29 @@ def fill(record: Record, *, fidelity: str, origin: str, results: dict[int, float
         values = {"top1": top1, "correct": 2 * top1, "total": 200.0, "seconds": 1.0} if top1 else {}
         outcome: AttemptOutcome = "done" if top1 else "interrupted"
         record.finish_attempt(attempt, outcome=outcome, values=values or None)
+
+
+def test_the_report_says_what_more_budget_would_buy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The networks are of no space, and Optuna's copy would refuse them.
+    monkeypatch.setattr("search.report.closing.update_mirror", lambda run: None)
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    settings = RunSettings(space=str(tmp_path / "tiny.yaml"), data="digits", budget="60cpu-seconds")
+    plan, more = plan_of(50), plan_of(60)
+    with create_run(tmp_path / "run", settings) as opened:
+        judged = {number: 30.0 + 5 * number for number in range(1, 10)}
+        fill(opened.record, fidelity="supernet", origin="search", results=dict(judged))
+        write_report(opened, Console(file=StringIO()))
+        assert "more would buy" not in opened.report.read_text(encoding="utf-8")
+
+        opened.state.more_plan = MorePlan(budget="10 gpu-days", plan=plan, more=more)
+        write_report(opened, Console(file=StringIO()))
+        page = opened.report.read_text(encoding="utf-8")
+
+    assert "10 gpu-days more would buy" in page
+    # A number that only the larger plan has.
+    assert f"{more.num_promoted} for {more.trial_epochs} epochs" in page
 
 
 def test_promotions_that_did_not_arrive_leave_the_front_below(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from search.run_folder.disk import FullDiskError
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import StorageError
 from search.scheduling.judging import Judging
-from search.scheduling.tasks import START_SECONDS, Judgement, Outcome
+from search.scheduling.tasks import START_SECONDS, Judgement, Outcome, TrialTask
 from search.scheduling.trials import MAX_LOST, MIN_KNOWN, Choice, TrialCosts, TrialRunner
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -700,3 +700,147 @@ def test_a_whole_batch_in_memory_leaves_no_word_in_the_result(
     assert task is not None
     running.settle(task, outcome="done", values=VALUES, cause=None)
     assert record.trial(task.trial_id).values == VALUES
+
+
+def test_a_trial_on_several_devices_is_charged_for_all_of_them(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """Two epochs of ten steps of 0.1 s are two device-seconds, on four devices half a second."""
+    plan = replace(plan_of(), rung_devices=(4,) * len(plan_of().rungs))
+    running = runner(record, tmp_path, limit=8.0 + 2.0, clock=clock, plan=plan)
+    assert running.wanted(9) == 4
+    task = running.next(9)
+    assert task is not None
+    assert task.devices == 4
+    running.started(task)
+    clock.now += 1.0
+    running.heard(task)
+    clock.now += 0.5
+    running.heard(task)
+    assert record.spent() == pytest.approx(4 * 1.5)
+    # Four for the start, and twice as long as planned for the epochs: 4 + 4, of which 6 are spent.
+    assert running._outstanding() == pytest.approx(2.0)
+    clock.now += 0.5
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert record.spent() == pytest.approx(4 * 2.0)
+    # The next will take 8 again, and there are 2 left.
+    assert running.next(9) is None
+
+
+@pytest.mark.parametrize(("most", "expected"), [(9, 4), (4, 4), (3, 2), (1, 1), (None, 4)])
+def test_after_a_loss_a_trial_takes_the_devices_that_there_are(
+    record: Record, clock: Clock, tmp_path: Path, most: int | None, expected: int
+) -> None:
+    plan = replace(plan_of(), rung_devices=(4,) * len(plan_of().rungs))
+    running = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    if most is not None:
+        assert running.wanted(most) == expected
+    task = running.next(most)
+    assert task is not None
+    assert task.devices == expected
+
+
+def test_nothing_is_wanted_where_there_is_nothing_more(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    stopped = runner(record, tmp_path, limit=1_000.0, interrupted=lambda: True)
+    assert stopped.wanted(8) == 0
+
+
+def probed(record: Record, tmp_path: Path, clock: Clock, *, epochs: int = 5) -> TrialRunner:
+    """Make a runner of a large plan whose trainings have so many epochs, each of a second."""
+    plan = replace(plan_of(), is_large=True, rungs=(epochs,), trial_epochs=epochs)
+    plan = replace(plan, trial_steps=10 * epochs)
+    rng = random.Random(0)
+    return TrialRunner(
+        record=record,
+        plan=plan,
+        folder=tmp_path,
+        phase="trust",
+        seed=0,
+        choose=lambda: Choice(architecture=SPACE.sample(rng), epochs=epochs),
+        limit_seconds=1e9,
+        interrupted=lambda: False,
+        on_event=lambda text: None,
+        clock=clock,
+    )
+
+
+def begin_probing(running: TrialRunner, number: int) -> list[TrialTask]:
+    """Start trials, of which all are ready at once."""
+    tasks = []
+    for _ in range(number):
+        assert running.wanted(99) == 1
+        task = running.next()
+        assert task is not None
+        running.started(task)
+        running.heard(task)
+        tasks.append(task)
+    return tasks
+
+
+def test_a_few_trials_tell_a_large_plans_pace_before_the_others_start(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = probed(record, tmp_path, clock)
+    tasks = begin_probing(running, 8)
+    assert running.wanted(99) is None  # not yet
+    clock.now += 1.2
+    for task in tasks:
+        running.heard(task)
+    assert running.wanted(99) is None  # the first epoch has the compilation in it
+    clock.now += 1.2
+    for task in tasks[:6]:
+        running.heard(task)
+    # Two are late, and may hang.
+    assert running.wanted(99) == 1
+    assert running.off_pace is None
+
+
+def test_devices_of_all_kinds_count_in_the_pace_and_the_first_epoch_does_not(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = probed(record, tmp_path, clock)
+    tasks = begin_probing(running, 8)
+    clock.now += 30.0  # kernels are compiled
+    for task in tasks[:6]:
+        running.heard(task)
+    clock.now += 2.0
+    for task in tasks[:3]:
+        running.heard(task)
+    clock.now += 2.0
+    for task in tasks[3:6]:
+        running.heard(task)
+    # Three devices are twice as slow as planned, three four times; a median of the first was 2.
+    assert running.off_pace == pytest.approx(3.0)
+    assert running.wanted(99) == 0
+
+
+def test_a_training_that_ends_early_tells_its_pace_as_well(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = probed(record, tmp_path, clock)
+    tasks = begin_probing(running, 8)
+    for _ in range(4):
+        clock.now += 1.0
+        running.heard(tasks[0])
+    clock.now += 1.0
+    running.settle(tasks[0], outcome="done", values=VALUES, cause=None)
+    # One of eight has ended at the pace of the plan; that does not let all others start.
+    assert running.wanted(99) is None
+    for _ in range(2):
+        clock.now += 2.5
+        for task in tasks[1:6]:
+            running.heard(task)
+    # Of five the second epoch took 2.5 s, and of that one all took one.
+    assert running.off_pace == pytest.approx((5 * 2.5 + 1) / 6)
+
+
+def test_what_does_not_probe_starts_all_at_once(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = probed(record, tmp_path, clock)
+    running._is_watched = False
+    begin_probing(running, 9)
+    assert running.wanted(99) == 1
+    assert running.off_pace is None

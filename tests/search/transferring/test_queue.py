@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from search.cli.dense_commands import find_transfer
 from search.record.record import Record
 from search.report.backbones import backbones_content, find_backbones
 from search.results.candidates import judged_at, retrained, shown_fidelity
@@ -75,3 +76,22 @@ def test_what_decides_a_transfer_is_in_its_name(tmp_path: Path) -> None:
     assert len(set(found)) == 4
     assert label(dict(weights)) == label(weights)
     assert all(one.startswith("tiny_cells_semantic-2s-from-x-") for one in found)
+
+
+def test_a_transfer_is_found_by_run_and_id(tmp_path: Path) -> None:
+    def folder(*parts: str) -> Path:
+        path = tmp_path.joinpath(*parts)
+        path.mkdir(parents=True)
+        (path / "result.json").write_text("{}")
+        return path
+
+    first = folder("run", "transfer", "7-cells_semantic-240s-fresh-s0")
+    assert find_transfer(f"{tmp_path / 'run'}:7") == first
+    assert find_transfer(f"{tmp_path / 'run'}:77") is None
+    second = folder("run", "transfer", "7-cells_semantic-240s-fresh-s1")
+    with pytest.raises(ValueError, match="transferred 2 times") as refused:
+        find_transfer(f"{tmp_path / 'run'}:7")
+    assert str(second) in str(refused.value)
+    # A network that was retrained is judged as a classifier.
+    folder("run", "retrain", "7-micro-9e")
+    assert find_transfer(f"{tmp_path / 'run'}:7") is None

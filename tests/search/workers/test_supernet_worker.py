@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from search.retraining.network import RetrainOptions, retrain
@@ -24,6 +25,7 @@ from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
 from search.scheduling.tasks import TrialTask, checkpoint_name
 from search.workers import judge_worker, supernet_worker
+from search.workers.group import open_meeting
 from search.workers.job import Job, count_gpus, for_group, make_job
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.supernet_worker import SupernetWorker, train_alone
@@ -32,13 +34,14 @@ from searchspace.cost import count
 from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet, extract
-from supernet.recipes.recipe import load_recipe, with_epochs
+from supernet.recipes.recipe import in_shards, load_recipe, with_epochs
 from supernet.shared_weights import trainer as trainer_module
 from supernet.shared_weights.calibration import CALIBRATION_BATCHES, recalibrate
 from supernet.training.augmentation import Augmentation
 from supernet.training.batches import _ShardMaker, eval_batches
+from supernet.training.checkpoint import latest_checkpoint
 from supernet.training.evaluation import evaluate
-from supernet.training.training import TrainingOptions, train
+from supernet.training.training import WEIGHTS_FILE, TrainingOptions, train
 from tests.tiny_data import noise, write_images
 
 SPACE = """
@@ -403,6 +406,44 @@ def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -
 
     assert passes == [BATCH] * 2  # the second epoch alone
     assert found["correct"] == trained_by_hand(job, task_of(job)).correct
+
+
+def in_two_shards(job: Job) -> Job:
+    """Split a trial's batches into the shards of two devices."""
+    return replace(job, trial_recipe=in_shards(job.trial_recipe, 2))
+
+
+def weights_of_trial(job: Job) -> dict[str, Tensor]:
+    folder = latest_checkpoint(job.files.fetch(checkpoint_name(7)))
+    assert folder is not None
+    return load_file(folder / WEIGHTS_FILE)
+
+
+def _train_as_second(job: Job, task: TrialTask) -> None:
+    assert train_alone(job, task, 1, lambda epoch: None) == {}
+
+
+def test_two_devices_train_what_one_does(make: Callable[..., Job]) -> None:
+    job = in_two_shards(make())
+    alone = train_alone(job, task_of(job), 1, lambda epoch: None)
+    expected = weights_of_trial(job)
+    job.files.remove(checkpoint_name(7))
+
+    meeting, heard = open_meeting("127.0.0.1"), list[int]()
+    first, second = (task_of(job, devices=2, group=(meeting.address, 2, r)) for r in range(2))
+    other = mp.get_context("spawn").Process(target=_train_as_second, args=(job, second))
+    other.start()
+    try:
+        together = train_alone(job, first, 1, heard.append)
+    finally:
+        other.join(120)
+    assert other.exitcode == 0
+    assert heard == [0, 1, 2]
+    assert together == alone
+    found = weights_of_trial(job)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
 
 
 def test_half_a_batch_in_memory_at_a_time_where_the_task_says_so(

@@ -1,0 +1,306 @@
+"""Shared weights of detectors or segmenters: all backbones of a space under the same heads.
+
+The sibling of `supernet.shared_weights.trainer`: a step names its architectures, adds up the
+gradients of their losses on one batch, and changes what they use and nothing else. DetNAS (Chen et
+al. 2019, https://arxiv.org/abs/1903.10979) searches backbones so, after a phase of classification.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
+from supernet.data.dense import DenseSplit
+from supernet.dense.backbone import norm_kind
+from supernet.dense.batches import TrainOrder, make_shard, train_batches
+from supernet.dense.judging import Judgement, judge
+from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
+from supernet.dense.options import dense_options
+from supernet.dense.proposals import ImageSize
+from supernet.dense.start import load_start
+from supernet.dense.training import build_optimizer, gradients_of_step
+from supernet.mixers import WeightSharing
+from supernet.recipes import DenseRecipe
+from supernet.shared_weights import (
+    MAX_BAD_STEPS,
+    Progress,
+    SharedAdamW,
+    Snapshot,
+    UsedWeights,
+    apply_gradients,
+    load_shared,
+    load_training,
+    recalibrate,
+    shared_optimizer,
+    strategy_named,
+)
+from supernet.training import derived_seed, own_device, process_place
+
+CALIBRATION_SHARDS = 8
+
+
+class DenseSupernetTrainer:
+    """Train the shared weights step by step; every step is a function of the seed and its number.
+
+    Processes of the default `torch.distributed` group share the shards of a batch.
+
+    Args:
+        space: The backbones.
+        split: To learn from.
+        recipe: Heads, batches, optimiser and the shape of the schedule; its length is not used,
+            `total_steps` is.
+        strategy: Which architectures a step trains, see `supernet.shared_weights.strategies`; all
+            of them learn the truth.
+        total_steps: Length of the schedule.
+        seed: Of the weights, the architectures and the order of the data.
+        sharing: What the choices of a block share; by default little.
+        start: Weights of a supernet of the same space to begin with; None: fresh ones.
+        device: Torch device.
+        loader_workers: Processes that make the batches of this one; 0 for itself.
+
+    Raises:
+        ValueError: If there is nothing to learn from, or the start is of another space.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        split: DenseSplit,
+        recipe: DenseRecipe,
+        *,
+        strategy: str,
+        total_steps: int,
+        seed: int,
+        sharing: WeightSharing | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        device: str = "cpu",
+        loader_workers: int = 0,
+    ) -> None:
+        self.space, self.recipe, self.seed = space, recipe, seed
+        self.strategy, self.total_steps = strategy_named(strategy), total_steps
+        self.device, self.workers = own_device(device), loader_workers
+        self.order = TrainOrder(split, recipe, seed)
+        torch.manual_seed(seed)
+        options = dense_options(recipe, len(split.class_names))
+        self.supernet = build_dense(space, options, recipe.drop_path, sharing)
+        if start is not None:
+            load_start(self.supernet, start)
+        self.supernet.to(self.device)
+        self.optimizer: SharedAdamW = shared_optimizer(build_optimizer(self.supernet, recipe))
+        self.used_weights = UsedWeights(
+            self.supernet, prefix="backbone.network.", rest_key=_norms_of
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.step = self._bad_steps = 0
+        self._extremes = (
+            space.extreme("macs", largest=True),
+            space.extreme("macs", largest=False),
+        )
+        self.rank, self.world_size = process_place()
+        self._batches: Iterator[list[DenseBatch]] = iter(())
+
+    def run(self, steps: int) -> Progress:
+        """Take so many steps, or fewer where the schedule ends."""
+        last = min(self.step + steps, self.total_steps)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            losses = [self._take_step() for _ in range(self.step, last)]
+        mean = sum(losses) / len(losses) if losses else float("nan")
+        return Progress(step=self.step, loss=mean, lr=self._learning_rate())
+
+    def rewind(self) -> None:
+        """Go back to the first step with the weights that there are, to take the same steps."""
+        self.step, self._batches = 0, iter(())
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
+        self._state().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
+        return self._state().copied()
+
+    def _state(self) -> Snapshot:
+        """Return what a checkpoint holds, as it is now."""
+        training = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "bad_steps": self._bad_steps,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        return Snapshot(
+            step=self.step,
+            supernet=self.supernet.backbone.network,
+            averaged=None,
+            training=training,
+            heads=self.supernet,
+        )
+
+    def load(self, folder: Path) -> bool:
+        """Go on from what `save` wrote; False when there is nothing."""
+        backbone = self.supernet.backbone.network
+        state = load_training(folder, backbone, None, device=self.device, heads=self.supernet)
+        if state is None:
+            return False
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.total_steps = state["step"], state["total_steps"]
+        self._bad_steps = state["bad_steps"]
+        self._batches = iter(())
+        return True
+
+    def _take_step(self) -> float:
+        rng = random.Random(f"{self.seed}/{self.step}")
+        architectures = self.strategy(self.space, rng, self._extremes)
+        self.supernet.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = gradients_of_step(
+            self.supernet,
+            self._next_shards(),
+            derived_seed(self.seed, "step", self.step),
+            device=self.device,
+            amp=self.recipe.amp,
+            scaler=self.scaler,
+            architectures=architectures,
+            num_shards=self.recipe.num_shards,
+        )
+        self._update(architectures)
+        self.step += 1
+        return loss
+
+    def _update(self, architectures: Sequence[Architecture]) -> None:
+        """Change the weights that the architectures use, unless their gradients are not finite.
+
+        Raises:
+            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite gradient.
+        """
+        self.scaler.unscale_(self.optimizer)
+        used = self.used_weights(architectures)
+        is_good = bool(apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad))
+        self._bad_steps = 0 if is_good else self._bad_steps + 1
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at "
+                f"step {self.step} for architecture {architectures[0].key}. Lower the lr of the "
+                f"recipe {self.recipe.name}, or forbid the choices that diverge in the space file."
+            )
+
+    def _next_shards(self) -> list[DenseBatch]:
+        shards = next(self._batches, None)
+        if shards is None:
+            self._batches = train_batches(
+                self.order,
+                self.step,
+                self.step + self.order.steps_per_epoch,
+                rank=self.rank,
+                world_size=self.world_size,
+                workers=self.workers,
+                is_uneven=True,
+            )
+            shards = next(self._batches)
+        return shards
+
+    def _learning_rate(self) -> float:
+        return self.recipe.lr_at(min(self.step, self.total_steps), self.total_steps)
+
+
+def calibration_batches(split: DenseSplit, recipe: DenseRecipe) -> list[DenseBatch]:
+    """Return the shards that batch norms are recalibrated on: as in training, always the same."""
+    order = TrainOrder(split, recipe, 0)
+    plans = order.shards(0)[:CALIBRATION_SHARDS]
+    return [make_shard(split, recipe, plan, 0) for plan in plans]
+
+
+def judge_inherited(
+    supernet: DenseNetwork,
+    architecture: Architecture,
+    split: DenseSplit,
+    recipe: DenseRecipe,
+    calibration: Sequence[DenseBatch],
+    *,
+    device: str = "cpu",
+) -> Judgement:
+    """Judge an architecture with inherited weights: extract, recalibrate, evaluate.
+
+    Args:
+        split: To judge on, from images that the supernet did not learn from.
+        calibration: See `calibration_batches`; on the device.
+    """
+    network = extract_dense(supernet, architecture)
+    recalibrate(network, calibration)
+    return judge(network, split, recipe, device=device)
+
+
+def load_dense_supernet(
+    folder: Path, space: SearchSpace, recipe: DenseRecipe, num_classes: int
+) -> DenseNetwork:
+    """Load the weights that `DenseSupernetTrainer.save` wrote, on the CPU in eval mode.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint in the folder.
+        ValueError: If it is damaged, or of another space or recipe.
+    """
+    options = dense_options(recipe, num_classes)
+    return load_shared(folder, lambda sharing: build_dense(space, options, sharing=sharing))
+
+
+def dense_extraction_error(
+    supernet: DenseNetwork, architecture: Architecture, batch: DenseBatch
+) -> float:
+    """Measure the largest difference between what the supernet and the extracted network predict.
+
+    Returns:
+        Of logits, or of boxes, scores and masks; infinity where they find other objects.
+    """
+    was_training = supernet.training
+    supernet.eval()
+    with torch.inference_mode():
+        inside = _numbers(supernet(batch, architecture))
+        outside = _numbers(extract_dense(supernet, architecture)(batch))
+    supernet.train(was_training)
+    if [one.shape for one in inside] != [one.shape for one in outside]:
+        return float("inf")
+    pairs = zip(inside, outside, strict=True)
+    return max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+
+
+class OnImages(nn.Module):
+    """Calls a detector or segmenter with images alone, to time it."""
+
+    def __init__(self, network: DenseNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> object:
+        """Predict for images (B, 3, H, W)."""
+        size = (images.shape[-2], images.shape[-1])
+        sizes = (ImageSize(content=size, padded=size),) * len(images)
+        return self.network(DenseBatch(images=images, sizes=sizes))
+
+
+def steps_per_epoch(split: DenseSplit, recipe: DenseRecipe) -> int:
+    """Return how many steps see every image once."""
+    return TrainOrder(split, recipe, 0).steps_per_epoch
+
+
+def _numbers(found: object) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    assert isinstance(found, list)
+    tensors = [t for one in found for t in (one.boxes, one.labels, one.scores, one.masks)]
+    return [one.float() for one in tensors if one is not None]
+
+
+def _norms_of(architecture: Architecture) -> Hashable:
+    """Tell which norms stand behind its stages: they depend on the mixers of all its blocks."""
+    return tuple(norm_kind(stage) for stage in architecture.stages)
