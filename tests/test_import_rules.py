@@ -21,6 +21,7 @@ ENGINE_FILES = {
     "ray": {
         "search/cluster/connection.py",
         "search/cluster/crew.py",
+        "search/cluster/trial_group.py",
         "search/cluster/tune_trials.py",
         "search/cli/doctor.py",
     },

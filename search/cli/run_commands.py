@@ -203,7 +203,7 @@ def run(
             projections=projections,
             kernels=kernels,
             retrain_recipe=recipe or "",
-            objectives=parse_objectives(objectives) if objectives else (),
+            objectives=() if objectives is None else parse_objectives(objectives),
             latency_of=latency_of or "",
             precision=precision or "",
             batch=batch,

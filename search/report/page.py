@@ -166,7 +166,7 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
     costs = [c.macs for c in candidates]
     # Costs that span more than a decade would stand in a heap at the left.
-    if max(costs) > 10 * min(costs):
+    if costs and max(costs) > 10 * min(costs):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -32,6 +32,12 @@ OPTIONS = {
     "--recipe": "digits",
     "--share": "supernet=.5",
     "--seed": "0",
+    "--latency-of": "eager",
+    "--precision": "fp32",
+    "--batch": "2",
+    "--latency-table": "table.json",
+    "--task": "semantic",
+    "--start": "other",
     "--storage": "there",
     "--record": "postgresql://host/db",
 }

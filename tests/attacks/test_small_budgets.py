@@ -294,12 +294,12 @@ def test_nodes_prepare_before_anything_is_charged(
             done.append((function, record.ledger()))
 
     monkeypatch.setattr(main_path, "Cluster", Cluster)
-    monkeypatch.setattr(main_path, "mend_data", lambda folder: SimpleNamespace(lines=list))
     monkeypatch.setattr(main_path, "search_with", lambda session: done.append("search"))
     with session_of(record) as session:
         monkeypatch.setattr(main_path, "Session", lambda *_: session)
         folder: Any = SimpleNamespace(
             share_data=lambda: None,
+            mend_data=lambda: SimpleNamespace(lines=list),
             record=record,
             state=session.state,
             folder=tmp_path,

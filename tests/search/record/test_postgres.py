@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 
 import search as package
+from configs.installation import install_command
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record
 from search.record.schema import Address, DatabaseLostError, open_database
@@ -337,7 +338,7 @@ def test_without_psycopg_a_record_on_postgresql_says_what_to_install() -> None:
     )
 
     assert "ValueError: A record on PostgreSQL needs psycopg. Install it: " in done.stderr
-    assert "mixer-search[postgres]" in done.stderr
+    assert install_command("postgres") in done.stderr
 
 
 def _made(place: Address) -> Address:

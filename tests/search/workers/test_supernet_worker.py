@@ -196,7 +196,7 @@ def test_the_shared_weights_step_is_timed_as_the_median_of_three_of_all_workers(
         world_size = 4
 
         def __init__(self, *_: Any, **more: Any) -> None:
-            self.is_warm = False
+            self.is_warm, self.total_steps = False, more["total_steps"]
 
         def run(self, steps: int) -> Any:
             # The first steps are slow: they are not counted.
@@ -596,6 +596,7 @@ def test_workers_of_a_group_time_the_recipe_as_it_is(
 
         def __init__(self, space: Any, data: Any, recipe: Any, **more: Any) -> None:
             seen.append((recipe, more))
+            self.total_steps = more["total_steps"]
 
         def run(self, steps: int) -> Any:
             clock.now += 2.0

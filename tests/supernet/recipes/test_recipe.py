@@ -39,7 +39,8 @@ def test_a_shipped_recipe_has_the_name_of_its_file_and_survives_a_round_trip(
 
 def test_every_field_is_explained_and_must_be_given() -> None:
     for name, field in Recipe.model_fields.items():
-        assert field.is_required(), name
+        # What a teacher's opinion counts for is read only where there is one.
+        assert field.is_required() or name == "distillation", name
         assert name in ("about", "source") or field.description, name
 
 
