@@ -242,7 +242,7 @@ def print_table(folder: Path, networks: Sequence[Architecture]) -> None:
     for network in networks:
         own = values[network.key]
         cells = [f"{own[n]:,.0f}" if n in ("params", "macs") else _percent(own, n) for n in columns]
-        print(f"| {describe(network)} | {' | '.join(cells)} |")
+        print(f"| {describe(network).replace('|', ';')} | {' | '.join(cells)} |")
     print("\n| estimate | against | Kendall's tau | 95 % interval | networks |")
     print("|---|---|---:|---|---:|")
     for task in TASKS:
