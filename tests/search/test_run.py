@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,7 +131,8 @@ def test_a_killed_and_resumed_run_keeps_its_budget(folder: Path) -> None:
 
 def test_it_ends_with_a_front_and_the_next_commands(folder: Path) -> None:
     output = (folder / "output.txt").read_text()
-    assert "Pareto front (train-" in output
+    # On a slow machine nothing that was promoted arrives, and the supernet's is the best answer.
+    assert re.search(r"Pareto front \((train-\d+e|supernet)", output)
     assert "search pareto run" in output
     assert "search retrain run --arch" in output
     for name in ("report.html", "front.png", "study.db", "space.yaml"):
