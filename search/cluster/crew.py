@@ -60,6 +60,13 @@ class JudgementSource(Protocol):
 
 
 @dataclass(slots=True)
+class _Batch:
+    architectures: list[Architecture]
+    alone: bool = False  # of a suspect: nothing else may be under way with it
+    reference: Any = None  # of the call; None while it waits
+
+
+@dataclass(slots=True, eq=False)
 class _Judge:
     actor: Any
     attempt: int
@@ -68,9 +75,23 @@ class _Judge:
     ready: bool = False
     placed: bool = False  # whether Ray was seen to have given it a device
     node: str | None = None
-    # References and their architectures; the first is being worked on since ``busy_since``.
-    queue: deque[tuple[Any, list[Architecture]]] = field(default_factory=deque)
+    # The first is being worked on since ``busy_since``.
+    queue: deque[_Batch] = field(default_factory=deque)
     busy_since: float = 0.0
+
+    def send(self, by: str) -> None:
+        """Send what may be sent.
+
+        A process that ends takes the answers with it that were on their way. Who is to blame is
+        certain only when the suspect was the one thing that it had.
+        """
+        sent: list[_Batch] = []
+        for batch in self.queue:
+            if sent and (batch.alone or sent[-1].alone):
+                break
+            if batch.reference is None:
+                batch.reference = self.actor.judge.remote(batch.architectures, by)
+            sent.append(batch)
 
 
 class JudgeCrew:
@@ -220,19 +241,17 @@ class JudgeCrew:
                 batch = source.ask(size)
                 if not batch:
                     return False
-                self._send(judge, [a for a in batch if a.key not in self._suspects], source.by)
-                for suspect in (a for a in batch if a.key in self._suspects):
-                    self._send(judge, [suspect], source.by)
+                suspects = [a for a in batch if a.key in self._suspects]
+                others = [a for a in batch if a.key not in self._suspects]
+                if not judge.queue:
+                    judge.busy_since = self._now()
+                judge.queue += [_Batch(others)] if others else []
+                judge.queue += [_Batch([suspect], alone=True) for suspect in suspects]
+                judge.send(source.by)
         return True
 
-    def _send(self, judge: _Judge, batch: list[Architecture], by: str) -> None:
-        if batch:
-            if not judge.queue:
-                judge.busy_since = self._now()
-            judge.queue.append((judge.actor.judge.remote(batch, by), batch))
-
     def _collect(self, source: JudgementSource) -> None:
-        heads = {judge.queue[0][0]: judge for judge in self._judges if judge.queue}
+        heads = {judge.queue[0].reference: judge for judge in self._judges if judge.queue}
         heads |= {judge.greeting: judge for judge in self._judges if judge.node is None}
         if not heads:
             time.sleep(0.2)
@@ -242,6 +261,8 @@ class JudgeCrew:
         judgements: list[Judgement] = []
         for reference in (*done, *more):
             judge = heads[reference]
+            if judge not in self._judges:
+                continue  # it has just been dismissed for its other answer
             try:
                 answer = ray.get(reference)
             except RayActorError as error:
@@ -254,8 +275,9 @@ class JudgeCrew:
                 self._greet(judge)
                 judge.node = answer
                 continue
-            judgements += self._read(judge.queue.popleft()[1], answer)
+            judgements += self._read(judge.queue.popleft().architectures, answer)
             judge.busy_since = self._now()
+            judge.send(source.by)
         if judgements:
             source.tell(judgements)
 
@@ -285,7 +307,7 @@ class JudgeCrew:
         now = self._now()
         for judge in list(self._judges):
             if judge.queue:
-                batch = judge.queue[0][1]
+                batch = judge.queue[0].architectures
                 limit = max(HANG_FACTOR * self._pace * len(batch), LEAST_LIMIT_SECONDS)
                 if now - judge.busy_since > limit:
                     lost = self._dismiss(judge, "lost", f"no judgement within {limit:.0f} s")
@@ -345,8 +367,8 @@ class JudgeCrew:
                 raise RuntimeError(f"No judge can start: {cause}")
         ends: list[tuple[Architecture, Outcome]] = [
             (architecture, "not begun" if place else "lost")
-            for place, (_, batch) in enumerate(judge.queue)
-            for architecture in batch
+            for place, batch in enumerate(judge.queue)
+            for architecture in batch.architectures
         ]
         self._suspects |= {architecture.key for architecture, end in ends if end == "lost"}
         return [
