@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from search.record.record import Record
-from search.retraining import queue
+from search.retraining import training_queue
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan, retrain_members
 from search.run_folder.folder import RunFolder
@@ -173,9 +173,9 @@ def tiny_run(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[TinyRun]:
     run = folder / "run"
     run.mkdir()
     prepare_data(str(source), img_size=8, folder=run / "data")
-    patch.setattr(queue, "Cluster", lambda *, device, address: cluster)
-    patch.setattr(queue, "take_finished", cluster.take_finished)
-    patch.setattr(queue, "LOOK_SECONDS", 0.0)
+    patch.setattr(training_queue, "Cluster", lambda *, device, address: cluster)
+    patch.setattr(training_queue, "take_finished", cluster.take_finished)
+    patch.setattr(training_queue, "LOOK_SECONDS", 0.0)
     space = Path(__file__).parents[2] / "configs" / "spaces" / "digits.yaml"
     shutil.copy(space, run / "space.yaml")
     settings = RunSettings(space="digits", data=str(source), budget="60cpu-seconds")

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from configs import config_names
 from search.cli.app import app
 from search.record.record import Record
-from search.retraining import queue
+from search.retraining import queue, training_queue
 from search.retraining.network import RetrainOptions, retrain
-from search.retraining.queue import FAILED, FULL_DISK, MAX_AGAIN, RetrainPlan
+from search.retraining.queue import RetrainPlan
+from search.retraining.training_queue import FAILED, FULL_DISK, MAX_AGAIN
 from search.terminal.progress import StopSignals
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import dump_recipe, load_recipe
@@ -451,24 +452,21 @@ def test_what_holds_a_training_up_is_said_once(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "starvation", lambda report: "reading is slow")
-    shown: list[int] = []
-    epochs = queue._epochs
+    looks: list[int] = []
+    epochs, finished = queue._epochs, tiny.cluster.take_finished
 
     def growing(out: Path) -> list[EpochReport]:
-        """Let epochs be seen one after the other, each twice."""
-        shown.append(1)
-        return epochs(out)[: len(shown) // 2]
-
-    looks = iter(range(1000))
-    finished = tiny.cluster.take_finished
+        """Let epochs be seen one after the other, each by two looks."""
+        return epochs(out)[: len(looks) // 2]
 
     def slowly(pending: list[Any]) -> list[Any]:
-        if next(looks) == 0:
+        if not looks:
             retrain(SMALL, tiny.run.data(), RECIPE, RetrainOptions(out=folder, threads=1))
-        return [] if len(shown) < 20 else finished(pending)
+        looks.append(1)
+        return [] if len(looks) < 20 else finished(pending)
 
     folder = tiny.run.folder / "retrain" / f"{tiny.small}-mine-3e-s0"
-    monkeypatch.setattr(queue, "take_finished", slowly)
+    monkeypatch.setattr(training_queue, "take_finished", slowly)
     monkeypatch.setattr(queue, "_epochs", growing)
     tiny.cluster.fates = [lambda job: (None, "The worker died unexpectedly.")] * (1 + MAX_AGAIN)
 
