@@ -38,7 +38,7 @@ ENTRIES = {
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
         *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "out_folder"),
-        *("queue", "together"),
+        *("queue", "together", "training_queue"),
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

@@ -62,6 +62,7 @@ def transfer(
     folder = Path(target) if is_run else (out or Path("."))
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
     found = open_dense_data(data, task, unpack_to=unpack_to)
+    found.check_files()
     for remark in found.remarks:
         make_console().say(remark)
     if is_run:
