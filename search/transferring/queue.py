@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +17,8 @@ from torch import Tensor
 from search.cluster import Cluster
 from search.record import Trial
 from search.results import transfer_label, transferred
-from search.retraining.finished import find_retrained
+from search.retraining.finished import Retrained, find_retrained
+from search.retraining.identity import digest_of
 from search.retraining.training_queue import (
     Job,
     Training,
@@ -29,8 +29,14 @@ from search.retraining.training_queue import (
 from search.run_folder import RunFolder
 from search.terminal import clock_text
 from search.transferring.attempt import attempt
-from search.transferring.network import TransferOptions, check_transfer
-from search.transferring.result import FOLDER, TransferResult, is_transfer, result_text
+from search.transferring.network import TransferOptions, build_network, check_transfer
+from search.transferring.result import (
+    FOLDER,
+    TransferResult,
+    is_transfer,
+    open_transferred,
+    result_text,
+)
 from search.transferring.target import Target
 from searchspace.architecture import describe
 from supernet.data.dense import DenseData
@@ -42,7 +48,6 @@ from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import extract
 from supernet.recipes import DenseRecipe, dump_dense_recipe, load_dense_recipe
 from supernet.shared_weights import load_supernet
-from supernet.training import WEIGHTS_FILE
 
 PHASE = "transfer"
 
@@ -79,11 +84,8 @@ class TransferPlan:
 
     def label(self, start_name: str, start: Mapping[str, Tensor] | None) -> str:
         """Name what is done; a part of the hash of all that decides it tells equal names apart."""
-        digest = hashlib.sha256(dump_dense_recipe(self.recipe).encode())
-        digest.update(self.data.fingerprint.encode())
-        for name, value in sorted((start or {}).items()):
-            digest.update(name.encode())
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        about = f"{dump_dense_recipe(self.recipe)}{self.data.fingerprint}{digest_of(start or {})}"
+        digest = hashlib.sha256(about.encode())
         words = [self.recipe.name, self.recipe.length(), start_name, digest.hexdigest()[:8]]
         return "-".join(words)
 
@@ -108,6 +110,7 @@ def transfer_members(
     for number in dict.fromkeys(ids):
         check_transfer(run.architecture(number), plan.recipe, plan.data.task)
         starts[number] = find_start(run, number, plan.start)
+        build_network(run.architecture(number), plan.data, plan.recipe, starts[number][0])
     run.record.close_orphans()
     asked = [(number, seed) for number in starts for seed in dict.fromkeys(plan.seeds)]
     trials = [_trial(run, number, seed, plan, starts[number]) for number, seed in asked]
@@ -156,7 +159,7 @@ def find_start(
     if wanted is not None:
         return load_weights(Path(wanted), run.architecture(number)), f"from-{Path(wanted).stem}"
     if list((run.folder / "retrain").glob(f"{number}-*/result.json")):
-        return load_file(find_retrained(f"{run.folder}:{number}").weights), "retrained"
+        return _weights_of(find_retrained(f"{run.folder}:{number}")), "retrained"
     try:
         return _inherited(run, number), "inherited"
     except FileNotFoundError:
@@ -177,6 +180,12 @@ def _inherited(run: RunFolder, number: int) -> dict[str, Tensor]:
     return dict(extract_dense(supernet, architecture).state_dict())
 
 
+def _weights_of(found: Retrained) -> dict[str, Tensor]:
+    """Read the weights of a retraining, unless they are not those that it left."""
+    found.check_weights()
+    return load_file(found.weights)
+
+
 def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:
     """Read weights: a file of ours or a published one, or the folder of a retraining or transfer.
 
@@ -185,8 +194,8 @@ def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:
     """
     if path.is_dir():
         if is_transfer(path):
-            return load_file(path / WEIGHTS_FILE)
-        return load_file(find_retrained(str(path)).weights)
+            return load_file(open_transferred(path).weights())
+        return _weights_of(find_retrained(str(path)))
     if isinstance(architecture, TimmTarget):
         state = timm_features(architecture.name, file=path).state_dict()
         return {f"backbone.network.{name}": value for name, value in state.items()}
