@@ -292,6 +292,21 @@ def test_a_reader_charges_live_work_until_it_was_last_seen(
     assert record.spent() == 12.0
 
 
+def test_a_run_is_silent_since_its_last_sign_of_life(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    record.start_attempt("supernet", devices=4)
+    clock.now += 2
+    record.heartbeat()
+    last = clock.now
+    record.close()
+
+    with Record.open(place, clock=clock, read_only=True) as reader:
+        assert reader.last_seen() == last
+        assert reader.silent_seconds(last + 7) == 7.0
+        assert reader.silent_seconds(last - 7) == 0.0
+
+
 def test_a_clock_that_is_set_back_takes_no_charge_back(record: Record, clock: Clock) -> None:
     attempt = record.start_attempt("supernet", devices=1)
     clock.now += 5

@@ -19,8 +19,11 @@ from safetensors.torch import load_file
 
 from search.record.record import Record
 from search.retraining import queue as retraining
+from search.retraining import training_queue
+from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan, resized, retrain_members
+from search.retraining.training_queue import FAILED
 from search.run_folder.folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
 from searchspace.architecture import Architecture, Stage
@@ -29,6 +32,7 @@ from supernet.data import ImageData, prepare_data
 from supernet.network.supernet import Supernet, extract
 from supernet.shared_weights.checkpoint import save_supernet
 from supernet.training.epoch_report import EpochReport, read_csv, starvation, to_csv
+from tests.attacks.retraining_stubs import tiny_run
 from tests.tiny_data import changed, noise, tiny_data
 
 SPACES = Path(__file__).parents[3] / "configs" / "spaces"
@@ -215,9 +219,9 @@ class Curves:
 def test_a_queue_is_worked_off_charged_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retraining, "Cluster", Inline)
+    monkeypatch.setattr(training_queue, "Cluster", Inline)
     monkeypatch.setattr(
-        retraining, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
+        training_queue, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
     )
     curves = Curves()
     monkeypatch.setattr(retraining, "open_tracker", lambda *_, **__: curves)
@@ -262,9 +266,9 @@ def test_inherited_weights_are_those_of_the_runs_supernet(
             handed_out.append(arguments[3])
             return object(), None
 
-    monkeypatch.setattr(retraining, "Cluster", Stopping)
+    monkeypatch.setattr(training_queue, "Cluster", Stopping)
     monkeypatch.setattr(
-        retraining, "take_finished", lambda pending: [(p, None, "stopped") for p in pending]
+        training_queue, "take_finished", lambda pending: [(p, None, "stopped") for p in pending]
     )
     (tmp_path / "tiny.yaml").write_text(SPACE)
     settings = RunSettings(
@@ -318,3 +322,27 @@ def test_devices_that_cannot_share_a_batch_are_refused_before_anything_starts(
         with pytest.raises(ValueError, match=r"two images of a batch of 64, got 33 devices"):
             retrain_members(run, [number], plan, console=Console(file=StringIO()))
         assert not run.record.trials()
+
+
+def test_a_network_on_two_devices_is_a_group_and_all_are_told_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny_run(tmp_path, monkeypatch) as tiny:
+        tiny.cluster.fates = [fails] * 3
+        assert tiny.retrain(tiny.small, devices=2) == FAILED
+        assert tiny.retrain(tiny.larger, devices=1) == FAILED
+
+        groups = [arguments[-1].group for arguments in tiny.cluster.submitted]
+        address = groups[0][0]
+        assert address.startswith("file://")
+        assert groups == [(address, 2, 0), (address, 2, 1), None]
+        charged = [(row[4], row[8]) for row in tiny.run.record.ledger()]
+        assert charged == [(2.0, "failed"), (2.0, "failed")]
+        said = tiny.out.getvalue()
+        assert f"Network {tiny.small}, seed 0: dw3, win2 h2, 3 epochs of mine" in said
+        assert "given up; the same command goes on with it" in said
+
+
+def fails(job: tuple[Any, ...]) -> tuple[Any, str | None]:
+    """Let a device find that the network cannot be trained."""
+    return Ended(end="failed", cause="a loss of nothing"), None
