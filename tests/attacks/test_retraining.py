@@ -418,6 +418,13 @@ def test_shipped_recipes_take_up_to_64_devices_or_a_pair_of_images_for_each(name
             assert found == recipe
 
 
+@pytest.mark.parametrize(("shard_size", "words"), [(3, "1 shard"), (1, "3 shards")])
+def test_a_batch_that_cannot_be_shared_says_what_it_has(shard_size: int, words: str) -> None:
+    recipe = changed("micro", batch_size=3, shard_size=shard_size, mixup=0.0, cutmix=0.0)
+    with pytest.raises(ValueError, match=rf"a batch of 3, got 5 devices and {words}\."):
+        with_shards_for(recipe, 100, 5)
+
+
 def test_devices_that_do_not_divide_a_batch_share_all_of_it(tmp_path: Path) -> None:
     data = tiny_data(tmp_path, *noise(44, 8))
     recipe = changed(RECIPE, batch_size=16, shard_size=4)

@@ -98,6 +98,17 @@ def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
         split_shares(1000, {"search": 0.5}, strategy="proxy")
 
 
+def test_a_phase_that_has_spent_what_was_planned_gets_nothing_more() -> None:
+    plan = plan_of(1000)
+    names = list(plan.spent_by_end)
+    spent = dict(plan.planned)
+    for name in names[names.index("search") + 1 :]:
+        spent[name] = 0.0
+    spent["search"] += 40.0  # judged before the plan was revised, and more than planned
+    revised = revise_plan(plan, after="supernet", spent=spent)
+    assert revised.spent_by_end["search"] == revised.spent_by_end["supernet"] == sum(spent.values())
+
+
 def test_a_plan_without_a_finish_is_revised() -> None:
     plan = plan_of(1000, strategy="zero-cost")
     revised = revise_plan(plan, after="trust", spent={"measure": 5.0, "trust": 145.0})
