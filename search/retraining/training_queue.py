@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from rich.console import Console
 
 from search.budget import count_cores
-from search.cluster import Cluster, take_finished
+from search.cluster import Cluster, Place, take_finished
 from search.record import AttemptOutcome, Heartbeat, Trial
 from search.retraining.attempt import Ended
 from search.run_folder import FullDiskError, RunFolder, is_disk_full
@@ -31,6 +31,8 @@ FULL_DISK = "a full disk"
 # A training that is lost is handed out again so often without progress between.
 MAX_AGAIN = 3
 LOOK_SECONDS = 1.0
+# Ray takes a moment to give devices that are there.
+SAID_AFTER_LOOKS = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Training:
         shown: Progress that was last told to the user.
         attempt: The one that runs.
         begun_at: Progress when that began.
+        place: The devices that it has, or waits for.
         pending: Its tasks.
         result: Of that attempt: its first process's.
     """
@@ -54,6 +57,7 @@ class Training:
     shown: int = 0
     attempt: int = 0
     begun_at: int = 0
+    place: Place | None = None
     pending: list[Any] = field(default_factory=list)
     result: Any = None
 
@@ -101,7 +105,9 @@ class TrainingQueue(ABC, Generic[Kind]):
         self.threads = 4 if self.is_gpu else self._threads(tasks)
         self.held = devices * (1 if self.is_gpu else self.threads)
         self.waiting: deque[Kind] = deque()
+        self.placed: list[Kind] = []  # that wait for their devices, and are charged for none
         self.running: list[Kind] = []
+        self.looks_in_vain = 0
         self.num_failed = 0
 
     @abstractmethod
@@ -147,23 +153,48 @@ class TrainingQueue(ABC, Generic[Kind]):
         """
         self.waiting.extend(trainings)
         try:
-            while (self.waiting or self.running) and not stop.requested:
-                # Nodes come and go.
-                places = self.cluster.devices // self.held
-                while self.waiting and len(self.running) < places:
-                    self._hand_out(self.waiting.popleft())
+            while (self.waiting or self.placed or self.running) and not stop.requested:
+                self._find_places()
                 if not self.running:
+                    self._say_waiting()
                     time.sleep(LOOK_SECONDS)
                     continue
+                self.looks_in_vain = 0
                 pending = [reference for one in self.running for reference in one.pending]
                 for reference, result, cause in take_finished(pending):
                     self._take(reference, result or Ended(end="lost", cause=cause))
                 for training in self.running:
                     self._show(training)
         finally:
+            for training in self.placed:
+                self._drop(training)
             for training in self.running:
                 self._drop(training)
                 self._finish(training, "interrupted")
+
+    def _find_places(self) -> None:
+        """Ask for devices for what waits, and begin what has got them."""
+        # Nodes come and go.
+        most = self.cluster.devices // self.held
+        while self.waiting and len(self.placed) + len(self.running) < most:
+            training = self.waiting.popleft()
+            training.place = self.cluster.reserve(self.devices, threads=self.threads)
+            self.placed.append(training)
+        for training in [one for one in self.placed if one.place is not None and one.place.is_held]:
+            self.placed.remove(training)
+            self._hand_out(training)
+
+    def _say_waiting(self) -> None:
+        """Say once why nothing happens: devices are missing, which may come."""
+        self.looks_in_vain += 1
+        if self.looks_in_vain == SAID_AFTER_LOOKS:
+            what = f"waits for {self.held} {'devices' if self.is_gpu else 'cores'}"
+            self.console.print(
+                f"Nothing trains: each network {what} that are free at the same time, of the "
+                f"{self.cluster.devices} that there are now.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _threads(self, tasks: int) -> int:
         threads = max(self.cluster.devices // (tasks * self.devices), 1)
@@ -171,7 +202,8 @@ class TrainingQueue(ABC, Generic[Kind]):
         return threads if threads <= count_cores() else min(threads, self.cluster.node_devices)
 
     def _hand_out(self, training: Kind) -> None:
-        job = self.job(training)
+        job, place = self.job(training), training.place
+        assert place is not None
         training.begun_at, training.result = self.progress(training), None
         self.on_start(training)
         training.attempt = self.run.record.start_attempt(
@@ -187,7 +219,7 @@ class TrainingQueue(ABC, Generic[Kind]):
                 job.function,
                 *job.arguments,
                 job.options if self.devices == 1 else replace(job.options, group=group),
-                threads=self.threads,
+                place=place,
             )
             for group in groups
         ]
@@ -242,9 +274,10 @@ class TrainingQueue(ABC, Generic[Kind]):
 
     def _drop(self, training: Kind) -> None:
         """End what is left of a group: its processes would wait for the one that has ended."""
-        if training.pending:
-            self.cluster.cancel(training.pending)
-            training.pending = []
+        training.pending = []
+        if training.place is not None:
+            self.cluster.release(training.place)
+            training.place = None
 
     def _show(self, training: Kind) -> None:
         """Say where a training stands, when that has changed."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ class Devices:
     devices: int = 2
     fates: list[Fate] = field(default_factory=list)
     submitted: list[tuple[Any, ...]] = field(default_factory=list)
-    cancelled: list[Any] = field(default_factory=list)
+    held: int = 0
+    released: int = 0
+    reserved: list[SimpleNamespace] = field(default_factory=list)
     looked: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Devices:
@@ -64,15 +67,23 @@ class Devices:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+    def reserve(self, devices: int, *, threads: int) -> SimpleNamespace:
+        """Give devices, as soon as it is asked."""
+        self.held += devices * threads
+        place = SimpleNamespace(is_held=self.held <= self.devices, size=devices * threads)
+        self.reserved.append(place)
+        return place
+
+    def release(self, place: SimpleNamespace) -> None:
+        """Take them back."""
+        self.held -= place.size
+        self.released += 1
+
+    def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
         """Remember what is to be done."""
         self.submitted.append(arguments)
         fate = self.fates.pop(0) if self.fates else works
         return (len(self.submitted), fate, (function, arguments))
-
-    def cancel(self, references: list[Any]) -> None:
-        """Remember what is to be done no longer."""
-        self.cancelled += references
 
     def take_finished(self, pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
         """Work, one after the other."""

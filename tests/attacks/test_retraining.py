@@ -9,6 +9,7 @@ import errno
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from configs import config_names
 from search.cli.app import app
 from search.record.record import Record
 from search.retraining import queue, training_queue
+from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan
 from search.retraining.training_queue import FAILED, FULL_DISK, MAX_AGAIN
@@ -98,12 +100,54 @@ def test_the_rest_of_a_group_that_lost_one_is_ended_and_all_are_charged(tiny: Ti
 
     assert tiny.retrain(devices=2) == FAILED
 
-    # Two tasks an attempt, of which one died and the other was ended.
-    ended = [number for number, *_ in tiny.cluster.cancelled]
-    assert ended == [1, 3, 6, 8]
+    # Two tasks an attempt, of which one died; the other was ended with the place of both.
+    assert (tiny.cluster.released, tiny.cluster.held) == (4, 0)
     # Two devices for ten seconds, four times.
     assert tiny.outcomes() == [(1, "lost", 2.0)] * 4
     assert tiny.run.record.spent(["retrain"]) == pytest.approx(80.0)
+
+
+def test_a_group_that_waits_for_a_device_holds_none_and_is_charged_for_none(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may count the device of a dead node for some seconds: the group must not be torn."""
+    tiny.cluster.held = 1  # of a node that is gone
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        tiny.clock.now += 10.0
+        waited.append(seconds)
+        assert tiny.cluster.submitted == []
+        assert not tiny.run.record.ledger()
+        if len(waited) == 6:
+            for training in tiny.cluster.reserved:
+                training.is_held = True
+
+    monkeypatch.setattr(training_queue, "time", SimpleNamespace(sleep=sleep))
+    tiny.cluster.fates = [lambda job: (Ended(end="failed", cause="none"), None)] * 2
+    assert tiny.retrain(devices=2) == FAILED
+    assert len(waited) == 6
+    assert tiny.run.record.spent(["retrain"]) == 0.0  # the clock stood still while it trained
+    assert len(tiny.cluster.submitted) == 2
+    assert tiny.cluster.released == 1
+    assert "waits for 2 cores that are free at the same time" in tiny.out.getvalue()
+
+
+def test_what_waits_for_devices_when_the_user_stops_gives_them_back(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.cluster.held = 1
+    asked: list[StopSignals] = []
+    enter = StopSignals.__enter__
+    monkeypatch.setattr(StopSignals, "__enter__", lambda self: asked.append(self) or enter(self))
+
+    def stop(_: float) -> None:
+        asked[0].requested = "SIGTERM"
+
+    monkeypatch.setattr(training_queue, "time", SimpleNamespace(sleep=stop))
+    assert tiny.retrain(devices=2) == "SIGTERM"
+    assert (tiny.cluster.released, tiny.cluster.held) == (1, 1)
+    assert not tiny.run.record.ledger()
 
 
 def test_an_interrupted_retraining_is_closed(
@@ -125,7 +169,7 @@ def test_an_interrupted_retraining_is_closed(
     ((_, _, _, _, _, started, _, ended, outcome, _, seconds),) = tiny.run.record.ledger()
     assert (ended - started, outcome, seconds) == (5.0, "interrupted", 5.0 * 2)
     assert tiny.states() == ["waiting"]
-    assert len(tiny.cluster.cancelled) == 1
+    assert (tiny.cluster.released, tiny.cluster.held) == (1, 0)
     tiny.cluster.looked = lambda: None
     assert tiny.retrain() is None
 

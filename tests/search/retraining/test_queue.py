@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,7 +195,13 @@ class Inline:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+    def reserve(self, devices: int, *, threads: int) -> SimpleNamespace:
+        return SimpleNamespace(is_held=True)
+
+    def release(self, place: SimpleNamespace) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
         return (object(), function(*arguments))
 
 
@@ -262,7 +269,7 @@ def test_inherited_weights_are_those_of_the_runs_supernet(
     handed_out: list[RetrainOptions] = []
 
     class Stopping(Inline):
-        def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+        def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
             handed_out.append(arguments[3])
             return object(), None
 
