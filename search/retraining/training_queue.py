@@ -31,8 +31,9 @@ FULL_DISK = "a full disk"
 # A training that is lost is handed out again so often without progress between.
 MAX_AGAIN = 3
 LOOK_SECONDS = 1.0
-# Ray takes a moment to give devices that are there.
-SAID_AFTER_LOOKS = 5
+# Devices are held from when Ray gives them, which takes a moment.
+PLACE_SECONDS = 0.1
+SAID_AFTER_LOOKS = 50
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,7 +158,7 @@ class TrainingQueue(ABC, Generic[Kind]):
                 self._find_places()
                 if not self.running:
                     self._say_waiting()
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(PLACE_SECONDS if self.placed else LOOK_SECONDS)
                     continue
                 self.looks_in_vain = 0
                 pending = [reference for one in self.running for reference in one.pending]

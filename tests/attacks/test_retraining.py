@@ -119,14 +119,14 @@ def test_a_group_that_waits_for_a_device_holds_none_and_is_charged_for_none(
         waited.append(seconds)
         assert tiny.cluster.submitted == []
         assert not tiny.run.record.ledger()
-        if len(waited) == 6:
+        if len(waited) == 60:
             for training in tiny.cluster.reserved:
                 training.is_held = True
 
     monkeypatch.setattr(training_queue, "time", SimpleNamespace(sleep=sleep))
     tiny.cluster.fates = [lambda job: (Ended(end="failed", cause="none"), None)] * 2
     assert tiny.retrain(devices=2) == FAILED
-    assert len(waited) == 6
+    assert waited == [training_queue.PLACE_SECONDS] * 60
     assert tiny.run.record.spent(["retrain"]) == 0.0  # the clock stood still while it trained
     assert len(tiny.cluster.submitted) == 2
     assert tiny.cluster.released == 1

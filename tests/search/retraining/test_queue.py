@@ -353,3 +353,49 @@ def test_a_network_on_two_devices_is_a_group_and_all_are_told_what_is_trained(
 def fails(job: tuple[Any, ...]) -> tuple[Any, str | None]:
     """Let a device find that the network cannot be trained."""
     return Ended(end="failed", cause="a loss of nothing"), None
+
+
+def test_networks_of_one_recipe_have_one_fidelity_and_another_recipe_of_its_name_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny_run(tmp_path, monkeypatch) as tiny:
+        assert tiny.retrain(tiny.small) is None
+        assert tiny.retrain(tiny.larger) is None
+        assert [t.fidelity for t in tiny.run.record.trials()] == ["retrain-mine-3e"] * 2
+        recipe = tiny.run.folder / "mine.yaml"
+        recipe.write_text(recipe.read_text().replace("drop_path: 0.2", "drop_path: 0.1"))
+        assert tiny.retrain(tiny.small) is None
+        named = [t.fidelity for t in tiny.run.record.trials()]
+        assert named[:2] == ["retrain-mine-3e"] * 2
+        assert named[2].startswith("retrain-mine-3e-")
+
+
+@pytest.mark.parametrize(
+    ("budget", "devices", "tasks", "threads", "held"),
+    [
+        ("1gpu-minute", 2, 1, 4, 2),
+        ("1gpu-minute", 1, 9, 4, 1),
+        ("1cpu-minute", 1, 1, 2, 2),
+        ("1cpu-minute", 1, 2, 1, 1),
+        ("1cpu-minute", 2, 1, 1, 2),
+    ],
+)
+def test_what_a_training_holds_is_its_devices_or_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, budget: str, devices: int, tasks: int, threads: int, held: int
+) -> None:
+    monkeypatch.setattr(training_queue, "count_cores", lambda: 2)
+    settings = RunSettings(space="digits", data="digits", budget=budget)
+    run = SimpleNamespace(settings=settings)
+    cluster = SimpleNamespace(devices=2, node_devices=2)
+    prepared = SimpleNamespace(plan=SimpleNamespace(devices=devices), recipe=None)
+    queue = retraining._Queue(
+        run,  # type: ignore[arg-type]
+        cluster,  # type: ignore[arg-type]
+        prepared,  # type: ignore[arg-type]
+        Console(file=StringIO()),
+        tasks=tasks,
+        track=None,
+    )
+    assert (queue.threads, queue.held) == (threads, held)
+    assert queue.loader_workers(None) == (8 if "gpu" in budget else 0)
+    assert queue.loader_workers(3) == 3
