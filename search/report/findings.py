@@ -9,7 +9,7 @@ from search.report.sections import columns, enumerate_words
 from search.results import Candidate, describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
 from search.terminal import format_count, format_interval
-from search.trust import MIN_POINTS, KendallTau, TrustReport
+from search.trust import MIN_POINTS, HorizonReport, KendallTau, TrustReport
 
 MOST_TRAITS = 10
 SIGNIFICANT = 0.05
@@ -61,6 +61,25 @@ def trust_content(report: TrustReport | None) -> dict[str, Any] | None:
         "rows": [
             (estimators[e.name], *_tau_cells(e.tau), *_tau_cells(e.top_tau))
             for e in report.estimators
+        ],
+    }
+
+
+def horizon_content(report: HorizonReport | None) -> dict[str, Any] | None:
+    """Say how the ranking changes with epochs, and whether forecasts are worth anything."""
+    if report is None:
+        return None
+    names = ("epochs alone", "Kendall's tau", "95 % interval", "networks")
+    return {
+        "longest": report.longest,
+        "recipe_epochs": report.recipe_epochs,
+        "num_kinds": report.num_kinds,
+        "is_of_all": report.is_of_all,
+        "turns": report.order is not None and report.order.is_likely_to_turn,
+        "sentences": tuple(report.sentences())[len(report.rungs) :],
+        "columns": columns(names),
+        "rows": [
+            (rung.epochs, *_tau_cells(rung.tau), rung.tau.num_points) for rung in report.rungs
         ],
     }
 

@@ -21,6 +21,7 @@ from search.record import Trial
 from search.report.backbones import Backbone, backbones_content
 from search.report.findings import (
     choices_content,
+    horizon_content,
     published_content,
     retrained_content,
     trust_content,
@@ -30,6 +31,7 @@ from search.report.payload import (
     Charge,
     best_payload,
     chart_unit,
+    horizon_payload,
     hypervolume_payload,
     importance_payload,
     judged_candidates,
@@ -48,8 +50,14 @@ from search.report.sections import (
 )
 from search.results import QUALITY_WORDS, Candidate, describe_fidelity, passed_over, retrained
 from search.results.importance import front_traits
-from search.terminal import describe_stages, format_chance, format_count, format_interval
-from search.trust import TrustReport
+from search.terminal import (
+    describe_stages,
+    format_chance,
+    format_count,
+    format_forecast,
+    format_interval,
+)
+from search.trust import HorizonReport, TrustReport
 from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"
@@ -78,6 +86,8 @@ class ReportData:
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
         backbones: Networks that were trained as backbones of detectors and segmenters.
+        horizon: How the ranking changes with epochs; None where that is not known.
+        recipe_epochs: Of the full recipe; 0 where they are not known.
         training: What trains a network for good, in front of its id and behind; empty takes
             `search retrain`.
     """
@@ -99,6 +109,8 @@ class ReportData:
     notes: tuple[str, ...] = ()
     backbones: tuple[Backbone, ...] = ()
     training: tuple[str, str] = ("", "")
+    horizon: HorizonReport | None = None
+    recipe_epochs: int = 0
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -107,7 +119,7 @@ def write_report(path: Path, report: ReportData) -> None:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    judged = judged_candidates(report.trials, report.objectives)
+    judged = judged_candidates(report.trials, report.objectives, recipe_epochs=report.recipe_epochs)
     payload = _payload(report, judged)
     # A "<" in the data would let it end the script element.
     data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
@@ -212,6 +224,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "hypervolume": curves,
         "phases": phases_payload(report.spent_by_phase, unit_seconds),
         "trust": trust_payload(report.trust),
+        "horizon": horizon_payload(report.trials, top),
         "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
         "importance": importance_payload(judged, seed=report.seed),
     }
@@ -232,6 +245,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "chance": format_chance,
+        "forecast": format_forecast,
         "count": format_count,
         "described": describe_fidelity,
         "interval": format_interval,
@@ -267,6 +281,7 @@ def _content(
             "costs": enumerate_words([AXES[n] for n in report.objectives if n not in QUALITY_AXES]),
         },
         "trust": trust_content(report.trust),
+        "horizon": horizon_content(report.horizon),
         "published": published_content(payload["published"]),
     }
 

@@ -2,19 +2,21 @@
 
 from search.results.candidates import (
     Candidate,
+    add_forecasts,
     add_probabilities,
     by_macs,
     candidate_losses,
     candidates,
     front,
     judged_at,
+    later_order,
     passed_over,
     retrained,
     searched_fidelities,
     shown_fidelity,
     to_json,
 )
-from search.results.certainty import best_within_limits
+from search.results.certainty import LaterOrder, best_within_limits
 from search.results.dominance import (
     crowding_distance,
     hypervolume,
@@ -26,6 +28,7 @@ from search.results.fidelity import (
     SUPERNET,
     ZERO_COST,
     describe_fidelity,
+    epochs_of,
     is_trained_alone,
     is_transfer,
     retraining_fidelity,
@@ -34,8 +37,15 @@ from search.results.fidelity import (
     trained_alone,
     transfer_label,
     transferred,
+    trial_fidelities,
 )
 from search.results.intervals import accuracy_text, wilson_interval
+from search.results.learning_curves import (
+    Forecast,
+    HeldOut,
+    curves_of,
+    forecast_held_out,
+)
 from search.results.objectives import (
     CLOSED_FORM,
     MEASURED,
@@ -58,14 +68,21 @@ __all__ = [
     "TASK_QUALITIES",
     "ZERO_COST",
     "Candidate",
+    "Forecast",
+    "HeldOut",
+    "LaterOrder",
     "accuracy_text",
+    "add_forecasts",
     "add_probabilities",
     "best_within_limits",
     "by_macs",
     "candidate_losses",
     "candidates",
     "crowding_distance",
+    "curves_of",
     "describe_fidelity",
+    "epochs_of",
+    "forecast_held_out",
     "front",
     "hypervolume",
     "is_trained_alone",
@@ -74,6 +91,7 @@ __all__ = [
     "judged_at",
     "knee",
     "known_losses",
+    "later_order",
     "losses_of",
     "non_dominated",
     "non_dominated_rank",
@@ -90,5 +108,6 @@ __all__ = [
     "trained_alone",
     "transfer_label",
     "transferred",
+    "trial_fidelities",
     "wilson_interval",
 ]
