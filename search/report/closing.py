@@ -26,6 +26,7 @@ from search.results import (
     front,
     later_order,
     losses_of,
+    mixing_gains,
     passed_over,
     retrained,
     searched_fidelities,
@@ -67,6 +68,7 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     for note in (
         *((passed,) if passed else ()),
         *_notes(run),
+        *(gain.sentence() for gain in mixing_gains(found)[-1:]),
         *_trust_lines(run),
         *_horizon_lines(run),
     ):

@@ -22,6 +22,7 @@ from search.report.backbones import Backbone, backbones_content
 from search.report.findings import (
     choices_content,
     horizon_content,
+    mixing_content,
     published_content,
     retrained_content,
     trust_content,
@@ -48,7 +49,15 @@ from search.report.sections import (
     enumerate_words,
     front_content,
 )
-from search.results import QUALITY_WORDS, Candidate, describe_fidelity, passed_over, retrained
+from search.results import (
+    QUALITY_WORDS,
+    Candidate,
+    best_singles,
+    describe_fidelity,
+    mixing_gains,
+    passed_over,
+    retrained,
+)
 from search.results.importance import front_traits
 from search.terminal import (
     describe_stages,
@@ -62,8 +71,8 @@ from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"
 SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
-# Okabe and Ito's blue, vermilion and grey; the report's style sheet has the same.
-FRONT, NEAR, OTHER = "#0072b2", "#d55e00", "#8c959f"
+# Okabe and Ito's blue, vermilion and green, and a grey; the report's style sheet has the same.
+FRONT, NEAR, OTHER, SINGLE = "#0072b2", "#d55e00", "#8c959f", "#009e73"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +170,12 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
             axes.scatter(
                 macs, top1, label=label, marker=marker, s=18, edgecolors=color, facecolors="none"
             )
+    if singles := best_singles(candidates):
+        macs, top1 = [c.macs for c in singles], [c.top1 for c in singles]
+        label = "one mixer everywhere, the best"
+        axes.scatter(
+            macs, top1, label=label, marker="s", s=60, edgecolors=SINGLE, facecolors="none"
+        )
     axes.errorbar(
         [c.macs for c in members],
         [c.top1 for c in members],
@@ -186,7 +201,7 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
     picture = io.BytesIO()
@@ -270,6 +285,7 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
+        "mixing": mixing_content(mixing_gains(top)),
         "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)

@@ -18,6 +18,7 @@ from search.results import (
     Candidate,
     add_forecasts,
     add_probabilities,
+    best_singles,
     best_within_limits,
     candidates,
     curves_of,
@@ -76,6 +77,7 @@ def view_payload(
         rows: The row of each id in `networks_payload`.
     """
     measured = {name: [getattr(c, name) for c in found] for name in MEASURED}
+    places = {c.id: index for index, c in enumerate(found)}
     return {
         "fidelity": fidelity,
         "rows": [rows[c.id] for c in found],
@@ -87,6 +89,8 @@ def view_payload(
             for name, costs in measured.items()
         },
         "group": [2 if c.on_front else int(c.near_front) for c in found],
+        # Of one mixer, the best for their cost.
+        "single": [places[c.id] for c in best_singles(found)],
         # Zero is short: most networks have no chance.
         "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
     }

@@ -207,7 +207,8 @@ class CurveModel:
         kept = weights > _LEAST_WEIGHT
         weights, logits = weights[kept] / weights[kept].sum(), self._logits(epochs)[kept]
         # What one training scatters, and what the images do, widen every draw alike.
-        noise = math.hypot(self._seed_deviation, _deviation(_sigmoid(logits @ weights), images))
+        middle = float(_sigmoid(float(logits @ weights)))
+        noise = math.hypot(self._seed_deviation, _deviation(middle, images))
         spread = logits + noise * _QUANTILES[:, None]
         top1 = 100 * (1 - _sigmoid(spread)).ravel()
         shares = np.tile(weights / len(_QUANTILES), len(_QUANTILES))
