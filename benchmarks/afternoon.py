@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def train_one(
     tune.report({"top1": accuracy.top1, "macs": float(cost.macs), "done_at": time.time()})
 
 
+def choose(space: SearchSpace, trial: optuna.Trial) -> None:
+    """Let Optuna choose a network; what it suggests becomes a trial's configuration."""
+    space.build(lambda name, options: trial.suggest_categorical(name, list(options)))
+
+
 def search(arguments: argparse.Namespace) -> None:
     """Run the study and write its trials."""
     budget = parse_budget(arguments.budget)
@@ -84,11 +90,8 @@ def search(arguments: argparse.Namespace) -> None:
     data = prepare_data(arguments.data, img_size=space.img_size, folder=out / "data")
     space = space.replace(num_classes=data.num_classes)
 
-    def choose(trial: optuna.Trial) -> None:
-        space.build(lambda name, options: trial.suggest_categorical(name, list(options)))
-
     searcher = OptunaSearch(
-        space=choose,
+        space=partial(choose, space),
         metric=["top1", "macs"],
         mode=["max", "min"],
         sampler=SAMPLERS[arguments.sampler](seed=arguments.seed),
@@ -136,9 +139,9 @@ def search(arguments: argparse.Namespace) -> None:
             },
         )
     found = sorted(rows.values(), key=lambda row: row["spent"])
-    partial = out / f"{TRIALS}.partial"
-    partial.write_text(json.dumps({"epochs": arguments.epochs, "trials": found}, indent=1))
-    partial.replace(out / TRIALS)
+    unfinished = out / f"{TRIALS}.partial"
+    unfinished.write_text(json.dumps({"epochs": arguments.epochs, "trials": found}, indent=1))
+    unfinished.replace(out / TRIALS)
 
 
 def main(words: Sequence[str] | None = None) -> None:
