@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -28,7 +29,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import optuna
 import ray
@@ -123,7 +123,8 @@ def search(arguments: argparse.Namespace) -> None:
     rows = {}
     for result in results:
         metrics = result.metrics or {}
-        if "done_at" not in metrics:
+        spent = (metrics.get("done_at", math.inf) - started) * cores
+        if spent > budget.amount_seconds:
             continue  # cut off, or against a rule
         architecture = space.build(lambda name, _, config=result.config: config[name])
         cost = count(architecture)
@@ -135,7 +136,7 @@ def search(arguments: argparse.Namespace) -> None:
                 "top1": metrics["top1"],
                 "macs": cost.macs,
                 "params": cost.params,
-                "spent": (metrics["done_at"] - started) * cores,
+                "spent": spent,
             },
         )
     found = sorted(rows.values(), key=lambda row: row["spent"])
