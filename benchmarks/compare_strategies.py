@@ -473,7 +473,7 @@ def _search(study: Study, arm: str, seed: int) -> None:
         how = ("--sampler", arm, "--epochs", study.trial_epochs, "--cores", study.cores)
         _command("afternoon", *how, *what, "--out", folder)
     else:
-        _command("run", *ARMS[arm], *what, "--retrain-recipe", study.recipe, "--out", folder)
+        _command("run", *ARMS[arm], *what, "--recipe", study.recipe, "--out", folder)
 
 
 def _found(study: Study, arm: str, seed: int) -> Found | None:
