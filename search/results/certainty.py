@@ -78,7 +78,7 @@ class LaterOrder:
         return (
             f"The order of this front is likely to {verdict} the recipe's {epochs} epochs: of its "
             f"{pairs} of neighbours {self.expected_turns:.1f} are expected to change places, and "
-            f"the most accurate stays that with a chance of {self.best_stays:.0%}."
+            f"the most accurate stays that with a chance of {100 * self.best_stays:.0f} %."
         )
 
 

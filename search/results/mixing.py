@@ -49,7 +49,8 @@ class MixingGain:
         return (
             f"{verdict}: beside the best network of one mixer ({single}), the best mix that costs "
             f"no more, network {self.mixed.id}, has {self.difference:+.1f} points (95 % "
-            f"{self.low:+.1f} to {self.high:+.1f}) at {self.mixed.macs / self.single.macs:.0%} of "
+            f"{self.low:+.1f} to {self.high:+.1f}) at "
+            f"{100 * self.mixed.macs / self.single.macs:.0f} % of "
             "its MACs."
         )
 

@@ -117,7 +117,7 @@ def describe_held_out(found: HeldOut) -> str:
     return (
         f"Forecasts of {found.num_curves} trainings of {_epochs(found.epochs)} that were held out "
         f"were off by {found.error:.1f} points; to take the last value for them, by "
-        f"{found.last_error:.1f}. {found.covered:.0%} were inside of their 95 % intervals."
+        f"{found.last_error:.1f}. {100 * found.covered:.0f} % were inside of their 95 % intervals."
     )
 
 

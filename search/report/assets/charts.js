@@ -125,7 +125,10 @@ function drawHorizon() {
     };
     return [measured, foretold];
   });
-  const layout = makeLayout("epochs of the training", axes.top1, { xaxis: { type: "log" } });
+  const lengths = data.horizon.flatMap(({ epochs, forecast }) => [...epochs, forecast?.[0]]);
+  const tickvals = [...new Set(lengths.filter((epochs) => epochs))];
+  const xaxis = { type: "log", tickvals, ticktext: tickvals.map(String) };
+  const layout = makeLayout("epochs of the training", axes.top1, { xaxis });
   draw("horizon-chart", traces, layout);
 }
 

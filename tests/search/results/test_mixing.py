@@ -65,7 +65,7 @@ def test_the_verdict_is_that_of_the_interval(correct: int, verdict: str) -> None
         judged(single(1, correct=100, macs=100), mix(1, correct=correct, macs=50))
     )
     assert verdict in gain.sentence()
-    assert "at 50% of its MACs" in gain.sentence()
+    assert "at 50 % of its MACs" in gain.sentence()
 
 
 def test_without_a_mix_as_cheap_nothing_is_known() -> None:
