@@ -24,7 +24,7 @@ ROOMS = {
 ENTRIES = {
     "search.cli": {"app"},
     "search.phases": {
-        *("climb", "finish", "judging", "measure", "planning", "promote", "session"),
+        *("climb", "finish", "horizon", "judging", "measure", "planning", "promote", "session"),
         *("step_times", "supernet", "trust"),
     },
     # It loads scipy and scikit-learn.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
 from search.record import AttemptOutcome, Measured, Record, Trial
-from search.results import rung_fidelities, trained_alone
+from search.results import trained_alone, trial_fidelities
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
@@ -122,7 +122,7 @@ class TrialRunner:
         self._ended_paces: list[float] = []
         self._num_placed = 0
         self._off_pace: float | None = None
-        rungs = rung_fidelities(plan)
+        rungs = trial_fidelities(plan)
         self._waiting = deque(
             (trial, rungs[trial.fidelity])
             for trial in record.trials(state="waiting")
@@ -448,15 +448,15 @@ class TrialCosts:
 
     def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
         self._plan, self._model = plan, StepModel(plan.step_seconds)
-        self._ratios: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        self._ratios: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
         # Without what workers took to start, which the first trials of a phase wait for.
-        self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
-        self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.rungs}
+        self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
+        self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
         # Of trials under way, by their numbers.
-        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
-        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.rungs}
+        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.lengths}
+        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.lengths}
         self._medians: dict[tuple[int, int], float | None] = {}
-        rungs = rung_fidelities(plan)
+        rungs = trial_fidelities(plan)
         for trial in trials:
             if trial.fidelity in rungs and trial.state == "done" and trial.num_attempts == 1:
                 self.add(trial.macs, rungs[trial.fidelity], trial.seconds)
