@@ -295,9 +295,9 @@ def parts_of(architecture: Architecture) -> list[Part]:
     for index, stage in enumerate(architecture.stages):
         if index:
             parts.append(Part(f"join{index}", (dims[index - 1], stage.dim)))
-        for block, mixer in enumerate(stage.mixers):
+        for block, (mixer, ratio) in enumerate(zip(stage.mixers, stage.ratios, strict=True)):
             parity = "odd" if block % 2 else "even"
-            parts.append(Part(f"stage{index} {parity}", (stage.dim,), mixer, stage.mlp_ratio))
+            parts.append(Part(f"stage{index} {parity}", (stage.dim,), mixer, ratio))
             if architecture.family == "twins" and block == 0:
                 parts.append(Part(f"encoding{index}", (stage.dim,)))
     return [*parts, Part("head", (dims[-1],), None, architecture.stages[-1].mlp_ratio)]
