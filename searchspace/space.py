@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from searchspace.architecture import SHRINKING, Architecture, BlockNorm, Stage, on_map
 from searchspace.cost import count, count_mixer
 from searchspace.families import FAMILIES, map_sizes
+from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import (
     MIXER_KINDS,
     Mixer,
@@ -40,17 +41,22 @@ class MixerChoices:
         kinds: For each mixer kind the options of each of its settings.
         forbid: Rules; a mixer is refused when all entries of one rule match it. A rule maps
             ``mixer`` or the name of a setting to the values that it covers.
+        listed: These mixers and no others, in place of kinds and rules; each as it is on its map.
     """
 
     kinds: Mapping[str, Options]
     forbid: tuple[Mapping[str, tuple[Setting, ...]], ...] = ()
+    listed: tuple[Mixer, ...] = ()
     # What `mixers` has found, by the size of the map: it is asked for each block, again and again.
     _known: dict[int, tuple[Mixer, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def build(self, prefix: str, choose: Choose) -> Mixer:
-        """Choose a kind and then only that kind's settings."""
+        """Choose a kind and then only that kind's settings, or one of those that are listed."""
+        if self.listed:
+            names = tuple(map(describe_mixer, self.listed))
+            return self.listed[names.index(choose(f"{prefix}.mixer", names))]
         kind = choose(f"{prefix}.mixer", tuple(self.kinds))
         settings = {
             name: choose(f"{prefix}.{kind}.{name}", options)
@@ -59,7 +65,9 @@ class MixerChoices:
         return mixer_from_dict({"kind": kind, **settings})
 
     def allows(self, mixer: Mixer) -> bool:
-        """Tell whether no rule forbids the mixer."""
+        """Tell whether no rule forbids the mixer, and where some are listed, it is one of them."""
+        if self.listed:
+            return mixer in self.listed
         if not self.forbid:
             return True
         values = mixer_to_dict(mixer)
@@ -73,7 +81,7 @@ class MixerChoices:
         """List the distinct allowed mixers on a map of ``size`` x ``size`` tokens."""
         if size in self._known:
             return self._known[size]
-        found: dict[Mixer, None] = {}
+        found: dict[Mixer, None] = dict.fromkeys(self.listed)
         for kind, options in self.kinds.items():
             for values in itertools.product(*options.values()):
                 settings = dict(zip(options, values, strict=True))
@@ -275,7 +283,11 @@ class SearchSpace:
             if setting == ["mlp_ratio"]:
                 found[name] = _match(setting[0], stage.ratios[block], options, 0)
                 return found[name]
-            values = mixer_to_dict(stage.mixers[min(block, stage.depth - 1)])
+            mixer = stage.mixers[min(block, stage.depth - 1)]
+            if self.stages[index].choices_of(block).listed:
+                found[name] = _match(setting[0], describe_mixer(mixer), options, 0)
+                return found[name]
+            values = mixer_to_dict(mixer)
             wanted = values["kind" if setting == ["mixer"] else setting[-1]]
             found[name] = _match(setting[-1], wanted, options, self.resolutions[index])
             return found[name]

@@ -368,6 +368,18 @@ def build_subnet(
     return Supernet(SearchSpace.of(architecture), drop_path_rate, backbone=backbone)
 
 
+def build_block(architecture: Architecture, stage: int, block: int) -> Block:
+    """Build one block of an architecture's own network, with fresh weights."""
+    return _build_block(
+        SearchSpace.of(architecture),
+        index=stage,
+        block=block,
+        drop_path=0.0,
+        sharing=WeightSharing(),
+        rules=CLASSIFIER,
+    )
+
+
 def extract(supernet: Supernet, architecture: Architecture) -> Supernet:
     """Copy an architecture's own network out of the supernet.
 
