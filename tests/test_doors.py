@@ -24,7 +24,7 @@ ROOMS = {
 ENTRIES = {
     "search.cli": {"app"},
     "search.phases": {
-        *("climb", "finish", "judging", "measure", "planning", "promote", "session"),
+        *("climb", "finish", "grafting", "judging", "measure", "planning", "promote", "session"),
         *("step_times", "supernet", "trust"),
     },
     # It loads scipy and scikit-learn.
@@ -37,8 +37,8 @@ ENTRIES = {
     "search.record": {"postgres"},
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
-        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "out_folder"),
-        *("queue", "together"),
+        *("attempt", "evaluate", "export", "finished", "graft_source", "import_checkpoint"),
+        *("ladder", "out_folder", "queue", "together"),
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

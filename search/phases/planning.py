@@ -153,7 +153,7 @@ def _measuring(
     settings: RunSettings, folder: Path, data: ImageData | SearchedData, devices: int
 ) -> tuple[Any, type]:
     """Return the job of so many devices, and the class of its workers."""
-    work = work_of(settings.task)
+    work = work_of(settings)
     assert work.for_group is not None
     job, _ = work.for_group(work.make_job(settings, folder, data), data, devices)
     return job, work.supernet_worker

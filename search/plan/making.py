@@ -100,6 +100,7 @@ def make_plan(
     if rungs.are_large and has_trust:
         shares = shares.give_spare({"trust": num_trust * trust_seconds}, to=climb)
     least = {"search": judge_seconds, "supernet": 2 * supernet_step, climb: trial_seconds}
+    least |= {"library": 2 * supernet_step, "score": judge_seconds}
     _refuse_too_little(shares, least, epoch_seconds=epoch_seconds)
     steps = int(shares.seconds("supernet") / supernet_step) if has_supernet else 0
     macs = [point[0] for point in trial_step_seconds]
