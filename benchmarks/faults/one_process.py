@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 PASS_SECONDS = 1.0
@@ -104,10 +105,14 @@ class LocalDevices:
         """Run it here."""
         function()
 
-    def cancel(self, pending: list[Any]) -> None:
-        """Nothing has begun."""
+    def reserve(self, devices: int, *, threads: int) -> SimpleNamespace:
+        """Give what is asked for."""
+        return SimpleNamespace(is_held=True)
 
-    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+    def release(self, place: SimpleNamespace) -> None:
+        """There is nothing to give back."""
+
+    def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
         """Return what will be worked off by `take_one`."""
         return lambda: function(*arguments)
 
@@ -129,7 +134,7 @@ def use_local_devices(counter: Counter) -> None:
     from search import run
     from search.phases import alone, measure, session, supernet
     from search.plan import StepTimes
-    from search.retraining import queue
+    from search.retraining import training_queue
     from search.workers.supernet_worker import WORK, SupernetWorker
     from supernet.network.supernet import Supernet
     from tests import local_run
@@ -158,8 +163,8 @@ def use_local_devices(counter: Counter) -> None:
     run.run_search.__kwdefaults__["work"] = work
     for module, name, value in (
         (run, "Cluster", LocalDevices),
-        (queue, "Cluster", LocalDevices),
-        (queue, "take_finished", take_one),
+        (training_queue, "Cluster", LocalDevices),
+        (training_queue, "take_finished", take_one),
         (alone, "run_trials", local_run._run_trials),
         (session.Session, "crew", local_run._crew),
         (measure, "call", local_run._call),

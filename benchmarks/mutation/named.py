@@ -23,7 +23,7 @@ DOMINANCE = "search/results/dominance.py"
 PLAN, SHARES, RUNGS = "search/plan/making.py", "search/plan/shares.py", "search/plan/rungs.py"
 PROMOTION, JUDGING = "search/scheduling/promotion.py", "search/scheduling/judging.py"
 SELECT = "search/front/select.py"
-QUEUE = "search/retraining/queue.py"
+QUEUE = "search/retraining/training_queue.py"
 
 NAMED: tuple[Named, ...] = (
     Named(
@@ -281,7 +281,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "several devices of a retraining are charged as one",
         QUEUE,
-        "self.held = self.plan.devices * (1 if",
+        "self.held = devices * (1 if",
         "self.held = 1 * (1 if",
         "tests/attacks/test_retraining.py",
     ),

@@ -201,8 +201,6 @@ def run(
 
     check_tracker(track)
     begun = None
-    if arch is not None and from_ is None:
-        raise ValueError(f"--arch {arch} is of the checkpoint of --from, which is missing. Add it.")
     if resume:
         _refuse_given(context)
         if out is None:
@@ -212,6 +210,10 @@ def run(
     else:
         if budget is None:
             raise ValueError("A run needs a budget: add e.g. --budget 10cpu-minutes.")
+        if arch is not None and from_ is None:
+            raise ValueError(
+                f"--arch {arch} is of the checkpoint of --from, which is missing. Add it."
+            )
         if from_ is not None:
             strategy = _graft_strategy(context, strategy)
         grafted = context.with_resource(_teacher_of(from_, arch))

@@ -26,6 +26,7 @@ from timm.layers import DropPath
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
+    register_notrace_module,
     resolve_pretrained_cfg,
 )
 from timm.models._features import FeatureInfo, feature_take_indices
@@ -37,10 +38,12 @@ from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from supernet.exchange.timm_config import default_config, feature_info
 from supernet.mixers import new_linear
-from supernet.network import Supernet, interpolated_start
+from supernet.network import OPAQUE, Supernet, interpolated_start
 from supernet.registration import ANY
 
 ArchitectureLike: TypeAlias = Architecture | Mapping[str, Any] | str | Path
+for opaque in OPAQUE:
+    register_notrace_module(opaque)
 POOLS = {"swin": ("avg", "max"), "twins": ("avg", "max"), "volo": ("token", "avg")}
 
 

@@ -125,7 +125,7 @@ class Block(nn.Module):
         mix = self._mixer(mixer)
         *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
         # The published VOLO never drops its outlook blocks; they get no rate.
-        drop = nn.Identity() if isinstance(mixer, OutlookAttention) else self.drop_path
+        drop = _kept if isinstance(mixer, OutlookAttention) else self.drop_path
         if not isinstance(mixer, NoMixer):
             mixed = self._with_border(mix, before[0](x) if before else x, mixer)
             if self.se is not None:
@@ -192,6 +192,11 @@ class LocalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the branch of a map (B, H, W, C)."""
         return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _kept(branch: Tensor) -> Tensor:
+    """Drop no path."""
+    return branch
 
 
 def _norms_of(mixer: Mixer) -> tuple[str, ...]:

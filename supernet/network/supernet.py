@@ -160,7 +160,7 @@ class Supernet(nn.Module):
     def finish(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Turn the last map into features: normed, in the family ``volo`` behind a class token."""
         if self.space.family == "volo":
-            x = torch.cat([self.cls_token.expand(len(x), 1, -1), x.flatten(1, 2)], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x.flatten(1, 2)], 1)
             # The class blocks have as many heads as the last mixer; heads change no weight.
             num_heads = getattr(architecture.stages[-1].mixers[-1], "num_heads", 1)
             for block in self._class_blocks():

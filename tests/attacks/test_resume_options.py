@@ -38,6 +38,8 @@ OPTIONS = {
     "--latency-table": "table.json",
     "--task": "semantic",
     "--start": "other",
+    "--from": "other",
+    "--arch": "swin_t",
     "--storage": "there",
     "--record": "postgresql://host/db",
 }

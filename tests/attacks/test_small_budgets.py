@@ -17,7 +17,7 @@ from rich.console import Console
 
 import search.run as main_path
 from search.cluster import crew as crew_module
-from search.cluster.crew import JudgeCrew, _Judge
+from search.cluster.crew import JudgeCrew, _Batch, _Judge
 from search.phases import finish as finish_phase
 from search.phases import measure as measure_phase
 from search.phases import supernet as supernet_phase
@@ -193,7 +193,7 @@ def test_judges_end_at_once_when_the_budget_is_spent(
     judge = _Judge(
         actor=None, attempt=attempt, started=0.0, greeting=object(), ready=True, node="a"
     )
-    judge.queue.append((object(), [network]))
+    judge.queue.append(_Batch([network], reference=object()))
     judge.busy_since = crew._now()
     crew._judges.append(judge)
     told: list[Judgement] = []

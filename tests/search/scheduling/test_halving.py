@@ -25,7 +25,8 @@ def test_it_has_run_dry_when_the_space_is_used_up(tmp_path: Path) -> None:
     path.write_text(SPACE)
     settings = RunSettings(space=str(path), data="digits", budget="1cpu-minute", sampler="random")
     with Record.create(tmp_path / "record.db") as record:
-        halving = Halving(record, load_space(str(path)), settings, {"train-1e": 1, "train-3e": 3})
+        rungs = {"train-1e": 1, "train-3e": 3}
+        halving = Halving(record, load_space(str(path)), settings, rungs, num_promoted=1)
         found = []
         for _ in range(2):
             choice = halving.next()

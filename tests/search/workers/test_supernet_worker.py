@@ -185,7 +185,7 @@ def test_a_median_leaves_the_first_run_out(clock: Clock) -> None:
     def work() -> None:
         clock.now += next(lasts)
 
-    assert supernet_worker._median_seconds(work, "cpu") == 2.0
+    assert supernet_worker.median_seconds(work, "cpu") == 2.0
     assert next(lasts, None) is None
 
 

@@ -1,8 +1,8 @@
 """What timm's tests of models (its tests/test_models.py) ask of each model holds for ours.
 
 The limits on sizes are timm's, the checks are written anew. Presets and found networks of every
-family are tried; all presets in the slow run. TorchScript and torch.fx are not among the checks:
-our forward passes take the architecture's values, which neither can trace symbolically.
+family are tried; all presets in the slow run. TorchScript is not among the checks: our
+forward passes take the architecture's values, which it cannot compile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.layers import get_channel_dim, get_spatial_dim
 from timm.models import FeatureInfo, PretrainedCfg, save_for_hf
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import (
@@ -121,6 +123,25 @@ def test_one_image_is_classified_with_and_without_checkpointing(model: str) -> N
         assert logits.isfinite().all()
         network.set_grad_checkpointing()
         torch.testing.assert_close(network(x), logits)
+
+
+@MODELS
+def test_a_symbolic_trace_computes_what_the_network_does(model: str) -> None:
+    """As timm's tests trace by torch.fx, forward and backward."""
+    network = create(model).eval()
+    leaves = {
+        "leaf_modules": get_notrace_modules(),
+        "autowrap_functions": get_notrace_functions(),
+    }
+    nodes = [names[-1] for names in get_graph_node_names(network, tracer_kwargs=leaves)]
+    traced = create_feature_extractor(
+        network, train_return_nodes=nodes[:1], eval_return_nodes=nodes[1:], tracer_kwargs=leaves
+    ).eval()
+    x = images(network.pretrained_cfg, 2, 64)
+    found, expected = next(iter(traced(x).values())), network(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    found.mean().backward()
+    assert all(p.grad is not None for p in traced.parameters())
 
 
 @MODELS
