@@ -25,6 +25,7 @@ from search.plan import (
     revise_plan,
     split_shares,
 )
+from search.plan.revising import _hand_out
 from search.run_folder.settings import RunSettings
 from tests.tiny_data import noise, tiny_data
 
@@ -447,3 +448,12 @@ def test_a_phase_that_has_just_enough_for_its_work_has_enough() -> None:
     assert plan(250.0).num_judged == 1
     with pytest.raises(ValueError, match="too small"):
         plan(250.1)
+
+
+def test_what_is_left_is_for_all_where_the_finish_would_take_it() -> None:
+    """The finish keeps its seconds where something remains for the others; of 10, 10 leave none."""
+    wanted = {"promote": 5.0, "finish": 10.0}
+    assert _hand_out(10.0, wanted, kept={"finish"}) == pytest.approx(
+        {"promote": 10 / 3, "finish": 20 / 3}
+    )
+    assert _hand_out(11.0, wanted, kept={"finish"}) == {"promote": 1.0, "finish": 10.0}

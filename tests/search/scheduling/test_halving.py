@@ -27,6 +27,7 @@ def test_it_has_run_dry_when_the_space_is_used_up(tmp_path: Path) -> None:
     with Record.create(tmp_path / "record.db") as record:
         rungs = {"train-1e": 1, "train-3e": 3}
         halving = Halving(record, load_space(str(path)), settings, rungs, num_promoted=1)
+        assert not halving.ran_dry
         found = []
         for _ in range(2):
             choice = halving.next()

@@ -196,3 +196,30 @@ def test_a_judgement_that_is_done_after_losses_is_done(record: Record) -> None:
     asking.tell([told(again, "done")])
     (trial,) = record.trials()
     assert (trial.state, trial.values["top1"]) == ("done", 50.0)
+
+
+def test_what_is_lost_hides_nothing_that_is_told_with_it(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = judging(record)
+    first, second, third = asking.ask(3)
+    learned: list[Architecture] = []
+    tell = asking._proposer.tell
+    monkeypatch.setattr(
+        asking._proposer,
+        "tell",
+        lambda architecture, losses: (learned.append(architecture), tell(architecture, losses)),
+    )
+    good = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+    ends: list[Outcome] = ["lost", "done", "done"]
+    asking.tell(
+        [
+            Judgement(
+                architecture=one, outcome=end, values=good if end == "done" else {}, cause="died"
+            )
+            for one, end in zip((first, second, third), ends, strict=True)
+        ]
+    )
+    assert learned == [second, third]
+    assert asking.ask(1) == [first]
+    assert not [key for key in asking._running if key != first.key]
