@@ -47,7 +47,14 @@ from search.report.sections import (
     enumerate_words,
     front_content,
 )
-from search.results import QUALITY_WORDS, Candidate, describe_fidelity, passed_over, retrained
+from search.results import (
+    QUALITY_WORDS,
+    Candidate,
+    by_macs,
+    describe_fidelity,
+    passed_over,
+    retrained,
+)
 from search.results.importance import front_traits
 from search.terminal import describe_stages, format_chance, format_count, format_interval
 from search.trust import TrustReport
@@ -280,7 +287,7 @@ def _content(
         },
         "trust": trust_content(report.trust),
         "published": published_content(payload["published"]),
-        "graft": graft_content(report.graft, [c for c in top if c.on_front]),
+        "graft": graft_content(report.graft, sorted((c for c in top if c.on_front), key=by_macs)),
     }
 
 
