@@ -4,27 +4,29 @@
     python benchmarks/compare_strategies.py --table       # of what is there
     python benchmarks/compare_strategies.py --table --csv CSV   # of a finished study
 
-For every seed, one ``search run`` of each arm on CIFAR-10, all with the space ``micro``, the same
-budget, the objectives top1 and macs, and otherwise the program's defaults:
+For every seed each arm has the same budget, images, space and objectives (top1 and macs):
 
-- ``supernet``: ``--strategy supernet``; shared weights judge proposals, the best are trained alone.
-- ``proxy``: ``--strategy proxy``; every network is trained alone, the guided sampler proposes.
-- ``random``: ``--strategy proxy --sampler random``; the same trainings of networks that are drawn
-  at random, none twice. Where the budget has several rungs, the best third goes up as with
-  ``proxy``; with one rung, which small budgets have, it is random search.
+- ``supernet``: ``search run`` with the program's defaults; shared weights judge proposals.
+- ``proxy``: ``search run --strategy proxy``; every network is trained alone.
+- ``nsga2``, ``tpe``: what one would write in an afternoon (``benchmarks/afternoon.py``): Ray Tune
+  with Optuna's samplers as they are, each trial trains alone for ``--trial-epochs``.
+- ``random``: the same script with random networks.
+- ``single``: no search, and no budget: windows, neighbourhood attention, inhomogeneous and
+  depth-wise convolution (3, 5, 7) and ELSA everywhere, as far as the space has them, at three sizes
+  from its smallest stages to its largest. All of them are retrained, which no other arm is given.
 
-The front of a run is what ``search pareto`` shows: the members at the highest fidelity it reached.
-At most ``--members`` of them, evenly by their rank in MACs and with both ends, are retrained by
-``search retrain`` from fresh weights, all with the recipe ``micro``, the same epochs and the same
-seed, on train and search together; the test split is read once for each. A network that several
-fronts have is retrained once.
+The front of a run is what ``search pareto`` shows; that of the script is among its finished trials.
+At most ``--members`` of a front, evenly by their rank in MACs and with both ends, are retrained
+from fresh weights with the same recipe and epochs on train and search together; the test split is
+read once for each. The seed of the retraining is that of the run: arms are paired by it. A network
+that several arms of a seed have is retrained once for it.
 
-A front's hypervolume is that of (test error, MACs) of its retrained members with one reference
-point for all: the error of chance, 90 %, and the MACs of the dearest network of the space. It is
-given in percent of the box between that point and (0 %, MACs of the cheapest network of the space),
-so that 100 would be the cheapest network without an error, and 0 is the front of a run that judged
-nothing within its budget. Intervals are 95 % intervals of the mean over seeds by Student's t;
-differences are paired by seed.
+A front's hypervolume is that of its retrained members in the box between (0 %, the cheapest network
+of the space) and (the error of chance, the dearest), in percent: once over MACs, once over their
+logarithm, in which twice the cost is as far for small networks as for large ones. A run that judged
+nothing within its budget has 0. Intervals are 95 % intervals of the mean over seeds by Student's t;
+differences are paired by seed. Other columns are in ``runs.csv``: device-seconds until the front of
+the run's own judgements was within 1 % of its final hypervolume, and the horizon's tau.
 
 Killed and started again with the same options, it goes on. Seeds are finished one after the other.
 A command that is under way when only this script is killed (kill -9) goes on alone, and the next
@@ -45,11 +47,12 @@ import sqlite3
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,37 +60,58 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from scipy.stats import kendalltau
 from scipy.stats import t as student
 
+from benchmarks.study_singles import single_networks
 from search.budget import count_cores, parse_budget
-from search.front.query import FrontQuery, choose_rows, judged_by, trials_of
+from search.front.query import FrontQuery, choose_rows, judged_by, recipe_epochs, trials_of
+from search.plan import PHASES
 from search.record.record import Record
-from search.results.candidates import Candidate, searched_fidelities
-from search.results.dominance import hypervolume
-from search.results.fidelity import is_trained_alone
+from search.report.payload import hypervolume_payload
+from search.results.candidates import searched_fidelities, shown_fidelity
+from search.results.dominance import hypervolume, non_dominated
+from search.results.fidelity import is_trained_alone, trained_alone
 from search.retraining.model_card import RetrainResult
+from search.retraining.network import RetrainOptions, retrain
 from search.retraining.out_folder import RESULT_FILE
 from search.run_folder.folder import RECORD, open_run
-from searchspace.architecture import describe
+from search.trust import horizon_report
+from searchspace.architecture import Architecture, describe
 from searchspace.cost import count
+from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
+from supernet.data import open_data, prepare_data
+from supernet.recipes import load_recipe, with_epochs
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 Row = Mapping[str, str]
 
-ARMS = {
+# What `search run` is given; without words an arm is no search of ours.
+ARMS: Mapping[str, tuple[str, ...]] = {
     "supernet": ("--strategy", "supernet"),
     "proxy": ("--strategy", "proxy"),
-    "random": ("--strategy", "proxy", "--sampler", "random"),
+    "nsga2": (),
+    "tpe": (),
+    "random": (),
+    "single": (),
 }
-BASELINE = "supernet"
-SPACE, RECIPE, RETRAIN_SEED, NUM_CLASSES = "micro", "micro", 0, 10
-CHANCE_ERROR = 100 * (1 - 1 / NUM_CLASSES)
+AFTERNOON = ("nsga2", "tpe", "random")
+BASELINE, SINGLE = "supernet", "single"
+# Of rows that do not say them, which are of 2026-11-21.
+SPACE, RECIPE, NUM_CLASSES = "micro", "micro", 10
+DONE_SHARE = 0.99
+# A single mixer of so many times the MACs is no dearer.
+NEAR_COST = 1.1
 # trained: networks that the run trained alone; front_size: members before some were chosen.
 COLUMNS = (
     *("arm", "seed", "key", "mixers", "macs", "params", "fidelity", "trained", "front_size"),
-    *("searched_top1", "test_top1", "epochs", "img_size"),
+    *("searched_top1", "test_top1", "epochs", "img_size", "space", "num_classes"),
+)
+RUN_COLUMNS = (
+    *("arm", "seed", "trained", "spent_seconds", "until_final_seconds"),
+    *("horizon_epochs", "horizon_tau", "horizon_networks", "forecast_error", "last_value_error"),
 )
 
 
@@ -97,35 +121,83 @@ class Study:
 
     Attributes:
         data: Source of the images.
+        space: What is searched.
+        recipe: Of the retrainings.
         budget: Of each run, as typed.
         img_size: Side in pixels that images are scaled to; smaller ones make networks cheaper.
         epochs: Of each retraining.
+        trial_epochs: Of each trial of the afternoon's script.
         members: The most that are retrained of a front; at least 2.
+        sizes: Of each single mixer.
         seeds: Of the runs, 0 to this, exclusive.
         cores: That every command may use.
         out: Folder of the runs.
     """
 
     data: str
+    space: str = SPACE
+    recipe: str = RECIPE
     budget: str
     img_size: int
     epochs: int
+    trial_epochs: int = 4
     members: int
+    sizes: int = 3
     seeds: int
     cores: int
     out: Path
 
     def __post_init__(self) -> None:
         parse_budget(self.budget)
-        for name, least in (("epochs", 1), ("members", 2), ("seeds", 1), ("cores", 1)):
+        at_least = (("epochs", 1), ("trial_epochs", 1), ("members", 2), ("sizes", 1))
+        for name, least in (*at_least, ("seeds", 1), ("cores", 1)):
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name} must be at least {least}, got {getattr(self, name)}. Give more."
-                )
+                option, given = name.replace("_", "-"), getattr(self, name)
+                raise ValueError(f"--{option} must be at least {least}, got {given}. Give more.")
 
     def folder(self, arm: str, seed: int) -> Path:
         """Name the folder of a run."""
         return self.out / f"{arm}-s{seed}"
+
+    @property
+    def images(self) -> Path:
+        """Where the prepared images of the retrainings are."""
+        return self.out / "data"
+
+    def prepare(self) -> SearchSpace:
+        """Prepare the images, unless that is done; return the space with their size and classes."""
+        space = load_space(self.space).replace(img_size=self.img_size)
+        data = prepare_data(self.data, img_size=self.img_size, folder=self.images)
+        return space.replace(num_classes=data.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A network of a front, as its search has judged it; a single mixer was not judged."""
+
+    architecture: Architecture
+    fidelity: str = ""
+    top1: float = math.nan
+
+    @property
+    def key(self) -> str:
+        """Of the architecture."""
+        return self.architecture.key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What an arm has found with a seed.
+
+    Attributes:
+        front: By rising MACs.
+        trained: Networks that were trained alone.
+        run: What stands in `RUN_COLUMNS` beside arm and seed.
+    """
+
+    front: tuple[Member, ...]
+    trained: int
+    run: Mapping[str, str]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -158,10 +230,15 @@ def run_study(study: Study, path: Path) -> None:
     for seed in range(study.seeds):
         for arm in ARMS:
             _search(study, arm, seed)
-            write_rows(path, rows_of(study))
-        for arm in ARMS:
-            _retrain(study, arm, seed)
-            write_rows(path, rows_of(study))
+            write_results(study, path)
+        for _ in _retrain(study, _to_retrain(study, seed), seed):
+            write_results(study, path)
+
+
+def write_results(study: Study, path: Path) -> None:
+    """Write what is there: a row a network, and a row a run beside them."""
+    write_rows(path, rows_of(study))
+    write_rows(path.with_name("runs.csv"), runs_of(study), RUN_COLUMNS)
 
 
 def choose_members(front: Sequence[T], most: int) -> tuple[T, ...]:
@@ -178,33 +255,54 @@ def rows_of(study: Study) -> list[Row]:
     There is no test accuracy until a member is retrained. A run that judged nothing within its
     budget has one row without a network.
     """
-    tested, rows = _test_top1s(study), list[Row]()
-    for seed in range(study.seeds):
-        for arm in ARMS:
-            folder = study.folder(arm, seed)
-            if not _is_done(folder):
-                continue
-            front, trained = _front(folder)
-            place = {"arm": arm, "seed": str(seed), "trained": str(trained), "front_size": "0"}
-            place["img_size"] = str(study.img_size)
-            rows += [] if front else [dict.fromkeys(COLUMNS, "") | place]
-            for member in choose_members(front, study.members):
-                top1 = tested.get(member.key)
-                values = (
-                    *(arm, seed, member.key, describe(member.architecture), member.macs),
-                    *(member.params, member.fidelity, trained, len(front)),
-                    *(f"{member.top1:.2f}", "" if top1 is None else f"{top1:.2f}", study.epochs),
-                    study.img_size,
-                )
-                rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+    rows = list[Row]()
+    for arm, seed, found in _all_found(study):
+        place = {"arm": arm, "seed": str(seed), "trained": str(found.trained), "front_size": "0"}
+        place |= {"img_size": str(study.img_size), "space": study.space}
+        rows += [] if found.front else [dict.fromkeys(COLUMNS, "") | place]
+        for member in _chosen(study, arm, found):
+            tested, cost = _tested_top1(study, member, seed), count(member.architecture)
+            values = (
+                *(arm, seed, member.key, describe(member.architecture), cost.macs, cost.params),
+                *(member.fidelity, found.trained, len(found.front)),
+                *(_number(member.top1), _number(tested), study.epochs, study.img_size),
+                *(study.space, member.architecture.num_classes),
+            )
+            rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
     return rows
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write the results as CSV, whole or not at all."""
+def runs_of(study: Study) -> list[Row]:
+    """Describe the runs that are done."""
+    return [
+        dict.fromkeys(RUN_COLUMNS, "") | {"arm": arm, "seed": str(seed)} | dict(found.run)
+        for arm, seed, found in _all_found(study)
+        if arm != SINGLE
+    ]
+
+
+def _all_found(study: Study) -> Iterable[tuple[str, int, Found]]:
+    for seed in range(study.seeds):
+        for arm in ARMS:
+            found = _found(study, arm, seed)
+            if found is not None:
+                yield arm, seed, found
+
+
+def _chosen(study: Study, arm: str, found: Found) -> tuple[Member, ...]:
+    """Choose what is retrained of a front; of single mixers all, for nobody knows the best."""
+    return found.front if arm == SINGLE else choose_members(found.front, study.members)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write results as CSV, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)
@@ -217,41 +315,93 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Write hypervolumes and best accuracies as Markdown: arms and differences by seeds."""
+    """Write all measures as Markdown: arms and differences by seeds."""
     done = {
-        place: members
+        place: _tested(members)
         for place, members in _by_place(rows).items()
         if all(member["test_top1"] or not member["key"] for member in members)
     }
     seeds = sorted({int(row["seed"]) for row in rows})
+    arms = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
     measures: dict[str, Callable[[Sequence[Row]], float | None]] = {
         "hypervolume, % of the box": front_hypervolume,
+        "hypervolume over log MACs, % of the box": log_hypervolume,
         "best test top-1, %": best_top1,
     }
-    return "\n\n".join(
-        _table(name, {place: measure(_tested(members)) for place, members in done.items()}, seeds)
+    found = {
+        name: {place: measure(members) for place, members in done.items()}
         for name, measure in measures.items()
-    )
+    }
+    if SINGLE in arms:
+        found[f"best test top-1 above the best single mixer of its MACs, % (to {NEAR_COST:g}x)"] = {
+            (arm, seed): gain_over_single(members, done.get((SINGLE, seed), []))
+            for (arm, seed), members in done.items()
+            if arm != SINGLE
+        }
+    parts = [_table(name, values, arms, seeds) for name, values in found.items()]
+    return "\n\n".join([*parts, _agreement(done, arms)] if SINGLE in arms else parts)
 
 
 def front_hypervolume(members: Sequence[Row]) -> float:
     """Return the hypervolume of retrained networks in percent of the box; see the module."""
+    return _hypervolume(members, lambda macs: macs)
+
+
+def log_hypervolume(members: Sequence[Row]) -> float:
+    """Return the same over the logarithm of MACs."""
+    return _hypervolume(members, math.log)
+
+
+def _hypervolume(members: Sequence[Row], scale: Callable[[float], float]) -> float:
     if not members:
         return 0.0
-    least, most = macs_range(int(members[0]["img_size"]))
-    points = [(100 - float(row["test_top1"]), float(row["macs"])) for row in members]
-    losses = np.array(points).reshape(-1, 2)
-    box = CHANCE_ERROR * (most - least)
-    return 100 * hypervolume(losses, np.array([CHANCE_ERROR, float(most)])) / box
+    first = members[0]
+    num_classes = int(first.get("num_classes") or NUM_CLASSES)
+    ends = macs_range(first.get("space") or SPACE, int(first["img_size"]), num_classes)
+    least, most = map(scale, map(float, ends))
+    chance = 100 * (1 - 1 / num_classes)
+    points = [(100 - float(row["test_top1"]), scale(float(row["macs"]))) for row in members]
+    losses = np.array(points).reshape(-1, 2) - np.array([0.0, least])
+    box = chance * (most - least)
+    return 100 * hypervolume(losses, np.array([chance, most - least])) / box
 
 
 @cache
-def macs_range(img_size: int) -> tuple[int, int]:
-    """Return the MACs of the cheapest and of the dearest network of the space."""
-    space = load_space(SPACE).replace(num_classes=NUM_CLASSES, img_size=img_size)
+def macs_range(name: str, img_size: int, num_classes: int) -> tuple[int, int]:
+    """Return the MACs of the cheapest and of the dearest network of a space."""
+    space = load_space(name).replace(num_classes=num_classes, img_size=img_size)
     ends = (space.extreme("macs", largest=largest) for largest in (False, True))
     least, most = (count(end).macs for end in ends)
     return least, most
+
+
+def gain_over_single(members: Sequence[Row], singles: Sequence[Row]) -> float | None:
+    """Return how much more accurate the best network is than single mixers of its cost."""
+    best = max(members, key=lambda row: float(row["test_top1"]), default=None)
+    if best is None:
+        return None
+    most = NEAR_COST * float(best["macs"])
+    rivals = [float(row["test_top1"]) for row in singles if float(row["macs"]) <= most]
+    return float(best["test_top1"]) - max(rivals) if rivals else None
+
+
+def _agreement(done: Mapping[tuple[str, int], Sequence[Row]], arms: Sequence[str]) -> str:
+    """Say how the order of the searched accuracies agrees with that of the retrained ones."""
+    lines = ["| order of search and retraining | Kendall's tau, mean over fronts | fronts |"]
+    lines.append("|---|---|---|")
+    for arm in (name for name in arms if name != SINGLE):
+        taus = [_tau(front) for (name, _), front in done.items() if name == arm and len(front) > 2]
+        there = [tau for tau in taus if not math.isnan(tau)]
+        if there:
+            lines.append(f"| {arm} | {statistics.fmean(there):.2f} | {len(there)} |")
+    return "\n".join(lines)
+
+
+def _tau(front: Sequence[Row]) -> float:
+    searched, tested = (
+        [float(row[name]) for row in front] for name in ("searched_top1", "test_top1")
+    )
+    return float(kendalltau(searched, tested)[0])
 
 
 def best_top1(members: Sequence[Row]) -> float | None:
@@ -263,14 +413,19 @@ def _tested(members: Sequence[Row]) -> list[Row]:
     return [member for member in members if member["test_top1"]]
 
 
-def _table(name: str, values: Mapping[tuple[str, int], float | None], seeds: Sequence[int]) -> str:
+def _table(
+    name: str,
+    values: Mapping[tuple[str, int], float | None],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+) -> str:
     """Write a measure of fronts as a table; a front that is not done is a dash."""
-    by_arm = {arm: [values.get((arm, seed)) for seed in seeds] for arm in ARMS}
+    by_arm = {arm: [values.get((arm, seed)) for seed in seeds] for arm in arms}
     head = [name, *(f"seed {seed}" for seed in seeds), "mean", "95 % interval"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [_line(arm, found, ".2f") for arm, found in by_arm.items()]
     for arm, found in by_arm.items():
-        if arm != BASELINE:
+        if arm != BASELINE and BASELINE in by_arm:
             pairs = zip(found, by_arm[BASELINE], strict=True)
             gains = [None if ours is None or its is None else ours - its for ours, its in pairs]
             lines.append(_line(f"{arm} - {BASELINE}", gains, "+.2f"))
@@ -304,37 +459,134 @@ def _by_place(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
 def _search(study: Study, arm: str, seed: int) -> None:
     """Make a run, or go on with it, unless it is done."""
     folder = study.folder(arm, seed)
-    if _is_done(folder):
+    if arm == SINGLE or _is_done(folder, arm):
         return
-    if _is_begun(folder):
+    if arm not in AFTERNOON and _is_begun(folder):
         _command("run", "--resume", "--out", folder)
         return
-    # What was left before the record was complete, e.g. while images were decoded.
+    # What was left before the record was complete, e.g. while images were decoded; a script of an
+    # afternoon cannot go on.
     shutil.rmtree(folder, ignore_errors=True)
-    what = ("--data", study.data, "--img-size", study.img_size, "--space", SPACE, "--seed", seed)
-    _command("run", *ARMS[arm], *what, "--budget", study.budget, "--out", folder)
+    what = ("--data", study.data, "--img-size", study.img_size, "--space", study.space)
+    what = (*what, "--seed", seed, "--budget", study.budget)
+    if arm in AFTERNOON:
+        how = ("--sampler", arm, "--epochs", study.trial_epochs, "--cores", study.cores)
+        _command("afternoon", *how, *what, "--out", folder)
+    else:
+        _command("run", *ARMS[arm], *what, "--recipe", study.recipe, "--out", folder)
 
 
-def _retrain(study: Study, arm: str, seed: int) -> None:
-    """Retrain the chosen members of a front that no other front has had retrained."""
-    folder, tested = study.folder(arm, seed), _test_top1s(study)
-    chosen = choose_members(_front(folder)[0], study.members)
-    ids = [member.id for member in chosen if member.key not in tested]
-    if ids:
-        how = ("--recipe", RECIPE, "--epochs", study.epochs, "--seed", RETRAIN_SEED)
-        _command("retrain", folder, *(word for id_ in ids for word in ("--arch", id_)), *how)
+def _found(study: Study, arm: str, seed: int) -> Found | None:
+    """Read what an arm has found; None before it is done."""
+    if arm == SINGLE:
+        if not study.images.is_dir():
+            return None
+        networks = sorted(
+            single_networks(study.prepare(), study.sizes), key=lambda one: count(one).macs
+        )
+        return Found(front=tuple(Member(architecture=one) for one in networks), trained=0, run={})
+    folder = study.folder(arm, seed)
+    if not _is_done(folder, arm):
+        return None
+    return _found_by_script(folder) if arm in AFTERNOON else _found_by_run(folder)
+
+
+def _found_by_script(folder: Path) -> Found:
+    written = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    trials, fidelity = written["trials"], trained_alone(written["epochs"])
+    losses = np.array([(100 - t["top1"], t["macs"]) for t in trials], dtype=float).reshape(-1, 2)
+    kept = [t for t, on in zip(trials, non_dominated(losses), strict=True) if on]
+    members = [
+        Member(
+            architecture=Architecture.from_dict(t["architecture"]),
+            fidelity=fidelity,
+            top1=t["top1"],
+        )
+        for t in sorted(kept, key=lambda t: t["macs"])
+    ]
+    volumes = _volumes(losses)
+    run = {"trained": str(len(trials))}
+    if trials:
+        spent = [t["spent"] for t in trials]
+        run |= {"spent_seconds": f"{spent[-1]:.0f}"}
+        run |= {"until_final_seconds": f"{_until_final(spent, volumes):.0f}"}
+    return Found(front=tuple(members), trained=len(trials), run=run)
+
+
+def _volumes(losses: Any) -> list[float]:
+    """Return the hypervolume after each of some results, as the report of a run has it."""
+    if not len(losses):
+        return []
+    scaled = losses / np.array([100.0, 1.1 * losses[:, 1].max()])
+    return [hypervolume(scaled[: end + 1], np.ones(2)) for end in range(len(scaled))]
+
+
+def _until_final(spent: Sequence[float], volumes: Sequence[float]) -> float:
+    """Return the device-seconds after which a hypervolume was within 1 % of its last value."""
+    return next(
+        seconds
+        for seconds, volume in zip(spent, volumes, strict=True)
+        if volume >= DONE_SHARE * volumes[-1]
+    )
+
+
+def _retrain(study: Study, members: Sequence[Member], seed: int) -> Iterator[None]:
+    """Retrain networks with a seed, a process on each core; yield whenever one is done."""
+    tasks = [(study, member.architecture, seed) for member in members]
+    print(f"{datetime.now(UTC):%H:%M:%S}: {len(tasks)} networks are retrained", flush=True)
+    with get_context("spawn").Pool(study.cores, maxtasksperchild=1) as pool:
+        for said in pool.imap_unordered(_retrain_here, tasks):
+            load = os.getloadavg()[0]
+            print(f"{datetime.now(UTC):%H:%M:%S}, load {load:.1f}: {said}", flush=True)
+            yield
+
+
+def _retrain_here(task: tuple[Study, Architecture, int]) -> str:
+    study, architecture, seed = task
+    out = _retrained_folder(study, architecture.key, seed)
+    recipe = with_epochs(load_recipe(study.recipe), study.epochs)
+    options = RetrainOptions(out=out, seed=seed, threads=1)
+    result = retrain(architecture, open_data(study.images), recipe, options)
+    what = f"{architecture.key} with seed {seed}, {describe(architecture)}"
+    return f"{what}: {result.accuracy.top1:.2f} % after {result.seconds:.0f} s"
+
+
+def _retrained_folder(study: Study, key: str, seed: int) -> Path:
+    return study.out / "retrained" / f"{key}-s{seed}"
+
+
+def _tested_top1(study: Study, member: Member, seed: int) -> float:
+    """Return the test accuracy of a network that was retrained with a seed; else NaN."""
+    path = _retrained_folder(study, member.key, seed) / RESULT_FILE
+    if not path.is_file():
+        return math.nan
+    result = RetrainResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return result.accuracy.top1
+
+
+def _to_retrain(study: Study, seed: int) -> list[Member]:
+    """List the networks of a seed that are to be retrained still, each once."""
+    wanted: dict[str, Member] = {}
+    for arm in ARMS:
+        found = _found(study, arm, seed)
+        for member in () if found is None else _chosen(study, arm, found):
+            wanted.setdefault(member.key, member)
+    return [m for m in wanted.values() if math.isnan(_tested_top1(study, m, seed))]
 
 
 def _command(*words: object) -> None:
     """Run a command of the program that lies beside this script, with all that it prints."""
     texts = [str(word) for word in words]
+    script = ROOT / "benchmarks" / "afternoon.py"
+    is_script = texts[0] == "afternoon"
     # A budget is time, so how busy the machine was belongs to the log.
     print(
         f"{datetime.now(UTC):%H:%M:%S}, load {os.getloadavg()[0]:.1f} $ search", *texts, flush=True
     )
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "search", *texts]
+    program = [str(script), *texts[1:]] if is_script else ["-m", "search", *texts]
+    command = [sys.executable, *program]
     with subprocess.Popen(command, env=environment) as process:
         try:
             status = process.wait()
@@ -357,41 +609,56 @@ def _is_begun(folder: Path) -> bool:
         return record.get_meta("settings") is not None
 
 
-def _is_done(folder: Path) -> bool:
+def _is_done(folder: Path, arm: str) -> bool:
+    if arm in AFTERNOON:
+        return (folder / "trials.json").is_file()
     if not _is_begun(folder):
         return False
     with open_run(folder) as run:
         return bool(run.record.get_meta("phase") == "done")
 
 
-def _front(folder: Path) -> tuple[tuple[Candidate, ...], int]:
-    """Return what `search pareto` shows, by MACs, and how many networks were trained alone."""
+def _found_by_run(folder: Path) -> Found:
+    """Read what `search pareto` shows, and what the run knows of itself."""
     query = FrontQuery(sort="macs")
     with open_run(folder) as run:
-        trials = trials_of(run)
+        trials, objectives = trials_of(run), run.settings.objectives
         alone = [t for t in trials if t.state == "done" and is_trained_alone(t.fidelity)]
-        front: tuple[Candidate, ...] = ()
-        if searched_fidelities(trials):
-            front = choose_rows(judged_by(run, query), query, objectives=run.settings.objectives)
-    return front, len({trial.key for trial in alone})
-
-
-def _test_top1s(study: Study) -> dict[str, float]:
-    """Return the test accuracies of all networks that were retrained as the study asks, by key."""
-    found = {}
-    for path in sorted(study.out.glob(f"*/retrain/*/{RESULT_FILE}")):
-        result = RetrainResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        how = (result.recipe, result.epochs, result.seed, result.start)
-        if how == (RECIPE, study.epochs, RETRAIN_SEED, "fresh"):
-            found[result.key] = result.accuracy.top1
-    return found
+        trained = len({trial.key for trial in alone})
+        known = {"trained": str(trained), "spent_seconds": f"{run.state.spent:.0f}"}
+        if not searched_fidelities(trials):
+            return Found(front=(), trained=trained, run=known)
+        front = choose_rows(judged_by(run, query), query, objectives=objectives)
+        curve = hypervolume_payload(
+            trials,
+            run.record.charges(PHASES),
+            fidelity=shown_fidelity(trials),
+            objectives=objectives,
+            unit_seconds=1.0,
+        )
+        known["until_final_seconds"] = f"{_until_final(curve['spent'], curve['volume']):.0f}"
+        horizon = horizon_report(
+            trials, recipe_epochs=recipe_epochs(run), order=None, rng=np.random.default_rng(0)
+        )
+    if horizon is not None and (tau := horizon.rungs[-1].tau).tau is not None:
+        known |= {"horizon_epochs": str(horizon.longest), "horizon_tau": f"{tau.tau:.2f}"}
+        known["horizon_networks"] = str(tau.num_points)
+        if (held := horizon.held_out) is not None:
+            known["forecast_error"] = f"{held.error:.2f}"
+            known["last_value_error"] = f"{held.last_error:.2f}"
+    members = [Member(architecture=c.architecture, fidelity=c.fidelity, top1=c.top1) for c in front]
+    return Found(front=tuple(members), trained=trained, run=known)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="CIFAR-10 as a folder or a tar, e.g. cifar10_25k.tar.xz")
     parser.add_argument("--budget", default="60cpu-minutes", help="of each run")
-    parser.add_argument("--img-size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--space", default=SPACE, help="that is searched")
+    parser.add_argument("--recipe", default=RECIPE, help="of the retrainings")
+    parser.add_argument("--img-size", type=int, help="side in pixels; default: the space's")
+    parser.add_argument("--trial-epochs", type=int, default=4, help="of the afternoon's trials")
+    parser.add_argument("--sizes", type=int, default=3, help="of each single mixer")
     parser.add_argument("--epochs", type=int, default=20, help="of each retraining")
     parser.add_argument("--members", type=int, default=4, help="the most retrained of a front")
     parser.add_argument("--seeds", type=int, default=3)
@@ -403,8 +670,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    names = ("data", "budget", "img_size", "epochs", "members", "seeds", "out")
+    names = ("data", "space", "recipe", "budget", "img_size", "epochs", "trial_epochs")
+    names = (*names, "members", "sizes", "seeds", "out")
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    if values["img_size"] is None:
+        values["img_size"] = load_space(values["space"]).img_size
     cores = count_cores() if arguments.cores is None else arguments.cores
     return Study(**values, cores=cores)
 
@@ -418,6 +688,7 @@ def _prepare(study: Study) -> None:
         )
     os.sched_setaffinity(0, allowed[: study.cores])
     # Seeds may be added to a study that has begun.
+    study.prepare()
     fixed = {**asdict(study), "data": Path(study.data).name}
     fixed = {name: value for name, value in fixed.items() if name not in ("out", "seeds")}
     study.out.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ SHOTS = (
     Shot(name="report.png"),
     Shot(name="report_dark.png", dark=True),
     Shot(name="report_phone.png", width=390, height=844),
-    Shot(name="report_findings.png", height=2000, top="main > h2:nth-of-type(5)"),
+    Shot(name="report_findings.png", height=2000, top="main > h2:nth-of-type(6)"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from search.front import FrontQuery, judged_by
-from search.record import LEDGER_COLUMNS, Trial
+from search.record import LEDGER_COLUMNS, Trial, curve_values, learning_curve
 from search.results import Candidate, searched_fidelities
 from search.run_folder import RunFolder, RunSettings, open_run
 from search.terminal import describe_stages
@@ -27,6 +27,8 @@ class LoadedRun:
             every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
         front: A row a candidate at the highest fidelity below retraining, by ``id``: its accuracy
             with the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
+        curves: A row an epoch of every training alone: ``trial``, the architecture's ``id``,
+            ``fidelity``, ``epoch`` and the mean training ``loss``.
         ledger: A row an attempt: ``phase``, ``trial_id``, ``devices``, ``started`` and ``ended``
             (UTC), ``outcome`` and the device-``seconds`` that were charged.
     """
@@ -34,6 +36,7 @@ class LoadedRun:
     settings: RunSettings
     trials: pd.DataFrame
     front: pd.DataFrame
+    curves: pd.DataFrame
     ledger: pd.DataFrame
 
 
@@ -55,6 +58,10 @@ def load_run(path: Path | str) -> LoadedRun:
     return LoadedRun(
         settings=settings,
         trials=frame if frame.empty else _with_times(frame.set_index("trial"), "finished"),
+        curves=pd.DataFrame(
+            [row for trial in trials for row in _curve_rows(trial)],
+            columns=["trial", "id", "fidelity", "epoch", "loss"],
+        ),
         front=front if front.empty else front.set_index("id").sort_values("macs"),
         ledger=_with_times(ledger, "started", "ended", "last_seen"),
     )
@@ -64,7 +71,14 @@ def _judged(run: RunFolder, trials: tuple[Trial, ...]) -> tuple[Candidate, ...]:
     return judged_by(run, FrontQuery()) if searched_fidelities(trials) else ()
 
 
+def _curve_rows(trial: Trial) -> list[dict[str, Any]]:
+    place = {"trial": trial.id, "id": trial.architecture_id, "fidelity": trial.fidelity}
+    curve = learning_curve(trial.values)
+    return [{**place, "epoch": epoch, "loss": loss} for epoch, loss in curve.items()]
+
+
 def _trial_row(trial: Trial) -> dict[str, Any]:
+    curve = curve_values(learning_curve(trial.values))
     return {
         "trial": trial.id,
         "id": trial.architecture_id,
@@ -78,7 +92,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "mixers": describe(trial.architecture),
         "dims": "-".join(str(stage.dim) for stage in trial.architecture.stages),
         **{f"stage{i}": text for i, text in enumerate(describe_stages(trial.architecture))},
-        **trial.values,
+        **{name: value for name, value in trial.values.items() if name not in curve},
         # A trial's values may have seconds of their own: those of the work, not those charged.
         "seconds": trial.seconds,
         "attempts": trial.num_attempts,

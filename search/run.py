@@ -14,12 +14,14 @@ from search.cluster import Cluster
 from search.phases.climb import climb
 from search.phases.finish import finish
 from search.phases.grafting import graft
+from search.phases.horizon import train_on
 from search.phases.judging import judge_proposals
 from search.phases.measure import measure
 from search.phases.promote import promote
 from search.phases.session import Interrupted, Session
 from search.phases.supernet import measure_and_train_supernet
-from search.phases.trust import train_trust_set
+from search.phases.trust import choose_trust_set, train_trust_set
+from search.plan import HORIZON
 from search.record import DatabaseLostError, Heartbeat
 from search.run_folder import DONE, GRAFT, RunFolder, StorageError, is_disk_full
 from search.scheduling import BudgetSpent, Work, last_line
@@ -123,10 +125,14 @@ def search_with(session: Session) -> None:
     if strategy == "proxy":
         plan = measure(session)
         climb(session, plan, "search")
+        plan = session.state.plan or plan  # trainings may have been slower than it had them
+        train_on(session, plan, choose_trust_set(session, plan.num_horizon))
         return
     plan = measure_and_train_supernet(session) if strategy == "supernet" else measure(session)
     plan, trust = train_trust_set(session, plan)
     plan = session.revise(plan, after="trust")
+    train_on(session, plan, trust)
+    plan = session.revise(plan, after=HORIZON)
     judge_proposals(session, plan, trust)
     plan = session.revise(plan, after="search")
     promote(session, plan)

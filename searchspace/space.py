@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from searchspace.architecture import SHRINKING, Architecture, BlockNorm, Stage, on_map
 from searchspace.cost import count, count_mixer
@@ -29,6 +29,7 @@ from searchspace.mixers import (
 
 Choose: TypeAlias = Callable[[str, Sequence[Any]], Any]
 Options: TypeAlias = Mapping[str, tuple[Setting, ...]]
+Number = TypeVar("Number", int, float)
 
 MAX_TRIES = 10_000
 
@@ -372,11 +373,16 @@ class SearchSpace:
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
         """Yield each kind that all stages allow, with the first settings that the space lists."""
+        for kind, only in self.single_mixer_spaces():
+            yield kind, only.first()
+
+    def single_mixer_spaces(self) -> Iterator[tuple[str, SearchSpace]]:
+        """Yield each kind that all stages allow, and the part of the space with it everywhere."""
         for kind in MIXER_KINDS:
             if all(kind in choices.kinds for stage in self.stages for choices in stage.choices):
                 only = self.replace(stages=tuple(_restrict(stage, kind) for stage in self.stages))
                 if only.size() > 0:
-                    yield kind, only.first()
+                    yield kind, only
 
     def first(self) -> Architecture:
         """Return the architecture of the first allowed option everywhere."""
@@ -385,6 +391,22 @@ class SearchSpace:
                 stage.dims[0],
                 self._first_mixers(index, stage.depths[0]),
                 stage.mlp_ratios[0],
+            )
+            for index, stage in enumerate(self.stages)
+        ]
+        return self._architecture(stages)
+
+    def sized(self, share: float) -> Architecture:
+        """Return the first allowed mixers in stages of a size from the smallest to the largest.
+
+        Args:
+            share: 0 takes the least width, depth and MLP ratio of every stage, 1 the most.
+        """
+        stages = [
+            stage.chosen(
+                _between(stage.dims, share),
+                self._first_mixers(index, _between(stage.depths, share)),
+                _between(stage.mlp_ratios, share),
             )
             for index, stage in enumerate(self.stages)
         ]
@@ -405,6 +427,12 @@ class SearchSpace:
             in_chans=self.in_chans,
             stem_dim=self.stem_dim,
         )
+
+
+def _between(options: Sequence[Number], share: float) -> Number:
+    """Return the option at a share of the way from the least to the most, rounded up."""
+    ordered = sorted(options)
+    return ordered[int(share * (len(ordered) - 1) + 0.5)]
 
 
 def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) -> Setting:

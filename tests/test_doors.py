@@ -24,7 +24,8 @@ ROOMS = {
 ENTRIES = {
     "search.cli": {"app"},
     "search.phases": {
-        *("climb", "finish", "grafting", "judging", "measure", "planning", "promote", "session"),
+        *("climb", "finish", "grafting", "horizon", "judging", "measure", "planning", "promote"),
+        "session",
         *("step_times", "supernet", "trust"),
     },
     # It loads scipy and scikit-learn.

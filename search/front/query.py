@@ -17,11 +17,13 @@ from rich.text import Text
 from search.record import QUALITIES, Trial
 from search.results import (
     Candidate,
+    add_forecasts,
     add_probabilities,
     by_macs,
     candidate_losses,
     judged_at,
     knee,
+    later_order,
     passed_over,
     searched_fidelities,
     to_json,
@@ -85,13 +87,22 @@ def training_command(run: RunFolder, *members: object) -> str:
 def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
     """Return all candidates within the query's limits, with the chance of each to be on the front.
 
+    Members of the front have a forecast of the full recipe, where the run knows enough for one.
+
     Raises:
         ValueError: If there are none.
     """
     objectives = query.objectives or run.settings.objectives
     limits = {**run.settings.measured_limits, **query.limits}
-    found = judged_at(trials_of(run), fidelity=query.fidelity, objectives=objectives, limits=limits)
-    return add_probabilities(found, objectives)
+    trials = trials_of(run)
+    found = judged_at(trials, fidelity=query.fidelity, objectives=objectives, limits=limits)
+    return add_forecasts(add_probabilities(found, objectives), trials, epochs=recipe_epochs(run))
+
+
+def recipe_epochs(run: RunFolder) -> int:
+    """Return the epochs of the full recipe, as the run was planned; 0 where that is not known."""
+    plan = run.state.plan
+    return 0 if plan is None else plan.recipe_epochs
 
 
 def trials_of(run: RunFolder) -> tuple[Trial, ...]:
@@ -160,6 +171,8 @@ def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
     lines: list[RenderableType] = [front_table(choose_rows(found, query, objectives=objectives))]
     if query.fidelity is None and (passed := passed_over(run.record.trials())):
         lines.append(Text(passed))
+    if (order := later_order(found)) is not None:
+        lines.append(Text(order.sentence(recipe_epochs(run))))
     num_near = sum(candidate.near_front for candidate in found)
     if num_near and not query.with_near:
         them = "network is" if num_near == 1 else "networks are"

@@ -24,7 +24,13 @@ def _climb(session: Session, plan: Plan, phase: str, *, probes: bool = True) -> 
     """Climb by a plan; return how many times slower than in that the trainings are, if at all."""
     if session.has_ended(plan, phase):
         return None
-    halving = Halving(session.record, session.space, session.settings, rung_fidelities(plan))
+    halving = Halving(
+        session.record,
+        session.space,
+        session.settings,
+        rung_fidelities(plan),
+        num_promoted=plan.num_promoted,
+    )
     due: list[Choice] = []
     while not session.has_ended(plan, phase):
         pace = train_alone(

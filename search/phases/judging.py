@@ -12,11 +12,16 @@ from search.phases.extraction import check_extraction
 from search.phases.session import Session
 from search.phases.trust import score_without_training
 from search.plan import Plan
+from search.record import Trial
 from search.results import SUPERNET, trained_alone
 from search.scheduling import Choice
 from search.scheduling.judging import Judging, make_proposer
 from search.trust import Estimator, next_predicted, report_of, trains
 from searchspace.architecture import Architecture
+from searchspace.single_mixer import single_mixer_baselines
+
+# Of the networks that are judged, at most one in so many is a baseline.
+JUDGED_SHARE = 4
 
 
 def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> None:
@@ -36,7 +41,8 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
         if report is not None and estimator != SUPERNET:
             session.view.say(report.verdict)
         if not trains(estimator):
-            judge_warm(session, crew, plan, phase, by=estimator, first=trust)
+            singles = single_mixer_baselines(session.space)[: plan.num_judged // JUDGED_SHARE]
+            judge_warm(session, crew, plan, phase, by=estimator, first=[*trust, *singles])
         if session.settings.strategy == SUPERNET:
             check_extraction(session, crew, phase)
         session.state.judge_start_seconds = crew.start_seconds
@@ -84,15 +90,24 @@ def judge_by_training(session: Session, plan: Plan, phase: str, estimator: Estim
 def _choose_alone(session: Session, plan: Plan, estimator: Estimator) -> Choice | None:
     """Choose what to train alone next, as long as the trust set."""
     fidelity, trials = trained_alone(plan.trust_rung), session.record.trials()
+    tried = {trial.key for trial in trials if trial.fidelity == fidelity}
+    singles = single_mixer_baselines(session.space)[: plan.num_promoted // JUDGED_SHARE]
+    chosen = next((one for one in singles if one.key not in tried), None)
+    if chosen is None:
+        chosen = _propose_alone(session, trials, fidelity, estimator)
+    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trust_rung)
+
+
+def _propose_alone(
+    session: Session, trials: Sequence[Trial], fidelity: str, estimator: Estimator
+) -> Architecture | None:
     if estimator == "predictor":
-        chosen = next_predicted(
+        return next_predicted(
             session.space,
             trials,
             high=fidelity,
             objectives=session.settings.objectives,
             seed=session.settings.seed,
         )
-    else:
-        known = [trial for trial in trials if trial.fidelity == fidelity]
-        chosen = make_proposer(session.space, session.settings, known).ask()
-    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trust_rung)
+    known = [trial for trial in trials if trial.fidelity == fidelity]
+    return make_proposer(session.space, session.settings, known).ask()

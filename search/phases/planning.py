@@ -244,6 +244,7 @@ def plan_from_times(
         supernet_batch=batch,
         longest_epochs=lengths.longest_epochs,
         most_trial_devices=_most_trial_devices(settings, num_images=data.sizes["train"]),
+        recipe_epochs=lengths.recipe_epochs,
     )
 
 
@@ -254,6 +255,7 @@ class _Lengths:
     Attributes:
         max_epochs: That a trial is trained for in a small search.
         longest_epochs: Likewise in a large one.
+        recipe_epochs: Of the full recipe of classifiers; 0 for others.
     """
 
     supernet_batch: int
@@ -261,6 +263,7 @@ class _Lengths:
     retrain_steps: int
     max_epochs: int
     longest_epochs: int
+    recipe_epochs: int = 0
 
 
 def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int) -> _Lengths:
@@ -288,6 +291,7 @@ def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int
         retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
         max_epochs=max(int(retrain.epochs * share), 1),
         longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
+        recipe_epochs=retrain.total_epochs,
     )
 
 

@@ -6,25 +6,31 @@ from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
-from search.results import SUPERNET, ZERO_COST, rung_fidelities
+from search.results import SUPERNET, ZERO_COST, rung_fidelities, singles_to_promote
 from search.scheduling import Choice, Promotions
 from search.trust import trains
 
 
 def promote(session: Session, plan: Plan) -> None:
-    """Train the best networks alone, up the rungs, while the budget lasts."""
+    """Train the best networks alone, up the rungs, while the budget lasts.
+
+    The best of one mixer at several costs come first, so that the front is seen beside them.
+    """
     estimator = session.estimator()
     if trains(estimator):
         judge_by_training(session, plan, "promote", estimator)
         return
-    epochs = rung_fidelities(plan)
+    epochs, trials = rung_fidelities(plan), session.record.trials()
     promotions = Promotions(
-        session.record.trials(),
+        trials,
         base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
         limits=session.settings.measured_limits,
     )
+    if estimator == SUPERNET:  # a zero-cost score is no accuracy
+        singles = singles_to_promote(trials, fidelity=SUPERNET, num_promoted=plan.num_promoted)
+        promotions.put_first(singles, list(epochs)[-1])
 
     def choose() -> Choice | None:
         chosen = promotions.next()

@@ -12,7 +12,7 @@ from search.cluster import Cluster, JudgeCrew
 from search.phases.planning import DAY, MORE_DAYS, plan_from_times
 from search.plan import END_SECONDS, END_SHARE, MorePlan, Plan, revise_plan
 from search.record import Trial
-from search.results import SUPERNET, ZERO_COST, is_trained_alone, rung_fidelities
+from search.results import SUPERNET, ZERO_COST, is_trained_alone, trial_fidelities
 from search.run_folder import RunFolder
 from search.scheduling import BudgetSpent, TrialCosts, Work, checkpoint_name
 from search.terminal import ProgressView, StopSignals, plan_table
@@ -140,6 +140,10 @@ class Session:
                 most_supernet_steps=first.most_supernet_steps,
                 is_large=first.is_large,
             )
+            if first.horizon_epochs:
+                plan = replace(
+                    plan, horizon_epochs=first.horizon_epochs, num_horizon=first.num_horizon
+                )
         self.state.plan = plan
         self._plan_more()
         return plan
@@ -171,7 +175,7 @@ class Session:
 
     def _withdraw_others(self, plan: Plan) -> list[Trial]:
         """Take back the trials that wait for trainings of other lengths than the plan's."""
-        rungs = rung_fidelities(plan)
+        rungs = trial_fidelities(plan)
         others = [
             trial
             for trial in self.record.trials(state="waiting")

@@ -14,23 +14,23 @@ from search.scheduling import Choice
 from searchspace.architecture import Architecture
 
 
-def choose_trust_set(session: Session, plan: Plan) -> list[Architecture]:
-    """Name the networks that span the space: each mixer alone, then random ones."""
+def choose_trust_set(session: Session, number: int) -> list[Architecture]:
+    """Name so many networks that span the space: each mixer alone, then random ones."""
     space, rng = session.space, random.Random(f"trust/{session.settings.seed}")
     chosen = {
         architecture.key: architecture
         for _, architecture in space.single_mixer_architectures()
         if space.violation(architecture) is None
     }
-    for _ in range(plan.num_trust * 4):
+    for _ in range(number * 4):
         architecture = space.sample(rng)
         chosen.setdefault(architecture.key, architecture)
-    return list(chosen.values())[: plan.num_trust]
+    return list(chosen.values())[:number]
 
 
 def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architecture]]:
     """Train the networks of `choose_trust_set`; see `train_networks`."""
-    return train_networks(session, plan, lambda plan: choose_trust_set(session, plan))
+    return train_networks(session, plan, lambda plan: choose_trust_set(session, plan.num_trust))
 
 
 def train_networks(

@@ -1,8 +1,10 @@
 """What a budget buys: the plan, the times it comes from, and the plan in words."""
 
+from search.plan.horizon import HORIZON
 from search.plan.in_words import (
     climbing_text,
     device_rate,
+    horizon_text,
     idle_devices,
     more_text,
     plan_warnings,
@@ -19,6 +21,7 @@ __all__ = [
     "END_SECONDS",
     "END_SHARE",
     "ETA",
+    "HORIZON",
     "MAX_EPOCHS",
     "PHASES",
     "SHARES",
@@ -30,6 +33,7 @@ __all__ = [
     "climbing_phase",
     "climbing_text",
     "device_rate",
+    "horizon_text",
     "idle_devices",
     "make_plan",
     "more_text",

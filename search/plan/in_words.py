@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from search.plan.horizon import HORIZON
 from search.plan.plan import Plan
 from search.plan.rungs import ETA, TRIAL_WALL_SHARE
 from search.plan.shares import climbing_phase
@@ -33,6 +34,7 @@ def idle_devices(plan: Plan) -> dict[str, int]:
     """Return for each phase how many devices can have no part in it."""
     most = {
         "trust": plan.num_trust * plan.devices_of(plan.trust_rung),
+        HORIZON: plan.num_horizon * plan.horizon_devices,
         climbing_phase(plan.strategy): sum(
             number * plan.devices_of(epochs) for number, epochs in promoted(plan)
         ),
@@ -75,6 +77,15 @@ def _rung_text(plan: Plan, epochs: int) -> str:
     part = "" if share == 1 else f" of {100 * share:.0f} % of the images"
     together = "" if devices == 1 else f" on {devices} devices each"
     return f"for {epochs} epoch{'' if epochs == 1 else 's'}{part}{together}"
+
+
+def horizon_text(plan: Plan) -> str:
+    """Say how far networks are trained on: ``5 of them on for 20 epochs, of 80 of the recipe``."""
+    which = "of them on" if plan.num_trust else "networks on"
+    return (
+        f"{plan.num_horizon} {which} for {plan.horizon_epochs} epochs, of {plan.recipe_epochs} of "
+        "the full recipe"
+    )
 
 
 def more_text(plan: Plan, more: Plan) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from search.plan.horizon import choose_horizon
 from search.plan.plan import Plan
 from search.plan.rungs import choose_rungs, count_trust
 from search.plan.shares import MIN_FINISH_SECONDS, BudgetShares, climbing_phase, split_shares
@@ -42,6 +43,7 @@ def make_plan(
     supernet_batch: int = SUPERNET_SHARD,
     longest_epochs: int | None = None,
     most_trial_devices: int = 1,
+    recipe_epochs: int = 0,
 ) -> Plan:
     """Split a budget.
 
@@ -65,6 +67,7 @@ def make_plan(
         supernet_batch: Images of a step of the supernet.
         longest_epochs: Likewise where the budget is large; None takes ``max_epochs``.
         most_trial_devices: That may train one network together.
+        recipe_epochs: Of the full recipe, towards which a few networks are trained on; 0 for none.
 
     Raises:
         ValueError: If the budget is too small for one step of each phase, or a share is wrong.
@@ -99,6 +102,15 @@ def make_plan(
     num_trust = count_trust(rungs, passes, devices=devices)
     if rungs.are_large and has_trust:
         shares = shares.give_spare({"trust": num_trust * trust_seconds}, to=climb)
+    horizon = choose_horizon(
+        rungs,
+        recipe_epochs=recipe_epochs,
+        limit_seconds=shares.horizon_limit(climb),
+        epoch_seconds=epoch_seconds,
+        num_trust=num_trust,
+        devices=min(most_trial_devices, devices),
+    )
+    shares = shares.give_horizon(horizon.seconds if horizon else 0.0, climb=climb)
     least = {"search": judge_seconds, "supernet": 2 * supernet_step, climb: trial_seconds}
     least |= {"library": 2 * supernet_step, "score": judge_seconds}
     _refuse_too_little(shares, least, epoch_seconds=epoch_seconds)
@@ -127,6 +139,10 @@ def make_plan(
         supernet_batch=supernet_batch if train_images else 0,
         most_supernet_steps=most_steps,
         is_large=rungs.are_large,
+        horizon_epochs=horizon.epochs if horizon else 0,
+        num_horizon=horizon.num_networks if horizon else 0,
+        horizon_devices=horizon.devices if horizon else 1,
+        recipe_epochs=recipe_epochs,
     )
 
 

@@ -35,6 +35,10 @@ class Plan:
         supernet_batch: Images of a step of the supernet, over all devices; 0 likewise.
         most_supernet_steps: What its schedule may grow to; 0: it has no such limit.
         is_large: Whether the phases get what they need, instead of shares that suit minutes.
+        horizon_epochs: Epochs of the few networks that are trained on; 0 for none.
+        num_horizon: How many these are.
+        horizon_devices: Devices that train one of them together.
+        recipe_epochs: Of the full recipe; 0 where that is not known.
         step_seconds: Points (MACs, device-seconds of a training step alone), as measured.
         retrain_seconds: Device-seconds of a full retraining of the smallest and the largest.
         strategy: One of `SHARES`.
@@ -63,11 +67,20 @@ class Plan:
     supernet_batch: int = 0
     most_supernet_steps: int = 0
     is_large: bool = False
+    horizon_epochs: int = 0
+    num_horizon: int = 0
+    horizon_devices: int = 1
+    recipe_epochs: int = 0
 
     @property
     def trust_rung(self) -> int:
         """The epochs of a network of the trust phase."""
         return self.trust_epochs or self.trial_epochs
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The epochs of all trainings alone, ascending: those of the rungs, and the horizon's."""
+        return (*self.rungs, self.horizon_epochs) if self.horizon_epochs else self.rungs
 
     @property
     def num_scored(self) -> int:
@@ -84,7 +97,9 @@ class Plan:
         return dict(zip(self.rungs, self.rung_images, strict=False)).get(epochs, 1.0)
 
     def devices_of(self, epochs: int) -> int:
-        """Return how many devices train one network of the rung of so many epochs."""
+        """Return how many devices train one network for so many epochs."""
+        if epochs == self.horizon_epochs:
+            return self.horizon_devices
         return dict(zip(self.rungs, self.rung_devices, strict=False)).get(epochs, 1)
 
     def trial_seconds(self, epochs: int, macs: float | None = None) -> float:

@@ -39,6 +39,8 @@ def revise_plan(
         start_seconds: What a judge really takes to start: the finish needs one.
     """
     names = list(plan.spent_by_end)
+    if after not in names:  # the plan has no such phase
+        return plan
     coming = names[names.index(after) + 1 :]
     # Of what was planned at first: a plan that was revised has what a phase used before in it.
     wanted = {name: max(plan.planned[name] - spent.get(name, 0.0), 0.0) for name in coming}

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from search.plan.horizon import BUDGET_SHARE, CLIMB_SHARE, HORIZON
+
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
 # first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
 # extraction and spends the rest on judging.
@@ -15,8 +17,19 @@ SHARES: Mapping[str, Mapping[str, float]] = {
     "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
     "graft": {"library": 0.3, "score": 0.12, "trust": 0.2, "search": 0.06, "promote": 0.32},
 }
-# What the budget pays for; retraining has a ledger of its own.
-PHASES = ("measure", "library", "score", *SHARES["supernet"])
+# What the budget pays for; retraining has a ledger of its own. The horizon has no share above: a
+# plan with time for it takes it from the phase in which networks go up the rungs.
+PHASES = (
+    "measure",
+    "library",
+    "score",
+    "supernet",
+    "trust",
+    HORIZON,
+    "search",
+    "promote",
+    "finish",
+)
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0
@@ -37,13 +50,16 @@ def split_shares(
     Raises:
         ValueError: For an unknown phase, or shares that leave nothing for the others.
     """
-    planned = SHARES[strategy]
+    planned = dict(SHARES[strategy])
+    if HORIZON in fixed:
+        planned = _with_horizon(planned, fixed[HORIZON])
     unknown = sorted(set(fixed) - set(planned))
     wrong = {name: share for name, share in fixed.items() if not 0 <= share < 1}
     if unknown or wrong or sum(fixed.values()) >= 1 or set(fixed) == set(planned):
         given = ", ".join(f"{name}={share:g}" for name, share in fixed.items())
+        names = ", ".join(_with_horizon(planned, 0.0))
         raise ValueError(
-            f"With --strategy {strategy}, shares are given to {', '.join(planned)}, each from 0 "
+            f"With --strategy {strategy}, shares are given to {names}, each from 0 "
             f"to below 1, and leave something for the other phases; got {given}."
         )
     shares = dict(planned) | dict(fixed)
@@ -60,6 +76,20 @@ def split_shares(
     return {
         phase: share if phase in kept else share * free / others for phase, share in shares.items()
     }
+
+
+def _with_horizon(shares: Mapping[str, float], share: float) -> dict[str, float]:
+    """Put the horizon behind the trust phase, whose networks it trains on; without one at the end.
+
+    There it is behind the climb.
+    """
+    behind = "trust" if "trust" in shares else next(reversed([*shares]))
+    found: dict[str, float] = {}
+    for phase, value in shares.items():
+        found[phase] = value
+        if phase == behind:
+            found[HORIZON] = share
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +132,35 @@ class BudgetShares:
             shares[phase] -= spare
             shares[to] += spare
         return replace(self, by_phase=shares)
+
+    def horizon_limit(self, climb: str) -> float:
+        """Return the device-seconds that the horizon may take; what the user fixed is that.
+
+        Args:
+            climb: The phase that it takes them from.
+        """
+        if HORIZON in self.by_phase:
+            return self.seconds(HORIZON)
+        if climb in self.fixed:
+            return 0.0
+        return min(BUDGET_SHARE * self.budget_seconds, CLIMB_SHARE * self.seconds(climb))
+
+    def give_horizon(self, seconds: float, *, climb: str) -> BudgetShares:
+        """Give the horizon its device-seconds; with 0 there is no such phase, and no share of it.
+
+        Args:
+            climb: The phase that they come from, unless the user fixed the horizon's share.
+        """
+        shares = dict(self.by_phase)
+        fixed = shares.pop(HORIZON, None)
+        if not seconds:
+            shares[climb] += fixed or 0.0
+            return replace(self, by_phase=shares)
+        if fixed is not None:
+            return self
+        share = seconds / self.budget_seconds
+        shares[climb] -= share
+        return replace(self, by_phase=_with_horizon(shares, share))
 
     def ends(self) -> dict[str, float]:
         """Return the device-seconds spent when each phase ends."""

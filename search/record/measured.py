@@ -67,6 +67,29 @@ class Measured:
         return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
 
 
+# A training's mean loss in epoch 3 is kept beside what was measured, as ``loss@3``.
+_LOSS = "loss@"
+
+
+def curve_values(losses: Mapping[int, float]) -> dict[str, float]:
+    """Name the losses of a training's epochs as the record keeps them; `learning_curve` inverts it.
+
+    The accuracy of an epoch in the middle is no part of it: at a learning rate that is still high
+    it says little of what a training would reach that ends there.
+    """
+    return {f"{_LOSS}{epoch}": loss for epoch, loss in sorted(losses.items())}
+
+
+def learning_curve(values: Mapping[str, float]) -> dict[int, float]:
+    """Return the mean training loss of each epoch, of the values of a trial; empty without any."""
+    found = {
+        int(name.removeprefix(_LOSS)): loss
+        for name, loss in values.items()
+        if name.startswith(_LOSS)
+    }
+    return dict(sorted(found.items()))
+
+
 # What networks are better by, in percent; where a detector has both APs, masks count.
 QUALITIES = ("top1", "miou", "ap_mask", "ap_box")
 # Looked up for every trial that is read.

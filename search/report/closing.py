@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
-from search.front import FrontQuery, choose_rows, judged_by, training_command, trials_of
+from search.front import (
+    FrontQuery,
+    choose_rows,
+    judged_by,
+    recipe_epochs,
+    training_command,
+    trials_of,
+)
 from search.grafting import ESTIMATES
 from search.plan import PHASES
 from search.record import Trial
@@ -19,7 +27,9 @@ from search.results import (
     ZERO_COST,
     Candidate,
     front,
+    later_order,
     losses_of,
+    mixing_gains,
     passed_over,
     retrained,
     searched_fidelities,
@@ -27,7 +37,14 @@ from search.results import (
 from search.run_folder import RunFolder, is_disk_full
 from search.sampling import Mirror
 from search.terminal import front_table, shell_command, what_more_buys
-from search.trust import COSTS, PREDICTOR, report_of, sampled_fidelity
+from search.trust import (
+    COSTS,
+    PREDICTOR,
+    HorizonReport,
+    horizon_report,
+    report_of,
+    sampled_fidelity,
+)
 
 EXTRACTION_TOLERANCE = 1e-5
 MIRROR = "study.db"
@@ -51,7 +68,13 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
     passed = passed_over(trials)
-    for note in (*((passed,) if passed else ()), *_notes(run), *_trust_lines(run)):
+    for note in (
+        *((passed,) if passed else ()),
+        *_notes(run),
+        *(gain.sentence() for gain in mixing_gains(found)[-1:]),
+        *_trust_lines(run),
+        *_horizon_lines(run),
+    ):
         console.print(note, highlight=False, soft_wrap=True)
     best = max(members, key=lambda member: member.top1)
     console.print(
@@ -159,6 +182,8 @@ def _report_data(run: RunFolder) -> report.ReportData:
         graft=story_of(run, trials),
         training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
+        horizon=_horizon(run),
+        recipe_epochs=recipe_epochs(run),
         notes=(*_notes(run), *([] if more is None else [f"{more}."])),
     )
 
@@ -228,6 +253,25 @@ def _notes(run: RunFolder) -> Iterator[str]:
         device = run.state.times.device_name if run.state.times else ""
         if "latency_ms" in run.settings.objectives:
             yield run.settings.describe_latency(device or "an unknown device")
+
+
+def _horizon(run: RunFolder) -> HorizonReport | None:
+    """Compare the orders at all lengths of training; None where there is too little for that."""
+    trials = run.record.trials()
+    if not searched_fidelities(trials):
+        return None
+    return horizon_report(
+        trials,
+        recipe_epochs=recipe_epochs(run),
+        order=later_order(judged_by(run, FrontQuery())),
+        rng=np.random.default_rng(run.settings.seed),
+    )
+
+
+def _horizon_lines(run: RunFolder) -> Iterator[str]:
+    report = _horizon(run)
+    if report is not None:
+        yield from report.sentences()
 
 
 def _trust_lines(run: RunFolder) -> Iterator[str]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.report.sections import columns, enumerate_words
-from search.results import Candidate, describe_fidelity, retraining_label
+from search.results import Candidate, MixingGain, describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
 from search.terminal import format_count, format_interval
-from search.trust import MIN_POINTS, KendallTau, TrustReport
+from search.trust import MIN_POINTS, HorizonReport, KendallTau, TrustReport
+from searchspace.architecture import describe
 
 MOST_TRAITS = 10
 SIGNIFICANT = 0.05
@@ -63,6 +64,47 @@ def trust_content(report: TrustReport | None) -> dict[str, Any] | None:
         "rows": [
             (estimators[e.name], *_tau_cells(e.tau), *_tau_cells(e.top_tau))
             for e in report.estimators
+        ],
+    }
+
+
+def mixing_content(gains: Sequence[MixingGain]) -> dict[str, Any]:
+    """Set the best networks of one mixer beside mixes that cost no more, and sum it up."""
+    names = ("one mixer", "%", "MACs", "best mix", "its %", "its MACs", "difference", "95 %")
+    return {
+        "sentence": gains[-1].sentence() if gains else "",
+        "columns": columns(names, words=("one mixer", "best mix")),
+        "rows": [(*_network_cells(one.single), *_mix_cells(one)) for one in gains],
+    }
+
+
+def _network_cells(one: Candidate) -> tuple[str, str, str]:
+    named = f"{one.id}: {describe(one.architecture)}"
+    return named, format_interval(one), format_count(one.macs)
+
+
+def _mix_cells(gain: MixingGain) -> tuple[str, ...]:
+    if gain.mixed is None:
+        return "none as cheap", "", "", "", ""
+    interval = f"{gain.low:+.1f} to {gain.high:+.1f}"
+    return *_network_cells(gain.mixed), f"{gain.difference:+.1f}", interval
+
+
+def horizon_content(report: HorizonReport | None) -> dict[str, Any] | None:
+    """Say how the ranking changes with epochs, and whether forecasts are worth anything."""
+    if report is None:
+        return None
+    names = ("epochs alone", "Kendall's tau", "95 % interval", "networks")
+    return {
+        "longest": report.longest,
+        "recipe_epochs": report.recipe_epochs,
+        "num_kinds": report.num_kinds,
+        "is_of_all": report.is_of_all,
+        "turns": report.order is not None and report.order.is_likely_to_turn,
+        "sentences": tuple(report.sentences())[len(report.rungs) :],
+        "columns": columns(names),
+        "rows": [
+            (rung.epochs, *_tau_cells(rung.tau), rung.tau.num_points) for rung in report.rungs
         ],
     }
 

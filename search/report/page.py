@@ -21,6 +21,8 @@ from search.record import Trial
 from search.report.backbones import Backbone, backbones_content
 from search.report.findings import (
     choices_content,
+    horizon_content,
+    mixing_content,
     published_content,
     retrained_content,
     trust_content,
@@ -31,6 +33,7 @@ from search.report.payload import (
     Charge,
     best_payload,
     chart_unit,
+    horizon_payload,
     hypervolume_payload,
     importance_payload,
     judged_candidates,
@@ -50,20 +53,28 @@ from search.report.sections import (
 from search.results import (
     QUALITY_WORDS,
     Candidate,
+    best_singles,
     by_macs,
     describe_fidelity,
+    mixing_gains,
     passed_over,
     retrained,
 )
 from search.results.importance import front_traits
-from search.terminal import describe_stages, format_chance, format_count, format_interval
-from search.trust import TrustReport
+from search.terminal import (
+    describe_stages,
+    format_chance,
+    format_count,
+    format_forecast,
+    format_interval,
+)
+from search.trust import HorizonReport, TrustReport
 from searchspace import durable
 
 PAGE = Path(__file__).parent / "assets"
 SCRIPTS = ("base.js", "network.js", "front.js", "choose.js", "charts.js", "main.js")
-# Okabe and Ito's blue, vermilion and grey; the report's style sheet has the same.
-FRONT, NEAR, OTHER = "#0072b2", "#d55e00", "#8c959f"
+# Okabe and Ito's blue, vermilion and green, and a grey; the report's style sheet has the same.
+FRONT, NEAR, OTHER, SINGLE = "#0072b2", "#d55e00", "#8c959f", "#009e73"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +97,8 @@ class ReportData:
         trust: Agreement of each estimator with training alone; None before there is any.
         notes: Sentences to show below the facts, e.g. what checks found.
         backbones: Networks that were trained as backbones of detectors and segmenters.
+        horizon: How the ranking changes with epochs; None where that is not known.
+        recipe_epochs: Of the full recipe; 0 where they are not known.
         graft: Of a graft, what its section tells; else None.
         training: What trains a network for good, in front of its id and behind; empty takes
             `search retrain`.
@@ -109,6 +122,8 @@ class ReportData:
     backbones: tuple[Backbone, ...] = ()
     graft: GraftStory | None = None
     training: tuple[str, str] = ("", "")
+    horizon: HorizonReport | None = None
+    recipe_epochs: int = 0
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -117,7 +132,7 @@ def write_report(path: Path, report: ReportData) -> None:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    judged = judged_candidates(report.trials, report.objectives)
+    judged = judged_candidates(report.trials, report.objectives, recipe_epochs=report.recipe_epochs)
     payload = _payload(report, judged)
     # A "<" in the data would let it end the script element.
     data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
@@ -166,6 +181,12 @@ def front_png(
             axes.scatter(
                 macs, top1, label=label, marker=marker, s=18, edgecolors=color, facecolors="none"
             )
+    if singles := best_singles(candidates):
+        macs, top1 = [c.macs for c in singles], [c.top1 for c in singles]
+        label = "one mixer everywhere, the best"
+        axes.scatter(
+            macs, top1, label=label, marker="s", s=60, edgecolors=SINGLE, facecolors="none"
+        )
     axes.errorbar(
         [c.macs for c in members],
         [c.top1 for c in members],
@@ -193,7 +214,7 @@ def front_png(
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
     picture = io.BytesIO()
@@ -231,6 +252,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "hypervolume": curves,
         "phases": phases_payload(report.spent_by_phase, unit_seconds),
         "trust": trust_payload(report.trust),
+        "horizon": horizon_payload(report.trials, top),
         "mixers": mixers_payload([c.architecture for c in top if c.on_front], architectures),
         "importance": importance_payload(judged, seed=report.seed),
     }
@@ -251,6 +273,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "chance": format_chance,
+        "forecast": format_forecast,
         "count": format_count,
         "described": describe_fidelity,
         "interval": format_interval,
@@ -275,6 +298,7 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
+        "mixing": mixing_content(mixing_gains(top)),
         "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)
@@ -286,6 +310,7 @@ def _content(
             "costs": enumerate_words([AXES[n] for n in report.objectives if n not in QUALITY_AXES]),
         },
         "trust": trust_content(report.trust),
+        "horizon": horizon_content(report.horizon),
         "published": published_content(payload["published"]),
         "graft": graft_content(report.graft, sorted((c for c in top if c.on_front), key=by_macs)),
     }

@@ -16,9 +16,12 @@ from search.results import (
     MEASURED,
     OBJECTIVES,
     Candidate,
+    add_forecasts,
     add_probabilities,
+    best_singles,
     best_within_limits,
     candidates,
+    curves_of,
     hypervolume,
     losses_of,
     non_dominated,
@@ -35,12 +38,16 @@ from searchspace.architecture import Architecture
 Charge: TypeAlias = tuple[float, float, float]
 
 CURVE_POINTS = 100
+# Learning curves in one picture.
+MOST_CURVES = 40
 
 
 def judged_candidates(
-    trials: Sequence[Trial], objectives: Sequence[str]
+    trials: Sequence[Trial], objectives: Sequence[str], *, recipe_epochs: int = 0
 ) -> dict[str, tuple[Candidate, ...]]:
     """Gather the candidates of each fidelity below retraining.
+
+    Members of the first one's front have a forecast of so many epochs, where there can be one.
 
     The first is that of the front that a run shows, whatever is higher; the others come from the
     highest down.
@@ -54,7 +61,9 @@ def judged_candidates(
         fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
         for fidelity in ordered
     }
-    return {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
+    sure = {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
+    shown, *_ = sure
+    return sure | {shown: add_forecasts(sure[shown], trials, epochs=recipe_epochs)}
 
 
 def view_payload(
@@ -68,6 +77,7 @@ def view_payload(
         rows: The row of each id in `networks_payload`.
     """
     measured = {name: [getattr(c, name) for c in found] for name in MEASURED}
+    places = {c.id: index for index, c in enumerate(found)}
     return {
         "fidelity": fidelity,
         "rows": [rows[c.id] for c in found],
@@ -79,6 +89,8 @@ def view_payload(
             for name, costs in measured.items()
         },
         "group": [2 if c.on_front else int(c.near_front) for c in found],
+        # Of one mixer, the best for their cost.
+        "single": [places[c.id] for c in best_singles(found)],
         # Zero is short: most networks have no chance.
         "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
     }
@@ -175,6 +187,27 @@ def trust_payload(report: TrustReport | None) -> dict[str, Sequence[float]] | No
         "top1": [point.top1 for point in report.points],
         **{estimator.name: estimator.estimates for estimator in report.estimators},
     }
+
+
+def horizon_payload(trials: Sequence[Trial], top: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """List the networks that were trained for several lengths, the most accurate in the end last.
+
+    Members of the front have their forecast as well, where there is one.
+    """
+    forecasts = {c.id: c.forecast for c in top if c.forecast is not None}
+    several = {n: c for n, c in curves_of(trials).items() if len(c) > 1 or n in forecasts}
+    longest = sorted(several, key=lambda n: (several[n][-1].epochs, several[n][-1].top1))
+    return [
+        {
+            "id": number,
+            "epochs": [point.epochs for point in several[number]],
+            "top1": [round(point.top1, 2) for point in several[number]],
+            "forecast": None
+            if (found := forecasts.get(number)) is None
+            else [found.epochs, *(round(v, 2) for v in (found.top1, found.low, found.high))],
+        }
+        for number in longest[-MOST_CURVES:]
+    ]
 
 
 def importance_payload(

@@ -49,8 +49,10 @@ def front_content(
     of_all = _measured([c for found in judged.values() for c in found])
     measured = _measured(members)
     units = [UNITS[name] for name in measured]
+    full_epochs = max((c.forecast.epochs for c in members if c.forecast is not None), default=0)
     return {
         "fidelity": fidelity,
+        "full_epochs": full_epochs,
         "found": top,
         "members": members,
         "best": max(members, key=lambda c: c.top1),
@@ -67,7 +69,11 @@ def front_content(
         "legend": _mixer_legend(top),
         "measured": measured,
         "columns": columns(
-            ("id", f"{QUALITY_WORDS[top[0].measure]} %", "sure", "MACs", "parameters", *units),
+            (
+                *("id", f"{QUALITY_WORDS[top[0].measure]} %", "sure"),
+                *(["in full %"] if full_epochs else []),
+                *("MACs", "parameters", *units),
+            ),
             words=("id", "mixers of the stages", "to retrain it"),
         ),
         "with_dims": differ_in_dims(member.architecture for member in members),

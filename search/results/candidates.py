@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search.plan import HORIZON
 from search.record import QUALITIES, Trial
-from search.results.certainty import front_probabilities
+from search.results.certainty import LaterOrder, front_probabilities, order_after
 from search.results.dominance import non_dominated
 from search.results.fidelity import (
     ZERO_COST,
@@ -26,11 +27,12 @@ from search.results.fidelity import (
     order_fidelities,
 )
 from search.results.intervals import NORMAL_975, wilson_interval
+from search.results.learning_curves import Forecast, curves_of, forecasts
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row, quality_of
 from searchspace.architecture import Architecture, describe
 
-# Networks of the trust phase are trained alone to compare rankings; nothing promoted them.
-_TRUST = "trust"
+# Networks of these phases are trained alone to compare rankings; nothing promoted them.
+_NOT_PROMOTED = ("trust", HORIZON)
 # So many promoted networks and no fewer make a front worth showing.
 MIN_ARRIVED = 3
 # Of a measure with an interval: half of that is at least so many percent, a share neither 0 nor 1.
@@ -59,6 +61,8 @@ class Candidate:
         measure: One of `search.record.QUALITIES`.
         front_probability: That it is truly on the front (`search.results.certainty`); None where
             `add_probabilities` was not asked.
+        forecast: The accuracy that it would reach with the full recipe's epochs; None where
+            `add_forecasts` was not asked, or the run does not know.
     """
 
     id: int
@@ -80,6 +84,7 @@ class Candidate:
     near_front: bool = False
     measure: str = "top1"
     front_probability: float | None = None
+    forecast: Forecast | None = None
 
 
 def candidates(
@@ -118,7 +123,7 @@ def shown_fidelity(trials: Sequence[Trial]) -> str:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    ordered = searched_fidelities(trials)
+    ordered = _front_fidelities(trials)
     if not ordered:
         raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
     arrived = (fidelity for fidelity in ordered[:-1] if _has_arrived(trials, fidelity))
@@ -127,10 +132,10 @@ def shown_fidelity(trials: Sequence[Trial]) -> str:
 
 def passed_over(trials: Sequence[Trial]) -> str | None:
     """Say which higher fidelity is not the one whose front is shown, and why; None without any."""
-    ordered, shown = searched_fidelities(trials), shown_fidelity(trials)
+    ordered, shown = _front_fidelities(trials), shown_fidelity(trials)
     if shown == ordered[0]:
         return None
-    promoted = [t for t in trials if t.fidelity == ordered[0] and t.origin != _TRUST]
+    promoted = [t for t in trials if t.fidelity == ordered[0] and t.origin not in _NOT_PROMOTED]
     done = sum(trial.state == "done" for trial in promoted)
     begun = (
         f"of {len(promoted)} promoted to it {done or 'none'} arrived"
@@ -222,6 +227,35 @@ def add_probabilities(
     )
 
 
+def add_forecasts(
+    found: Sequence[Candidate], trials: Sequence[Trial], *, epochs: int
+) -> tuple[Candidate, ...]:
+    """Add to each member of the front what it would reach after so many epochs, if that is known.
+
+    Args:
+        found: All candidates of a fidelity.
+        trials: Of the run; their trainings alone are the curves.
+        epochs: Of the full recipe; 0 where they are not known.
+    """
+    if not epochs or not found or found[0].measure != "top1" or is_retraining(found[0].fidelity):
+        return tuple(found)
+    members = [c.id for c in found if c.on_front]
+    known = forecasts(curves_of(trials), epochs=epochs, of=members)
+    return tuple(replace(c, forecast=known.get(c.id)) for c in found)
+
+
+def later_order(found: Iterable[Candidate]) -> LaterOrder | None:
+    """Say how the order of the front's members is likely to change; None where nothing is known."""
+    known = [(c.top1, c.forecast) for c in found if c.on_front and c.forecast is not None]
+    if len(known) < 2:
+        return None
+    return order_after(
+        np.array([top1 for top1, _ in known]),
+        later=np.array([forecast.top1 for _, forecast in known]),
+        deviations=np.array([forecast.deviation for _, forecast in known]),
+    )
+
+
 def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
     """Gather the finished retrainings, one candidate for each architecture and recipe.
 
@@ -247,6 +281,12 @@ def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
     return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
 
 
+def _front_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """List those at which there can be a front: what only the horizon trained to is none."""
+    judged = [trial for trial in trials if trial.origin != HORIZON]
+    return searched_fidelities(judged)
+
+
 def to_json(candidate: Candidate) -> dict[str, Any]:
     """Describe a candidate with JSON values; the keys are stable."""
     return {
@@ -259,6 +299,10 @@ def to_json(candidate: Candidate) -> dict[str, Any]:
         "num_seeds": candidate.num_seeds,
         "near_front": candidate.near_front,
         "front_probability": candidate.front_probability,
+        "full_epochs": None if candidate.forecast is None else candidate.forecast.epochs,
+        "full_forecast": None if candidate.forecast is None else candidate.forecast.top1,
+        "full_low": None if candidate.forecast is None else candidate.forecast.low,
+        "full_high": None if candidate.forecast is None else candidate.forecast.high,
         "params": candidate.params,
         "macs": candidate.macs,
         "latency_ms": candidate.latency_ms,
@@ -309,7 +353,7 @@ def _has_arrived(trials: Sequence[Trial], fidelity: str) -> bool:
     done = {trial.key for trial in there if trial.state == "done"}
     height = fidelity_height(fidelity)
     below = {t.key for t in trials if has_accuracy(t) and fidelity_height(t.fidelity) < height}
-    promoted = [trial.state for trial in there if trial.origin != _TRUST]
+    promoted = [trial.state for trial in there if trial.origin not in _NOT_PROMOTED]
     arrived = promoted.count("done")
     on_their_way = promoted.count("waiting") + promoted.count("running")
     return below <= done or arrived >= max(MIN_ARRIVED, on_their_way)

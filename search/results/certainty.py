@@ -29,6 +29,8 @@ BLOCK = 1024
 # Of the limits on a cost at which the answer is computed, and of the rivals that are named there.
 MAX_LIMITS, MAX_RIVALS = 200, 4
 LEAST_SHARE = 0.02
+# An order of which so large a part is expected to change is none to rely on.
+TURNED_SHARE, NUM_DRAWS = 0.25, 4_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,36 @@ class BestWithin:
     chance: float
     regret: float
     rivals: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaterOrder:
+    """How the order of some networks by accuracy is likely to change.
+
+    Attributes:
+        num_pairs: Of neighbours in their order now.
+        expected_turns: How many of these are expected to have changed places.
+        best_stays: The chance that the best of now is still the best.
+    """
+
+    num_pairs: int
+    expected_turns: float
+    best_stays: float
+
+    @property
+    def is_likely_to_turn(self) -> bool:
+        """Whether more than `TURNED_SHARE` of the neighbours, or the best, change places."""
+        return self.expected_turns > TURNED_SHARE * self.num_pairs or self.best_stays < 0.5
+
+    def sentence(self, epochs: int) -> str:
+        """Say whether the order of a front is likely to last for so many epochs."""
+        pairs = "1 pair" if self.num_pairs == 1 else f"{self.num_pairs} pairs"
+        verdict = "turn by" if self.is_likely_to_turn else "last until"
+        return (
+            f"The order of this front is likely to {verdict} the recipe's {epochs} epochs: of its "
+            f"{pairs} of neighbours {self.expected_turns:.1f} are expected to change places, and "
+            f"the most accurate stays that with a chance of {100 * self.best_stays:.0f} %."
+        )
 
 
 def front_probabilities(
@@ -136,6 +168,29 @@ def best_within_limits(
             )
         )
     return tuple(answers)
+
+
+def order_after(
+    now: NDArray[np.float64], *, later: NDArray[np.float64], deviations: NDArray[np.float64]
+) -> LaterOrder:
+    """Say how much of the order of some networks is likely to be another one later.
+
+    Args:
+        now: Accuracies in percent, of shape (n,), n at least 2.
+        later: What they are expected to become, of shape (n,).
+        deviations: Of these expectations, of shape (n,); taken as normal and independent.
+    """
+    order = np.argsort(-now, kind="stable")
+    mean, deviation = later[order], np.maximum(deviations[order], 1e-9)
+    # Fixed draws: the same answer every time.
+    draws = np.random.default_rng(0).standard_normal((NUM_DRAWS, len(order)))
+    reached = mean + deviation * draws
+    turned = (reached[:, 1:] > reached[:, :-1]).mean(axis=0)
+    return LaterOrder(
+        num_pairs=len(order) - 1,
+        expected_turns=float(turned.sum()),
+        best_stays=float((reached.argmax(axis=1) == 0).mean()),
+    )
 
 
 def _by_chance(found: tuple[int, float]) -> float:

@@ -31,6 +31,17 @@ def rung_fidelities(plan: Plan) -> dict[str, int]:
     return {trained_alone(epochs, plan.images_of(epochs)): epochs for epochs in plan.rungs}
 
 
+def trial_fidelities(plan: Plan) -> dict[str, int]:
+    """Return the fidelities of all trainings alone of a plan, ascending, and the epochs of each."""
+    return {trained_alone(epochs, plan.images_of(epochs)): epochs for epochs in plan.lengths}
+
+
+def epochs_of(fidelity: str) -> int | None:
+    """Return for how many epochs networks were trained alone on all images; None for all else."""
+    trained = _TRAINED.fullmatch(fidelity)
+    return None if trained is None or trained[2] else int(trained[1])
+
+
 def retraining_fidelity(label: str) -> str:
     """Name the fidelity of a retraining: its recipe, epochs and what else decides it."""
     return f"{_RETRAIN}{label}"

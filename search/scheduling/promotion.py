@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ class Promotions:
         rungs: Fidelities, the cheapest first.
         objectives: Of the run; see `losses_of`.
         limits: Upper limits of measured costs; what is beyond them is not promoted.
+        first: Networks and rungs that are chosen before all else, unless they are there already.
         eta: One of so many networks is promoted.
     """
 
@@ -49,6 +51,7 @@ class Promotions:
         rungs: Sequence[str],
         objectives: Sequence[str],
         limits: Mapping[str, float] | None = None,
+        first: Iterable[tuple[Architecture, str]] = (),
         eta: int = ETA,
     ) -> None:
         levels = (*rungs,) if base is None else (base, *rungs)
@@ -59,6 +62,7 @@ class Promotions:
             )
         self._levels, self._has_base = levels, base is not None
         self._objectives, self._eta, self._limits = objectives, eta, limits or {}
+        self._first = deque(first)
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
         # At each level: what has not gone up, the best last; how many were done when it was sorted.
@@ -75,8 +79,17 @@ class Promotions:
         if trial.state == "done" and is_within(trial, self._limits):
             self._done[trial.fidelity].setdefault(trial.key, trial)
 
+    def put_first(self, networks: Iterable[Architecture], rung: str) -> None:
+        """Choose these before all else, unless they are on the rung already."""
+        self._first.extend((architecture, rung) for architecture in networks)
+
     def next(self) -> tuple[Architecture, str] | None:
         """Choose a network and its rung, and remember that it was chosen; None if all were."""
+        while self._first:
+            architecture, rung = self._first.popleft()
+            if architecture.key not in self._known[rung]:
+                self._known[rung].add(architecture.key)
+                return architecture, rung
         chosen = self._choose(beyond_share=False)
         if chosen is None and self._has_base:
             chosen = self._choose(beyond_share=True)

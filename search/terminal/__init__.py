@@ -10,6 +10,7 @@ from search.terminal.tables import (
     describe_stages,
     format_chance,
     format_count,
+    format_forecast,
     format_interval,
     front_table,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "describe_stages",
     "format_chance",
     "format_count",
+    "format_forecast",
     "format_interval",
     "front_table",
     "plan_table",

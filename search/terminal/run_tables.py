@@ -10,11 +10,13 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import (
+    HORIZON,
     Plan,
     StepTimes,
     climbing_phase,
     climbing_text,
     device_rate,
+    horizon_text,
     idle_devices,
     more_text,
     plan_warnings,
@@ -46,6 +48,7 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
         "score": f"about {plan.num_scored:,} networks judged: parts alone, pairs, some assemblies",
         "supernet": supernet_text(plan),
         "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} {epochs}",
+        HORIZON: horizon_text(plan),
         "search": f"about {plan.num_judged:,} networks {judged_by}",
         climbing_phase(plan.strategy): climbing_text(plan),
         "finish": "check the extraction; judge with what is left",

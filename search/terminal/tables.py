@@ -49,6 +49,9 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         table.add_column(unit, justify="right", no_wrap=True)
     if chances:
         table.add_column("sure", justify="right", no_wrap=True)
+    epochs = {c.forecast.epochs for c in candidates if c.forecast is not None}
+    if epochs:
+        table.add_column("in full", justify="right", no_wrap=True)
     if shows_final:
         table.add_column("retrained", justify="right", no_wrap=True)
     table.add_column("mixers of the stages", overflow="fold")
@@ -60,6 +63,8 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         cells += [_format_measured(costs[row]) for costs in measured.values()]
         if chances:
             cells.append(format_chance(candidate.front_probability))
+        if epochs:
+            cells.append(format_forecast(candidate))
         if shows_final:
             found = final.get(candidate.id)
             cells.append(format_interval(found) if found else "")
@@ -69,6 +74,8 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         notes.append("c: channels of a stage")
     if chances:
         notes.append("sure: chance to be truly on the front")
+    if epochs:
+        notes.append(f"in full: forecast after the recipe's {max(epochs)} epochs")
     if shows_final:
         notes.append("retrained: full recipe, judged once on the test split")
     if any(candidate.near_front for candidate in candidates):
@@ -154,6 +161,14 @@ def format_interval(candidate: Candidate) -> str:
     """Write the accuracy in percent with the longer half of its 95 % interval: ``93.1 ±1.2``."""
     half = max(candidate.high - candidate.top1, candidate.top1 - candidate.low)
     return f"{candidate.top1:.1f} ±{half:.1f}"
+
+
+def format_forecast(candidate: Candidate) -> str:
+    """Write the forecast of the full recipe with the longer half of its 95 % interval."""
+    found = candidate.forecast
+    if found is None:
+        return ""
+    return f"{found.top1:.1f} ±{max(found.high - found.top1, found.top1 - found.low):.1f}"
 
 
 def format_chance(chance: float | None) -> str:

@@ -1,5 +1,6 @@
 """How well cheap estimates rank networks, and what a run judges by."""
 
+from search.trust.horizon import HorizonReport, horizon_report
 from search.trust.judge_choice import (
     estimator_of,
     next_predicted,
@@ -22,9 +23,11 @@ __all__ = [
     "MIN_POINTS",
     "PREDICTOR",
     "Estimator",
+    "HorizonReport",
     "KendallTau",
     "TrustReport",
     "estimator_of",
+    "horizon_report",
     "kendall_tau_interval",
     "next_predicted",
     "report_of",

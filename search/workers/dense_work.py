@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
-from search.record import Measured
+from search.record import Measured, curve_values
 from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
@@ -239,7 +239,8 @@ def train_dense_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        AP or mIoU with its interval, and the measured costs of the run's objectives.
+        AP or mIoU with its interval, the measured costs of the run's objectives and the loss of
+        every epoch (`search.record.learning_curve`).
     """
     set_up_process(job, threads)
     data, name = job.open_data(), checkpoint_name(task.trial_id)
@@ -266,10 +267,11 @@ def train_dense_alone(
     on_epoch(0)
     try:
         recipe = recipe.model_copy(update={"checkpoint_steps": epoch_steps})
-        train_dense(network, learned, recipe, training)
+        history = train_dense(network, learned, recipe, training)
     finally:
         job.files.forget(name)
-    return dense_values(network, task.architecture, job, data.judged)
+    losses = {round(steps.step / epoch_steps): steps.loss for steps in history}
+    return dense_values(network, task.architecture, job, data.judged) | curve_values(losses)
 
 
 def dense_values(

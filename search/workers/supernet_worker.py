@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
-from search.record import Measured
+from search.record import Measured, curve_values
 from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
@@ -333,8 +333,8 @@ def train_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct, total and the measured costs of the run's objectives; of a group
-        the first process does.
+        top1 (percent), correct, total, the measured costs of the run's objectives and the loss of
+        every epoch (`search.record.learning_curve`); of a group the first process does.
     """
     set_up_process(job, threads)
     data = job.open_data()
@@ -363,13 +363,14 @@ def train_alone(
     try:
         with joined(task.group, device=job.device):
             on_epoch(0)
-            accuracy = train(network.to(job.device), data, recipe, options).accuracy
+            result = train(network.to(job.device), data, recipe, options)
     finally:
         job.files.forget(name)
     if not is_first:
         return {}
     costs = job.measure_costs(network, task.architecture)
-    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
+    judged = Measured.judged(result.accuracy.correct, result.accuracy.total, costs)
+    return judged.values() | curve_values({epoch.epoch: epoch.loss for epoch in result.history})
 
 
 def compile_kernels() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +13,28 @@ import pytest
 from benchmarks import compare_strategies
 from benchmarks.compare_strategies import (
     COLUMNS,
+    Found,
+    Member,
     Row,
     Study,
     best_top1,
     choose_members,
     front_hypervolume,
+    gain_over_single,
     half_width,
+    log_hypervolume,
     read_rows,
     rows_of,
     run_study,
     tables,
     write_rows,
 )
+from benchmarks.study_singles import single_networks
 from search.record.record import Record
 from search.retraining.model_card import RetrainResult
 from search.retraining.out_folder import RESULT_FILE
 from searchspace.cost import count
+from searchspace.single_mixer import is_single_mixer
 from searchspace.spec_file import load_space
 from supernet.training.evaluation import Accuracy
 from tests.tiny_run import write_run
@@ -79,12 +86,12 @@ def test_the_volume_of_two_members_is_the_union_of_their_boxes() -> None:
 
 
 def test_a_run_that_judged_nothing_has_no_volume(tmp_path: Path) -> None:
-    write_run(tmp_path / "random-s0", [trial(1, correct=0, state="failed")])
+    write_run(tmp_path / "proxy-s0", [trial(1, correct=0, state="failed")])
     (empty,) = rows_of(study(tmp_path))
-    assert (empty["arm"], empty["front_size"], empty["key"]) == ("random", "0", "")
-    volumes, best = tables([empty, row("supernet", 0, LEAST, "55")]).split("\n\n")
-    assert "| random - supernet | -50.00 | -50.00 | - |" in volumes
-    assert "| random | - | - | - |" in best
+    assert (empty["arm"], empty["front_size"], empty["key"]) == ("proxy", "0", "")
+    volumes, _, best = tables([empty, row("supernet", 0, LEAST, "55")]).split("\n\n")
+    assert "| proxy - supernet | -50.00 | -50.00 | - |" in volumes
+    assert "| proxy | - | - | - |" in best
 
 
 def test_half_width_is_that_of_students_t() -> None:
@@ -103,7 +110,7 @@ def test_the_table_pairs_seeds_and_leaves_out_fronts_that_are_not_done() -> None
         row("random", 1, LEAST, "46"),
         row("random", 1, MOST, ""),
     ]
-    volumes, best = tables(rows).split("\n\n")
+    volumes, _, best = tables(rows).split("\n\n")
     # Ten points of hypervolume are nine of error at the cheapest network.
     assert "| supernet | 50.00 | 60.00 | 55.00 | ± 63.53 |" in volumes
     assert "| proxy - supernet | +10.00 | +10.00 | +10.00 | ± 0.00 |" in volumes
@@ -118,42 +125,60 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
 
 
 class Program:
-    """Takes the place of the program: runs end at once with the same front, but for one arm."""
+    """Takes the place of the program, the script and retraining: all end at once."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.commands: list[tuple[str, ...]] = []
+        self.retrained: list[tuple[str, int]] = []
         self.kill_at = -1
         patch.setattr(compare_strategies, "_command", self)
+        patch.setattr(compare_strategies, "_retrain", self.retrain)
 
     def __call__(self, *words: object) -> None:
         self.commands.append(tuple(map(str, words)))
+        folder = Path(str(words[-1]))
         if len(self.commands) == self.kill_at:
-            if words[0] == "run":  # while it read the images
-                (Path(str(words[-1])) / "data").mkdir(parents=True)
+            (folder / "data").mkdir(parents=True)  # while it read the images
             raise KeyboardInterrupt
         if "--resume" in words:
-            with Record.open(Path(str(words[-1])) / "record.db") as record:
+            with Record.open(folder / "record.db") as record:
                 record.set_meta("phase", "done")
         elif words[0] == "run":
-            numbers = (4, 5) if "random" in words else (3, 4)
-            trials = [trial(n, correct=60 + 20 * n) for n in numbers]
-            write_run(Path(str(words[-1])), trials)
+            write_run(folder, [trial(n, correct=60 + 20 * n) for n in (3, 4)])
         else:
-            self._retrain(Path(str(words[1])), [int(str(w)) for w in words[3:-6:2]])
+            write_script(folder, (4, 5))
 
-    def _retrain(self, run: Path, ids: list[int]) -> None:
-        for number in ids:
-            with Record.open(run / "record.db") as record:
-                key = record.architecture(number).key
-            finish_retraining(run / "retrain" / str(number), key, top1=10.0 * number)
+    def retrain(self, study: Study, members: Sequence[Member], seed: int) -> Iterator[None]:
+        for member in members:
+            self.retrained.append((member.key, seed))
+            folder = study.out / "retrained" / f"{member.key}-s{seed}"
+            finish_retraining(folder, member.key, top1=50.0 + seed)
+            yield
 
 
-def finish_retraining(folder: Path, key: str, *, top1: float, epochs: int = 9) -> None:
-    """Leave what `search retrain` leaves of a network."""
+def write_script(folder: Path, numbers: Sequence[int]) -> None:
+    """Leave what the script of an afternoon leaves: a network after every ten seconds."""
+    trials = [
+        {
+            "key": network(n).key,
+            "architecture": network(n).to_dict(),
+            "top1": 10.0 * n,
+            "macs": count(network(n)).macs,
+            "params": 1,
+            "spent": 10.0 * place,
+        }
+        for place, n in enumerate(numbers, start=1)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "trials.json").write_text(json.dumps({"epochs": 4, "trials": trials}))
+
+
+def finish_retraining(folder: Path, key: str, *, top1: float) -> None:
+    """Leave what a retraining leaves of a network."""
     result = RetrainResult(
         key=key,
         recipe="micro",
-        epochs=epochs,
+        epochs=9,
         seed=0,
         start="fresh",
         params=1,
@@ -174,31 +199,26 @@ def finish_retraining(folder: Path, key: str, *, top1: float, epochs: int = 9) -
     (folder / RESULT_FILE).write_text(json.dumps(result.to_dict()))
 
 
-def names(commands: list[tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Return the verb and the run of each command."""
-    return [
-        (words[0], Path(words[1] if words[0] == "retrain" else words[-1]).name)
-        for words in commands
-    ]
+def names(commands: list[tuple[str, ...]]) -> list[str]:
+    return [Path(words[-1]).name for words in commands]
 
 
-def test_a_seed_is_finished_before_the_next_and_a_network_is_retrained_once(
+def test_a_seed_is_finished_before_the_next_and_a_network_is_retrained_once_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, asked = Program(monkeypatch), study(tmp_path, seeds=2)
     run_study(asked, tmp_path / "rows.csv")
-    first = [("run", "supernet-s0"), ("run", "proxy-s0"), ("run", "random-s0")]
-    # The front of random search alone has another network; in seed 1 nothing is new.
-    retrained = [("retrain", "supernet-s0"), ("retrain", "random-s0")]
-    second = [("run", "supernet-s1"), ("run", "proxy-s1"), ("run", "random-s1")]
-    assert names(program.commands) == [*first, *retrained, *second]
+    arms = ("supernet", "proxy", "nsga2", "tpe", "random")
+    assert names(program.commands) == [f"{arm}-s{seed}" for seed in (0, 1) for arm in arms]
+    # Runs have 3 and 4, scripts 4 and 5.
+    keys = [network(n).key for n in (3, 4, 5)]
+    assert program.retrained == [(key, seed) for seed in (0, 1) for key in keys]
     rows = read_rows(tmp_path / "rows.csv")
     assert rows == rows_of(asked)
-    assert len(rows) == 12
-    keys = [network(number).key for number in (3, 4, 5)]
-    assert {row["key"]: row["test_top1"] for row in rows} == dict(
-        zip(keys, ("10.00", "20.00", "20.00"), strict=True)
-    )
+    assert len(rows) == 2 * len(arms) * 2
+    assert {(row["seed"], row["test_top1"]) for row in rows} == {("0", "50.00"), ("1", "51.00")}
+    runs = read_rows(tmp_path / "runs.csv")
+    assert [(row["arm"], row["trained"]) for row in runs] == [(a, "2") for a in arms] * 2
 
 
 def test_a_study_goes_on_after_a_kill_and_does_nothing_twice(
@@ -210,11 +230,11 @@ def test_a_study_goes_on_after_a_kill_and_does_nothing_twice(
         with pytest.raises(KeyboardInterrupt):
             run_study(asked, tmp_path / "rows.csv")
     run_study(asked, tmp_path / "rows.csv")
-    done = [("run", "supernet-s0"), ("run", "proxy-s0")]
-    again = [("run", "proxy-s0"), ("run", "random-s0"), ("retrain", "supernet-s0")]
-    assert names(program.commands) == [*done, *again, *again[2:], ("retrain", "random-s0")]
+    done = ["supernet-s0", "proxy-s0", "proxy-s0", "nsga2-s0", "tpe-s0", "tpe-s0", "random-s0"]
+    assert names(program.commands) == done
     run_study(asked, tmp_path / "rows.csv")
-    assert len(program.commands) == 7
+    assert len(program.commands) == len(done)
+    assert len(program.retrained) == 3
 
 
 def test_a_run_that_was_begun_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,11 +249,49 @@ def test_a_run_that_was_begun_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     assert program.commands[1][:3] == ("run", "--strategy", "proxy")
 
 
-def test_retrainings_of_another_length_do_not_count(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "proxy-s0")
-    for number in (1, 9):
-        finish_retraining(folder / "retrain" / str(number), network(number).key, top1=50, epochs=8)
-    assert {row["test_top1"] for row in rows_of(study(tmp_path))} == {""}
+def test_the_script_s_front_is_that_of_its_trials(tmp_path: Path) -> None:
+    # 2 costs less than 3 and is as good as it will be; 5 is the best.
+    write_script(tmp_path / "tpe-s0", (3, 5, 2))
+    found = compare_strategies._found(study(tmp_path), "tpe", 0)
+    assert isinstance(found, Found)
+    assert [member.key for member in found.front] == [network(n).key for n in (2, 3, 5)]
+    assert found.run["spent_seconds"] == "30"
+    assert {member.fidelity for member in found.front} == {"train-4e"}
+
+
+def test_a_volume_is_reached_when_a_hundredth_is_lacking() -> None:
+    spent, volumes = [1.0, 2.0, 3.0, 4.0], [0.5, 0.98, 0.991, 1.0]
+    assert compare_strategies._until_final(spent, volumes) == 3.0
+
+
+def test_over_the_logarithm_twice_the_cost_is_as_far_everywhere() -> None:
+    middle = math.sqrt(LEAST * MOST)
+    assert log_hypervolume([row("proxy", 0, LEAST, "100")]) == pytest.approx(100.0)
+    assert log_hypervolume([row("proxy", 0, middle, "100")]) == pytest.approx(50.0)
+
+
+def test_a_network_is_compared_with_single_mixers_that_cost_no_more() -> None:
+    singles = [row("single", 0, macs, top1) for macs, top1 in ((1e6, "50"), (2.1e6, "60"))]
+    singles.append(row("single", 0, 2.3e6, "70"))
+    ours = [row("supernet", 0, 2e6, "64"), row("supernet", 0, 1e6, "40")]
+    assert gain_over_single(ours, singles) == pytest.approx(4.0)
+    assert gain_over_single([], singles) is None
+
+
+def test_single_networks_have_one_mixer_at_sizes_that_span_the_cost() -> None:
+    found = single_networks(SPACE, 3)
+    assert all(is_single_mixer(one) for one in found)
+    assert all(SPACE.violation(one) is None for one in found)
+    kernels = {
+        tuple(stage.mixers[0].kernel_size for stage in one.stages)
+        for one in found
+        if one.stages[0].mixers[0].kind == "depthwise_conv"
+    }
+    assert kernels == {(3, 3, 3), (5, 5, 3), (7, 7, 3)}
+    # Five kinds, of which one with three kernels, at three sizes.
+    assert len(found) == 7 * 3
+    macs = sorted(count(one).macs for one in found)
+    assert macs[-1] > 5 * macs[0]
 
 
 def test_too_few_members_are_refused(tmp_path: Path) -> None:

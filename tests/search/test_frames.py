@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_the_ledger_adds_up_to_what_was_spent(run: Path) -> None:
             folder.record.spent_by_phase()
         )
     assert loaded.settings.command == COMMAND
+
+
+def test_learning_curves_have_a_frame_of_their_own(tmp_path: Path) -> None:
+    first = trial(1, correct=100)
+    with_curve = replace(first, values={**first.values, "loss@1": 2.5, "loss@2": 1.5, "loss@10": 1})
+    loaded = search.load_run(write_run(tmp_path / "run", [with_curve, trial(2, correct=50)]))
+
+    assert loaded.curves[["id", "epoch", "loss"]].to_numpy().tolist() == [
+        [1, 1, 2.5],
+        [1, 2, 1.5],
+        [1, 10, 1.0],
+    ]
+    assert not [name for name in loaded.trials if name.startswith("loss")]
 
 
 def test_a_run_without_results_has_empty_frames(tmp_path: Path) -> None:

@@ -96,6 +96,42 @@ function drawTrust() {
   draw("trust-chart", [trace], layout);
 }
 
+// Accuracy over the epochs of whole trainings; dotted lines lead to what is forecast.
+function drawHorizon() {
+  const shades = ["front", "near", "third", "other"];
+  const traces = data.horizon.flatMap((curve, index) => {
+    const color = colour(shades[index % shades.length]);
+    const name = `network ${curve.id}`;
+    const hovertemplate = `${name}, %{x} epochs: %{y:.1f} %<extra></extra>`;
+    const base = { type: "scatter", mode: "lines+markers", name, hovertemplate };
+    const { epochs, top1, forecast } = curve;
+    const measured = { ...base, x: epochs, y: top1, line: { color, width: 1.5 } };
+    if (!forecast) return [measured];
+    const [end, mean, low, high] = forecast;
+    const foretold = {
+      ...base,
+      x: [epochs.at(-1), end],
+      y: [top1.at(-1), mean],
+      line: { color, width: 1, dash: "dot" },
+      marker: { color, symbol: "circle-open" },
+      error_y: {
+        type: "data",
+        symmetric: false,
+        array: [0, high - mean],
+        arrayminus: [0, mean - low],
+        thickness: 1,
+        color,
+      },
+    };
+    return [measured, foretold];
+  });
+  const lengths = data.horizon.flatMap(({ epochs, forecast }) => [...epochs, forecast?.[0]]);
+  const tickvals = [...new Set(lengths.filter((epochs) => epochs))];
+  const xaxis = { type: "log", tickvals, ticktext: tickvals.map(String) };
+  const layout = makeLayout("epochs of the training", axes.top1, { xaxis });
+  draw("horizon-chart", traces, layout);
+}
+
 function drawMixers() {
   const { front, all } = data.mixers;
   // Side by side, or on a phone one above the other with short names.

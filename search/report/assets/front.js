@@ -65,20 +65,14 @@ function groupTrace(view, { name, group, shade, symbol, size }, { type, xs, ys, 
   return trace;
 }
 
-// Of each mixer, the most accurate network that has it in all stages: what the papers compare.
+// Of the networks with one mixer in all stages, those that no other of them beats: what a person
+// would draw.
 function aloneTrace(view, { type, xs, ys }) {
-  const best = new Map();
-  view.rows.forEach((row, index) => {
-    const own = new Set(stagesOf(row).flatMap((stage) => stage.blocks.map(([kind]) => kind)));
-    if (own.size > 1) return;
-    const [kind] = own;
-    if (!best.has(kind) || view.top1[index] > view.top1[best.get(kind)]) best.set(kind, index);
-  });
-  const members = [...best.values()];
+  const members = view.single;
   return {
     type,
     mode: "markers",
-    name: `one mixer everywhere, the best of each (${members.length})`,
+    name: `one mixer everywhere, the best for their cost (${members.length})`,
     x: members.map((index) => xs[index]),
     y: members.map((index) => ys[index]),
     customdata: members,

@@ -7,6 +7,7 @@ const charts = {
   "hypervolume-chart": drawHypervolume,
   "phases-chart": drawPhases,
   "trust-chart": drawTrust,
+  "horizon-chart": drawHorizon,
   "mixers-chart": drawMixers,
   "importance-chart": drawImportance,
 };

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.record.measured import Measured
+from search.record.measured import Measured, curve_values, learning_curve
 
 NAMES = ("top1", "correct", "total", "score", "seconds", "latency_ms", "latency_low_ms")
 VALUES = st.dictionaries(st.sampled_from(NAMES), st.floats(allow_nan=False, allow_infinity=False))
@@ -31,3 +31,12 @@ def test_values_of_other_tasks_are_passed_over_when_read_and_refused_when_made()
     assert Measured.read({"average_precision": 40.0}).values() == {}
     with pytest.raises(TypeError, match="average_precision"):
         Measured.judged(1, 2, {"average_precision": 40.0})
+
+
+@given(st.dictionaries(st.integers(1, 300), st.floats(0, 10)))
+def test_a_learning_curve_is_read_as_it_was_kept_beside_other_values(
+    losses: dict[int, float],
+) -> None:
+    kept = {"top1": 50.0, "loss": 3.0} | curve_values(losses)
+    assert learning_curve(kept) == losses
+    assert list(learning_curve(kept)) == sorted(losses)

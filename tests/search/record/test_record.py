@@ -643,3 +643,26 @@ def test_what_a_killed_driver_left_open_is_charged_once_it_is_closed(
         clock.now += 3
         resumed.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
         assert resumed.spent() == 13.0
+
+
+def test_an_attempt_that_waited_for_its_devices_is_charged_from_when_it_has_them(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    trial_id = add_trial(record)
+    attempt = record.start_attempt("search", devices=3, trial_id=trial_id)
+    clock.now += 50
+    record.heartbeat()
+    assert record.spent() == 150.0
+
+    record.restart_attempt(attempt)
+
+    assert record.spent() == 0.0
+    clock.now += 2
+    record.heartbeat()
+    with Record.open(place, clock=clock) as reader:
+        assert reader.spent() == record.spent() == 6.0
+    clock.now += 1
+    record.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
+    assert record.spent() == record.spent_by_phase()["search"] == 9.0
+    with pytest.raises(ValueError, match="has ended already"):
+        record.restart_attempt(attempt)

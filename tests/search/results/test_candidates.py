@@ -242,6 +242,7 @@ def test_json_has_stable_keys_and_gives_the_architecture_back() -> None:
     assert set(data) == {
         "id", "key", "fidelity", "top1", "top1_low", "top1_high", "num_seeds", "near_front",
         "front_probability",
+        "full_epochs", "full_forecast", "full_low", "full_high",
         "params", "macs", "latency_ms", "latency_low_ms", "latency_high_ms", "memory_mib",
         "mixers",
         "dims",

@@ -934,3 +934,61 @@ def test_memory_that_runs_out_says_whether_half_a_batch_was_tried(
         causes = record.causes(task.trial_id)
     assert ["with half a batch in memory too" in cause for cause in causes] == [False, True]
     assert record.trial(task.trial_id).state == "failed"
+
+
+def on_two(record: Record, tmp_path: Path, clock: Clock) -> TrialRunner:
+    plan = replace(plan_of(), rung_devices=(2,) * len(plan_of().rungs))
+    return runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+
+
+def test_a_trial_that_waits_for_devices_is_charged_from_when_it_has_them(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """One of the two devices that it was handed out for belongs to a node that has died."""
+    running = on_two(record, tmp_path, clock)
+    task = running.next(2)
+    assert task is not None
+    for _ in range(10):
+        running.hold(1)
+        clock.now += 5.0
+    running.hold(2)  # another node has come
+    # One device was held all the time, and nothing trained on it: that is charged.
+    assert record.spent() == pytest.approx(50.0)
+    running.started(task)
+    clock.now += 4.0
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert record.spent() == pytest.approx(50.0 + 2 * 4.0)
+
+
+def test_a_trial_that_never_had_its_devices_is_charged_for_none(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = on_two(record, tmp_path, clock)
+    task = running.next(2)
+    assert task is not None
+    running.hold(0)
+    clock.now += 60.0
+    running.settle(task, outcome="not begun", values={}, cause="stopped before its end")
+    assert record.spent() == 0.0
+    # That is nothing against the network.
+    assert record.trial(task.trial_id).state == "waiting"
+    assert record.count_lost(task.trial_id) == 0
+    again = running.next(1)
+    assert again is not None
+    assert (again.trial_id, again.devices) == (task.trial_id, 1)
+
+
+def test_trials_get_the_devices_that_are_held_in_the_order_of_their_hand_out(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = on_two(record, tmp_path, clock)
+    first, second = running.next(4), running.next(4)
+    assert first is not None
+    assert second is not None
+    running.hold(3)
+    clock.now += 1.0
+    # The first has its two; one is held for the second, which needs two.
+    running.hold(4)
+    assert record.spent() == pytest.approx(2.0 + 1.0)
+    clock.now += 1.0
+    assert record.spent() == pytest.approx(3.0 + 4.0)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from search.record import learning_curve
 from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
@@ -365,7 +366,7 @@ def trained_by_hand(job: Job, task: TrialTask) -> Any:
     options = TrainingOptions(
         train_split=data.split("train"), eval_split=data.split("search"), seed=task.seed
     )
-    return train(network, data, recipe, options).accuracy
+    return train(network, data, recipe, options)
 
 
 def test_a_network_alone_gets_the_epochs_and_the_seed_of_its_task(
@@ -376,12 +377,15 @@ def test_a_network_alone_gets_the_epochs_and_the_seed_of_its_task(
 
     found = train_alone(job, task_of(job), 1, heard.append)
 
-    expected = trained_by_hand(job, task_of(job))
+    result = trained_by_hand(job, task_of(job))
+    expected, losses = result.accuracy, [epoch.loss for epoch in result.history]
     assert heard == [0, 1, 2]
     assert found == {
         "top1": 100 * expected.correct / NUM_SEARCH,
         "correct": expected.correct,
         "total": NUM_SEARCH,
+        "loss@1": pytest.approx(losses[0]),
+        "loss@2": pytest.approx(losses[1]),
     }
 
 
@@ -406,7 +410,12 @@ def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -
     hook.remove()
 
     assert passes == [BATCH] * 2  # the second epoch alone
-    assert found["correct"] == trained_by_hand(job, task_of(job)).correct
+    result = trained_by_hand(job, task_of(job))
+    assert found["correct"] == result.accuracy.correct
+    # The curve has the epochs before the checkpoint as well.
+    assert learning_curve(found) == {
+        epoch.epoch: pytest.approx(epoch.loss) for epoch in result.history
+    }
 
 
 def in_two_shards(job: Job) -> Job:
@@ -440,7 +449,7 @@ def test_two_devices_train_what_one_does(make: Callable[..., Job]) -> None:
         other.join(120)
     assert other.exitcode == 0
     assert heard == [0, 1, 2]
-    assert together == alone
+    assert together == pytest.approx(alone)
     found = weights_of_trial(job)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

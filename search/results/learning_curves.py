@@ -1,0 +1,302 @@
+"""What accuracy a network would reach if it were trained for longer, by a run's own curves.
+
+A curve is what one network reached in trainings of several lengths, each with a schedule of its own
+and so a training to the end. The error after ``e`` epochs is taken as a power law with a floor,
+
+    err(e) = r * (f + (1 - f) * (e / e0) ** -b),
+
+with the error ``r`` at the length ``e0`` that most networks had, the slope ``b`` and the share
+``f`` of ``r`` that no training removes. Every network has its own three numbers. How they are
+spread over networks, and which go together, is learned from all of the run's curves (a Gaussian on
+the scales where that is natural: empirical Bayes). So a network with a single training has a
+forecast as well, as wide as the curves of the others differ.
+
+The integrals are sums over one set of draws from the prior, weighted anew: no chains, no gradients,
+and the same answer every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.record import Trial
+from search.results.fidelity import epochs_of
+
+# Curves with several lengths that a forecast needs, and the most that are learned from.
+MIN_CURVES, MOST_CURVES = 5, 40
+# Each that is held out needs a model that has not seen it.
+MOST_HELD_OUT = 12
+# A forecast to more than so many times the longest training of the run is none.
+MAX_STRETCH = 4.5
+NUM_DRAWS, NUM_ROUNDS = 8_000, 25
+# Logits of errors scatter this much between trainings that differ by their seed alone; which of
+# these, the curves say.
+SEED_DEVIATIONS = (0.04, 0.08, 0.16, 0.32)
+# The prior of (logit of r about its mean, log b, logit of f), and how many curves it counts for.
+PRIOR_MEAN, PRIOR_DEVIATION, PRIOR_CURVES = (0.0, math.log(0.5), 0.0), (1.5, 0.8, 1.5), 2.0
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The end of a training: its epochs, the accuracy in percent, the images that judged it."""
+
+    epochs: int
+    top1: float
+    images: float
+
+
+# By rising epochs.
+Curve: TypeAlias = tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """An accuracy that was not measured, in percent.
+
+    Attributes:
+        epochs: Of the training that it is of.
+        top1: Its mean.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        deviation: The standard deviation.
+    """
+
+    epochs: int
+    top1: float
+    low: float
+    high: float
+    deviation: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """How good forecasts were of trainings that they had not seen.
+
+    Attributes:
+        num_curves: That were held out, one after the other.
+        epochs: Of the trainings that were forecast.
+        error: Mean distance of the forecast in points of accuracy.
+        last_error: Likewise of the longest training that it was made from.
+        covered: Share of the truths inside of their 95 % intervals.
+    """
+
+    num_curves: int
+    epochs: int
+    error: float
+    last_error: float
+    covered: float
+
+
+def curves_of(trials: Iterable[Trial]) -> dict[int, Curve]:
+    """Gather the curve of each architecture, by its id: trainings alone on all of the images."""
+    found: dict[int, dict[int, list[Trial]]] = {}
+    for trial in trials:
+        epochs = epochs_of(trial.fidelity)
+        if epochs is not None and trial.state == "done" and trial.measured.measure == "top1":
+            by_epochs = found.setdefault(trial.architecture_id, {})
+            by_epochs.setdefault(epochs, []).append(trial)
+    return {
+        number: tuple(
+            Point(
+                epochs,
+                # Seeds are judged on the same images, which count once.
+                sum(trial.measured.top1 for trial in same) / len(same),
+                same[0].measured.total,
+            )
+            for epochs, same in sorted(by_epochs.items())
+        )
+        for number, by_epochs in found.items()
+    }
+
+
+def forecasts(
+    curves: Mapping[int, Curve], *, epochs: int, of: Iterable[int] | None = None
+) -> dict[int, Forecast]:
+    """Forecast the accuracy of architectures after so many epochs.
+
+    Args:
+        curves: Of all architectures, to learn from.
+        epochs: Of the training to forecast.
+        of: Ids of those that are asked for; None for all that have a curve.
+
+    Returns:
+        By id; empty where too few networks were trained for several lengths, or none for long.
+    """
+    several = [curve for curve in curves.values() if len(curve) > 1]
+    longest = max((curve[-1].epochs for curve in several), default=0)
+    if len(several) < MIN_CURVES or longest * MAX_STRETCH < epochs:
+        return {}
+    model = CurveModel(several)
+    wanted = curves if of is None else [number for number in of if number in curves]
+    return {number: model.forecast(curves[number], epochs) for number in wanted}
+
+
+def forecast_held_out(curves: Iterable[Curve]) -> HeldOut | None:
+    """Forecast the longest trainings of a run, each without having seen it.
+
+    One curve after the other lends only its shorter trainings, and the model learns from the rest.
+
+    Returns:
+        None with fewer than `MIN_CURVES` curves to learn from beside each.
+    """
+    several = [curve for curve in curves if len(curve) > 1]
+    longest = max((curve[-1].epochs for curve in several), default=0)
+    hidden = [index for index, curve in enumerate(several) if curve[-1].epochs == longest]
+    hidden = hidden[:: max(len(hidden) // MOST_HELD_OUT, 1)][:MOST_HELD_OUT]
+    if len(several) <= MIN_CURVES:
+        return None
+    errors, last_errors, covered = [], [], []
+    for index in hidden:
+        *known, truth = several[index]
+        model = CurveModel([*several[:index], *several[index + 1 :]])
+        found = model.forecast(tuple(known), longest, images=truth.images)
+        errors.append(abs(found.top1 - truth.top1))
+        last_errors.append(abs(known[-1].top1 - truth.top1))
+        covered.append(found.low <= truth.top1 <= found.high)
+    return HeldOut(
+        num_curves=len(hidden),
+        epochs=longest,
+        error=float(np.mean(errors)),
+        last_error=float(np.mean(last_errors)),
+        covered=float(np.mean(covered)),
+    )
+
+
+class CurveModel:
+    """The spread of learning curves over the networks of a run.
+
+    Args:
+        curves: To learn from; at least one, each with at least one point.
+    """
+
+    def __init__(self, curves: Sequence[Curve]) -> None:
+        # The longest curves say most; their order is that of the run.
+        learned = sorted(curves, key=lambda curve: (-len(curve), -curve[-1].epochs))[:MOST_CURVES]
+        counts = Counter(point.epochs for curve in learned for point in curve)
+        self._middle = max(counts, key=lambda epochs: (counts[epochs], epochs))
+        nearest = [min(curve, key=self._distance) for curve in learned]
+        centre = float(np.mean([_logit(_error(point)) for point in nearest]))
+        rng = np.random.default_rng(0)
+        self._mean = np.array(PRIOR_MEAN) + np.array((centre, 0.0, 0.0))
+        self._prior = np.array(PRIOR_DEVIATION)
+        self._draws = self._mean + self._prior * rng.standard_normal((NUM_DRAWS, 3))
+        fits = [self._fit(learned, deviation) for deviation in SEED_DEVIATIONS]
+        best = int(np.argmax([evidence for evidence, _ in fits]))
+        self._seed_deviation, self._log_weights = SEED_DEVIATIONS[best], fits[best][1]
+
+    def forecast(self, curve: Curve, epochs: int, *, images: float = math.inf) -> Forecast:
+        """Forecast the accuracy of a network that was trained as its curve says.
+
+        Args:
+            curve: Its points; at least one.
+            epochs: Of the training to forecast.
+            images: That would judge it; without their noise by default.
+        """
+        weights = self._log_weights + self._log_likelihood(curve, self._seed_deviation)
+        weights = np.exp(weights - weights.max())
+        kept = weights > _LEAST_WEIGHT
+        weights, logits = weights[kept] / weights[kept].sum(), self._logits(epochs)[kept]
+        # What one training scatters, and what the images do, widen every draw alike.
+        middle = float(_sigmoid(float(logits @ weights)))
+        noise = math.hypot(self._seed_deviation, _deviation(middle, images))
+        spread = logits + noise * _QUANTILES[:, None]
+        top1 = 100 * (1 - _sigmoid(spread)).ravel()
+        shares = np.tile(weights / len(_QUANTILES), len(_QUANTILES))
+        mean = float(top1 @ shares)
+        order = np.argsort(top1)
+        ends = np.interp((0.025, 0.975), np.cumsum(shares[order]), top1[order])
+        return Forecast(
+            epochs=epochs,
+            top1=mean,
+            low=float(ends[0]),
+            high=float(ends[1]),
+            deviation=math.sqrt(float((top1 - mean) ** 2 @ shares)),
+        )
+
+    def _distance(self, point: Point) -> float:
+        return abs(math.log(point.epochs / self._middle))
+
+    def _logits(self, epochs: int) -> Array:
+        """Return the logits of all draws' errors after so many epochs."""
+        level, slope, floor = self._draws.T
+        stays = _sigmoid(floor)
+        falls = (epochs / self._middle) ** -np.exp(slope)
+        error = _sigmoid(level) * (stays + (1 - stays) * falls)
+        return _logit(np.clip(error, 1e-5, 1 - 1e-5))
+
+    def _log_likelihood(self, curve: Curve, deviation: float) -> Array:
+        total = np.zeros(NUM_DRAWS)
+        for point in curve:
+            error = _error(point)
+            noise = math.hypot(deviation, _deviation(error, point.images))
+            total -= 0.5 * ((self._logits(point.epochs) - _logit(error)) / noise) ** 2
+            total -= math.log(noise)
+        return total
+
+    def _fit(self, curves: Sequence[Curve], deviation: float) -> tuple[float, Array]:
+        """Learn the spread; return the log evidence of the curves, and the draws' log weights."""
+        likelihoods = np.array([self._log_likelihood(curve, deviation) for curve in curves])
+        likelihoods -= (peaks := likelihoods.max(axis=1, keepdims=True))
+        shares = np.exp(likelihoods)
+        weights = np.zeros(NUM_DRAWS)
+        found = shares.mean(axis=1)
+        for _ in range(NUM_ROUNDS):
+            own = np.exp(weights - weights.max())
+            found = (shares @ own) / own.sum()
+            of_each = shares * own
+            of_each /= of_each.sum(axis=1, keepdims=True)
+            weights = self._weigh(of_each.sum(axis=0), len(curves))
+        return float((np.log(found) + peaks[:, 0]).sum()), weights
+
+    def _weigh(self, counts: Array, num_curves: int) -> Array:
+        """Return log weights that give the draws the Gaussian of these counts and of the prior."""
+        total = num_curves + PRIOR_CURVES
+        mean = (counts @ self._draws + PRIOR_CURVES * self._mean) / total
+        about = self._draws - mean
+        scatter = (about * counts[:, None]).T @ about
+        shift = mean - self._mean
+        prior = np.diag(self._prior**2) + np.outer(shift, shift)
+        covariance = (scatter + PRIOR_CURVES * prior) / total
+        inverse = np.linalg.inv(covariance)
+        own = -0.5 * np.einsum("ki,ij,kj->k", about, inverse, about)
+        drawn = -0.5 * (((self._draws - self._mean) / self._prior) ** 2).sum(axis=1)
+        weights: Array = own - drawn
+        return weights
+
+
+# Of a normal distribution, in parts of the same weight.
+_NUM_PARTS = 31
+_QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / _NUM_PARTS) for i in range(_NUM_PARTS)])
+# Draws of so much less weight than the heaviest are left out.
+_LEAST_WEIGHT = 1e-4
+
+
+def _error(point: Point) -> float:
+    """Return the share of wrong answers; never 0 or 1."""
+    wrong = (1 - point.top1 / 100) * point.images
+    return (wrong + 0.5) / (point.images + 1)
+
+
+def _deviation(error: float, images: float) -> float:
+    """Return the standard deviation of an error's logit for the images alone."""
+    return 1 / math.sqrt(error * (1 - error) * images)
+
+
+def _logit(share: float | Array) -> Array:
+    found: Array = np.log(share) - np.log1p(-np.asarray(share))
+    return found
+
+
+def _sigmoid(values: float | Array) -> Array:
+    found: Array = 1 / (1 + np.exp(-np.asarray(values)))
+    return found

@@ -1,0 +1,133 @@
+"""Does the order of short trainings last? Measured on networks of several lengths of training.
+
+People train for hundreds of epochs, and a search for a few: what learns fastest wins. So the run
+compares the order of networks at each of its lengths with that at the longest, and says what their
+curves foretell of the full recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.plan import HORIZON
+from search.record import Trial
+from search.results import HeldOut, LaterOrder, curves_of, forecast_held_out, trained_alone
+from search.trust.ranking import MIN_POINTS, KendallTau, kendall_tau_interval
+from searchspace.architecture import Architecture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungOrder:
+    """How the order after some epochs agrees with that after the most.
+
+    Attributes:
+        epochs: Of the shorter trainings.
+        tau: Over the networks that were trained for both.
+    """
+
+    epochs: int
+    tau: KendallTau
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HorizonReport:
+    """What a run knows of longer trainings than its search has.
+
+    Attributes:
+        longest: Epochs of the longest trainings of enough networks.
+        recipe_epochs: Of the full recipe; 0 where they are not known.
+        num_kinds: Kinds of mixer in the networks that were trained so long.
+        is_of_all: Whether these span the space, and were not chosen by shorter trainings.
+        rungs: Of each shorter length, ascending.
+        held_out: How good forecasts of the longest trainings are; None with too few.
+        order: How the front's order is likely to change by the full recipe; None where that is not
+            known.
+    """
+
+    longest: int
+    recipe_epochs: int
+    num_kinds: int
+    is_of_all: bool
+    rungs: tuple[RungOrder, ...]
+    held_out: HeldOut | None
+    order: LaterOrder | None
+
+    def sentences(self) -> Iterator[str]:
+        """Say all of it, a sentence each."""
+        chosen = "" if self.is_of_all else ", which shorter trainings had chosen"
+        for rung in self.rungs:
+            tau = rung.tau
+            if tau.tau is not None and tau.low is not None:
+                yield (
+                    f"The order after {_epochs(rung.epochs)} agrees with that after {self.longest} "
+                    f"by Kendall tau {tau.tau:.2f} (95 % {tau.low:.2f} to {tau.high:.2f}) over "
+                    f"{tau.num_points} networks{chosen}."
+                )
+        if self.held_out is not None:
+            yield describe_held_out(self.held_out)
+        if self.order is not None:
+            yield self.order.sentence(self.recipe_epochs)
+
+
+def horizon_report(
+    trials: Sequence[Trial],
+    *,
+    recipe_epochs: int,
+    order: LaterOrder | None,
+    rng: np.random.Generator,
+) -> HorizonReport | None:
+    """Compare the orders at all lengths; None where no two have `MIN_POINTS` networks in common.
+
+    Args:
+        trials: Of the run.
+        recipe_epochs: Of the full recipe; 0 where they are not known.
+        order: How the front's order is likely to change; see `search.results.later_order`.
+        rng: Draws the resamples of the intervals.
+    """
+    curves = {n: {p.epochs: p.top1 for p in c} for n, c in curves_of(trials).items()}
+    lengths = sorted({epochs for curve in curves.values() for epochs in curve}, reverse=True)
+    for longest in lengths:
+        rungs = []
+        for epochs in sorted(length for length in lengths if length < longest):
+            both = [c for c in curves.values() if epochs in c and longest in c]
+            if len(both) >= MIN_POINTS:
+                ends = ([c[epochs] for c in both], [c[longest] for c in both])
+                rungs.append(RungOrder(epochs=epochs, tau=kendall_tau_interval(*ends, rng=rng)))
+        if rungs:
+            break
+    else:
+        return None
+    there = {n for n, curve in curves.items() if longest in curve}
+    return HorizonReport(
+        longest=longest,
+        recipe_epochs=recipe_epochs,
+        num_kinds=len(_kinds(t.architecture for t in trials if t.architecture_id in there)),
+        is_of_all=any(t.origin == HORIZON and _is_of(t, longest) for t in trials),
+        rungs=tuple(rungs),
+        held_out=forecast_held_out(curves_of(trials).values()),
+        order=order,
+    )
+
+
+def describe_held_out(found: HeldOut) -> str:
+    """Say how far off forecasts were, beside the plainest one."""
+    return (
+        f"Forecasts of {found.num_curves} trainings of {_epochs(found.epochs)} that were held out "
+        f"were off by {found.error:.1f} points; to take the last value for them, by "
+        f"{found.last_error:.1f}. {100 * found.covered:.0f} % were inside of their 95 % intervals."
+    )
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'' if number == 1 else 's'}"
+
+
+def _is_of(trial: Trial, epochs: int) -> bool:
+    return trial.state == "done" and trial.fidelity == trained_alone(epochs)
+
+
+def _kinds(architectures: Iterable[Architecture]) -> set[str]:
+    return {m.kind for a in architectures for stage in a.stages for m in stage.mixers}

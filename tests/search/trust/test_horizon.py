@@ -1,0 +1,64 @@
+"""The horizon: how the order at each length agrees with that at the longest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from search.record import Trial
+from search.results import LaterOrder
+from search.trust.horizon import HorizonReport, horizon_report
+from tests.tiny_trials import trial
+
+AFTER_3 = (60, 80, 70, 110, 100, 90)
+AFTER_10 = (90, 110, 120, 150, 130, 140)
+AFTER_20 = (150, 120, 130, 170, 140, 160)
+
+
+def trials(origin: str = "horizon") -> list[Trial]:
+    ends = ((3, AFTER_3, origin), (10, AFTER_10, "trust"), (20, AFTER_20, origin))
+    return [
+        trial(number, correct=correct, fidelity=f"train-{epochs}e", origin=phase)
+        for epochs, end, phase in ends
+        for number, correct in enumerate(end)
+    ]
+
+
+def report_of(found: list[Trial], order: LaterOrder | None = None) -> HorizonReport | None:
+    return horizon_report(found, recipe_epochs=80, order=order, rng=np.random.default_rng(0))
+
+
+def test_each_length_is_compared_with_the_longest() -> None:
+    report = report_of(trials())
+    assert report is not None
+    assert (report.longest, report.num_kinds, report.is_of_all) == (20, 3, True)
+    assert [rung.epochs for rung in report.rungs] == [3, 10]
+    for rung, end in zip(report.rungs, (AFTER_3, AFTER_10), strict=True):
+        assert rung.tau.tau == pytest.approx(kendalltau(end, AFTER_20).statistic)
+        assert rung.tau.num_points == 6
+
+
+def test_networks_that_shorter_trainings_chose_are_said_to_be_such() -> None:
+    report = report_of(trials(origin="promote"))
+    assert report is not None
+    assert not report.is_of_all
+    assert "which shorter trainings had chosen" in next(report.sentences())
+
+
+def test_a_length_of_too_few_networks_is_not_the_longest() -> None:
+    alone = trial(1, correct=199, fidelity="train-40e")
+    report = report_of([*trials(), alone])
+    assert report is not None
+    assert report.longest == 20
+    assert report_of(trials()[:6]) is None  # one length
+    assert report_of([t for t in trials() if t.architecture_id < 4]) is None
+
+
+@pytest.mark.parametrize(("turns", "word"), [(1.5, "turn by"), (0.1, "last until")])
+def test_a_front_whose_order_is_likely_to_turn_is_said_to_be_such(turns: float, word: str) -> None:
+    order = LaterOrder(num_pairs=4, expected_turns=turns, best_stays=0.8)
+    report = report_of(trials(), order)
+    assert report is not None
+    *_, last = report.sentences()
+    assert f"likely to {word} the recipe's 80 epochs: of its 4 pairs of neighbours" in last
