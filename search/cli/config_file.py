@@ -30,7 +30,7 @@ def apply_config(context: typer.Context, value: str | None) -> str | None:
     """Let the values of a file be the defaults of the options, as typer's callback of --config."""
     if value is not None and not context.resilient_parsing:
         options = {
-            str(option.name): option
+            str(option.name).rstrip("_"): option  # `from` is no name of Python's
             for option in context.command.params
             if option.name not in _NOT_IN_FILES
         }
@@ -65,7 +65,7 @@ def read_options(
             raise ValueError(f"it must map options to values, got {values!r:.60}")
         for key, value in values.items():
             _check(str(key), value, options, context)
-    return {str(key): _as_typed(value) for key, value in values.items()}
+    return {str(options[key].name): _as_typed(value) for key, value in values.items()}
 
 
 def _check(key: str, value: object, options: Mapping[str, Any], context: typer.Context) -> None:
@@ -115,6 +115,10 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         "seed": settings.seed,
     }
     values |= {_LIMITS[name]: most for name, most in settings.limits.items()}
+    if settings.graft_from:
+        values["from"] = settings.graft_from
+    if settings.graft_arch:
+        values["arch"] = settings.graft_arch
     if settings.start:
         values["start"] = settings.start
     for name in ("latency_of", "precision", "batch", "latency_table"):

@@ -223,6 +223,7 @@ def run(
             budget=budget,
             task=task,
             graft_from=from_ or "",
+            graft_arch=arch or "",
             teacher="" if grafted is None else str(grafted.folder),
             start=str(start.resolve()) if start else "",
             sampler=sampler,

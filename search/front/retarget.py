@@ -21,6 +21,7 @@ from search.grafting import (
     choose,
     graft_scores,
 )
+from search.results import SUPERNET
 from search.run_folder import RunFolder
 from search.terminal import describe_stages, format_count
 from searchspace.architecture import Architecture
@@ -149,9 +150,10 @@ def caveat(run: RunFolder) -> str:
     estimator = run.state.estimator
     if estimator in ESTIMATES:
         return "The run found that sums of scores rank its networks; heal these before use."
+    judged = {SUPERNET: "accuracy as assembled", None: "nothing yet"}.get(estimator, estimator)
     return (
-        f"The run did not find that sums of scores rank its networks best (it judged by "
-        f"{estimator or 'nothing yet'}): heal several of these and compare."
+        f"The run did not find that sums of scores rank its networks best (it judged by {judged}): "
+        "heal several of these and compare."
     )
 
 

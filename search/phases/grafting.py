@@ -23,12 +23,13 @@ from search.grafting import (
     pair_networks,
     single_networks,
 )
+from search.phases.horizon import train_on
 from search.phases.judging import judge_by_training, judge_warm
 from search.phases.measure import measure
 from search.phases.promote import promote
 from search.phases.session import Session
 from search.phases.trust import train_networks
-from search.plan import Plan
+from search.plan import HORIZON, Plan
 from search.record import Measured
 from search.results import SUPERNET, ZERO_COST
 from search.scheduling import MAX_LOST
@@ -37,7 +38,6 @@ from search.workers import GraftJob
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 
-PHASES = ("library", "score", "trust", "search", "promote")
 SAVE_EVERY_SECONDS = 30.0
 CALL_SECONDS = 2.0
 # A schedule is shortened where it would take so much more than its share.
@@ -62,6 +62,8 @@ def graft(session: Session) -> None:
     plan = score_parts(session, plan, networks)
     plan, networks = train_networks(session, plan, lambda plan: trust_networks(session, plan))
     plan = session.revise(plan, after="trust")
+    train_on(session, plan, networks)
+    plan = session.revise(plan, after=HORIZON)
     search_grafts(session, plan, networks)
     plan = session.revise(plan, after="search")
     promote(session, plan)

@@ -168,7 +168,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         name=run.folder.resolve().name,
         run=str(run.folder),
         command=_commands(run),
-        space=run.settings.space,
+        space=_searched(run),
         data=run.settings.data,
         seed=run.settings.seed,
         objectives=run.settings.objectives,
@@ -196,6 +196,13 @@ def story_of(run: RunFolder, trials: Sequence[Trial]) -> GraftStory | None:
     return GraftStory(
         name=run.settings.graft_from, teacher=teacher.architecture, trials=tuple(trials)
     )
+
+
+def _searched(run: RunFolder) -> str:
+    settings = run.settings
+    if not settings.teacher:
+        return settings.space
+    return f"blocks of {settings.graft_from}; mixers: {settings.space}"
 
 
 def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, float] | None:

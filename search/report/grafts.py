@@ -23,9 +23,17 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.graft_space import Replacement, replacements, with_replacements
 from searchspace.mixer_text import describe_mixer
-from searchspace.mixers import GlobalAttention, Mixer, NeighborhoodAttention, WindowAttention
+from searchspace.mixers import (
+    Elsa,
+    GlobalAttention,
+    Mixer,
+    NeighborhoodAttention,
+    OutlookAttention,
+    WindowAttention,
+)
 
-ATTENTION = (WindowAttention, NeighborhoodAttention, GlobalAttention)
+# ELSA and outlook attention generate their weights, but each position has its own.
+ATTENTION = (WindowAttention, NeighborhoodAttention, GlobalAttention, Elsa, OutlookAttention)
 # A block does without attention where the best replacement moves the logits by less than this.
 SMALL_KL = 0.02
 # Smaller scores are all one colour: they are noise.

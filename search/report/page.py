@@ -54,6 +54,7 @@ from search.results import (
     QUALITY_WORDS,
     Candidate,
     best_singles,
+    by_macs,
     describe_fidelity,
     mixing_gains,
     passed_over,
@@ -311,7 +312,7 @@ def _content(
         "trust": trust_content(report.trust),
         "horizon": horizon_content(report.horizon),
         "published": published_content(payload["published"]),
-        "graft": graft_content(report.graft, [c for c in top if c.on_front]),
+        "graft": graft_content(report.graft, sorted((c for c in top if c.on_front), key=by_macs)),
     }
 
 

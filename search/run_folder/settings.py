@@ -62,6 +62,7 @@ class RunSettings:
             ``detection``, ``instance``. The other recipes and objectives are of that task then.
         graft_from: What a graft was begun from, as typed; empty: no graft. Its strategy is
             ``graft``, and the space says which mixers its blocks are offered.
+        graft_arch: What that was trained as, where a file of weights does not say it.
         teacher: Folder of that trained network, see `search.run_folder.teacher`. A run keeps it as
             ``teacher``.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
@@ -96,6 +97,7 @@ class RunSettings:
     budget: str
     task: str = "classification"
     graft_from: str = ""
+    graft_arch: str = ""
     teacher: str = ""
     start: str = ""
     space: str = ""

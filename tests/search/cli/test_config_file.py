@@ -12,6 +12,7 @@ from search.cli.config_file import OPTIONS_FILE, keep_options
 from search.run_folder import settings as names
 from search.run_folder.settings import RunSettings
 from tests.search.cli.test_app import search
+from tests.tiny_graft import write_graft
 
 
 class Begun(Exception):
@@ -113,6 +114,43 @@ def test_what_a_run_keeps_begins_the_same_run(begun: list[tuple[Path, RunSetting
     again = begun[0][1].to_dict()
     again["command"] = "x"
     assert again == settings.to_dict()
+
+
+def test_a_graft_can_be_begun_again_from_its_file(begun: list[tuple[Path, RunSettings]]) -> None:
+    folder = write_graft(Path("graft"))
+    (folder / "teacher" / "teacher.json").unlink()  # now it is as `search import` leaves one
+    begin("--from", "graft/teacher", "--budget", "1cpu-minute", "--out", "one")
+    settings = begun[0][1]
+    assert (settings.strategy, settings.space, settings.img_size) == ("graft", "usual", 32)
+    assert settings.retrain_recipe == "heal"
+    keep_options(Path(), settings)
+    begin("--config", OPTIONS_FILE, "--out", "two")
+
+    again = begun[1][1].to_dict()
+    # Each time the network is laid in a new place, from which the run copies it.
+    again |= {"command": settings.command, "teacher": settings.teacher}
+    assert again == settings.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--strategy", "proxy"), "has its own strategy, got --strategy proxy"),
+        (("--img-size", "64"), "keeps the size of its network, 32 pixels, got --img-size 64"),
+        (("--task", "semantic", "--data", "x"), "A graft replaces blocks of a trained classifier"),
+    ],
+)
+def test_what_a_graft_has_no_use_for_is_refused(
+    words: tuple[str, ...],
+    said: str,
+    begun: list[tuple[Path, RunSettings]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (write_graft(Path("graft")) / "teacher" / "teacher.json").unlink()
+    code = search("run", "--from", "graft/teacher", "--budget", "1cpu-minute", *words)
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not begun
 
 
 def test_the_names_of_settings_are_those_of_the_rooms_that_mean_them() -> None:
