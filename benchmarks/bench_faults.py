@@ -125,7 +125,9 @@ def node_of_a_group(scene: Scene) -> dict[str, float]:
     scene.until(scene.phase("trust"))
     time.sleep(2)
     scene.kill_node()
-    time.sleep(5)
+    # Ray finds out after some time; a node that came before would take the place of the dead one.
+    alone = "SELECT number FROM attempts WHERE trial_id IS NOT NULL AND devices = 1"
+    scene.until(lambda: scene.query(alone))
     scene.add_node()
     assert scene.wait() == 0
     lost = "SELECT trial_id FROM attempts WHERE outcome = 'lost' AND devices = 2"

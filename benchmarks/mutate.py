@@ -8,7 +8,8 @@ The tests of a change are those that enter the changed function, found by runnin
 modules once (``reach.json``): the quickest first, until one fails. They run in forks of a process
 that has collected all tests, ``--jobs`` at a time; where a change is outside of functions, in a
 process of its own. Every result is a line of ``results.jsonl`` in ``--out``, and what is there is
-not done again. ``--report`` counts them; ``--equivalent FILE`` leaves out the changes that it
+not done again. ``--again RESULTS`` makes those that survived another time, before tests were
+written for them. ``--report`` counts them; ``--equivalent FILE`` leaves out the changes that it
 names, one a line, the reason behind ``#``.
 """
 
@@ -88,6 +89,9 @@ def sampled(arguments: argparse.Namespace) -> list[Mutant]:
             seen[said] += 1
             name = f"{said} ({seen[said]})" if seen[said] > 1 else said
             pool.append((name, module, source, change))
+    if arguments.again is not None:
+        survived = {row["name"] for row in read(arguments.again) if row["end"] == "survived"}
+        return [mutant_of(*row) for row in pool if row[0] in survived]
     random.Random(arguments.seed).shuffle(pool)
     changed = (mutant_of(*row) for row in pool)
     return list(islice((mutant for mutant in changed if is_python(mutant.source)), arguments.count))
@@ -224,6 +228,9 @@ def _arguments(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="changes to make")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="PATH", help="modules, e.g. search/budget.py")
+    parser.add_argument(
+        "--again", type=Path, help="results.jsonl of another time: what survived there, and is here"
+    )
     parser.add_argument("--named", action="store_true", help="the named changes instead")
     parser.add_argument("--report", action="store_true", help="only count what is there")
     parser.add_argument("--equivalent", type=Path, help="changes to leave out, one a line")

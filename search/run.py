@@ -13,6 +13,7 @@ from rich.console import Console
 from search.cluster import Cluster
 from search.phases.climb import climb
 from search.phases.finish import finish
+from search.phases.grafting import graft
 from search.phases.horizon import train_on
 from search.phases.judging import judge_proposals
 from search.phases.measure import measure
@@ -22,7 +23,7 @@ from search.phases.supernet import measure_and_train_supernet
 from search.phases.trust import choose_trust_set, train_trust_set
 from search.plan import HORIZON
 from search.record import DatabaseLostError, Heartbeat
-from search.run_folder import DONE, RunFolder, StorageError, is_disk_full
+from search.run_folder import DONE, GRAFT, RunFolder, StorageError, is_disk_full
 from search.scheduling import BudgetSpent, Work, last_line
 from search.terminal import ProgressView, StopSignals
 from search.tracking import RunCurves, open_tracker
@@ -69,7 +70,7 @@ def run_search(
             device=budget.device,
         ) as view,
     ):
-        session = Session(run, cluster, stop, view, work or work_of(run.settings.task))
+        session = Session(run, cluster, stop, view, work or work_of(run.settings))
         try:
             run.share_data()
             prepare_nodes(session)
@@ -118,6 +119,9 @@ def prepare_nodes(session: Session) -> None:
 def search_with(session: Session) -> None:
     """Take the phases of the run's strategy, one after the other; see `search.plan.SHARES`."""
     strategy = session.settings.strategy
+    if strategy == GRAFT:
+        graft(session)
+        return
     if strategy == "proxy":
         plan = measure(session)
         climb(session, plan, "search")

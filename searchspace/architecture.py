@@ -52,6 +52,8 @@ class Stage:
             channels; 0 for none (Han et al. 2022, Table 14: 16).
         local_conv: Kernel size of an extra depth-wise convolution in front of the MLP; 0 for none
             (Huang et al. 2021, Shuffle Transformer; Han et al. 2022, Table 6: 7).
+        block_mlp_ratios: The MLP ratio of each block, where one has another than ``mlp_ratio``;
+            else empty.
     """
 
     dim: int
@@ -60,24 +62,37 @@ class Stage:
     norm: BlockNorm = "default"
     se_reduction: int = 0
     local_conv: int = 0
+    block_mlp_ratios: tuple[float, ...] = ()
 
     @property
     def depth(self) -> int:
         """The number of blocks."""
         return len(self.mixers)
 
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The MLP ratio of each block."""
+        return self.block_mlp_ratios or (self.mlp_ratio,) * self.depth
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixers", tuple(self.mixers))
         object.__setattr__(self, "mlp_ratio", float(self.mlp_ratio))
+        object.__setattr__(self, "block_mlp_ratios", _differing_ratios(self))
         if not _is_count(self.dim) or not self.mixers:
             raise ValueError(
                 "A stage needs an integer dim >= 1 and at least one mixer, "
                 f"got dim={self.dim!r} and {len(self.mixers)} mixers."
             )
-        if not 1 <= self.dim * self.mlp_ratio < float("inf"):
+        for ratio in (self.mlp_ratio, *self.block_mlp_ratios):
+            if not 1 <= self.dim * ratio < float("inf"):
+                raise ValueError(
+                    "mlp_ratio * dim, the hidden width of the MLP, must be >= 1 and finite, "
+                    f"got mlp_ratio={ratio} and dim={self.dim}."
+                )
+        if self.block_mlp_ratios and len(self.block_mlp_ratios) != self.depth:
             raise ValueError(
-                "mlp_ratio * dim, the hidden width of the MLP, must be >= 1 and finite, "
-                f"got mlp_ratio={self.mlp_ratio} and dim={self.dim}."
+                "block_mlp_ratios has one ratio for each block, or none: got "
+                f"{len(self.block_mlp_ratios)} for {self.depth} blocks."
             )
         _check_block_options(self)
         for mixer in self.mixers:
@@ -153,10 +168,7 @@ class Architecture:
             "in_chans": self.in_chans,
             "num_classes": self.num_classes,
             "patch_size": self.patch_size,
-            "stages": [
-                _fields(stage) | {"mixers": [mixer_to_dict(mixer) for mixer in stage.mixers]}
-                for stage in self.stages
-            ],
+            "stages": [_stage_to_dict(stage) for stage in self.stages],
             "stem_dim": self.stem_dim,
         }
 
@@ -197,7 +209,7 @@ def differ_in_dims(architectures: Iterable[Architecture]) -> bool:
 
 def _describe_stage(stage: Stage, with_dim: bool) -> str:
     words = []
-    if stage.mlp_ratio != 4:
+    if stage.mlp_ratio != 4 and not stage.block_mlp_ratios:
         words.append(f" m{stage.mlp_ratio:g}")
     if stage.norm != "default":
         words.append({"layer": " ln", "batch": " bn", "centred_batch": " ccbn"}[stage.norm])
@@ -207,9 +219,26 @@ def _describe_stage(stage: Stage, with_dim: bool) -> str:
         words.append(f" +dw{stage.local_conv}")
     if with_dim:
         words.append(f" c{stage.dim}")
-    runs = [(text, len(list(run))) for text, run in groupby(map(describe_mixer, stage.mixers))]
+    blocks = [describe_mixer(mixer) for mixer in stage.mixers]
+    if stage.block_mlp_ratios:
+        pairs = zip(blocks, stage.block_mlp_ratios, strict=True)
+        blocks = [f"{text} m{ratio:g}" for text, ratio in pairs]
+    runs = [(text, len(list(run))) for text, run in groupby(blocks)]
     mixers = ", ".join(text if count == 1 else f"{count}x {text}" for text, count in runs)
     return mixers + "".join(words)
+
+
+def _differing_ratios(stage: Stage) -> tuple[float, ...]:
+    """Return the ratios of blocks; none where all have the stage's."""
+    ratios = tuple(float(ratio) for ratio in stage.block_mlp_ratios)
+    return () if set(ratios) <= {stage.mlp_ratio} else ratios
+
+
+def _stage_to_dict(stage: Stage) -> dict[str, Any]:
+    """Describe a stage; what only few have is left out elsewhere."""
+    found = _fields(stage) | {"mixers": [mixer_to_dict(mixer) for mixer in stage.mixers]}
+    ratios = found.pop("block_mlp_ratios")
+    return found | ({"block_mlp_ratios": list(ratios)} if ratios else {})
 
 
 def _is_count(value: object) -> bool:

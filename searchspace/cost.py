@@ -9,12 +9,13 @@ adding a bias are free. The counts equal those of the built network exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from searchspace.architecture import Architecture, Stage
 from searchspace.families import CLASS_BLOCKS, FAMILIES, map_sizes
 from searchspace.map_rules import CLASSIFIER, MapRules
 from searchspace.mixer_cost import Cost, Size, count_linear, count_mixer, count_norm, total
-from searchspace.mixers import Mixer
+from searchspace.mixers import Mixer, NoMixer
 
 __all__ = ["Cost", "backbone_sizes", "count", "count_maps", "count_mixer", "count_parts"]
 
@@ -32,10 +33,7 @@ def count_parts(architecture: Architecture) -> dict[str, Cost]:
     stages, sizes = architecture.stages, architecture.resolutions
     parts = {"stem": _count_stem(architecture)}
     for index, (stage, size) in enumerate(zip(stages, sizes, strict=True)):
-        blocks = (
-            _count_block(architecture, stage, mixer, (size, size), CLASSIFIER)
-            for mixer in stage.mixers
-        )
+        blocks = _count_blocks(architecture, stage, (size, size), CLASSIFIER)
         parts[f"stage{index}"] = total(blocks) + _count_transition(architecture, index, size**2)
     parts["head"] = _count_head(architecture)
     return parts
@@ -52,7 +50,7 @@ def count_maps(architecture: Architecture, size: Size, rules: MapRules) -> dict[
     sizes = backbone_sizes(architecture, size)
     parts = {"stem": _count_stem(architecture, math.prod(sizes[0]))}
     for index, (stage, sides) in enumerate(zip(architecture.stages, sizes, strict=True)):
-        blocks = (_count_block(architecture, stage, mixer, sides, rules) for mixer in stage.mixers)
+        blocks = _count_blocks(architecture, stage, sides, rules)
         joined = _count_transition(architecture, index, math.prod(sides))
         parts[f"stage{index}"] = total(blocks) + joined
     return parts
@@ -104,8 +102,20 @@ def _count_transition(architecture: Architecture, index: int, tokens: int) -> Co
             return Cost(0, 0)
 
 
+def _count_blocks(
+    architecture: Architecture, stage: Stage, size: Size, rules: MapRules
+) -> Iterator[Cost]:
+    for mixer, ratio in zip(stage.mixers, stage.ratios, strict=True):
+        yield _count_block(architecture, stage, mixer, ratio, size, rules)
+
+
 def _count_block(
-    architecture: Architecture, stage: Stage, mixer: Mixer, size: Size, rules: MapRules
+    architecture: Architecture,
+    stage: Stage,
+    mixer: Mixer,
+    mlp_ratio: float,
+    size: Size,
+    rules: MapRules,
 ) -> Cost:
     dim, tokens = stage.dim, math.prod(size)
     cost = count_mixer(
@@ -116,8 +126,8 @@ def _count_block(
         norm=stage.norm,
         rules=rules,
     )
-    cost += count_norm(dim, stage.norm) + _count_mlp(dim, int(dim * stage.mlp_ratio), tokens)
-    if stage.se_reduction:
+    cost += count_norm(dim, stage.norm) + _count_mlp(dim, int(dim * mlp_ratio), tokens)
+    if stage.se_reduction and not isinstance(mixer, NoMixer):
         cost += _count_mlp(dim, dim // stage.se_reduction, 1)
     if stage.local_conv:
         area = stage.local_conv**2

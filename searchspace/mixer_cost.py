@@ -23,6 +23,7 @@ from searchspace.mixers import (
     LocalMlp,
     Mixer,
     NeighborhoodAttention,
+    NoMixer,
     OutlookAttention,
     WindowAttention,
     elsa_qk_dim,
@@ -78,6 +79,8 @@ def count_mixer(
         rules: What is done at the border of the map.
     """
     sides = (size, size) if isinstance(size, int) else size
+    if isinstance(mixer, NoMixer):
+        return Cost(0, 0)
     if mixer.kind in CONV_KINDS:
         tokens = math.prod(rules.padded(sides, getattr(mixer, "kernel_size", 1)))
         return _count_conv_frame(dim, tokens, norm) + _count_filter(mixer, dim, tokens)

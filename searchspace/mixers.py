@@ -267,6 +267,18 @@ class GlobalAttention:
         _check_positive(self, "num_heads", "sr_ratio")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoMixer:
+    """No mixing at all: the block is its MLP alone, as a block that lost its attention is.
+
+    Puzzle (Bercovich et al. 2024) offers it to every block of a trained network. It counts as one
+    of the attention kinds: a layer norm stands in front of the MLP, and none in front of nothing.
+    """
+
+    kind: ClassVar[str] = "no_mixer"
+    short: ClassVar[str] = "none"
+
+
 Mixer: TypeAlias = (
     WindowAttention
     | NeighborhoodAttention
@@ -279,6 +291,7 @@ Mixer: TypeAlias = (
     | OutlookAttention
     | Elsa
     | GlobalAttention
+    | NoMixer
 )
 
 MIXER_KINDS: dict[str, type[Mixer]] = {cls.kind: cls for cls in get_args(Mixer)}

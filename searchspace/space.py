@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 from searchspace.architecture import SHRINKING, Architecture, BlockNorm, Stage, on_map
 from searchspace.cost import count, count_mixer
 from searchspace.families import FAMILIES, map_sizes
+from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import (
     MIXER_KINDS,
     Mixer,
@@ -41,17 +42,22 @@ class MixerChoices:
         kinds: For each mixer kind the options of each of its settings.
         forbid: Rules; a mixer is refused when all entries of one rule match it. A rule maps
             ``mixer`` or the name of a setting to the values that it covers.
+        listed: These mixers and no others, in place of kinds and rules; each as it is on its map.
     """
 
     kinds: Mapping[str, Options]
     forbid: tuple[Mapping[str, tuple[Setting, ...]], ...] = ()
+    listed: tuple[Mixer, ...] = ()
     # What `mixers` has found, by the size of the map: it is asked for each block, again and again.
     _known: dict[int, tuple[Mixer, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def build(self, prefix: str, choose: Choose) -> Mixer:
-        """Choose a kind and then only that kind's settings."""
+        """Choose a kind and then only that kind's settings, or one of those that are listed."""
+        if self.listed:
+            names = tuple(map(describe_mixer, self.listed))
+            return self.listed[names.index(choose(f"{prefix}.mixer", names))]
         kind = choose(f"{prefix}.mixer", tuple(self.kinds))
         settings = {
             name: choose(f"{prefix}.{kind}.{name}", options)
@@ -60,7 +66,9 @@ class MixerChoices:
         return mixer_from_dict({"kind": kind, **settings})
 
     def allows(self, mixer: Mixer) -> bool:
-        """Tell whether no rule forbids the mixer."""
+        """Tell whether no rule forbids the mixer, and where some are listed, it is one of them."""
+        if self.listed:
+            return mixer in self.listed
         if not self.forbid:
             return True
         values = mixer_to_dict(mixer)
@@ -74,7 +82,7 @@ class MixerChoices:
         """List the distinct allowed mixers on a map of ``size`` x ``size`` tokens."""
         if size in self._known:
             return self._known[size]
-        found: dict[Mixer, None] = {}
+        found: dict[Mixer, None] = dict.fromkeys(self.listed)
         for kind, options in self.kinds.items():
             for values in itertools.product(*options.values()):
                 settings = dict(zip(options, values, strict=True))
@@ -95,6 +103,8 @@ class StageChoices:
             blocks (Cai et al. 2020, Once-for-All).
         mlp_ratios: The options of the stage's MLP ratio; with one there is no choice.
         norm, se_reduction, local_conv: Those of all blocks; see `Stage`.
+        block_mlp_ratios: The options of each block's own MLP ratio, in place of the stage's; empty
+            where all blocks have the stage's.
     """
 
     dims: tuple[int, ...]
@@ -104,9 +114,15 @@ class StageChoices:
     se_reduction: int = 0
     local_conv: int = 0
     choices: tuple[MixerChoices, ...]
+    block_mlp_ratios: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_ratios", tuple(float(ratio) for ratio in self.mlp_ratios))
+        if self.block_mlp_ratios and len(self.block_mlp_ratios) != self.max_depth:
+            raise ValueError(
+                "A stage has MLP ratios for each block, or none of their own: got "
+                f"{len(self.block_mlp_ratios)} sets for {self.max_depth} blocks."
+            )
         if not self.dims or not self.depths or not self.mlp_ratios:
             raise ValueError("A stage needs at least one dim, depth and MLP ratio, got none.")
         if len(self.choices) not in (1, self.max_depth):
@@ -134,8 +150,21 @@ class StageChoices:
         """Return the choices of a block."""
         return self.choices[block if self.is_chosen_by_block else 0]
 
-    def chosen(self, dim: int, mixers: Sequence[Mixer], mlp_ratio: float) -> Stage:
-        """Return the stage that these choices lead to."""
+    def ratios_of(self, block: int) -> tuple[float, ...]:
+        """Return the options of a block's MLP ratio."""
+        return self.block_mlp_ratios[block] if self.block_mlp_ratios else self.mlp_ratios
+
+    def chosen(
+        self,
+        dim: int,
+        mixers: Sequence[Mixer],
+        mlp_ratio: float,
+        block_mlp_ratios: Sequence[float] | None = None,
+    ) -> Stage:
+        """Return the stage that these choices lead to; by default with each block's first ratio."""
+        if block_mlp_ratios is None:
+            own = self.block_mlp_ratios[: len(mixers)]
+            block_mlp_ratios = [ratios[0] for ratios in own]
         return Stage(
             dim=dim,
             mixers=tuple(mixers),
@@ -143,6 +172,7 @@ class StageChoices:
             norm=self.norm,
             se_reduction=self.se_reduction,
             local_conv=self.local_conv,
+            block_mlp_ratios=tuple(block_mlp_ratios),
         )
 
 
@@ -179,6 +209,7 @@ class SearchSpace:
                 se_reduction=stage.se_reduction,
                 local_conv=stage.local_conv,
                 choices=tuple(_single_choice(mixer) for mixer in stage.mixers),
+                block_mlp_ratios=tuple((ratio,) for ratio in stage.block_mlp_ratios),
             )
             for stage in architecture.stages
         )
@@ -206,8 +237,8 @@ class SearchSpace:
         """Walk over the choices once; the result may still break a rule or a limit (`violation`).
 
         Names are ``stage<i>[.block<j>].mixer``, ``stage<i>[.block<j>].<kind>.<setting>`` and,
-        where a stage has several, ``stage<i>.dim``, ``stage<i>.depth`` and ``stage<i>.mlp_ratio``.
-        Blocks beyond the depth are not asked for.
+        where there are several, ``stage<i>.dim``, ``stage<i>.depth`` and
+        ``stage<i>[.block<j>].mlp_ratio``. Blocks beyond the depth are not asked for.
         """
 
         def pick(name: str, options: Sequence[Any]) -> Any:
@@ -226,7 +257,11 @@ class SearchSpace:
             else:
                 mixers = [stage.choices[0].build(place, choose)] * depth
             ratio = pick(f"{place}.mlp_ratio", stage.mlp_ratios)
-            stages.append(stage.chosen(dim, mixers, ratio))
+            own = [
+                pick(f"{place}.block{block}.mlp_ratio", ratios)
+                for block, ratios in enumerate(stage.block_mlp_ratios[:depth])
+            ]
+            stages.append(stage.chosen(dim, mixers, ratio, own))
         return self._architecture(stages)
 
     def choices_of(self, architecture: Architecture) -> dict[str, Setting]:
@@ -246,7 +281,14 @@ class SearchSpace:
                 return found[name]
             has_block = setting[0].startswith("block")
             block = int(setting.pop(0).removeprefix("block")) if has_block else 0
-            values = mixer_to_dict(stage.mixers[min(block, stage.depth - 1)])
+            if setting == ["mlp_ratio"]:
+                found[name] = _match(setting[0], stage.ratios[block], options, 0)
+                return found[name]
+            mixer = stage.mixers[min(block, stage.depth - 1)]
+            if self.stages[index].choices_of(block).listed:
+                found[name] = _match(setting[0], describe_mixer(mixer), options, 0)
+                return found[name]
+            values = mixer_to_dict(mixer)
             wanted = values["kind" if setting == ["mixer"] else setting[-1]]
             found[name] = _match(setting[-1], wanted, options, self.resolutions[index])
             return found[name]
@@ -265,8 +307,13 @@ class SearchSpace:
         ):
             for name in ("dim", "depth", "mlp_ratio"):
                 value = getattr(stage, name)
+                if name == "mlp_ratio" and choices.block_mlp_ratios:
+                    continue
                 if value not in getattr(choices, f"{name}s"):
                     return f"stage {index}: {name} {value} is not offered by the space"
+            for block, ratio in enumerate(stage.ratios):
+                if choices.block_mlp_ratios and ratio not in choices.ratios_of(block):
+                    return f"stage {index}, block {block}: mlp_ratio {ratio} is not offered"
             for block, mixer in enumerate(stage.mixers):
                 if not choices.choices_of(block).allows(mixer):
                     return f"stage {index}, block {block}: {mixer} is forbidden by the space"
@@ -320,7 +367,8 @@ class SearchSpace:
                 for block in range(pick(stage.depths))
             ]
             ratio = pick(stage.mlp_ratios)
-            stages.append(stage.chosen(dim, mixers, ratio))
+            own = [pick(ratios) for ratios in stage.block_mlp_ratios[: len(mixers)]]
+            stages.append(stage.chosen(dim, mixers, ratio, own))
         return self._architecture(stages)
 
     def single_mixer_architectures(self) -> Iterator[tuple[str, Architecture]]:
@@ -398,7 +446,12 @@ def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) ->
 def _count_mixers(stage: StageChoices, size: int) -> int:
     """Count the sequences of mixers that a stage may have, over all its depths."""
     counts = [len(choices.mixers(size)) for choices in stage.choices]
-    if not stage.is_chosen_by_block:
+    if stage.block_mlp_ratios:
+        counts = [
+            len(stage.choices_of(block).mixers(size)) * len(set(ratios))
+            for block, ratios in enumerate(stage.block_mlp_ratios)
+        ]
+    if len(counts) == 1:
         return len(set(stage.depths)) * counts[0]
     return sum(math.prod(counts[:depth]) for depth in set(stage.depths))
 

@@ -20,6 +20,7 @@ from searchspace.mixers import (
     LocalMlp,
     Mixer,
     NeighborhoodAttention,
+    NoMixer,
     OutlookAttention,
     WindowAttention,
 )
@@ -81,6 +82,7 @@ def _static(dim: int) -> st.SearchStrategy[Mixer]:
             channels_per_filter=divisors(dim),
             shared_positions=st.booleans(),
         ),
+        st.just(NoMixer()),
     )
 
 
@@ -110,10 +112,13 @@ def stages(draw: st.DrawFn, dim: int | None = None) -> Stage:
     """Draw a narrow stage of one to three blocks, each with its own mixer."""
     dim = dim or draw(st.sampled_from((4, 6, 8, 12, 16)))
     blocks = draw(st.lists(mixers(dim), min_size=1, max_size=3))
+    ratio = st.sampled_from((0.5, 1.0, 2.5, 4.0))
+    own = st.lists(ratio, min_size=len(blocks), max_size=len(blocks))
     return Stage(
         dim=dim,
         mixers=tuple(blocks),
-        mlp_ratio=draw(st.sampled_from((0.5, 1.0, 2.5, 4.0))),
+        mlp_ratio=draw(ratio),
+        block_mlp_ratios=draw(st.one_of(st.just(()), own.map(tuple))),
         norm=draw(st.sampled_from(BLOCK_NORMS)),
         se_reduction=draw(st.sampled_from((0, 0, 2, 4))),
         local_conv=draw(st.sampled_from((0, 0, 3))),

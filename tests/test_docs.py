@@ -19,6 +19,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from search.cli.app import app
+from tests.tiny_graft import write_graft, write_table
 from tests.tiny_run import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         write_run(folder / name)
         shutil.copy(ROOT / "configs/searches/digits.yaml", folder / name / "search.yaml")
+    write_graft(folder / "runs" / "graft")
+    write_table(folder / "table.json")
     shutil.copy(ROOT / "configs/searches/digits.yaml", folder / "my_search.yaml")
     return folder
 

@@ -24,7 +24,8 @@ ROOMS = {
 ENTRIES = {
     "search.cli": {"app"},
     "search.phases": {
-        *("climb", "finish", "horizon", "judging", "measure", "planning", "promote", "session"),
+        *("climb", "finish", "grafting", "horizon", "judging", "measure", "planning", "promote"),
+        "session",
         *("step_times", "supernet", "trust"),
     },
     # It loads scipy and scikit-learn.
@@ -37,8 +38,8 @@ ENTRIES = {
     "search.record": {"postgres"},
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
-        *("attempt", "evaluate", "export", "finished", "import_checkpoint", "ladder", "out_folder"),
-        *("queue", "together"),
+        *("attempt", "evaluate", "export", "finished", "graft_source", "identity"),
+        *("import_checkpoint", "ladder", "out_folder", "queue", "together", "training_queue"),
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

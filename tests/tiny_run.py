@@ -35,7 +35,7 @@ def write_run(folder: Path, trials: Iterable[Trial] = ()) -> Path:
         settings = RunSettings(data="digits", budget="10cpu-minutes", command=COMMAND)
         record.set_meta("settings", settings.to_dict())
         state = RunState(record)
-        state.phase, state.plan = DONE, _plan()
+        state.phase, state.plan = DONE, plan_of_minutes()
         for one in tuple(trials) or some_trials():
             number = record.add_architecture(one.architecture, params=one.params, macs=one.macs)
             trial_id = record.add_trial(
@@ -58,7 +58,8 @@ def _every_second() -> Iterator[float]:
         now += 1.0
 
 
-def _plan() -> Plan:
+def plan_of_minutes() -> Plan:
+    """Plan ten minutes on two devices."""
     return make_plan(
         budget_seconds=600,
         devices=2,

@@ -20,6 +20,7 @@ MODULES = (
     "search/retraining/evaluate.py",
     "search/retraining/network.py",
     "search/retraining/queue.py",
+    "search/retraining/training_queue.py",
     "search/scheduling/halving.py",
     "search/scheduling/judging.py",
     "search/scheduling/promotion.py",

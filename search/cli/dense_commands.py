@@ -62,6 +62,7 @@ def transfer(
     folder = Path(target) if is_run else (out or Path("."))
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
     found = open_dense_data(data, task, unpack_to=unpack_to)
+    found.check_files()
     for remark in found.remarks:
         make_console().say(remark)
     if is_run:
@@ -114,9 +115,9 @@ def _check_task(recipe: DenseRecipe, task: str) -> None:
 
 def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | None) -> None:
     from search.report import write_report
-    from search.retraining.queue import FULL_DISK
+    from search.retraining.training_queue import FAILED, FULL_DISK
     from search.run_folder import own_run
-    from search.transferring.queue import FAILED, transfer_members
+    from search.transferring.queue import transfer_members
 
     console = make_console()
     if ray_address is not None:

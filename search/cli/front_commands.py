@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,16 @@ def pareto(
     near: Annotated[
         bool, typer.Option("--near", help="Also those that only noise keeps off the front.")
     ] = False,
+    limit: Annotated[
+        list[str],
+        typer.Option(
+            help="Of a graft: choose new networks within macs=2G, params=20M, latency=3ms; "
+            "repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer reads it once
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Whose latency --limit means; default: the run's table.")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh until the run ends or Ctrl-C.")
     ] = False,
@@ -58,6 +69,10 @@ def pareto(
     from search.results import to_json
     from search.run_folder import open_run
 
+    if limit or latency_table is not None:
+        others = {"--csv": csv, "--html": html, "--png": png, "--objectives": objectives}
+        _retarget(run, limit, latency_table, others, as_json=json_)
+        return
     query = _query(objectives, fidelity, max_macs, max_params, sort=sort, knee=knee, near=near)
     check_device(device)
     for path in (csv, html, png):
@@ -84,6 +99,48 @@ def pareto(
             print(json.dumps([to_json(row) for row in rows], indent=2))
         else:
             make_console().print(front_view(folder, query))
+
+
+def _retarget(
+    run: Path,
+    limits: list[str],
+    latency_table: Path | None,
+    others: Mapping[str, object],
+    *,
+    as_json: bool,
+) -> None:
+    """Choose new members of a graft, and say how they are healed."""
+    from search.front import (
+        caveat,
+        parse_limits,
+        retarget,
+        retargeted_json,
+        retargeted_table,
+        training_command,
+    )
+    from search.run_folder import own_run
+
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} is of networks that were judged, and --limit chooses new ones. Leave one "
+            "of them out."
+        )
+    if not limits:
+        raise ValueError(
+            f"--latency-table {latency_table} says whose latency --limit means. Add e.g. --limit "
+            "latency=3ms."
+        )
+    with own_run(run) as folder:
+        found = retarget(folder, parse_limits(limits), latency_table)
+        if as_json:
+            print(json.dumps([retargeted_json(one) for one in found], indent=2))
+            return
+        console = make_console()
+        console.print(retargeted_table(found))
+        console.say(
+            f"{caveat(folder)}\n\nNext:\n  {training_command(folder, '--arch', found[0].id)}"
+        )
 
 
 def compare(

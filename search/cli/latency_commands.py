@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from search.deployed import Kit
     from searchspace.deployment import Deployment
     from searchspace.latency_table import Checked, LatencyTable, Part
+    from searchspace.space import SearchSpace
 
 NUM_CHECKED = 50
 
@@ -54,7 +55,9 @@ def latency(
             metavar="RUN", help="Folder of a run: measure the networks of its front here."
         ),
     ] = None,
-    space: Annotated[str, typer.Option(help="Name or YAML file of a search space.")] = "micro",
+    space: Annotated[
+        str, typer.Option(help="Name or YAML file of a search space, or the folder of a run.")
+    ] = "micro",
     target: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +153,13 @@ def _refuse_both(option: str, others: dict[str, object]) -> None:
             raise ValueError(f"{option} and {name} do not go together, got both. Leave {name} out.")
 
 
+def _space_of_run(folder: Path) -> SearchSpace:
+    from search.run_folder import open_run
+
+    with open_run(folder) as run:
+        return run.space()
+
+
 def _measure_space(
     space: str,
     asked: _Asked,
@@ -167,7 +177,7 @@ def _measure_space(
     from searchspace.spec_file import load_space
 
     deployment = asked.over(Deployment(), exports=export is not None)
-    loaded = load_space(space)
+    loaded = _space_of_run(Path(space)) if Path(space).is_dir() else load_space(space)
     if num_classes is not None:
         loaded = loaded.replace(num_classes=num_classes)
 

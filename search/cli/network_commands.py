@@ -99,7 +99,8 @@ def retrain(
 ) -> None:
     """Train chosen architectures with the full recipe; judge each once on the test split."""
     from search.report import write_report
-    from search.retraining.queue import FAILED, FULL_DISK, RetrainPlan, retrain_members
+    from search.retraining.queue import RetrainPlan, retrain_members
+    from search.retraining.training_queue import FAILED, FULL_DISK
     from search.run_folder import own_run
     from search.tracking import check_tracker
 

@@ -11,7 +11,8 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from search.terminal import PlainConsole
 
-JUDGING, LATENCY, LIMITS, TRAINING, CLUSTER = (
+GRAFTING, JUDGING, LATENCY, LIMITS, TRAINING, CLUSTER = (
+    "Starting from a trained network",
     "How networks are judged",
     "Whose latency",
     "Limits that need measuring",

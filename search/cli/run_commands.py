@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,7 @@ from configs.files import check_output, check_output_folder
 from search.cli.config_file import apply_config
 from search.cli.options import (
     CLUSTER,
+    GRAFTING,
     JUDGING,
     LATENCY,
     LIMITS,
@@ -37,7 +40,7 @@ from search.cli.options import (
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from search.run_folder import RunFolder, RunSettings
+    from search.run_folder import RunFolder, RunSettings, TeacherFiles
 
 # What may be given with --resume; all else is decided when a run begins.
 RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address", "track"}
@@ -68,6 +71,21 @@ def run(
     max_params: Limit = None,
     seed: Seed = 0,
     task: Task = "classification",
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            rich_help_panel=GRAFTING,
+            help="Start from this trained network and replace its blocks: a checkpoint, a folder, "
+            "RUN:ID.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=GRAFTING, help="The preset (or file) that a checkpoint was trained as."
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(help="Run whose supernet's weights backbones begin with, for --task."),
@@ -76,7 +94,8 @@ def run(
         str,
         typer.Option(
             rich_help_panel=JUDGING,
-            help="By a supernet, by short trainings (proxy), or zero-cost scores.",
+            help="By a supernet, by short trainings (proxy), or zero-cost scores; of a graft by "
+            "itself.",
         ),
     ] = "supernet",
     sampler: Annotated[
@@ -182,6 +201,8 @@ def run(
 
     check_tracker(track)
     begun = None
+    if arch is not None and from_ is None:
+        raise ValueError(f"--arch {arch} is of the checkpoint of --from, which is missing. Add it.")
     if resume:
         _refuse_given(context)
         if out is None:
@@ -191,11 +212,16 @@ def run(
     else:
         if budget is None:
             raise ValueError("A run needs a budget: add e.g. --budget 10cpu-minutes.")
+        if from_ is not None:
+            strategy = _graft_strategy(context, strategy)
+        grafted = context.with_resource(_teacher_of(from_, arch))
         settings = RunSettings(
             space=space or "",
             data=data,
             budget=budget,
             task=task,
+            graft_from=from_ or "",
+            teacher="" if grafted is None else str(grafted.folder),
             start=str(start.resolve()) if start else "",
             sampler=sampler,
             strategy=strategy,
@@ -212,7 +238,7 @@ def run(
             limits=_limits(
                 macs=max_macs, params=max_params, latency_ms=max_latency, memory_mib=max_memory
             ),
-            img_size=img_size,
+            img_size=_size_of(grafted, img_size),
             seed=seed,
             storage=storage or "",
             command=shlex.join(["search", *sys.argv[1:]]),
@@ -348,6 +374,44 @@ def _refuse_given(context: typer.Context) -> None:
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+@contextmanager
+def _teacher_of(text: str | None, arch: str | None) -> Iterator[TeacherFiles | None]:
+    """Find what a graft begins with, and lay it where the run takes it from."""
+    if text is None:
+        yield None
+        return
+    import tempfile
+
+    from search.retraining.graft_source import find_source
+    from search.run_folder import read_teacher
+
+    with tempfile.TemporaryDirectory(prefix="search-graft-") as folder:
+        find_source(text, arch).write(Path(folder))
+        yield read_teacher(Path(folder))
+
+
+def _graft_strategy(context: typer.Context, strategy: str) -> str:
+    if _is_given(context, "strategy") and strategy != "graft":
+        raise ValueError(
+            f"--from begins a graft, which has its own strategy, got --strategy {strategy}. Leave "
+            "one of them out."
+        )
+    return "graft"
+
+
+def _size_of(grafted: TeacherFiles | None, img_size: int | None) -> int | None:
+    """Return the side of the images: that of the network that is grafted, where there is one."""
+    if grafted is None:
+        return img_size
+    own = grafted.architecture.img_size
+    if img_size not in (None, own):
+        raise ValueError(
+            f"A graft keeps the size of its network, {own} pixels, got --img-size {img_size}. "
+            "Leave it out."
+        )
+    return own
 
 
 def _limits(**given: str | float | None) -> dict[str, float]:

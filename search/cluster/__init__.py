@@ -2,6 +2,7 @@
 
 from search.cluster.connection import (
     Cluster,
+    Place,
     WorkerLostError,
     call,
     call_all,
@@ -15,6 +16,7 @@ from search.cluster.tune_trials import run_trials
 __all__ = [
     "Cluster",
     "JudgeCrew",
+    "Place",
     "WorkerLostError",
     "call",
     "call_all",

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
-from ray.util import placement_group_table
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from search.budget import count_cores
 from search.scheduling import START_SECONDS, last_line
@@ -50,6 +55,24 @@ LOOPBACK = "127.0.0.1"
 
 class WorkerLostError(Exception):
     """A worker died or does not answer; what it did since the last checkpoint is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Devices that were asked for together.
+
+    Attributes:
+        group: Ray's placement group.
+        threads: CPU threads at each.
+    """
+
+    group: PlacementGroup
+    threads: int
+
+    @property
+    def is_held(self) -> bool:
+        """Whether they were given."""
+        return bool(placement_group_table(self.group)["state"] == "CREATED")
 
 
 class Cluster:
@@ -201,10 +224,31 @@ class Cluster:
         finally:
             self.end_actors(actors)
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
-        """Start a function on one device (or ``threads`` cores) and return Ray's reference."""
-        needs = {"num_cpus": threads} if self.resource == "CPU" else self.needs
-        return ray.remote(function).options(**needs, max_retries=0).remote(*arguments)
+    def reserve(self, devices: int, *, threads: int) -> Place:
+        """Ask for devices (or so many times ``threads`` cores) that are given all at once or not.
+
+        Who asks for one after the other holds some of them and waits for the others, for ever where
+        a node is gone.
+        """
+        needs = {"CPU": threads} if self.resource == "CPU" else {"CPU": 0, self.resource: 1}
+        return Place(placement_group([needs] * devices, strategy="PACK"), threads)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, place: Place) -> Any:
+        """Start a function on one device of a place and return Ray's reference."""
+        needs = {"num_cpus": place.threads} if self.resource == "CPU" else self.needs
+        return (
+            ray.remote(function)
+            .options(
+                **needs,
+                max_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(place.group),
+            )
+            .remote(*arguments)
+        )
+
+    def release(self, place: Place) -> None:
+        """Give the devices of a place back, and end what works there."""
+        remove_placement_group(place.group)
 
     def on_each_node(
         self, function: Callable[[], None], *, while_waiting: Callable[[], None]
@@ -233,11 +277,6 @@ class Cluster:
                 except (RayTaskError, RayError) as error:
                     logger.warning("A node could not prepare: %s", last_line(str(error)))
             while_waiting()
-
-    def cancel(self, references: Iterable[Any]) -> None:
-        """Kill the processes of functions that were submitted and have not ended."""
-        for reference in references:
-            ray.cancel(reference, force=True)
 
 
 def check_devices(device: str, address: str | None) -> None:

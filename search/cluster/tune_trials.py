@@ -45,6 +45,7 @@ LOOK_COST = 20
 LOOK_SHARE = 0.1
 # On a busy machine an actor that was killed lives on for seconds, and holds its device.
 LINGER_SECONDS = 15.0
+STOPPED = "stopped before its end"
 
 
 def run_trials(
@@ -106,8 +107,9 @@ def _run_round(
         tuner.fit()
     finally:
         _ROUNDS.pop(name)
+        ends: Outcome = "not begun" if round_.is_torn else "lost"
         for task in round_.tasks.values():
-            source.settle(task, outcome="lost", values={}, cause="stopped before its end")
+            source.settle(task, outcome=ends, values={}, cause=STOPPED)
         round_.release()
         scratch.cleanup()
     if round_.problem is not None:
@@ -125,6 +127,7 @@ class _Round:
     overdue: dict[str, str] = field(default_factory=dict)  # and why
     actors: dict[Any, Any] = field(default_factory=dict)  # that trials had, by their id
     problem: Exception | None = None
+    is_torn: bool = False  # it has a trial that waits for more devices than there are
     slots: int = 0
     reserved: int = 0
     look_at: float = 0.0
@@ -139,8 +142,13 @@ class _Round:
         started = time.monotonic()
         if started < self.look_at:
             return
+        devices = self.cluster.devices
         self.reserved = self.cluster.reserved
-        self.slots = min(self.cluster.devices, self.cluster.free + self.reserved)
+        self.slots = min(devices, self.cluster.free + self.reserved)
+        # Handed out before Ray knew that a node is gone. Tune would wait until another one comes;
+        # in another round it takes what there is, and the others go on from their checkpoints.
+        waiting = [task.devices for key, task in self.tasks.items() if key not in self.trials]
+        self.is_torn = self.is_torn or any(count > devices for count in waiting)
         self.source.hold(self.reserved)
         # What Ray lists grows with the trials of the run.
         now = time.monotonic()
@@ -182,7 +190,7 @@ class _Feed(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         round_ = _ROUNDS[self._name]
-        if round_.problem is not None or round_.source.should_stop():
+        if round_.problem is not None or round_.is_torn or round_.source.should_stop():
             return Searcher.FINISHED
         round_.look()
         held, most = sum(task.devices for task in round_.tasks.values()), round_.cluster.devices
@@ -229,7 +237,9 @@ class _Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         round_ = _ROUNDS.get(self._name)
-        return round_ is None or round_.problem is not None or round_.source.should_stop()
+        if round_ is None or round_.problem is not None or round_.is_torn:
+            return True
+        return round_.source.should_stop()
 
 
 class _Watch(tune.Callback):
@@ -269,7 +279,7 @@ class _Watch(tune.Callback):
             ray.kill(actor)
             if stopping and round_.problem is None:
                 # Tune takes seconds more to end.
-                round_.settle(trial_id, "lost", {}, "stopped before its end")
+                round_.settle(trial_id, "lost", {}, STOPPED)
         round_.look()
 
 
@@ -286,6 +296,8 @@ def _read(
         return report["outcome"], report.get("values", {}), report.get("cause")
     if trial_id in round_.overdue:
         return "failed", {}, round_.overdue[trial_id]
+    if round_.is_torn:
+        return "not begun", {}, STOPPED
     trial = round_.trials.get(trial_id)
     problem = trial.get_pickled_error() if error and trial is not None else None
     if problem is None:

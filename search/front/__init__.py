@@ -13,10 +13,18 @@ from search.front.query import (
     watch,
     write_csv,
 )
+from search.front.retarget import (
+    caveat,
+    parse_limits,
+    retarget,
+    retargeted_json,
+    retargeted_table,
+)
 from search.front.select import choice_json, retrain_cost, select_members, select_table
 
 __all__ = [
     "FrontQuery",
+    "caveat",
     "choice_json",
     "choose_rows",
     "compare_json",
@@ -25,7 +33,11 @@ __all__ = [
     "judged_by",
     "load_compared",
     "measure_latencies",
+    "parse_limits",
     "recipe_epochs",
+    "retarget",
+    "retargeted_json",
+    "retargeted_table",
     "retrain_cost",
     "select_members",
     "select_table",

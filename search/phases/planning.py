@@ -14,7 +14,7 @@ from typing import Any
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
 from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
-from search.run_folder import DATA, RunSettings
+from search.run_folder import DATA, GRAFT, RunSettings
 from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
@@ -23,6 +23,8 @@ from supernet.shared_weights import most_devices, recipe_of_group
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
+# Healing is short, and what is promoted in a graft is healed for up to so much of it.
+MAX_HEALING_SHARE = 0.5
 # Of the devices that train one network together: a usual node has so many. Each takes shards of the
 # recipe's batches, so that a network is trained the same on any number of them.
 MOST_TRIAL_DEVICES = 8
@@ -153,7 +155,7 @@ def _measuring(
     settings: RunSettings, folder: Path, data: ImageData | SearchedData, devices: int
 ) -> tuple[Any, type]:
     """Return the job of so many devices, and the class of its workers."""
-    work = work_of(settings.task)
+    work = work_of(settings)
     assert work.for_group is not None
     job, _ = work.for_group(work.make_job(settings, folder, data), data, devices)
     return job, work.supernet_worker
@@ -282,11 +284,12 @@ def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int
     grows = settings.parsed_budget.device == "gpu"
     recipe = load_recipe(settings.supernet_recipe)
     batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
+    share = MAX_HEALING_SHARE if settings.strategy == GRAFT else MAX_TRIAL_SHARE
     return _Lengths(
         supernet_batch=batch,
         retrain_batch=retrain.batch_size,
         retrain_steps=retrain.total_epochs * num_images // retrain.batch_size,
-        max_epochs=max(int(retrain.epochs * MAX_TRIAL_SHARE), 1),
+        max_epochs=max(int(retrain.epochs * share), 1),
         longest_epochs=min(retrain.total_epochs, MAX_EPOCHS),
         recipe_epochs=retrain.total_epochs,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from search.cluster import JudgeCrew
 from search.phases.alone import train_alone
@@ -28,16 +29,23 @@ def choose_trust_set(session: Session, number: int) -> list[Architecture]:
 
 
 def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architecture]]:
+    """Train the networks of `choose_trust_set`; see `train_networks`."""
+    return train_networks(session, plan, lambda plan: choose_trust_set(session, plan.num_trust))
+
+
+def train_networks(
+    session: Session, plan: Plan, choose: Callable[[Plan], list[Architecture]]
+) -> tuple[Plan, list[Architecture]]:
     """Train networks alone on the rung of the trust phase; where they are too slow, shorter ones.
 
     Returns:
         The plan that was followed, and the networks.
     """
-    networks = choose_trust_set(session, plan.num_trust)
+    networks = choose(plan)
     pace = _train(session, plan, networks)
     if pace is not None:
         plan = session.plan_slower(plan, pace, phase="trust")
-        networks = choose_trust_set(session, plan.num_trust)
+        networks = choose(plan)
         _train(session, plan, networks, probes=False)
     return plan, networks
 

@@ -112,6 +112,7 @@ def make_plan(
     )
     shares = shares.give_horizon(horizon.seconds if horizon else 0.0, climb=climb)
     least = {"search": judge_seconds, "supernet": 2 * supernet_step, climb: trial_seconds}
+    least |= {"library": 2 * supernet_step, "score": judge_seconds}
     _refuse_too_little(shares, least, epoch_seconds=epoch_seconds)
     steps = int(shares.seconds("supernet") / supernet_step) if has_supernet else 0
     macs = [point[0] for point in trial_step_seconds]

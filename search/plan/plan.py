@@ -83,6 +83,11 @@ class Plan:
         return (*self.rungs, self.horizon_epochs) if self.horizon_epochs else self.rungs
 
     @property
+    def num_scored(self) -> int:
+        """The networks that a graft has time to judge to learn what its parts are worth."""
+        return int(self.planned.get("score", 0.0) / max(self.judge_seconds, 1e-9))
+
+    @property
     def supernet_epochs(self) -> float:
         """How often the supernet sees every image; 0 where that is not known."""
         return self.supernet_steps * self.supernet_batch / max(self.train_images, 1)

@@ -15,10 +15,21 @@ SHARES: Mapping[str, Mapping[str, float]] = {
     "supernet": {"supernet": 0.36, "trust": 0.16, "search": 0.12, "promote": 0.33, "finish": 0.03},
     "proxy": {"search": 1.0},
     "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
+    "graft": {"library": 0.3, "score": 0.12, "trust": 0.2, "search": 0.06, "promote": 0.32},
 }
 # What the budget pays for; retraining has a ledger of its own. The horizon has no share above: a
 # plan with time for it takes it from the phase in which networks go up the rungs.
-PHASES = ("measure", "supernet", "trust", HORIZON, "search", "promote", "finish")
+PHASES = (
+    "measure",
+    "library",
+    "score",
+    "supernet",
+    "trust",
+    HORIZON,
+    "search",
+    "promote",
+    "finish",
+)
 
 # The finish starts a worker, which takes seconds however small the budget is.
 MIN_FINISH_SECONDS = 12.0

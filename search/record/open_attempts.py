@@ -60,6 +60,12 @@ class OpenAttempts:
         if attempt.devices:
             self._rates = None
 
+    def restart(self, attempt_id: int, now: float) -> None:
+        """Let an attempt begin now."""
+        attempt = self._attempts[attempt_id]
+        attempt.started = attempt.last_seen = now
+        self._rates = None
+
     def remove(self, attempt_id: int) -> None:
         """Forget an attempt that has ended."""
         if self._attempts.pop(attempt_id).devices:

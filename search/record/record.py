@@ -281,6 +281,22 @@ class Record:
                 self._ended.setdefault(phase, 0.0)
             return int(attempt_id)
 
+    def restart_attempt(self, attempt_id: int) -> None:
+        """Charge an open attempt from now on: until now it waited for its devices.
+
+        Raises:
+            ValueError: If the attempt is not open or not ours.
+        """
+        with self._lock:
+            with self.together():
+                attempt = self._open_attempt(attempt_id)
+                now = max(self._clock(), attempt.last_seen)
+                self._execute(
+                    "UPDATE attempts SET started = ?, last_seen = ? WHERE id = ?",
+                    (now, now, attempt_id),
+                )
+            self._live.restart(attempt_id, now)
+
     def finish_attempt(
         self,
         attempt_id: int,

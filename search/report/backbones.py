@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from search.record import Trial
 from search.report.sections import columns
@@ -18,6 +18,7 @@ from search.results import QUALITY_WORDS, Candidate, is_transfer, transfer_label
 from search.terminal import format_interval
 from search.trust import kendall_tau_interval
 from searchspace.published_dense import PUBLISHED_DENSE
+from supernet.data import decode_image, read_regular
 
 MEASURES = {"ap_box": "box AP", "ap_mask": "mask AP", "miou": "mIoU"}
 MOST_BYTES = 60_000  # of a picture in the page
@@ -134,8 +135,7 @@ def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str, se
 
 def _inlined(path: Path) -> str:
     """Write a picture as a data URL, smaller where it would be large."""
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    picture = decode_image(read_regular(os.fsencode(path)), name=str(path))
     for _ in range(8):
         written = io.BytesIO()
         picture.save(written, format="WEBP", quality=70)

@@ -16,9 +16,12 @@ from search.front import (
     training_command,
     trials_of,
 )
+from search.grafting import ESTIMATES
 from search.plan import PHASES
+from search.record import Trial
 from search.report import page as report
 from search.report.backbones import find_backbones
+from search.report.grafts import GraftStory
 from search.results import (
     SUPERNET,
     ZERO_COST,
@@ -154,7 +157,8 @@ def export_front(
     if html is not None:
         report.write_report(html, _report_data(run))
     if png is not None:
-        report.front_png(png, found, title=f"{run.folder.name} ({found[0].fidelity})")
+        title = f"{run.folder.name} ({found[0].fidelity})"
+        report.front_png(png, found, title=title, teacher=_teacher_point(run, found))
 
 
 def _report_data(run: RunFolder) -> report.ReportData:
@@ -175,12 +179,36 @@ def _report_data(run: RunFolder) -> report.ReportData:
         trials=trials,
         charges=run.record.charges(PHASES),
         backbones=find_backbones(trials, run.folder),
+        graft=story_of(run, trials),
         training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
         horizon=_horizon(run),
         recipe_epochs=recipe_epochs(run),
         notes=(*_notes(run), *([] if more is None else [f"{more}."])),
     )
+
+
+def story_of(run: RunFolder, trials: Sequence[Trial]) -> GraftStory | None:
+    """Gather what the report of a graft tells; None of any other run."""
+    teacher = run.teacher
+    if teacher is None:
+        return None
+    return GraftStory(
+        name=run.settings.graft_from, teacher=teacher.architecture, trials=tuple(trials)
+    )
+
+
+def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, float] | None:
+    """Return the MACs and the accuracy of a graft's teacher, where it was trained on as others."""
+    teacher = run.teacher
+    if teacher is None:
+        return None
+    trials = run.record.trials(state="done")
+    own = {
+        t.fidelity: t for t in trials if t.key == teacher.architecture.key and "top1" in t.values
+    }
+    known = own.get(found[0].fidelity, own.get(SUPERNET))
+    return None if known is None else (known.macs, known.values["top1"])
 
 
 def _around_the_id(command: str) -> tuple[str, str]:
@@ -203,7 +231,10 @@ def _notes(run: RunFolder) -> Iterator[str]:
     checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[member.id] for member in members if member.id in checked]
-    if errors:
+    if run.settings.teacher and checked:
+        worst = max(checked.values())
+        yield f"With nothing replaced the graft is its teacher: largest difference {worst:.1e}."
+    elif errors:
         worst = max(errors)
         is_same = "as inside the supernet" if worst <= EXTRACTION_TOLERANCE else "DIFFERENT"
         which = f"each of the {len(errors)} networks of the front gives"
@@ -243,7 +274,7 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
     shown = (SUPERNET, PREDICTOR, *COSTS)
     for estimator in report.estimators:
         tau = estimator.tau
-        is_shown = estimator.name in shown or run.settings.strategy == ZERO_COST
+        is_shown = estimator.name in (*shown, *ESTIMATES) or run.settings.strategy == ZERO_COST
         # Of too few networks for an interval, the order of two or three, nothing is said.
         if is_shown and tau.tau is not None and tau.low is not None:
             yield (

@@ -17,6 +17,8 @@ SIGNIFICANT = 0.05
 
 _ESTIMATORS = {
     "supernet": "accuracy with inherited weights",
+    "sum of scores": "sum of the parts' scores",
+    "sum with pairs": "that sum, with pairs",
     "params": "number of parameters",
     "macs": "MACs",
 }

@@ -88,7 +88,7 @@ def _stage_type(architecture: Architecture, index: int) -> dict[str, Any]:
         "text": describe_stages(architecture)[index],
         "size": architecture.resolutions[index],
         "dim": stage.dim,
-        "mlp": stage.mlp_ratio,
+        "mlp": sum(stage.ratios) / stage.depth,
         "blocks": [[mixer.kind, describe_mixer(mixer), times] for mixer, times in runs],
         "macs": cost.macs if cost else None,
     }

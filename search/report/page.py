@@ -27,6 +27,7 @@ from search.report.findings import (
     retrained_content,
     trust_content,
 )
+from search.report.grafts import GraftStory, graft_content
 from search.report.networks import networks_payload, published_payload
 from search.report.payload import (
     Charge,
@@ -97,6 +98,7 @@ class ReportData:
         backbones: Networks that were trained as backbones of detectors and segmenters.
         horizon: How the ranking changes with epochs; None where that is not known.
         recipe_epochs: Of the full recipe; 0 where they are not known.
+        graft: Of a graft, what its section tells; else None.
         training: What trains a network for good, in front of its id and behind; empty takes
             `search retrain`.
     """
@@ -117,6 +119,7 @@ class ReportData:
     trust: TrustReport | None = None
     notes: tuple[str, ...] = ()
     backbones: tuple[Backbone, ...] = ()
+    graft: GraftStory | None = None
     training: tuple[str, str] = ("", "")
     horizon: HorizonReport | None = None
     recipe_epochs: int = 0
@@ -148,13 +151,20 @@ def write_report(path: Path, report: ReportData) -> None:
     durable.write_text(path, page)
 
 
-def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -> None:
+def front_png(
+    path: Path,
+    candidates: Sequence[Candidate],
+    *,
+    title: str = "",
+    teacher: tuple[float, float] | None = None,
+) -> None:
     """Draw accuracy over MACs: the front with its intervals, the other candidates behind it.
 
     Args:
         path: Where to write the PNG.
         candidates: Of one fidelity, on the front or not.
         title: Above the picture; empty for none.
+        teacher: MACs and accuracy in percent of the network that a graft began with.
     """
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -188,6 +198,8 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
         elinewidth=0.8,
         capsize=2,
     )
+    if teacher is not None:
+        axes.scatter(*teacher, label="the teacher", marker="*", s=120, color=NEAR, zorder=3)
     axes.set_xlabel("MACs")
     measure = candidates[0].measure if candidates else "top1"
     axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
@@ -201,7 +213,7 @@ def front_png(path: Path, candidates: Sequence[Candidate], *, title: str = "") -
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     if title:
         axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
     picture = io.BytesIO()
@@ -299,6 +311,7 @@ def _content(
         "trust": trust_content(report.trust),
         "horizon": horizon_content(report.horizon),
         "published": published_content(payload["published"]),
+        "graft": graft_content(report.graft, [c for c in top if c.on_front]),
     }
 
 

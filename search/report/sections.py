@@ -120,7 +120,7 @@ def _mixer_legend(members: Sequence[Candidate]) -> str:
         settings.append("g groups")
     if Elsa.kind in kinds:
         settings.append("l and g of elsa lambda and gamma where they are not 0 and 1")
-    if any(stage.mlp_ratio != 4 for c in members for stage in c.architecture.stages):
+    if any(set(s.ratios) != {4.0} for c in members for s in c.architecture.stages):
         settings.append("m the ratio of the MLP where it is not 4")
     if differ_in_dims(c.architecture for c in members):
         settings.append("c the channels of the stage")

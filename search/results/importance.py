@@ -206,7 +206,7 @@ def list_choices(architectures: Sequence[Architecture]) -> list[Choices]:
 
 
 def _stage_choices(index: int, stage: Stage, is_uneven: bool) -> Choices:
-    sizes = {DIM: stage.dim, DEPTH: stage.depth, MLP_RATIO: stage.mlp_ratio}
+    sizes = {DIM: stage.dim, DEPTH: stage.depth, MLP_RATIO: sum(stage.ratios) / stage.depth}
     found: Choices = {(f"stage {index}", name): size for name, size in sizes.items()}
     for place, mixer in _places(index, stage, is_uneven):
         found |= {(place, setting): value for setting, value in _settings(mixer)}

@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from search.retraining.finished import read_result
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.model_card import RetrainResult, model_card
-from search.retraining.out_folder import RESULT_FILE, claim_folder
+from search.retraining.out_folder import RESULT_FILE, claim_folder, save_weights
 from search.retraining.tensorboard import TensorBoard
 from search.retraining.together import joined
-from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.data import ImageData
@@ -37,7 +35,6 @@ from supernet.training import (
     TrainingResult,
     check_teacher,
     check_token_labels,
-    checksums,
     remove_checkpoints,
     seen_share,
     train,
@@ -167,23 +164,11 @@ def _train(
     result = _result(architecture, data, recipe, options, training)
     if is_first:
         networks = {WEIGHTS_FILE: network, EMA_FILE: training.ema_network}
-        result = replace(result, sha256=_save_weights(options.out, networks))
+        result = replace(result, sha256=save_weights(options.out, networks))
         write_text(options.out / CARD_FILE, model_card(architecture, recipe, result))
         write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
         remove_checkpoints(options.out)
     return result
-
-
-def _save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:
-    """Write the weights of networks, each file as a whole; return their checksums."""
-    files = []
-    for name, network in networks.items():
-        if network is not None:
-            partial = out / f"{name}.partial"
-            save_model(network, str(partial))
-            durable.replace(partial, out / name)
-            files.append(name)
-    return checksums(out, files)
 
 
 def _same_training(found: RetrainResult, options: RetrainOptions) -> RetrainResult:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from supernet.training import write_text
+from safetensors.torch import save_model
+from torch import nn
+
+from searchspace import durable
+from supernet.training import checksums, write_text
 
 RESULT_FILE = "result.json"
 ARCHITECTURE_FILE = "architecture.json"
@@ -61,3 +65,20 @@ def claim_folder(
     out.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
         write_text(out / name, text)
+
+
+def save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:
+    """Write the weights of networks, each file as a whole; return their checksums.
+
+    Args:
+        out: The folder.
+        networks: By the name of the file; None leaves it out.
+    """
+    files = []
+    for name, network in networks.items():
+        if network is not None:
+            partial = out / f"{name}.partial"
+            save_model(network, str(partial))
+            durable.replace(partial, out / name)
+            files.append(name)
+    return checksums(out, files)

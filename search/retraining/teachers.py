@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_checkpoint
 from torch import nn
@@ -99,9 +98,16 @@ def _load(network: nn.Module, weights: Path, text: str) -> None:
         raise ValueError(f"--teacher {text}: there is no file {str(weights)!r}. {remedy}")
     try:
         load_checkpoint(network, str(weights), use_ema=False, weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"--teacher {text}: {weights} does not fit ({first}). {remedy}") from error
+    # Whatever an unpickler raises, and what becomes of what it finds, it raises about the file.
+    except Exception as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"--teacher {text}: {weights} does not fit ({words}). {remedy}") from error
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"--teacher {text}: {name} in {weights} has values that are no finite numbers. "
+                f"{remedy}"
+            )
 
 
 def _teacher(

@@ -19,11 +19,12 @@ from search.retraining.finished import find_retrained
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
 from search.retraining.teachers import find_teacher
-from search.run_folder import DATA, RunFolder
+from search.run_folder import DATA, LIBRARY, RunFolder, StorageError, TeacherFiles
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
 from supernet.data import ImageData, mend_data, prepare_data
-from supernet.network import build_subnet, extract, interpolated_start
+from supernet.grafting import assemble, load_library
+from supernet.network import Supernet, build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
 from supernet.shared_weights import load_supernet
 from supernet.training import Teacher, check_teacher, check_token_labels, with_shards_for
@@ -31,6 +32,8 @@ from supernet.training import Teacher, check_teacher, check_token_labels, with_s
 MAX_SEED = 2**63 - 1
 # Of a word in the name of a folder: names of files end at 255 bytes.
 MAX_WORD = 60
+# As a teacher: the network that the run began with.
+GRAFTED = "the-graft-s-teacher"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +131,8 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
         ValueError: If anything that was asked for cannot be done; nothing has been recorded.
     """
     plan = replace(plan, recipe=plan.recipe or run.settings.retrain_recipe)
+    if run.settings.teacher:
+        plan = _healing(run, plan)
     recipe = plan.load_recipe()
     check_token_labels(recipe, given=plan.token_labels is not None)
     check_teacher(recipe, given=plan.teacher is not None)
@@ -143,7 +148,7 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     recipe = with_shards_for(recipe, num_images, plan.devices)
     maps = label_maps(data, plan.token_labels)
     labels = None if maps is None else maps.fingerprint()
-    teacher = None if plan.teacher is None else find_teacher(plan.teacher, data)
+    teacher = None if plan.teacher is None else _teacher(run, plan.teacher, data)
     taught = None if teacher is None else teacher.fingerprint
     for architecture, start in zip(architectures, starts, strict=True):
         _check_network(architecture, data, recipe, start)
@@ -201,15 +206,67 @@ def _word(text: str) -> str:
 def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
     # Decoded arrays that were damaged meanwhile are decoded again from their source.
     run.check_classifies()
-    data = mend_data(run.folder / DATA)
+    data = run.as_taught(mend_data(run.folder / DATA))
     if plan.img_size is None or plan.img_size == data.img_size:
         return data
     folder = run.folder / f"data-{plan.img_size}"
-    return prepare_data(data.source, img_size=plan.img_size, folder=folder)
+    return run.as_taught(prepare_data(data.source, img_size=plan.img_size, folder=folder))
+
+
+def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
+    """Let networks of a graft begin with their parts, beside their teacher, unless told otherwise.
+
+    Without the teacher there is nothing to learn from but labels: a recipe that has no distillation
+    takes none.
+    """
+    learns = load_recipe(plan.recipe or "").distillation is not None
+    teacher = plan.teacher or (GRAFTED if learns and plan.img_size is None else None)
+    return replace(plan, inherit=plan.start is None, teacher=teacher)
+
+
+def _teacher(run: RunFolder, text: str, data: ImageData) -> Teacher:
+    """Find whom networks learn from: the network that a graft began with, or another."""
+    found = run.teacher
+    if text != GRAFTED or found is None:
+        return find_teacher(text, data)
+    return Teacher(
+        network=_grafted(found).eval(),
+        name=run.settings.graft_from,
+        img_size=found.architecture.img_size,
+        num_classes=found.architecture.num_classes,
+        mean=found.mean,
+        std=found.std,
+        fingerprint=found.fingerprint,
+    )
+
+
+def _grafted(found: TeacherFiles) -> Supernet:
+    network = build_subnet(found.architecture)
+    network.load_state_dict(found.state())
+    return network
+
+
+def _assembled(run: RunFolder, number: int) -> dict[str, Tensor]:
+    """Load the weights that a network of a graft has before it is healed."""
+    found, split = run.teacher, run.state.library
+    assert found is not None
+    if split is None or run.state.library_done < split[0]:
+        raise ValueError(
+            f"The parts of {run.folder} have not learned yet. Let it go on first: search run "
+            "--resume."
+        )
+    try:
+        folders = [run.files.fetch(f"{LIBRARY}/{share}") for share in range(split[0])]
+    except StorageError as error:
+        raise ValueError(str(error)) from error
+    network = assemble(run.architecture(number), _grafted(found), load_library(folders))
+    return dict(network.state_dict())
 
 
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
     """Load the weights that a network starts from."""
+    if plan.inherit and run.settings.teacher:
+        return _assembled(run, number)
     if plan.inherit:
         try:
             supernet = load_supernet(run.supernet_folder(), run.space())

@@ -2,12 +2,14 @@
 
 from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.folder import RunFolder, create_run, open_run, own_run, resume_run
-from search.run_folder.settings import RunSettings, parse_shares
+from search.run_folder.settings import GRAFT, RunSettings, parse_shares
 from search.run_folder.state import DONE, RunState
 from search.run_folder.storage import (
     DATA,
+    LIBRARY,
     START,
     SUPERNET,
+    TEACHER,
     Files,
     SharedFolder,
     Storage,
@@ -16,12 +18,16 @@ from search.run_folder.storage import (
     storage_url,
 )
 from search.run_folder.targets import load_target, run_and_id
+from search.run_folder.teacher import TeacherFiles, read_teacher, write_teacher
 
 __all__ = [
     "DATA",
     "DONE",
+    "GRAFT",
+    "LIBRARY",
     "START",
     "SUPERNET",
+    "TEACHER",
     "Files",
     "FullDiskError",
     "RunFolder",
@@ -30,6 +36,7 @@ __all__ = [
     "SharedFolder",
     "Storage",
     "StorageError",
+    "TeacherFiles",
     "create_run",
     "is_disk_full",
     "load_target",
@@ -37,7 +44,9 @@ __all__ = [
     "open_run",
     "own_run",
     "parse_shares",
+    "read_teacher",
     "resume_run",
     "run_and_id",
     "storage_url",
+    "write_teacher",
 ]

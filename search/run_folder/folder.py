@@ -44,11 +44,13 @@ from search.run_folder.storage import (
     OWNER,
     START,
     SUPERNET,
+    TEACHER,
     Files,
     Owner,
     StorageError,
     open_files,
 )
+from search.run_folder.teacher import TeacherFiles, read_teacher
 from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -112,7 +114,17 @@ class RunFolder:
         from supernet.data import open_data
 
         self.check_classifies()
-        return open_data(self.folder / DATA)
+        return self.as_taught(open_data(self.folder / DATA))
+
+    @property
+    def teacher(self) -> TeacherFiles | None:
+        """The trained network that a graft began with; None in any other run."""
+        return read_teacher(Path(self.settings.teacher)) if self.settings.teacher else None
+
+    def as_taught(self, data: ImageData) -> ImageData:
+        """Return images as the run's networks see them: those of a graft as its teacher does."""
+        teacher = self.teacher
+        return data if teacher is None else teacher.seen_by(data)
 
     def task_data(self) -> ImageData | SearchedData:
         """Open the images of the run's task."""
@@ -148,7 +160,7 @@ class RunFolder:
 
     def share_data(self) -> None:
         """Let the devices find what the run was given, unless they do already."""
-        for name in (DATA, START):
+        for name in (DATA, START, TEACHER):
             if (self.folder / name).is_dir() and not self.files.has(name):
                 self.files.publish(name, self.folder / name)
 
@@ -166,6 +178,8 @@ class RunFolder:
     def space(self) -> SearchSpace:
         """Read the run's space, with the classes of its data."""
         space = self.settings.load_space(self.folder / SPACE)
+        if self.settings.teacher:  # whose classes are those of the data
+            return space
         return space.replace(num_classes=self._num_classes())
 
     def _num_classes(self) -> int:
@@ -403,6 +417,8 @@ class _NewRun:
         folder, settings = self._folder, self._settings
         self._files.check(is_new=True, token=self._claim.token)
         prepare_run_data(settings, space, folder)
+        if settings.teacher:
+            shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         kind = "recipes" if settings.classifies else "recipes/dense"
@@ -436,7 +452,7 @@ class _NewRun:
 
             drop_schema(self._address)
         data = self._folder / DATA
-        for name in (f"{DATA}/unpacked", START):
+        for name in (f"{DATA}/unpacked", START, TEACHER):
             shutil.rmtree(self._folder / name, ignore_errors=True)
         for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -488,6 +504,8 @@ def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) ->
         from supernet.data import prepare_data
 
         images = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
+        if settings.teacher:
+            read_teacher(Path(settings.teacher)).seen_by(images)
         if settings.latency_table:
             with_classes = space.replace(num_classes=images.num_classes)
             _check_latency(settings, with_classes, classes=True)
@@ -565,7 +583,7 @@ def _check_free(folder: Path) -> None:
     is_half_made = (
         has_token(folder / LOCK)
         and SPACE not in names
-        and all(name in (DATA, START) or _MADE.fullmatch(name) for name in names)
+        and all(name in (DATA, START, TEACHER) or _MADE.fullmatch(name) for name in names)
         and _has_recorded_nothing(folder)
     )
     if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
@@ -652,6 +670,8 @@ def _with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
             kept[field] = f"{file.absolute()}{name.removeprefix(_file_of(name))}"
     if (file := folder / TABLE).is_file():
         kept["latency_table"] = str(file.absolute())
+    if settings.teacher and (folder / TEACHER).is_dir():
+        kept["teacher"] = str((folder / TEACHER).absolute())
     return _changed(settings, kept)
 
 

@@ -12,7 +12,9 @@ from search.budget import Budget, parse_budget
 from search.plan import SHARES, split_shares
 from search.results import CLOSED_FORM, MEASURED, OBJECTIVES, TASK_QUALITIES
 from search.run_folder.storage import storage_url
+from search.run_folder.teacher import read_teacher
 from searchspace.deployment import Deployment
+from searchspace.graft_space import graft_space
 from searchspace.latency_table import LatencyTable
 from searchspace.space import SearchSpace
 from searchspace.spec_file import check_space, load_space
@@ -32,6 +34,12 @@ RECIPES = ("supernet_recipe", "trial_recipe", "retrain_recipe")
 # Those of images as large as the papers', from so many pixels on.
 LARGE_PIXELS = 160
 LARGE_RECIPES = dict(zip(RECIPES, ("supernet_224", "quick_224", "swin_300e:tiny"), strict=True))
+# Of a graft: its parts learn from one pass of the teacher, its networks are healed beside it.
+GRAFT = "graft"
+GRAFT_RECIPES = dict(zip(RECIPES, ("quick", "heal", "heal"), strict=True))
+LARGE_GRAFT_RECIPES = dict(zip(RECIPES, ("quick_224", "heal_224", "heal_224"), strict=True))
+# The space of a graft where none is named: see `searchspace.graft_space.usual_mixers`.
+USUAL = "usual"
 # Of each task but classification: the recipe and the space that suit minutes on small images.
 DENSE_RECIPES = {
     "semantic": "cells_semantic",
@@ -52,6 +60,10 @@ class RunSettings:
         data: Data source, see `supernet.data`, or of another task `supernet.data.dense`.
         task: ``classification``, or what networks are searched for as backbones of: ``semantic``,
             ``detection``, ``instance``. The other recipes and objectives are of that task then.
+        graft_from: What a graft was begun from, as typed; empty: no graft. Its strategy is
+            ``graft``, and the space says which mixers its blocks are offered.
+        teacher: Folder of that trained network, see `search.run_folder.teacher`. A run keeps it as
+            ``teacher``.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
@@ -83,6 +95,8 @@ class RunSettings:
     data: str
     budget: str
     task: str = "classification"
+    graft_from: str = ""
+    teacher: str = ""
     start: str = ""
     space: str = ""
     sampler: str = "guided"
@@ -113,6 +127,7 @@ class RunSettings:
         default = "digits" if self.data == "digits" else "micro"
         if not self.space:
             space = default if self.classifies else DENSE_SPACE
+            space = USUAL if self.strategy == GRAFT else space
             object.__setattr__(self, "space", space)
         for name, recipe in self._recipes(default).items():
             if not getattr(self, name):
@@ -183,6 +198,12 @@ class RunSettings:
                 "--start is for backbones of another task than classification, got "
                 f"{self.start!r}. Add --task, or leave it out."
             )
+        if (self.strategy == GRAFT) != bool(self.teacher) or (self.teacher and not self.classifies):
+            raise ValueError(
+                "A graft replaces blocks of a trained classifier: --strategy graft goes with "
+                f"--from CHECKPOINT, got --strategy {self.strategy}, --task {self.task} and "
+                f"{'--from ' + self.graft_from if self.teacher else 'no --from'}."
+            )
         if not self.classifies and self.strategy == "zero-cost":
             raise ValueError(
                 f"Zero-cost scores are of classifiers, got --task {self.task}. Choose --strategy "
@@ -198,6 +219,9 @@ class RunSettings:
         """Name the recipes of images like these; nothing is read where all of them are given."""
         if not self.classifies:  # one for all
             return dict.fromkeys(RECIPES, self.retrain_recipe or DENSE_RECIPES[self.task])
+        if self.strategy == GRAFT:
+            is_large = (self.img_size or 0) >= LARGE_PIXELS
+            return LARGE_GRAFT_RECIPES if is_large else GRAFT_RECIPES
         small = dict(zip(RECIPES, ("supernet", "quick", default), strict=True))
         if all(getattr(self, name) for name in RECIPES):
             return small
@@ -288,7 +312,11 @@ class RunSettings:
 
     def load_space(self, file: Path | None = None) -> SearchSpace:
         """Read the space (or the run's copy of it) with this run's limits and image size."""
-        space = load_space(str(file or self.space))
+        if self.teacher:
+            offered = None if self.space == USUAL else load_space(str(file or self.space))
+            space = graft_space(read_teacher(Path(self.teacher)).architecture, offered)
+        else:
+            space = load_space(str(file or self.space))
         limits = {name: most for name, most in self.limits.items() if name in CLOSED_FORM}
         changed = space.replace(
             img_size=space.img_size if self.img_size is None else self.img_size,

@@ -132,6 +132,24 @@ class RunState:
         self._record.set_meta("supernet", DONE if is_trained else None)
 
     @property
+    def library(self) -> tuple[int, int] | None:
+        """Over how many trainers a graft's parts are split, and their steps; None before."""
+        return self._read(TypeAdapter(tuple[int, int]), "library")
+
+    @library.setter
+    def library(self, found: tuple[int, int]) -> None:
+        self._record.set_meta("library", found)
+
+    @property
+    def library_done(self) -> int:
+        """How many of these trainers have ended."""
+        return self._read(TypeAdapter(int), "library_done") or 0
+
+    @library_done.setter
+    def library_done(self, number: int) -> None:
+        self._record.set_meta("library_done", number)
+
+    @property
     def supernet_devices(self) -> int | None:
         """On how many devices the supernet was begun, which decides its batch and its shards."""
         return self._read(TypeAdapter(int), "supernet_devices")

@@ -34,6 +34,10 @@ DATA = "data"
 SUPERNET = "supernet"
 # Weights that backbones begin with, where the run was given some.
 START = "start"
+# The trained network that a graft began with.
+TEACHER = "teacher"
+# And the parts that learned from it, a folder for each trainer.
+LIBRARY = "library"
 CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
 # In a storage: whose it is, and who asks for it.
 OWNER, ASKING = "owner.json", "asking"

@@ -53,7 +53,9 @@ class _Running:
     macs: int
     wanted: int  # epochs
     devices: int = 1
-    placed: float | None = None  # when it had a device
+    waits: bool = False  # for its devices: those that are held are other trials'
+    is_held: bool = False  # and was seen to have them
+    placed: float | None = None  # when its worker started
     begun: float | None = None  # when its training began: the first sign of life
     heard: float = 0.0  # when it last gave one
     longest_silence: float = 0.0
@@ -178,7 +180,8 @@ class TrialRunner:
 
     def started(self, task: TrialTask) -> None:
         """Take note that a trial has a device, on which its worker starts."""
-        self._running[task.trial_id].placed = self._listened()
+        running = self._running[task.trial_id]
+        running.placed, running.is_held = self._listened(), True
         self._num_placed += 1
 
     def heard(self, task: TrialTask) -> None:
@@ -221,8 +224,22 @@ class TrialRunner:
         return None
 
     def hold(self, devices: int) -> None:
-        """Charge devices that are kept without a trial as well, from now on."""
+        """Charge devices that are held without a trial as well, from now on.
+
+        A trial that waits for devices which are not there, as those of a node that has just died,
+        is charged from when it has them.
+        """
         self._held = devices
+        left = devices - sum(one.devices for one in self._running.values() if one.is_held)
+        for running in self._running.values():
+            if running.is_held:
+                continue
+            running.waits = running.waits or running.devices > left
+            if running.devices <= left:
+                left -= running.devices
+                running.is_held = True
+                if running.waits:
+                    self._record.restart_attempt(running.attempt_id)
         self._charge_idle()
 
     def settle(
@@ -243,7 +260,11 @@ class TrialRunner:
             values = {**values, "micro_batches": task.micro_batches}
         with self._record.together():
             self._record.finish_attempt(
-                running.attempt_id, outcome=ends, values=values or None, cause=cause
+                running.attempt_id,
+                outcome=ends,
+                values=values or None,
+                cause=cause,
+                was_held=running.is_held or not running.waits,
             )
             self._charge_idle()
         if ends in ("done", "failed"):
@@ -330,7 +351,7 @@ class TrialRunner:
         if outcome == "out of memory":
             again = ", with half a batch in memory too" if task.micro_batches > 1 else ""
             cause = f"{OUT_OF_MEMORY}{again}: {cause}"
-        if outcome == "full disk" or self.should_stop():
+        if outcome in ("full disk", "not begun") or self.should_stop():
             return "interrupted", cause
         if outcome == "out of memory":
             return ("failed" if task.micro_batches > 1 else "lost"), cause
@@ -375,7 +396,8 @@ class TrialRunner:
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""
-        idle = max(self._held - sum(one.devices for one in self._running.values()), 0)
+        running = sum(one.devices for one in self._running.values() if not one.waits or one.is_held)
+        idle = max(self._held - running, 0)
         if idle == self._idle:
             return
         with self._record.together():

@@ -44,6 +44,8 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
     judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
     epochs = "epoch" if plan.trust_rung == 1 else "epochs"
     work = {
+        "library": "parts learn to do what the teacher's blocks do",
+        "score": f"about {plan.num_scored:,} networks judged: parts alone, pairs, some assemblies",
         "supernet": supernet_text(plan),
         "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} {epochs}",
         HORIZON: horizon_text(plan),

@@ -7,6 +7,7 @@ ledger is charged. The same call goes on after a kill.
 from __future__ import annotations
 
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.multiprocessing.spawn import ProcessContext, spawn
@@ -45,20 +46,16 @@ def transfer_alone(
             "cannot share evenly. Choose --devices that divides them."
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    meeting = options.out.with_name(f"{options.out.name}.meeting")
-    meeting.unlink(missing_ok=True)
     # What is called back stays here: the processes say where they stand themselves.
     plain = replace(options, on_report=None, should_stop=None)
-    processes = spawn(  # type: ignore[no-untyped-call]
-        _process,
-        (architecture, data, recipe, plain, f"file://{meeting.resolve()}", devices),
-        nprocs=devices,
-        join=False,
-    )
-    try:
+    with TemporaryDirectory() as folder:
+        processes = spawn(  # type: ignore[no-untyped-call]
+            _process,
+            (architecture, data, recipe, plain, f"file://{folder}/meeting", devices),
+            nprocs=devices,
+            join=False,
+        )
         _wait(processes, options)
-    finally:
-        meeting.unlink(missing_ok=True)
     return open_transferred(options.out).result
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor
 
-from search.retraining.out_folder import RESULT_FILE, claim_folder
+from search.retraining.identity import NOT_DECISIVE, digest_of
+from search.retraining.out_folder import RESULT_FILE, claim_folder, save_weights
 from search.retraining.together import joined
-from search.transferring.result import PICTURES, PREDICTIONS_FILE, TransferResult
+from search.transferring.result import (
+    PICTURES,
+    PREDICTIONS_FILE,
+    TransferResult,
+    read_result,
+)
 from search.transferring.target import Target, check_target, choices_of, count_target
 from supernet.data.dense import DenseData, DenseSplit
 from supernet.data.dense.masks import require_pycocotools
@@ -85,14 +91,16 @@ def transfer(
     check_transfer(architecture, recipe, data.task)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    identity = identity_of_transfer(architecture, data, recipe, options.start)
     with joined(options.group, options.device) as is_first:
-        network = _build(architecture, data, recipe, options)
+        is_done = (options.out / RESULT_FILE).exists()
+        # Weights that do not fit are refused before anything is written.
+        network = None if is_done else build_network(architecture, data, recipe, options.start)
         if is_first:
             text = dump_dense_recipe(recipe)
             claim_folder(options.out, architecture, text, what="transfer", also={"data"})
-        if (options.out / RESULT_FILE).exists():
-            stored = json.loads((options.out / RESULT_FILE).read_text(encoding="utf-8"))
-            return TransferResult.from_dict(stored)
+        if network is None:
+            return _same_transfer(read_result(options.out), identity, options.out)
         history = train_dense(
             network,
             data.train,
@@ -104,13 +112,43 @@ def transfer(
                 on_report=options.on_report,
                 should_stop=options.should_stop,
                 loader_workers=options.loader_workers,
-                identity=f"{data.fingerprint} {options.start_name}",
+                identity=identity,
             ),
         )
         if not is_first:
             return None
         seconds = sum(report.seconds for report in history)
-        return _finish(network, architecture, data, recipe, options, seconds)
+        return _finish(network, architecture, data, recipe, options, seconds, identity)
+
+
+def identity_of_transfer(
+    architecture: Target,
+    data: DenseData,
+    recipe: DenseRecipe,
+    start: Mapping[str, Tensor] | None,
+) -> str:
+    """Hash all that decides a transfer, but for its seed.
+
+    Args:
+        start: The weights that it starts from.
+    """
+    decides = {
+        "architecture": architecture.to_dict(),
+        "recipe": recipe.model_dump(mode="json", exclude=NOT_DECISIVE),
+        "data": [data.task, data.fingerprint, list(data.class_names)],
+        "start": None if start is None else digest_of(start),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _same_transfer(found: TransferResult, identity: str, out: Path) -> TransferResult:
+    """Return the result of a finished transfer, if that was this one."""
+    if found.identity != identity:
+        raise ValueError(
+            f"{out} holds a transfer of other images or from other weights, and results are never "
+            "overwritten. Choose another folder, or remove this one."
+        )
+    return found
 
 
 def check_transfer(architecture: Target, recipe: DenseRecipe, task: str) -> None:
@@ -129,10 +167,17 @@ def check_transfer(architecture: Target, recipe: DenseRecipe, task: str) -> None
         require_pycocotools()
 
 
-def _build(
-    architecture: Target, data: DenseData, recipe: DenseRecipe, options: TransferOptions
+def build_network(
+    architecture: Target,
+    data: DenseData,
+    recipe: DenseRecipe,
+    start: Mapping[str, Tensor] | None,
 ) -> DenseNetwork:
-    """Build the network with the weights that it starts from."""
+    """Build a detector or segmenter with the weights that it starts from.
+
+    Raises:
+        ValueError: If they are those of another network, or no finite numbers.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         network = build_dense(
@@ -140,8 +185,8 @@ def _build(
             dense_options(recipe, len(data.class_names)),
             recipe.drop_path,
         )
-    if options.start is not None:
-        load_start(network, options.start)
+    if start is not None:
+        load_start(network, start)
     return network
 
 
@@ -152,14 +197,15 @@ def _finish(
     recipe: DenseRecipe,
     options: TransferOptions,
     seconds: float,
+    identity: str,
 ) -> TransferResult:
     """Judge the network and write what is left of the training."""
     judged = judge(network, data.test, recipe, device=options.device)
     draw_pictures(network, data.test, recipe, options.out / PICTURES, device=options.device)
     if judged.predictions:
         write_text(options.out / PREDICTIONS_FILE, json.dumps(judged.predictions) + "\n")
-    result = _result(architecture, data, recipe, options, judged, seconds)
-    save_model(network.cpu(), str(options.out / WEIGHTS_FILE))
+    result = _result(architecture, data, recipe, options, judged, seconds, identity)
+    result = replace(result, sha256=save_weights(options.out, {WEIGHTS_FILE: network.cpu()}))
     write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
     remove_checkpoints(options.out)
     return result
@@ -189,6 +235,7 @@ def _result(
     options: TransferOptions,
     judged: Judgement,
     seconds: float,
+    identity: str,
 ) -> TransferResult:
     cost = count_target(architecture, recipe, len(data.class_names))
     return TransferResult(
@@ -211,4 +258,5 @@ def _result(
         by_class=judged.measures[0].by_class,
         device=options.device,
         seconds=seconds,
+        identity=identity,
     )

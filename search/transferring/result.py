@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 
+from configs.reading import read_json
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.transferring.target import Target, choices_of, read_target
 from supernet.dense.network import DenseNetwork, build_dense
 from supernet.dense.options import dense_options
 from supernet.recipes import DenseRecipe, load_dense_recipe
-from supernet.training import WEIGHTS_FILE
+from supernet.training import WEIGHTS_FILE, changed_file
 
 FOLDER = "transfer"
 PREDICTIONS_FILE = "predictions.json"
@@ -33,6 +34,8 @@ class TransferResult:
         values: AP and mIoU in percent, with the ends of their intervals, by name.
         by_class: The first of them for each class; None for a class without objects.
         seconds: Of training.
+        identity: Hash of all that decides a transfer but for its seed.
+        sha256: Of the file of weights, by name.
     """
 
     key: str
@@ -54,6 +57,8 @@ class TransferResult:
     by_class: tuple[float | None, ...]
     device: str
     seconds: float
+    identity: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it with JSON values; `from_dict` inverts it."""
@@ -62,7 +67,7 @@ class TransferResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TransferResult:
         """Read what `to_dict` wrote."""
-        found = {field.name: data[field.name] for field in fields(cls)}
+        found = {one.name: data[one.name] for one in fields(cls)}
         for name in ("class_names", "by_class"):
             found[name] = tuple(found[name])
         return cls(**found)
@@ -94,18 +99,35 @@ class Transferred:
     recipe: DenseRecipe
     result: TransferResult
 
+    def weights(self) -> Path:
+        """Return the file of weights.
+
+        Raises:
+            ValueError: If it is not the one that the training left.
+        """
+        wanted = self.result.sha256.get(WEIGHTS_FILE)
+        if wanted is None:
+            raise _damaged(self.folder, f"{RESULT_FILE} has no checksum of {WEIGHTS_FILE}")
+        if cause := changed_file(self.folder, {WEIGHTS_FILE: wanted}):
+            raise _damaged(self.folder, cause)
+        return self.folder / WEIGHTS_FILE
+
     def network(self) -> DenseNetwork:
-        """Build the detector or segmenter with its weights, in eval mode."""
+        """Build the detector or segmenter with its weights, in eval mode.
+
+        Raises:
+            ValueError: If they are not those that the training left.
+        """
         options = dense_options(self.recipe, len(self.result.class_names))
         network = build_dense(choices_of(self.architecture), options)
-        load_model(network, str(self.folder / WEIGHTS_FILE))
+        load_model(network, str(self.weights()))
         return network.eval()
 
 
 def is_transfer(folder: Path) -> bool:
     """Tell whether a folder is one of a transfer, finished or not."""
     path = folder / RECIPE_FILE
-    return path.is_file() and "\nhead:" in path.read_text(encoding="utf-8")
+    return path.is_file() and b"\nhead:" in path.read_bytes()
 
 
 def open_transferred(folder: Path) -> Transferred:
@@ -120,11 +142,34 @@ def open_transferred(folder: Path) -> Transferred:
         )
     if not (folder / RESULT_FILE).is_file():
         raise ValueError(f"The transfer in {folder} is not finished. Run its command again.")
-    stored = json.loads((folder / ARCHITECTURE_FILE).read_text(encoding="utf-8"))
-    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    try:
+        described: Any = read_json(folder / ARCHITECTURE_FILE)
+        architecture = read_target(described)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{ARCHITECTURE_FILE}: {type(error).__name__}: {error}") from error
     return Transferred(
         folder=folder,
-        architecture=read_target(stored),
+        architecture=architecture,
         recipe=load_dense_recipe(str(folder / RECIPE_FILE)),
-        result=TransferResult.from_dict(result),
+        result=read_result(folder),
+    )
+
+
+def read_result(folder: Path) -> TransferResult:
+    """Read what a finished transfer measured.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        stored: Any = read_json(folder / RESULT_FILE)
+        return TransferResult.from_dict(stored)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{RESULT_FILE}: {type(error).__name__}: {error}") from error
+
+
+def _damaged(folder: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"The transfer in {folder} is damaged: {cause}. Restore the folder from a copy, or remove "
+        "it and train again."
     )

@@ -48,6 +48,8 @@ def main(
         with first_goes_first(is_first):
             unpacked = out.with_name(f"{out.name}-data")
             found = open_dense_data(data, chosen.task, unpack_to=unpacked)
+            if is_first:
+                found.check_files()
         with StopSignals() as stop:
             result = transfer(
                 architecture,

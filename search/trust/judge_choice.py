@@ -22,7 +22,7 @@ from search.results import (
     non_dominated_rank,
     rung_fidelities,
 )
-from search.run_folder import RunState
+from search.run_folder import GRAFT, RunState
 from search.trust.predictor import Predictor
 from search.trust.ranking import (
     PREDICTOR,
@@ -52,13 +52,14 @@ def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustRe
 def estimator_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Estimator:
     """Return what the run judges by; the first call after the trust phase decides and writes it.
 
-    Where the trust phase has trained nothing, that is the supernet, or training without one.
+    Where the trust phase has trained nothing, that is the supernet, or training without one; of a
+    graft the networks as they are assembled.
     """
     state = RunState(record)
     if state.estimator is not None:
         return state.estimator
     report = report_of(record, seed=seed, strategy=strategy)
-    unknown: Estimator = SUPERNET if strategy == SUPERNET else TRAINING
+    unknown: Estimator = SUPERNET if strategy in (SUPERNET, GRAFT) else TRAINING
     estimator = unknown if report is None else report.chosen
     state.estimator = estimator
     return estimator

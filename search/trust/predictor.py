@@ -60,7 +60,7 @@ def features(architecture: Architecture) -> dict[str, float]:
     blocks = sum(stage.depth for stage in architecture.stages)
     for index, stage in enumerate(architecture.stages):
         found |= {f"{index}.dim": stage.dim, f"{index}.depth": stage.depth}
-        found[f"{index}.mlp_ratio"] = stage.mlp_ratio
+        found[f"{index}.mlp_ratio"] = sum(stage.ratios) / stage.depth
         for mixer in stage.mixers:
             settings: Mapping[str, object] = mixer_to_dict(mixer)
             _add(found, f"{mixer.kind}", 1 / blocks)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from search.grafting import ESTIMATES
 from search.record import Trial
 from search.results import SUPERNET, Candidate, candidates, is_trained_alone
 from search.trust.predictor import MIN_NETWORKS, cross_validated
@@ -228,10 +229,12 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
     The supernet or the predictor, whichever has the larger tau, if it is positive and above those
     of parameters, MACs and every proxy; otherwise networks are trained alone for a short time.
     With fewer than `MIN_POINTS` networks nothing is known, and the supernet stays. Without a
-    supernet see `choose_score`.
+    supernet see `choose_score`, and of a graft `choose_of_graft`.
     """
     if not any(estimator.name == SUPERNET for estimator in estimators):
         return choose_score(estimators)
+    if any(estimator.name in ESTIMATES for estimator in estimators):
+        return choose_of_graft(estimators)
     taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
     num_points = estimators[0].tau.num_points if estimators else 0
     if num_points < MIN_POINTS:
@@ -254,6 +257,38 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
     return "training", (
         f"Neither the supernet nor the predictor can be trusted here: the better one, the {best}, "
         f"has {found}, {reason}. Networks are judged by short training alone."
+    )
+
+
+def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
+    """Choose what a graft judges its networks by, and say why.
+
+    The sum of the scores of parts, that sum with pairs, or the networks judged as assembled,
+    whichever has the largest tau against healed networks, if it is positive and above those of
+    parameters, MACs and every proxy; otherwise networks are healed for a short time. With fewer
+    than `MIN_POINTS` networks nothing is known, and they are judged as assembled.
+    """
+    taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
+    num_points = estimators[0].tau.num_points
+    if num_points < MIN_POINTS:
+        return SUPERNET, (
+            f"{num_points} healed networks are too few to say what ranks them ({MIN_POINTS} are "
+            "needed); networks are judged as they are assembled, unchecked."
+        )
+    own = [name for name in (*ESTIMATES, SUPERNET) if name in taus]
+    best = max(own, key=lambda name: taus[name])
+    rivals = {name: tau for name, tau in taus.items() if name not in (*own, PREDICTOR)}
+    rival = max(rivals, key=lambda name: rivals[name])
+    words = {SUPERNET: "accuracy as they are assembled"}.get(best, best)
+    found = f"tau {taus[best]:.2f} over {num_points} healed networks"
+    if taus[best] > max(rivals[rival], 0.0):
+        return best, (
+            f"Networks are judged by the {words}, {found}; the best of the others, {rival}, has "
+            f"{rivals[rival]:.2f}."
+        )
+    return TRAINING, (
+        f"What parts score cannot be trusted here: the best of it, the {words}, has {found}, and "
+        f"{rival} has {rivals[rival]:.2f}. Networks are judged by short healing alone."
     )
 
 

@@ -210,16 +210,24 @@ class SupernetWorker(GroupWorker):
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps and evaluations of the smallest, the largest and two random subnets."""
+        return self.measure_with(self._time_training, self._time_judging)
+
+    def measure_with(
+        self,
+        time_training: Callable[[Architecture], float],
+        time_judging: Callable[[list[Architecture]], float],
+    ) -> StepTimes:
+        """Time them by functions that give the seconds of a step alone, and of a judgement."""
         started = time.monotonic()
         job, rng = self.job, random.Random(self.job.seed)
         extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
         subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
         split = self.data.split("train")
-        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
+        trial_steps = tuple((count(subnet).macs, time_training(subnet)) for subnet in subnets)
         return StepTimes(
             supernet_step=0.0,  # which the workers of a group measure together
             trial_steps=trial_steps,
-            judge=self._time_judging(subnets),
+            judge=time_judging(subnets),
             steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
             device_name=device_name(job.device),
             batch_size=job.trial_recipe.batch_size,
@@ -283,7 +291,7 @@ class SupernetWorker(GroupWorker):
             loader_workers=self.job.loader_workers,
         )
         steps = train_steps(network, self.data, recipe, options)
-        seconds = _median_seconds(
+        seconds = median_seconds(
             lambda: feed.append(sum(s.read_seconds + s.augment_seconds for s in next(steps))),
             self.job.device,
             runs=TIMED_STEPS[self.job.device],
@@ -297,12 +305,12 @@ class SupernetWorker(GroupWorker):
             # The dearest score of the largest network: it is not known which one will be used.
             scorer = Scorer(self.job)
             return max(
-                _median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
+                median_seconds(partial(scorer.judge, subnets[1], name), self.job.device, runs=1)
                 for name in PROXIES
             )
         judge = Evaluator(self.job, supernet=None)
         networks = {subnet: build_subnet(subnet).to(self.job.device) for subnet in subnets[:2]}
-        return _median_seconds(
+        return median_seconds(
             lambda: [judge.measure(network, subnet) for subnet, network in networks.items()],
             self.job.device,
             runs=1,
@@ -370,7 +378,7 @@ def compile_kernels() -> None:
     library.load(torch.float32)
 
 
-def _median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> float:
+def median_seconds(work: Callable[[], object], device: str, runs: int = 3) -> float:
     """Time ``work`` after one unmeasured run."""
     times = []
     for _ in range(runs + 1):

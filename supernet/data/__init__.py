@@ -1,6 +1,8 @@
 """Image data: any source as three disjoint splits, decoded once for all processes or streamed."""
 
 from supernet.data.arrays import OnProgress, Split, square
+from supernet.data.decoding import decode_image
+from supernet.data.files import read_regular
 from supernet.data.image_data import (
     CROP_FRACTION,
     DATA_FILE,
@@ -18,8 +20,10 @@ __all__ = [
     "OnProgress",
     "Split",
     "StreamedImages",
+    "decode_image",
     "mend_data",
     "open_data",
     "prepare_data",
+    "read_regular",
     "square",
 ]

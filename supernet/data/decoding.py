@@ -45,10 +45,15 @@ _TURNS = {
 }
 
 
-def decode_image(content: bytes, *, name: str) -> Image.Image:
+def decode_image(content: bytes, *, name: str, turned: bool = True) -> Image.Image:
     """Decode the content of a file to RGB, turned as its EXIF orientation says.
 
     An alpha channel is dropped; of several frames the first one counts.
+
+    Args:
+        content: Of the file.
+        name: For messages.
+        turned: False leaves the pixels as they are stored.
 
     Raises:
         ValueError: If it is damaged, of no accepted format, too large, or has more than 8 bits a
@@ -63,7 +68,8 @@ def decode_image(content: bytes, *, name: str) -> Image.Image:
                 if size[0] * size[1] <= MAX_PIXELS and mode not in WIDE_MODES:
                     # Loading may find EXIF that stands behind the pixels, so it comes first.
                     image.load()
-                    return upright(image, image.convert("RGB"))
+                    pixels = image.convert("RGB")
+                    return upright(image, pixels) if turned else pixels
     # Pillow's decoders raise nearly everything on damaged files.
     except Exception as error:
         raise ValueError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -126,6 +126,15 @@ class ImageData:
             std=IMAGENET_STD,
             fingerprint=source.fingerprint(),
         )
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
+        """Return the same images for networks that were trained with other statistics.
+
+        Args:
+            mean: Of each channel, in 0..1.
+            std: Likewise.
+        """
+        return replace(self, mean=tuple(mean), std=tuple(std))
 
     def lines(self) -> list[str]:
         """Say how many images of which classes there are, and what was left out."""

@@ -27,7 +27,7 @@ from searchspace.latency_table import (
     Part,
     covering,
     latency_of,
-    macro_of,
+    macro_of_space,
     median_error,
     parts_of,
 )
@@ -83,7 +83,7 @@ def measure_table(
             done += len(group)
             progress(done, PASSES * len(jobs))
     begun = LatencyTable.begun(
-        macro_of(space.first()),
+        macro_of_space(space),
         deployment,
         device=device_name(device),
         threads=torch.get_num_threads(),

@@ -74,7 +74,7 @@ def _modules(network: Supernet) -> Iterator[nn.Module]:
         if index:
             yield network.merges[index - 1]
         for number, block in enumerate(cast(nn.ModuleList, blocks)):
-            yield _Called(block, stage.mixers[number], stage.mlp_ratio)
+            yield _Called(block, stage.mixers[number], stage.ratios[number])
             if network.space.family == "twins" and number == 0:
                 yield network.encodings[index]
     yield _Head(network, architecture)

@@ -17,6 +17,7 @@ from supernet.mixers.global_attention import GlobalAttentionMixer
 from supernet.mixers.inhomogeneous import InhomogeneousDepthwiseConvMixer, InvolutionMixer
 from supernet.mixers.local_mlp import LocalMlpMixer
 from supernet.mixers.neighborhood_attention import NeighborhoodAttentionMixer
+from supernet.mixers.no_mixer import NothingMixed
 from supernet.mixers.norms import BatchNorm, CentredBatchNorm, build_norm
 from supernet.mixers.outlook_attention import OutlookAttentionMixer
 from supernet.mixers.projections import share_projections
@@ -37,6 +38,7 @@ MIXERS: dict[str, type[nn.Module]] = {
     "outlook_attention": OutlookAttentionMixer,
     "elsa": ElsaMixer,
     "global_attention": GlobalAttentionMixer,
+    "no_mixer": NothingMixed,
 }
 
 __all__ = [

@@ -118,6 +118,8 @@ def share_projections(mixers: Mapping[str, nn.Module], place: Place) -> None:
     value = new_linear(place.dim, place.dim, bias=place.qkv_bias)
     output = new_linear(place.dim, place.dim)
     for kind, mixer in mixers.items():
+        if kind not in LAYERS:  # it has no projections
+            continue
         enter, leave = (cast(nn.Linear, mixer.get_submodule(name)) for name in LAYERS[kind])
         if leave.in_features > place.dim:
             continue

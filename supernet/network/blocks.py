@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, SEModule
 from torch import Tensor, nn
 
-from searchspace.mixers import CONV_KINDS, Mixer, OutlookAttention
+from searchspace.mixers import CONV_KINDS, Mixer, NoMixer, OutlookAttention
 from supernet.mixers import (
     MIXERS,
     DepthwiseConv2d,
@@ -93,13 +93,15 @@ class Block(nn.Module):
         dim = self.dim = place.dim
         self.norms = nn.ModuleDict()
         if not kinds.keys() <= CONV_KINDS:
-            for name in ("attention", "attention_mlp"):
+            mixes = kinds.keys() - CONV_KINDS != {NoMixer.kind}
+            for name in ("attention", "attention_mlp")[0 if mixes else 1 :]:
                 self.norms[name] = build_norm(
                     dim, place.norm, default="layer", eps=options.norm_eps
                 )
         if kinds.keys() & CONV_KINDS:
             self.norms["conv_mlp"] = build_norm(dim, place.norm, default="batch")
-        self.se = SqueezeExcite(dim, options.se_reduction) if options.se_reduction else None
+        has_se = options.se_reduction and kinds.keys() != {NoMixer.kind}
+        self.se = SqueezeExcite(dim, options.se_reduction) if has_se else None
         self.local = LocalConv(place, options.local_conv) if options.local_conv else None
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio))
         self.rules = place.rules
@@ -112,7 +114,8 @@ class Block(nn.Module):
         for name in _norms_of(mixer):
             found |= state_of(self.norms[name], f"norms.{name}")
         for name in ("se", "local"):
-            if getattr(self, name) is not None:
+            is_used = name != "se" or not isinstance(mixer, NoMixer)
+            if is_used and getattr(self, name) is not None:
                 found |= state_of(getattr(self, name), name)
         mlp = self.mlp.select(int(self.dim * mlp_ratio))
         return found | {f"mlp.{name}": value for name, value in mlp.items()}
@@ -121,12 +124,13 @@ class Block(nn.Module):
         """Transform a map (B, H, W, C) with one of the block's mixers and MLPs."""
         mix = self._mixer(mixer)
         *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
-        mixed = self._with_border(mix, before[0](x) if before else x, mixer)
-        if self.se is not None:
-            mixed = self.se(mixed)
         # The published VOLO never drops its outlook blocks; they get no rate.
         drop = nn.Identity() if isinstance(mixer, OutlookAttention) else self.drop_path
-        x = x + drop(mixed)
+        if not isinstance(mixer, NoMixer):
+            mixed = self._with_border(mix, before[0](x) if before else x, mixer)
+            if self.se is not None:
+                mixed = self.se(mixed)
+            x = x + drop(mixed)
         if self.local is not None:
             x = x + self.local(x)
         hidden = int(self.dim * mlp_ratio)
@@ -192,4 +196,6 @@ class LocalConv(nn.Module):
 
 def _norms_of(mixer: Mixer) -> tuple[str, ...]:
     """Name the norms in front of the mixer (if any) and of the MLP."""
+    if isinstance(mixer, NoMixer):
+        return ("attention_mlp",)
     return ("conv_mlp",) if mixer.kind in CONV_KINDS else ("attention", "attention_mlp")

@@ -53,8 +53,14 @@ def interpolated_start(old: Mapping[str, Tensor], network: nn.Module) -> Start:
         network: The new network, with fresh weights.
 
     Raises:
-        ValueError: If the networks differ in anything else.
+        ValueError: If the networks differ in anything else, or a weight is no finite number.
     """
+    for name, value in old.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"A network starts from finite numbers; the weights have others in {name}. Name "
+                "weights of a training that went well."
+            )
     new = network.state_dict()
     if different := sorted(old.keys() ^ new.keys()):
         raise ValueError(

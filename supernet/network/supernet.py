@@ -152,7 +152,7 @@ class Supernet(nn.Module):
         stage = architecture.stages[index]
         for number, mixer in enumerate(stage.mixers):
             block = self._part(f"stages.{index}.{number}", architecture, index)
-            x = self._run(block, x, mixer, stage.mlp_ratio)
+            x = self._run(block, x, mixer, stage.ratios[number])
             if self.space.family == "twins" and number == 0:
                 x = self._part(f"encodings.{index}", architecture, index)(x)
         return x
@@ -254,7 +254,7 @@ class Supernet(nn.Module):
                 yield name, self._part(name, architecture, index), ()
             for number, mixer in enumerate(stage.mixers):
                 name = f"stages.{index}.{number}"
-                yield name, self._part(name, architecture, index), (mixer, stage.mlp_ratio)
+                yield name, self._part(name, architecture, index), (mixer, stage.ratios[number])
         if self.backbone is not None:
             return
         for name in ("norm", "head"):
@@ -331,7 +331,7 @@ def _build_block(
             rules=rules,
         ),
         options=BlockOptions(
-            mlp_ratio=max(stage.mlp_ratios),
+            mlp_ratio=max(stage.ratios_of(block)),
             drop_path=drop_path,
             norm_eps=family.norm_eps,
             se_reduction=stage.se_reduction,
@@ -366,6 +366,18 @@ def build_subnet(
 ) -> Supernet:
     """Build an architecture's own network with fresh weights."""
     return Supernet(SearchSpace.of(architecture), drop_path_rate, backbone=backbone)
+
+
+def build_block(architecture: Architecture, stage: int, block: int) -> Block:
+    """Build one block of an architecture's own network, with fresh weights."""
+    return _build_block(
+        SearchSpace.of(architecture),
+        index=stage,
+        block=block,
+        drop_path=0.0,
+        sharing=WeightSharing(),
+        rules=CLASSIFIER,
+    )
 
 
 def extract(supernet: Supernet, architecture: Architecture) -> Supernet:

@@ -43,7 +43,7 @@ class TokenLabels(BaseModel):
 
 
 class Distillation(BaseModel):
-    """How a network learns from a teacher's logits; see `supernet.training.distillation`."""
+    """How a network learns from a teacher; see `supernet.training.distillation`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,6 +51,21 @@ class Distillation(BaseModel):
         description="Of the loss on the teacher's logits; the rest is that of the labels' loss."
     )
     temperature: Positive = Field(description="By which both logits are divided.")
+    tokens: NotNegative = Field(
+        default=0.0,
+        description="Of the cosine distance of the maps behind the stages; for a teacher with maps "
+        "of the same sizes and widths, as that of a graft.",
+    )
+    features: NotNegative = Field(
+        default=0.0,
+        description="Of the difference in which images have similar features in front of the "
+        "classifier, of whatever width (Tung and Mori 2019).",
+    )
+    labels_from: Share = Field(
+        default=0.0,
+        description="Share of the epochs in which labels do not count; tokens count in these "
+        "alone, where there are any.",
+    )
 
 
 class Recipe(BaseModel):

@@ -324,7 +324,11 @@ class _Training:
         self.scheduler.step(epoch)
         before = BatchStatistics(self.network) if recipe.bad_loss == "skip" else None
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.gradients.of_step(shards, derived_seed(self._seed, "step", epoch, step))
+        loss = self.gradients.of_step(
+            shards,
+            derived_seed(self._seed, "step", epoch, step),
+            progress=epoch / recipe.total_epochs,
+        )
         if not math.isfinite(loss):
             self._leave_out(loss, epoch, step, before)
             return loss
@@ -474,6 +478,11 @@ def check_teacher(recipe: Recipe, *, given: bool) -> None:
         raise ValueError(
             f"A teacher needs a recipe that says what its logits count for, and {recipe.name} has "
             "no distillation. Add e.g. distillation: {weight: 0.1, temperature: 3.0} to a copy."
+        )
+    if recipe.compile and (recipe.distillation.tokens or recipe.distillation.features):
+        raise ValueError(
+            f"{recipe.name} learns from what a network makes on the way, which hooks note, and "
+            "compile leaves hooks out. Write compile: false, or tokens: 0 and features: 0."
         )
     if recipe.token_labels is not None:
         raise ValueError(

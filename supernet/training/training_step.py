@@ -70,12 +70,13 @@ class Gradients:
                 )
             network.grad_checkpointing = True
 
-    def of_step(self, shards: Sequence[Shard], seed: int) -> float:
+    def of_step(self, shards: Sequence[Shard], seed: int, progress: float = 1.0) -> float:
         """Compute a step's gradients and return its mean loss, the same in all processes.
 
         Args:
             shards: This process's part of the batch.
             seed: Of the step.
+            progress: Share of the epochs that are over, for a teacher.
         """
         several = len(shards) * self.world_size > 1
         statistics = BatchStatistics(self.network) if several else None
@@ -83,7 +84,7 @@ class Gradients:
         for index, shard in enumerate(shards):
             number = self.rank + index * self.world_size
             torch.manual_seed(derived_seed(seed, "shard", number))
-            loss = self._loss(shard, derived_seed(seed, "box", number)) * shard.share
+            loss = self._loss(shard, derived_seed(seed, "box", number), progress) * shard.share
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
             if statistics is not None:
@@ -97,20 +98,28 @@ class Gradients:
             statistics.put()
         return float(total)
 
-    def _loss(self, shard: Shard, seed: int) -> Tensor:
+    def _loss(self, shard: Shard, seed: int, progress: float) -> Tensor:
         recipe = self.recipe
         images, targets = shard.finished(self.device)
         images = images.to(memory_format=self.layout)
         if recipe.token_labels is not None and shard.maps is not None:
             return self._token_label_loss(shard, images, targets, seed)
-        with self._precision():
+        if self.lesson is None:
+            with self._precision():
+                logits = self.run(images).float()
+            return self._task_loss(logits, targets)
+        with self._precision(), self.lesson.watching(self.network) as seen:
             logits = self.run(images).float()
-            taught = None if self.lesson is None else self.lesson.logits(images).float()
+        with self._precision():
+            said, taught = self.lesson.teach(images)
+        task = self._task_loss(logits, targets)
+        return self.lesson.loss(
+            logits, said.float(), task, seen=seen, taught=taught, progress=progress
+        )
+
+    def _task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         # One formula for class indices and probabilities; equal to timm's two losses.
-        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        if self.lesson is None or taught is None:
-            return loss
-        return self.lesson.loss(logits, taught, loss)
+        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
 
     def _token_label_loss(self, shard: Shard, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         recipe = self.recipe

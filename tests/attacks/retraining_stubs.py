@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from search.record.record import Record
-from search.retraining import queue
+from search.retraining import training_queue
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan, retrain_members
 from search.run_folder.folder import RunFolder
@@ -55,7 +56,9 @@ class Devices:
     devices: int = 2
     fates: list[Fate] = field(default_factory=list)
     submitted: list[tuple[Any, ...]] = field(default_factory=list)
-    cancelled: list[Any] = field(default_factory=list)
+    held: int = 0
+    released: int = 0
+    reserved: list[SimpleNamespace] = field(default_factory=list)
     looked: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Devices:
@@ -64,15 +67,23 @@ class Devices:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+    def reserve(self, devices: int, *, threads: int) -> SimpleNamespace:
+        """Give devices, as soon as it is asked."""
+        self.held += devices * threads
+        place = SimpleNamespace(is_held=self.held <= self.devices, size=devices * threads)
+        self.reserved.append(place)
+        return place
+
+    def release(self, place: SimpleNamespace) -> None:
+        """Take them back."""
+        self.held -= place.size
+        self.released += 1
+
+    def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
         """Remember what is to be done."""
         self.submitted.append(arguments)
         fate = self.fates.pop(0) if self.fates else works
         return (len(self.submitted), fate, (function, arguments))
-
-    def cancel(self, references: list[Any]) -> None:
-        """Remember what is to be done no longer."""
-        self.cancelled += references
 
     def take_finished(self, pending: list[Any]) -> list[tuple[Any, Any, str | None]]:
         """Work, one after the other."""
@@ -173,9 +184,9 @@ def tiny_run(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[TinyRun]:
     run = folder / "run"
     run.mkdir()
     prepare_data(str(source), img_size=8, folder=run / "data")
-    patch.setattr(queue, "Cluster", lambda *, device, address: cluster)
-    patch.setattr(queue, "take_finished", cluster.take_finished)
-    patch.setattr(queue, "LOOK_SECONDS", 0.0)
+    patch.setattr(training_queue, "Cluster", lambda *, device, address: cluster)
+    patch.setattr(training_queue, "take_finished", cluster.take_finished)
+    patch.setattr(training_queue, "LOOK_SECONDS", 0.0)
     space = Path(__file__).parents[2] / "configs" / "spaces" / "digits.yaml"
     shutil.copy(space, run / "space.yaml")
     settings = RunSettings(space="digits", data=str(source), budget="60cpu-seconds")

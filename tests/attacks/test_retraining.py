@@ -9,6 +9,7 @@ import errno
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from typer.testing import CliRunner
 from configs import config_names
 from search.cli.app import app
 from search.record.record import Record
-from search.retraining import queue
+from search.retraining import queue, training_queue
+from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
-from search.retraining.queue import FAILED, FULL_DISK, MAX_AGAIN, RetrainPlan
+from search.retraining.queue import RetrainPlan
+from search.retraining.training_queue import FAILED, FULL_DISK, MAX_AGAIN
 from search.terminal.progress import StopSignals
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import dump_recipe, load_recipe
@@ -97,12 +100,54 @@ def test_the_rest_of_a_group_that_lost_one_is_ended_and_all_are_charged(tiny: Ti
 
     assert tiny.retrain(devices=2) == FAILED
 
-    # Two tasks an attempt, of which one died and the other was ended.
-    ended = [number for number, *_ in tiny.cluster.cancelled]
-    assert ended == [1, 3, 6, 8]
+    # Two tasks an attempt, of which one died; the other was ended with the place of both.
+    assert (tiny.cluster.released, tiny.cluster.held) == (4, 0)
     # Two devices for ten seconds, four times.
     assert tiny.outcomes() == [(1, "lost", 2.0)] * 4
     assert tiny.run.record.spent(["retrain"]) == pytest.approx(80.0)
+
+
+def test_a_group_that_waits_for_a_device_holds_none_and_is_charged_for_none(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may count the device of a dead node for some seconds: the group must not be torn."""
+    tiny.cluster.held = 1  # of a node that is gone
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        tiny.clock.now += 10.0
+        waited.append(seconds)
+        assert tiny.cluster.submitted == []
+        assert not tiny.run.record.ledger()
+        if len(waited) == 60:
+            for training in tiny.cluster.reserved:
+                training.is_held = True
+
+    monkeypatch.setattr(training_queue, "time", SimpleNamespace(sleep=sleep))
+    tiny.cluster.fates = [lambda job: (Ended(end="failed", cause="none"), None)] * 2
+    assert tiny.retrain(devices=2) == FAILED
+    assert waited == [training_queue.PLACE_SECONDS] * 60
+    assert tiny.run.record.spent(["retrain"]) == 0.0  # the clock stood still while it trained
+    assert len(tiny.cluster.submitted) == 2
+    assert tiny.cluster.released == 1
+    assert "waits for 2 cores that are free at the same time" in tiny.out.getvalue()
+
+
+def test_what_waits_for_devices_when_the_user_stops_gives_them_back(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.cluster.held = 1
+    asked: list[StopSignals] = []
+    enter = StopSignals.__enter__
+    monkeypatch.setattr(StopSignals, "__enter__", lambda self: asked.append(self) or enter(self))
+
+    def stop(_: float) -> None:
+        asked[0].requested = "SIGTERM"
+
+    monkeypatch.setattr(training_queue, "time", SimpleNamespace(sleep=stop))
+    assert tiny.retrain(devices=2) == "SIGTERM"
+    assert (tiny.cluster.released, tiny.cluster.held) == (1, 1)
+    assert not tiny.run.record.ledger()
 
 
 def test_an_interrupted_retraining_is_closed(
@@ -124,7 +169,7 @@ def test_an_interrupted_retraining_is_closed(
     ((_, _, _, _, _, started, _, ended, outcome, _, seconds),) = tiny.run.record.ledger()
     assert (ended - started, outcome, seconds) == (5.0, "interrupted", 5.0 * 2)
     assert tiny.states() == ["waiting"]
-    assert len(tiny.cluster.cancelled) == 1
+    assert (tiny.cluster.released, tiny.cluster.held) == (1, 0)
     tiny.cluster.looked = lambda: None
     assert tiny.retrain() is None
 
@@ -417,6 +462,13 @@ def test_shipped_recipes_take_up_to_64_devices_or_a_pair_of_images_for_each(name
             assert found == recipe
 
 
+@pytest.mark.parametrize(("shard_size", "words"), [(3, "1 shard"), (1, "3 shards")])
+def test_a_batch_that_cannot_be_shared_says_what_it_has(shard_size: int, words: str) -> None:
+    recipe = changed("micro", batch_size=3, shard_size=shard_size, mixup=0.0, cutmix=0.0)
+    with pytest.raises(ValueError, match=rf"a batch of 3, got 5 devices and {words}\."):
+        with_shards_for(recipe, 100, 5)
+
+
 def test_devices_that_do_not_divide_a_batch_share_all_of_it(tmp_path: Path) -> None:
     data = tiny_data(tmp_path, *noise(44, 8))
     recipe = changed(RECIPE, batch_size=16, shard_size=4)
@@ -451,24 +503,21 @@ def test_what_holds_a_training_up_is_said_once(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "starvation", lambda report: "reading is slow")
-    shown: list[int] = []
-    epochs = queue._epochs
+    looks: list[int] = []
+    epochs, finished = queue._epochs, tiny.cluster.take_finished
 
     def growing(out: Path) -> list[EpochReport]:
-        """Let epochs be seen one after the other, each twice."""
-        shown.append(1)
-        return epochs(out)[: len(shown) // 2]
-
-    looks = iter(range(1000))
-    finished = tiny.cluster.take_finished
+        """Let epochs be seen one after the other, each by two looks."""
+        return epochs(out)[: len(looks) // 2]
 
     def slowly(pending: list[Any]) -> list[Any]:
-        if next(looks) == 0:
+        if not looks:
             retrain(SMALL, tiny.run.data(), RECIPE, RetrainOptions(out=folder, threads=1))
-        return [] if len(shown) < 20 else finished(pending)
+        looks.append(1)
+        return [] if len(looks) < 20 else finished(pending)
 
     folder = tiny.run.folder / "retrain" / f"{tiny.small}-mine-3e-s0"
-    monkeypatch.setattr(queue, "take_finished", slowly)
+    monkeypatch.setattr(training_queue, "take_finished", slowly)
     monkeypatch.setattr(queue, "_epochs", growing)
     tiny.cluster.fates = [lambda job: (None, "The worker died unexpectedly.")] * (1 + MAX_AGAIN)
 

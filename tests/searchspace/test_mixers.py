@@ -84,7 +84,7 @@ def test_wrong_norms_are_refused() -> None:
 @pytest.mark.parametrize("kind", MIXER_KINDS)
 def test_every_kind_is_registered_under_its_own_name(kind: str) -> None:
     assert MIXER_KINDS[kind].kind == kind
-    assert mixer_settings(kind)
+    assert mixer_settings(kind) or kind == "no_mixer"  # which has none to set
 
 
 def test_descriptions_leave_defaults_out() -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from supernet.data.dense.pixels import check_size, in_threads, read_classes, read_pixels
+from supernet.data.files import read_regular, size_of_regular
+
 HELD_OUT_SHARE = 0.2  # of the training images, where a search needs images of its own
+# The content of so many training images is part of what the data are known by; of the others their
+# sizes in bytes are. All that networks are judged by counts with its content.
+SAMPLED_IMAGES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,18 +70,7 @@ class AnnotatedImage:
         Raises:
             ValueError: If it cannot be read, or has another size than its annotations.
         """
-        try:
-            with Image.open(self.path) as image:
-                found = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise ValueError(
-                f"{self.path} cannot be read as an image ({error}). Replace or remove it."
-            ) from error
-        if found.shape[:2] != self.size:
-            raise ValueError(
-                f"{self.path} has {found.shape[0]} x {found.shape[1]} pixels (height x width), its "
-                f"annotations say {self.size[0]} x {self.size[1]}. Give it the right annotations."
-            )
+        found = read_pixels(self.path, self.size)
         return torch.from_numpy(found).permute(2, 0, 1).contiguous()
 
 
@@ -98,6 +93,17 @@ class DenseSplit:
         """Return the first images, so large a share of them and at least one."""
         return replace(self, images=self.images[: max(round(share * len(self.images)), 1)])
 
+    def check_file(self, index: int) -> None:
+        """Look at the size of an image, and at its classes of pixels.
+
+        Raises:
+            ValueError: If they are not what the annotations say.
+        """
+        image = self.images[index]
+        check_size(image.path, image.size)
+        if image.labels is not None:
+            self.labels(index)
+
     def labels(self, index: int) -> Tensor:
         """Read the classes (H, W) of an image's pixels as bytes, 255 where there is none.
 
@@ -108,21 +114,12 @@ class DenseSplit:
         path = image.labels
         if path is None:
             raise ValueError(f"{image.path} has no classes of pixels. Choose another --task.")
-        try:
-            with Image.open(path) as stored:
-                found = np.array(stored)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error}). Replace it.") from error
-        if found.ndim != 2 or found.shape != image.size:
-            raise ValueError(
-                f"{path} must be an image of one channel with the {image.size[0]} x "
-                f"{image.size[1]} pixels of {image.path.name}, got {found.shape}. Write it anew."
-            )
-        values = found.astype(np.int64)
+        values = found = read_classes(path, image.size)
         if self.zero_is_ignored:
             values = np.where(values == 0, 255, values - 1)
             values = np.where(found == 255, 255, values)
-        wrong = values[(values >= len(self.class_names)) & (values != 255)]
+        is_class = (values >= 0) & (values < len(self.class_names))
+        wrong = values[~is_class & (values != 255)]
         if len(wrong):
             raise ValueError(
                 f"{path} has a pixel of class {wrong[0]}, and there are {len(self.class_names)} "
@@ -157,22 +154,33 @@ class DenseData:
 
     @property
     def fingerprint(self) -> str:
-        """A name for the annotations and sizes that this data consists of."""
+        """A name for the annotations and files that this data consists of.
+
+        Raises:
+            ValueError: If a file is gone.
+        """
         if "fingerprint" not in self._cache:
             digest = hashlib.sha256()
-            for split in (self.train, self.test):
-                for image in split.images:
-                    words: list[Any] = [
-                        image.name,
-                        image.size,
-                        [asdict(one) for one in image.objects],
-                    ]
-                    words.append(image.path.stat().st_size)
-                    if image.labels is not None:
-                        words.append(image.labels.stat().st_size)
+            every = max(-(-len(self.train) // SAMPLED_IMAGES), 1)
+            images = [(image, not place % every) for place, image in enumerate(self.train.images)]
+            images += [(image, True) for image in self.test.images]
+            with in_threads() as threads:
+                for words in threads.map(lambda pair: _identity(*pair), images):
                     digest.update(json.dumps(words, default=str).encode())
             self._cache["fingerprint"] = digest.hexdigest()[:16]
         return self._cache["fingerprint"]
+
+    def check_files(self) -> None:
+        """Look at every file, before anything is spent: all headers, and all classes of pixels.
+
+        Raises:
+            ValueError: If an image has another size than its annotations, or something cannot be
+                read, or a class is unknown.
+        """
+        for split in (self.train, self.test):
+            with in_threads() as threads:
+                for _ in threads.map(split.check_file, range(len(split))):
+                    pass
 
     def held_out(self, seed: int) -> tuple[DenseSplit, DenseSplit]:
         """Split the training images: those to learn from, and those to judge a search by."""
@@ -196,3 +204,15 @@ class DenseData:
 def _rank(seed: int, name: str) -> str:
     """Order names by chance, the same for one seed wherever the images come from."""
     return hashlib.sha256(f"{seed}/held out/{name}".encode()).hexdigest()
+
+
+def _identity(image: AnnotatedImage, by_content: bool) -> list[Any]:
+    """Describe an image, its annotations, and the files of both."""
+    files = [image.path] if image.labels is None else [image.path, image.labels]
+    contents: list[Any] = [
+        hashlib.sha256(read_regular(os.fsencode(file))).hexdigest()
+        if by_content
+        else size_of_regular(os.fsencode(file))
+        for file in files
+    ]
+    return [image.name, image.size, [asdict(one) for one in image.objects], contents]

@@ -6,7 +6,9 @@ do on COCO and ADE20K. Everything else is learned from, once a network is traine
 
 from __future__ import annotations
 
+import hashlib
 import lzma
+import os
 import tarfile
 import zlib
 from dataclasses import replace
@@ -59,8 +61,11 @@ def unpacked_folder(source: str, unpack_to: Path) -> Path:
 def _unpacked(path: Path, target: Path) -> Path:
     if not tarfile.is_tarfile(path):
         raise ValueError(f"{path} is neither a folder nor a tar. Give one of them.")
-    done = target / f"{path.stem}.unpacked"
-    folder = target / path.stem
+    # Another tar of this name, or this one written anew, is not the one that was unpacked.
+    made = path.stat()
+    words = f"{path.resolve()} {made.st_size} {made.st_mtime_ns}"
+    own = f"{path.stem}-{hashlib.sha256(os.fsencode(words)).hexdigest()[:8]}"
+    done, folder = target / f"{own}.unpacked", target / own
     if not done.exists():
         try:
             _check_tar(path)
@@ -143,20 +148,24 @@ def _open_masks(folder: Path, name: str) -> DenseData:
             f"{folder} needs masks/train and images/train (or ADE20K's annotations/training and "
             "images/training) for --task semantic. Put PNG files with classes of pixels there."
         )
-    splits = {}
+    splits, remarks = {}, []
     for split, own in names.items():
         if (folder / masks / own).is_dir():
-            splits[split] = read_mask_folder(
+            splits[split], skipped = read_mask_folder(
                 folder / "images" / own,
                 folder / masks / own,
                 class_names,
                 zero_is_ignored=is_ade,
             )
+            remarks += [
+                f"{split}: left out {count:,} {reason} (e.g. {first})."
+                for reason, (count, first) in skipped.found.items()
+            ]
     if len(splits) < 2:
         raise ValueError(
             f"{folder} has no masks to judge by. Put some into {masks}/{names['val']}."
         )
-    return _data(name, "semantic", splits, ())
+    return _data(name, "semantic", splits, tuple(remarks))
 
 
 def _data(

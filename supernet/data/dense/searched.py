@@ -73,6 +73,7 @@ def prepare_searched(source: str, task: str, *, seed: int, folder: Path) -> Sear
     with locked(folder):
         where = unpacked_folder(source, folder / UNPACKED).resolve()
     found = open_dense_data(str(where), task, unpack_to=folder)
+    found.check_files()
     is_own = where.is_relative_to(folder.resolve())
     stored = {
         "source": str(Path(source).resolve()),

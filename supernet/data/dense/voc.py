@@ -77,7 +77,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         tree = ElementTree.parse(path).getroot()
         return {
-            "file_name": tree.findtext("filename") or f"{path.stem}.jpg",
+            "file_name": _file_name(tree.findtext("filename") or f"{path.stem}.jpg"),
             "width": int(_text(tree, "size/width")),
             "height": int(_text(tree, "size/height")),
             "boxes": [
@@ -94,6 +94,13 @@ def _parse(path: Path) -> dict[str, Any]:
         }
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} is no annotation of Pascal VOC ({error}). Mend it.") from error
+
+
+def _file_name(name: str) -> str:
+    """Return a name of an image, which becomes one in another folder."""
+    if name != Path(name).name or name in (".", "..") or not name.isprintable():
+        raise ValueError(f"its filename {name!r} is more than a name")
+    return name
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

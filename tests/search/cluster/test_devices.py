@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from search.cluster import crew as crew_module
+from search.cluster import tune_trials
 from search.cluster.crew import JudgeCrew
 from search.cluster.tune_trials import _Round
 from search.phases import session as session_module
@@ -166,3 +167,33 @@ def test_trials_are_handed_out_for_free_devices_and_those_that_tune_keeps() -> N
     cluster.free, cluster.reserved, session.look_at = 2, 2, 0.0
     session.look()
     assert (session.slots, held) == (3, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("devices", "has_started", "is_torn"), [(2, False, False), (1, False, True), (1, True, False)]
+)
+def test_a_round_ends_when_a_trial_waits_for_more_devices_than_there_are(
+    devices: int, has_started: bool, is_torn: bool
+) -> None:
+    cluster = StubCluster(devices=2, free=2)
+    source = SimpleNamespace(hold=lambda count: None, should_stop=lambda: False)
+    round_ = _Round(source=source, cluster=cluster)  # type: ignore[arg-type]
+    task = SimpleNamespace(devices=2)
+    round_.tasks["a"] = task  # type: ignore[assignment]
+    if has_started:
+        round_.trials["a"] = object()
+    round_.look()
+    assert not round_.is_torn
+
+    cluster.devices, round_.look_at = devices, 0.0
+    round_.look()
+    assert round_.is_torn == is_torn
+    tune_trials._ROUNDS["here"] = round_
+    try:
+        assert tune_trials._Stop("here").stop_all() == is_torn
+        if is_torn:
+            assert tune_trials._Feed("here").suggest("b") == tune_trials.Searcher.FINISHED
+            outcome, _, _ = tune_trials._read(round_, "a", task, None, error=False)  # type: ignore[arg-type]
+            assert outcome == "not begun"
+    finally:
+        tune_trials._ROUNDS.pop("here")

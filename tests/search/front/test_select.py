@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from search.front.select import (
+    _leading,
     choice_json,
     retrain_cost,
     select_members,
@@ -308,3 +309,17 @@ def test_a_chance_of_a_tenth_is_worth_a_look_and_less_is_not() -> None:
         assert [choice.candidate.id for choice in chosen] == [front.id] + [near.id] * is_there
     off = replace(rival, on_front=False, near_front=False, front_probability=0.9)
     assert len(select_members([front, off], objectives=OBJECTIVES, top=5)) == 1
+
+
+def test_of_two_that_are_equally_good_the_first_is_the_most_accurate() -> None:
+    first, second = (
+        trial(1, correct=150),
+        replace(trial(1, correct=150), architecture_id=2, key="b"),
+    )
+    cheap = replace(trial(3, correct=100), macs=trial(1, correct=1).macs // 4)
+    pool = candidates([first, second, cheap], fidelity="train-3e", objectives=("top1", "macs"))
+    assert [one.on_front for one in pool] == [True] * 3
+    leading = _leading(pool, ("top1", "macs"))
+    (best,) = [index for index, why in leading.items() if "most accurate" in why]
+    same = [index for index, one in enumerate(pool) if one.top1 == 75.0]
+    assert best == same[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -96,6 +97,17 @@ def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
         split_shares(1000, {"supernet": 0.5}, strategy="zero-cost")
     with pytest.raises(ValueError, match="leave something for the other phases"):
         split_shares(1000, {"search": 0.5}, strategy="proxy")
+
+
+def test_a_phase_that_has_spent_what_was_planned_gets_nothing_more() -> None:
+    plan = plan_of(1000)
+    names = list(plan.spent_by_end)
+    spent = dict(plan.planned)
+    for name in names[names.index("search") + 1 :]:
+        spent[name] = 0.0
+    spent["search"] += 40.0  # judged before the plan was revised, and more than planned
+    revised = revise_plan(plan, after="supernet", spent=spent)
+    assert revised.spent_by_end["search"] == revised.spent_by_end["supernet"] == sum(spent.values())
 
 
 def test_a_plan_without_a_finish_is_revised() -> None:
@@ -408,3 +420,30 @@ def test_trials_that_still_run_leave_the_last_judge_its_time() -> None:
     # A finish that got less than that is all that is left to it.
     short = plan_of(1_000, shares={"finish": 0.005})
     assert short.last_call_seconds == pytest.approx(1_000 - 5)
+
+
+def test_an_epoch_of_the_supernet_is_every_image_once() -> None:
+    plan = replace(plan_of(1000), supernet_steps=6, supernet_batch=2)
+    assert [replace(plan, train_images=n).supernet_epochs for n in (1, 4, 12)] == [12, 3, 1]
+
+
+def test_a_phase_that_has_just_enough_for_its_work_has_enough() -> None:
+    """A quarter of 1,000 seconds is one judgement of 250."""
+
+    def plan(judge_seconds: float) -> Plan:
+        return make_plan(
+            budget_seconds=1000,
+            devices=2,
+            measured_seconds=0,
+            supernet_step=0.5,
+            trial_step_seconds=POINTS,
+            judge_seconds=judge_seconds,
+            steps_per_epoch=16,
+            max_epochs=30,
+            retrain_steps=1000,
+            fixed_shares={"search": 0.25},
+        )
+
+    assert plan(250.0).num_judged == 1
+    with pytest.raises(ValueError, match="too small"):
+        plan(250.1)

@@ -292,6 +292,21 @@ def test_a_reader_charges_live_work_until_it_was_last_seen(
     assert record.spent() == 12.0
 
 
+def test_a_run_is_silent_since_its_last_sign_of_life(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    record.start_attempt("supernet", devices=4)
+    clock.now += 2
+    record.heartbeat()
+    last = clock.now
+    record.close()
+
+    with Record.open(place, clock=clock, read_only=True) as reader:
+        assert reader.last_seen() == last
+        assert reader.silent_seconds(last + 7) == 7.0
+        assert reader.silent_seconds(last - 7) == 0.0
+
+
 def test_a_clock_that_is_set_back_takes_no_charge_back(record: Record, clock: Clock) -> None:
     attempt = record.start_attempt("supernet", devices=1)
     clock.now += 5
@@ -609,3 +624,45 @@ def test_a_closed_record_tells_nothing_that_it_had_remembered(
         found = record.spent()
     record.close()
     assert found == pytest.approx(12.0)
+
+
+def test_what_a_killed_driver_left_open_is_charged_once_it_is_closed(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    trial_id = add_trial(record)
+    record.start_attempt("search", devices=2, trial_id=trial_id)
+    clock.now += 5
+    record.heartbeat()
+    record.close()
+    with Record.open(place, clock=clock) as resumed:
+        assert resumed.spent() == 10.0  # looked at before, which is remembered
+        resumed.close_orphans()
+        clock.now += 100
+        assert resumed.spent() == 10.0
+        attempt = resumed.start_attempt("search", devices=1, trial_id=trial_id)
+        clock.now += 3
+        resumed.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
+        assert resumed.spent() == 13.0
+
+
+def test_an_attempt_that_waited_for_its_devices_is_charged_from_when_it_has_them(
+    record: Record, place: Address, clock: Clock
+) -> None:
+    trial_id = add_trial(record)
+    attempt = record.start_attempt("search", devices=3, trial_id=trial_id)
+    clock.now += 50
+    record.heartbeat()
+    assert record.spent() == 150.0
+
+    record.restart_attempt(attempt)
+
+    assert record.spent() == 0.0
+    clock.now += 2
+    record.heartbeat()
+    with Record.open(place, clock=clock) as reader:
+        assert reader.spent() == record.spent() == 6.0
+    clock.now += 1
+    record.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
+    assert record.spent() == record.spent_by_phase()["search"] == 9.0
+    with pytest.raises(ValueError, match="has ended already"):
+        record.restart_attempt(attempt)

@@ -278,3 +278,15 @@ def test_a_front_of_costs_alone_is_certain() -> None:
     )
 
     assert [c.front_probability for c in add_probabilities(found, ("macs",))] == [1.0, 0.0]
+
+
+def test_what_is_below_a_fidelity_is_what_was_judged_lower() -> None:
+    """One network was trained for three epochs, all that was judged lower, and a second longer."""
+    lower = trial(1, correct=100, fidelity="train-1e", origin="search")
+    higher = trial(2, correct=150, fidelity="train-9e", state="done")
+    broken = trial(3, correct=0, fidelity="train-1e", state="failed", origin="search")
+    arrived = trial(1, correct=120, fidelity="train-3e")
+    waits = trial(4, correct=0, fidelity="train-9e", state="waiting")
+    waiting = [trial(n, correct=0, fidelity="train-9e", state="waiting") for n in range(5, 9)]
+    trials = [lower, higher, broken, arrived, waits, *waiting]
+    assert shown_fidelity(trials) == "train-3e"

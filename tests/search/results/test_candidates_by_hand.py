@@ -125,3 +125,29 @@ def test_an_accuracy_is_worth_the_images_that_its_variance_is_of() -> None:
         by_seeds = (half / math.sqrt(len(corrects)) / stats.norm.ppf(0.975)) ** 2
         expected = total * by_images / (by_images + by_seeds)
         assert found.images == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_seeds_share_and_what_they_measured_is_told_as_it_is() -> None:
+    ends = {"latency_low_ms": 1.0, "latency_high_ms": 5.0, "memory_mib": 8.0}
+    more = {"latency_low_ms": 2.0, "latency_high_ms": 8.0, "memory_mib": 10.0}
+    first = trial(4, correct=100, seed=0, latency_ms=2.0)
+    first = replace(first, values={**first.values, **ends})
+    second = trial(4, correct=120, seed=1, latency_ms=4.0)
+    trials = [first, replace(second, values={**second.values, **more})]
+    (found,) = candidates(trials, fidelity="train-3e")
+    assert (found.id, found.key, found.architecture) == (4, first.key, first.architecture)
+    assert (found.fidelity, found.num_seeds) == ("train-3e", 2)
+    assert (found.params, found.macs) == (first.params, first.macs)
+    assert (found.latency_ms, found.latency_low_ms, found.latency_high_ms) == (3.0, 1.5, 6.5)
+    assert found.memory_mib == 9.0
+    assert found.measure == "top1"
+
+
+def test_an_miou_is_worth_the_images_of_an_accuracy_with_its_variance() -> None:
+    values = {"miou": 60.0, "miou_low": 52.0, "miou_high": 70.0, "total": 40.0}
+    one = replace(trial(1, correct=1), values=values)
+    (found,) = candidates([one], fidelity="train-3e")
+    deviation = (70.0 - 52.0) / 2 / stats.norm.ppf(0.975)  # of the interval, in percent
+    assert found.images == pytest.approx(1e4 * 0.6 * 0.4 / deviation**2, rel=1e-6)
+    assert (found.low, found.high, found.top1) == (52.0, 70.0, 60.0)
+    assert found.measure == "miou"

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from search.results.certainty import _edges, best_within_limits, front_probabilities
+from search.results.certainty import (
+    _edges,
+    _sum_over_no_dearer,
+    best_within_limits,
+    front_probabilities,
+)
 from search.results.dominance import non_dominated
 
 
@@ -287,3 +292,12 @@ def test_the_deviation_of_a_few_images_is_that_of_their_posterior(
         np.array([95.0, other]), images=np.full(2, images), costs=np.array([[1.0], [1.0]])
     )
     assert (chances[1] > 0) == has_chance
+
+
+def test_sums_over_many_networks_keep_their_digits() -> None:
+    """In four bytes the last of a million equal terms would change nothing any more."""
+    values = np.full((40_000, 1), 0.1, np.float32)
+    values[0] = 1e6
+    costs = np.arange(40_000.0)[:, None]
+    expected = np.cumsum(values.astype(np.float64), axis=0)
+    np.testing.assert_allclose(_sum_over_no_dearer(values, costs), expected, rtol=1e-7)

@@ -103,7 +103,9 @@ def test_the_table_names_every_number(
         str(out), data=None, real_labels=None, device="cpu", folder=tmp_path / "none"
     )
 
-    names, values = (list(column.cells) for column in evaluation_table(found).columns)
+    table = evaluation_table(found)
+    assert not table.show_header
+    names, values = (list(column.cells) for column in table.columns)
 
     low, high = wilson_interval(found.accuracy.correct, NUM_TEST)
     assert dict(zip(names, values, strict=True)) == {

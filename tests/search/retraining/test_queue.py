@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ from safetensors.torch import load_file
 
 from search.record.record import Record
 from search.retraining import queue as retraining
+from search.retraining import training_queue
+from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan, resized, retrain_members
+from search.retraining.training_queue import FAILED
 from search.run_folder.folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
 from searchspace.architecture import Architecture, Stage
@@ -29,6 +33,7 @@ from supernet.data import ImageData, prepare_data
 from supernet.network.supernet import Supernet, extract
 from supernet.shared_weights.checkpoint import save_supernet
 from supernet.training.epoch_report import EpochReport, read_csv, starvation, to_csv
+from tests.attacks.retraining_stubs import tiny_run
 from tests.tiny_data import changed, noise, tiny_data
 
 SPACES = Path(__file__).parents[3] / "configs" / "spaces"
@@ -190,7 +195,13 @@ class Inline:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+    def reserve(self, devices: int, *, threads: int) -> SimpleNamespace:
+        return SimpleNamespace(is_held=True)
+
+    def release(self, place: SimpleNamespace) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
         return (object(), function(*arguments))
 
 
@@ -215,9 +226,9 @@ class Curves:
 def test_a_queue_is_worked_off_charged_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retraining, "Cluster", Inline)
+    monkeypatch.setattr(training_queue, "Cluster", Inline)
     monkeypatch.setattr(
-        retraining, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
+        training_queue, "take_finished", lambda pending: [(p, p[1], None) for p in pending]
     )
     curves = Curves()
     monkeypatch.setattr(retraining, "open_tracker", lambda *_, **__: curves)
@@ -258,13 +269,13 @@ def test_inherited_weights_are_those_of_the_runs_supernet(
     handed_out: list[RetrainOptions] = []
 
     class Stopping(Inline):
-        def submit(self, function: Any, *arguments: Any, threads: int) -> Any:
+        def submit(self, function: Any, *arguments: Any, place: SimpleNamespace) -> Any:
             handed_out.append(arguments[3])
             return object(), None
 
-    monkeypatch.setattr(retraining, "Cluster", Stopping)
+    monkeypatch.setattr(training_queue, "Cluster", Stopping)
     monkeypatch.setattr(
-        retraining, "take_finished", lambda pending: [(p, None, "stopped") for p in pending]
+        training_queue, "take_finished", lambda pending: [(p, None, "stopped") for p in pending]
     )
     (tmp_path / "tiny.yaml").write_text(SPACE)
     settings = RunSettings(
@@ -318,3 +329,73 @@ def test_devices_that_cannot_share_a_batch_are_refused_before_anything_starts(
         with pytest.raises(ValueError, match=r"two images of a batch of 64, got 33 devices"):
             retrain_members(run, [number], plan, console=Console(file=StringIO()))
         assert not run.record.trials()
+
+
+def test_a_network_on_two_devices_is_a_group_and_all_are_told_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny_run(tmp_path, monkeypatch) as tiny:
+        tiny.cluster.fates = [fails] * 3
+        assert tiny.retrain(tiny.small, devices=2) == FAILED
+        assert tiny.retrain(tiny.larger, devices=1) == FAILED
+
+        groups = [arguments[-1].group for arguments in tiny.cluster.submitted]
+        address = groups[0][0]
+        assert address.startswith("file://")
+        assert groups == [(address, 2, 0), (address, 2, 1), None]
+        charged = [(row[4], row[8]) for row in tiny.run.record.ledger()]
+        assert charged == [(2.0, "failed"), (2.0, "failed")]
+        said = tiny.out.getvalue()
+        assert f"Network {tiny.small}, seed 0: dw3, win2 h2, 3 epochs of mine" in said
+        assert "given up; the same command goes on with it" in said
+
+
+def fails(job: tuple[Any, ...]) -> tuple[Any, str | None]:
+    """Let a device find that the network cannot be trained."""
+    return Ended(end="failed", cause="a loss of nothing"), None
+
+
+def test_networks_of_one_recipe_have_one_fidelity_and_another_recipe_of_its_name_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny_run(tmp_path, monkeypatch) as tiny:
+        assert tiny.retrain(tiny.small) is None
+        assert tiny.retrain(tiny.larger) is None
+        assert [t.fidelity for t in tiny.run.record.trials()] == ["retrain-mine-3e"] * 2
+        recipe = tiny.run.folder / "mine.yaml"
+        recipe.write_text(recipe.read_text().replace("drop_path: 0.2", "drop_path: 0.1"))
+        assert tiny.retrain(tiny.small) is None
+        named = [t.fidelity for t in tiny.run.record.trials()]
+        assert named[:2] == ["retrain-mine-3e"] * 2
+        assert named[2].startswith("retrain-mine-3e-")
+
+
+@pytest.mark.parametrize(
+    ("budget", "devices", "tasks", "threads", "held"),
+    [
+        ("1gpu-minute", 2, 1, 4, 2),
+        ("1gpu-minute", 1, 9, 4, 1),
+        ("1cpu-minute", 1, 1, 2, 2),
+        ("1cpu-minute", 1, 2, 1, 1),
+        ("1cpu-minute", 2, 1, 1, 2),
+    ],
+)
+def test_what_a_training_holds_is_its_devices_or_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, budget: str, devices: int, tasks: int, threads: int, held: int
+) -> None:
+    monkeypatch.setattr(training_queue, "count_cores", lambda: 2)
+    settings = RunSettings(space="digits", data="digits", budget=budget)
+    run = SimpleNamespace(settings=settings)
+    cluster = SimpleNamespace(devices=2, node_devices=2)
+    prepared = SimpleNamespace(plan=SimpleNamespace(devices=devices), recipe=None)
+    queue = retraining._Queue(
+        run,  # type: ignore[arg-type]
+        cluster,  # type: ignore[arg-type]
+        prepared,  # type: ignore[arg-type]
+        Console(file=StringIO()),
+        tasks=tasks,
+        track=None,
+    )
+    assert (queue.threads, queue.held) == (threads, held)
+    assert queue.loader_workers(None) == (8 if "gpu" in budget else 0)
+    assert queue.loader_workers(3) == 3

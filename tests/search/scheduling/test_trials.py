@@ -844,3 +844,151 @@ def test_a_whole_batch_in_memory_leaves_no_word_in_the_result(
     assert task is not None
     running.settle(task, outcome="done", values=VALUES, cause=None)
     assert record.trial(task.trial_id).values == VALUES
+
+
+def test_a_trial_under_way_will_take_what_is_left_of_it(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """Two epochs of ten steps of 0.1 s, on one device: two seconds were expected."""
+    running = runner(record, tmp_path, limit=100.0, clock=clock)
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    clock.now += 0.75
+    assert running._outstanding() == pytest.approx(2.0 - 0.75)
+    clock.now += 10.0  # late, which says nothing of the rest
+    assert running._outstanding() == 0.0
+
+
+def test_after_its_first_epoch_a_trial_is_foretold_by_its_own(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    plan = replace(plan_of(), rungs=(5,), trial_epochs=5, trial_steps=50)
+    rng = random.Random(0)
+    running = TrialRunner(
+        record=record,
+        plan=plan,
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=lambda: Choice(architecture=SPACE.sample(rng), epochs=5),
+        limit_seconds=1_000.0,
+        interrupted=lambda: False,
+        on_event=lambda text: None,
+        clock=clock,
+    )
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    running.heard(task)  # it begins
+    for _ in range(2):
+        clock.now += 3.0
+        running.heard(task)
+    # Three of five epochs are left, at three seconds each.
+    assert running._outstanding() == pytest.approx(9.0)
+    clock.now += 1.0
+    assert running._outstanding() == pytest.approx(8.0)
+
+
+def test_what_is_wanted_is_what_the_next_trial_takes(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    plan = replace(plan_of(), rung_devices=(2,) * len(plan_of().rungs))
+    first = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    task = first.next(9)
+    assert task is not None
+    first.settle(task, outcome="interrupted", values={}, cause="the user")
+    # It waits for the next driver, and is the next trial of that.
+    again = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+    assert (again.wanted(9), again.wanted(1)) == (2, 1)
+    found = again.next(9)
+    assert found is not None
+    assert found.trial_id == task.trial_id
+
+    empty = TrialRunner(
+        record=record,
+        plan=plan,
+        folder=tmp_path,
+        phase="trust",
+        seed=0,
+        choose=lambda: None,
+        limit_seconds=1_000.0,
+        interrupted=lambda: False,
+        on_event=lambda text: None,
+        clock=clock,
+    )
+    empty._waiting.clear()
+    assert empty.wanted(9) == 0
+    assert empty.next(9) is None
+
+
+def test_memory_that_runs_out_says_whether_half_a_batch_was_tried(
+    record: Record, tmp_path: Path
+) -> None:
+    running = runner(record, tmp_path, limit=1000.0)
+    causes = []
+    for _ in range(2):
+        task = running.next()
+        assert task is not None
+        running.settle(task, outcome="out of memory", values={}, cause="9 GiB")
+        causes = record.causes(task.trial_id)
+    assert ["with half a batch in memory too" in cause for cause in causes] == [False, True]
+    assert record.trial(task.trial_id).state == "failed"
+
+
+def on_two(record: Record, tmp_path: Path, clock: Clock) -> TrialRunner:
+    plan = replace(plan_of(), rung_devices=(2,) * len(plan_of().rungs))
+    return runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
+
+
+def test_a_trial_that_waits_for_devices_is_charged_from_when_it_has_them(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    """One of the two devices that it was handed out for belongs to a node that has died."""
+    running = on_two(record, tmp_path, clock)
+    task = running.next(2)
+    assert task is not None
+    for _ in range(10):
+        running.hold(1)
+        clock.now += 5.0
+    running.hold(2)  # another node has come
+    # One device was held all the time, and nothing trained on it: that is charged.
+    assert record.spent() == pytest.approx(50.0)
+    running.started(task)
+    clock.now += 4.0
+    running.settle(task, outcome="done", values=VALUES, cause=None)
+    assert record.spent() == pytest.approx(50.0 + 2 * 4.0)
+
+
+def test_a_trial_that_never_had_its_devices_is_charged_for_none(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = on_two(record, tmp_path, clock)
+    task = running.next(2)
+    assert task is not None
+    running.hold(0)
+    clock.now += 60.0
+    running.settle(task, outcome="not begun", values={}, cause="stopped before its end")
+    assert record.spent() == 0.0
+    # That is nothing against the network.
+    assert record.trial(task.trial_id).state == "waiting"
+    assert record.count_lost(task.trial_id) == 0
+    again = running.next(1)
+    assert again is not None
+    assert (again.trial_id, again.devices) == (task.trial_id, 1)
+
+
+def test_trials_get_the_devices_that_are_held_in_the_order_of_their_hand_out(
+    record: Record, clock: Clock, tmp_path: Path
+) -> None:
+    running = on_two(record, tmp_path, clock)
+    first, second = running.next(4), running.next(4)
+    assert first is not None
+    assert second is not None
+    running.hold(3)
+    clock.now += 1.0
+    # The first has its two; one is held for the second, which needs two.
+    running.hold(4)
+    assert record.spent() == pytest.approx(2.0 + 1.0)
+    clock.now += 1.0
+    assert record.spent() == pytest.approx(3.0 + 4.0)

@@ -13,9 +13,13 @@ from search.cli.dense_commands import find_transfer
 from search.record.record import Record
 from search.report.backbones import backbones_content, find_backbones
 from search.results.candidates import judged_at, retrained, shown_fidelity
+from search.retraining import training_queue
+from search.retraining.attempt import Ended
+from search.retraining.training_queue import FAILED, FULL_DISK
 from search.run_folder.folder import own_run
 from search.transferring.queue import TransferPlan, transfer_members
 from supernet.data.dense import open_dense_data
+from tests.attacks.retraining_stubs import Devices, Fate
 from tests.tiny_dense import recipe, write_data
 from tests.tiny_run import write_run
 
@@ -95,3 +99,64 @@ def test_a_transfer_is_found_by_run_and_id(tmp_path: Path) -> None:
     # A network that was retrained is judged as a classifier.
     folder("run", "retrain", "7-micro-9e")
     assert find_transfer(f"{tmp_path / 'run'}:7") is None
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
+    """Let tasks run in this process, or end as a test says."""
+    devices = Devices()
+    monkeypatch.setattr(training_queue, "Cluster", lambda *, device, address: devices)
+    monkeypatch.setattr(training_queue, "take_finished", devices.take_finished)
+    return devices
+
+
+def fate_of(end: str) -> Fate:
+    """Let a task end so, without a result."""
+    return lambda job: (Ended(end=end, cause="No space left on device"), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fate", "stopped_by", "state"),
+    [
+        (fate_of("full disk"), FULL_DISK, "waiting"),
+        (fate_of("failed"), FAILED, "failed"),
+    ],
+)
+def test_a_full_disk_is_no_failure_of_a_network_and_both_can_be_repeated(
+    tmp_path: Path, devices: Devices, fate: Fate, stopped_by: str, state: str
+) -> None:
+    write_run(tmp_path / "run")
+    data = open_dense_data(
+        str(write_data(tmp_path / "cells", train=4, val=2)), "semantic", unpack_to=tmp_path
+    )
+    chosen = recipe("cells_semantic", steps=2)
+    # The same network and seed twice is one.
+    plan = TransferPlan(recipe=chosen, data=data, data_source="", start="fresh", seeds=(0, 0))
+    devices.fates = [fate]
+    said = io.StringIO()
+    with own_run(tmp_path / "run") as run:
+
+        def states() -> list[str]:
+            return [t.state for t in run.record.trials() if t.fidelity.startswith("transfer-")]
+
+        assert transfer_members(run, [3, 3], plan, console=Console(file=said)) == stopped_by
+        assert states() == [state]
+
+        assert transfer_members(run, [3, 3], plan, console=Console(file=said)) is None
+        assert states() == ["done"]
+    assert len(devices.submitted) == 2
+
+
+def test_a_text_is_no_markup_where_a_transfer_says_it(tmp_path: Path, devices: Devices) -> None:
+    write_run(tmp_path / "run")
+    data = open_dense_data(
+        str(write_data(tmp_path / "cells", train=4, val=2)), "semantic", unpack_to=tmp_path
+    )
+    plan = TransferPlan(
+        recipe=recipe("cells_semantic", steps=2), data=data, data_source="", start="fresh"
+    )
+    devices.fates = [lambda job: (Ended(end="failed", cause="a [/red] b [x]"), None)]
+    said = io.StringIO()
+    with own_run(tmp_path / "run") as run:
+        assert transfer_members(run, [3], plan, console=Console(file=said)) == FAILED
+    assert "a [/red] b [x]" in said.getvalue()

@@ -141,3 +141,16 @@ def test_show_counts_the_whole_and_names_the_papers(capsys: pytest.CaptureFixtur
     assert found["params"] == 86_482_428
     assert round(found["macs"] / 1e9, 2) == 747.43
     assert {row["ap_mask"] for row in found["published"]} == {43.0, 44.2}
+
+
+@pytest.mark.timeout(600)
+def test_two_devices_that_train_together_leave_what_one_leaves(made: Path, tmp_path: Path) -> None:
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "one") == 0
+    assert transfer(made, "semantic", "cells_semantic", tmp_path / "two", "--devices", "2") == 0
+    one, two = (open_transferred(tmp_path / name) for name in ("one", "two"))
+    assert one.result.identity == two.result.identity
+    states = [found.network().state_dict() for found in (one, two)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
+    # Where they met is gone, and nothing lies beside the folders.
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}

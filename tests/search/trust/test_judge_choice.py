@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,28 @@ def test_the_sampler_is_fed_with_what_a_strategy_judges_by(record: Record) -> No
         assert sampled_fidelity(record, strategy="supernet") == "supernet"
         # Without a plan there are no rungs yet.
         assert sampled_fidelity(record, strategy="proxy") == "supernet"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "judge"),
+    [("supernet", "supernet"), ("zero-cost", "training"), ("proxy", "training")],
+)
+def test_where_nothing_was_trained_the_strategy_says_what_judges(
+    record: Record, strategy: str, judge: str
+) -> None:
+    with record:
+        assert estimator_of(record, seed=0, strategy=strategy) == judge
+
+
+def test_the_predictor_learns_from_the_highest_fidelity_alone() -> None:
+    known = [trained(n, a, "train-3e") for n, a in enumerate(networks(2))]
+    # Of another fidelity, and not done: neither is learned from.
+    others = [
+        trained(10, networks(3)[-1], "train-1e"),
+        replace(trained(11, networks(4)[-1], "train-3e"), state="failed", values={}),
+    ]
+    ask = partial(next_predicted, SPACE, high="train-3e", objectives=OBJECTIVES, seed=0)
+    assert ask([known[0], *others]) is None
+    assert ask(known) is not None
+    # What a lower fidelity tried may be trained at the highest.
+    assert ask([*known, others[0]]) == ask(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -13,7 +14,9 @@ from scipy import stats
 from search.trust.ranking import (
     EstimatorTrust,
     KendallTau,
+    TrustPoint,
     choose_estimator,
+    choose_score,
     compare,
     estimator_trust,
     kendall_tau_interval,
@@ -253,3 +256,16 @@ def test_of_trainings_of_two_lengths_those_of_the_last_are_compared() -> None:
     assert [(p.id, p.top1) for p in trust_points(trials)] == [(2, 80.0), (3, 85.0)]
     one = [*trials[:2], trials[2], *trials[4:]]
     assert [(p.id, p.top1) for p in trust_points(one)] == [(2, 80.0)]
+
+
+def test_without_a_score_no_network_has_told_anything() -> None:
+    judge, words = choose_score([])
+    assert judge == "training"
+    assert words.startswith("0 networks trained alone are too few")
+    judge, words = choose_score([found("predictor", 0.9), found("nwot", 0.9, num_points=3)])
+    assert words.startswith("3 networks")
+
+
+def test_a_network_has_no_scores_unless_they_are_given() -> None:
+    fields = {field.name: field for field in dataclasses.fields(TrustPoint)}
+    assert fields["proxies"].default_factory() == {}  # type: ignore[misc]

@@ -32,6 +32,7 @@ from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.supernet_worker import SupernetWorker, train_alone
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from searchspace.spec_file import load_space
 from supernet.data import prepare_data
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet, extract
@@ -698,3 +699,33 @@ def test_a_score_that_is_no_number_says_nothing(
     job = make("zero-cost")
     with pytest.raises(ValueError, match=f"its {PROXIES[0]} is {score}"):
         Scorer(job).judge(job.space.first(), PROXIES[0])
+
+
+def test_a_judge_sets_its_process_up_before_it_loads_anything(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, seen = make("zero-cost"), list[object]()
+    monkeypatch.setattr(judge_worker, "set_up_process", lambda *given: seen.append(given))
+    JudgeWorker(job, threads=3)
+    assert seen == [(job, 3)]
+
+
+def test_a_network_that_spoils_the_process_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        """In the place of the end of this process."""
+
+    def end(status: int) -> None:
+        raise Ended
+
+    def spoil(_: Architecture) -> dict[str, float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail(_: Architecture) -> dict[str, float]:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("search.scheduling.tasks.os._exit", end)
+    architecture = load_space("digits").first()
+    with pytest.raises(Ended):
+        judge_worker.judge_safely(spoil, architecture)
+    values, cause = judge_worker.judge_safely(fail, architecture)
+    assert (values, cause) == ({}, "RuntimeError: shapes cannot be multiplied")

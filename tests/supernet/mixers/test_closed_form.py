@@ -31,6 +31,7 @@ from searchspace.mixers import (
     WindowAttention,
 )
 from supernet.mixers import MIXERS
+from supernet.mixers.elsa import ElsaMixer
 from supernet.mixers.sharing import Place
 
 DIM = 24
@@ -137,3 +138,16 @@ def test_the_settings_that_are_left_out_are_those_of_every_attention() -> None:
     assert by_default == given
     assert by_default.params == 4 * (DIM * DIM + DIM) + 2 * DIM
     assert by_default.macs == 16 * 4 * DIM * DIM + 2 * 16 * 16 * DIM
+
+
+def test_elsa_has_weights_for_the_most_heads_that_it_offers() -> None:
+    options = [
+        Elsa(kernel_size=3, num_heads=heads, lam=1.0, gamma=1.0, logit_groups=1) for heads in (1, 4)
+    ]
+    place = Place(dim=8, size=5)
+    for some in (options, options[::-1]):
+        module = ElsaMixer(some, place=place)
+        assert module.logit_weight.shape[:2] == (9, 4)
+        for option in some:
+            assert module.select(option)["logit_weight"].shape[:2] == (9, option.num_heads)
+            assert module(torch.randn(2, 5, 5, 8), option).shape == (2, 5, 5, 8)

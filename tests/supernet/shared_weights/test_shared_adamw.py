@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
+from searchspace.spec_file import load_space
 from supernet.mixers.weight_sharing import PROJECTIONS, WeightSharing
 from supernet.network.supernet import Supernet, extract
 from supernet.recipes.recipe import load_recipe
@@ -285,3 +286,14 @@ def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
         value = found[whole]
         assert (None if value is None else value.values.flatten().tolist()) == expected
         assert found[part] is some
+
+
+def test_masks_are_told_apart_by_their_values() -> None:
+    """Both reach from the first to the last element; one has a hole."""
+    used = UsedWeights(Supernet(load_space("digits")))
+    parameter = torch.zeros(4)
+    whole, hole = (Mask.of(torch.tensor(row)) for row in ([1.0, 1, 1, 1], [1.0, 0, 0, 1]))
+    assert whole.box == hole.box
+    found = [used._shared_mask(parameter, mask) for mask in (whole, hole, whole, hole)]
+    assert [mask.values.tolist() for mask in found[:2]] == [[1, 1, 1, 1], [1, 0, 0, 1]]
+    assert (found[2] is found[0], found[3] is found[1]) == (True, True)

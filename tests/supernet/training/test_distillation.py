@@ -20,7 +20,13 @@ from searchspace.presets import preset
 from supernet.data import ImageData
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Distillation
-from supernet.training.distillation import Lesson, Teacher
+from supernet.training.distillation import (
+    Lesson,
+    Teacher,
+    similarity_distance,
+    token_distance,
+)
+from supernet.training.distillation import Seen as Noted
 from supernet.training.training import TrainingOptions, TrainingStopped, train
 from tests.tiny_data import PLAIN, changed, noise, tiny_data
 
@@ -240,3 +246,79 @@ def test_a_teacher_needs_a_recipe_that_says_what_it_counts_for(
     with pytest.raises(ValueError, match="has no distillation"):
         retrain(ARCHITECTURE, data, silent, RetrainOptions(out=tmp_path / "x", teacher=teacher()))
     assert not (tmp_path / "x").exists()
+
+
+def test_tokens_and_features_are_those_of_the_definitions() -> None:
+    torch.manual_seed(0)
+    mine, theirs = ([torch.randn(2, 3, 3, 4), torch.randn(2, 1, 1, 6)] for _ in range(2))
+    distances = []
+    for a, b in zip(mine, theirs, strict=True):
+        pairs = zip(a.flatten(0, 2), b.flatten(0, 2), strict=True)
+        cosines = [float(x @ y / (x.norm() * y.norm())) for x, y in pairs]
+        distances.append(1 - sum(cosines) / len(cosines))
+    assert float(token_distance(mine, theirs)) == pytest.approx(sum(distances) / 2, abs=1e-6)
+    with pytest.raises(ValueError, match=r"\(2, 1, 1, 6\).*features instead"):
+        token_distance(mine, theirs[:1])
+
+    one, two = torch.randn(5, 3), torch.randn(5, 8)
+    expected = 0.0
+    for row in range(5):
+        a, b = (torch.stack([x[row] @ x[other] for other in range(5)]) for x in (one, two))
+        expected += float(((a / a.norm() - b / b.norm()) ** 2).sum())
+    assert float(similarity_distance(one, two)) == pytest.approx(expected / 25, abs=1e-6)
+
+
+def test_labels_count_from_their_share_of_the_epochs_on() -> None:
+    settings = Distillation(weight=0.5, temperature=1.0, tokens=2.0, labels_from=0.5)
+    lesson = Lesson(teacher(), settings, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+    student, taught = torch.randn(2, 4, 3)
+    maps = Noted(maps=[torch.randn(4, 2, 2, 8)]), Noted(maps=[torch.randn(4, 2, 2, 8)])
+    task = torch.tensor(7.0)
+    given = {"seen": maps[0], "taught": maps[1]}
+    divergence = lesson.loss(student, taught, torch.tensor(0.0), progress=0.5) / 0.5
+    before = lesson.loss(student, taught, task, **given, progress=0.49)
+    after = lesson.loss(student, taught, task, **given, progress=0.5)
+    distance = token_distance(maps[0].maps, maps[1].maps)
+    torch.testing.assert_close(before, divergence + 2 * distance)
+    torch.testing.assert_close(after, 0.5 * task + 0.5 * divergence)
+
+
+@pytest.mark.parametrize("what", ["tokens", "features"])
+def test_a_student_comes_nearer_to_what_it_learns(data: ImageData, what: str) -> None:
+    """More of the loss on maps or features, less of their distance, with the labels left out."""
+
+    def distance_of(amount: float) -> float:
+        torch.manual_seed(0)
+        network = build_subnet(ARCHITECTURE)
+        settings = {"weight": 1.0, "temperature": 1.0, what: amount}
+        mentor = teacher(build_subnet(ARCHITECTURE))
+        recipe = changed(RECIPE, distillation=settings, epochs=40)
+        options = TrainingOptions(
+            train_split=data.full_train(), eval_split=data.test_split(), seed=1, teacher=mentor
+        )
+        train(network, data, recipe, options)
+        asked = Distillation(**{**settings, what: 1.0})
+        lesson = Lesson(mentor, asked, data.mean, data.std, torch.device("cpu"))
+        images = torch.randn(6, 3, 8, 8)
+        with torch.no_grad(), lesson.watching(network.eval()) as seen:
+            network(images)
+        with torch.no_grad():
+            taught = lesson.teach(images)[1]
+        if what == "tokens":
+            return float(token_distance(seen.maps, taught.maps))
+        return float(similarity_distance(seen.features[0], taught.features[0]))
+
+    assert distance_of(30.0) < 0.8 * distance_of(0.0)
+
+
+def test_what_cannot_be_learned_from_a_teacher_is_said(data: ImageData) -> None:
+    torch.manual_seed(0)
+    settings = {"weight": 0.5, "temperature": 1.0, "tokens": 1.0}
+    options = TrainingOptions(
+        train_split=data.full_train(), eval_split=data.test_split(), seed=1, teacher=teacher()
+    )
+    recipe = changed(RECIPE, distillation=settings)
+    with pytest.raises(ValueError, match="maps have the student's shapes"):
+        train(build_subnet(ARCHITECTURE), data, recipe, options)
+    with pytest.raises(ValueError, match=r"compile: false"):
+        train(build_subnet(ARCHITECTURE), data, changed(recipe, compile=True), options)

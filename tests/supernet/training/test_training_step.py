@@ -14,7 +14,7 @@ from supernet.recipes.recipe import Recipe
 from supernet.training import training as training_module
 from supernet.training import training_step
 from supernet.training.augmentation import Augmentation
-from supernet.training.batches import Shard, TrainLoader
+from supernet.training.batches import Shard, TrainLoader, with_shards_for
 from supernet.training.checkpoint import latest_checkpoint
 from supernet.training.finishing import Finish
 from supernet.training.optimization import build_optimizer
@@ -303,3 +303,110 @@ def test_weights_decay_that_multiply_and_no_others() -> None:
         "logit_bias": 0.0,
         "position": 0.0,
     }
+
+
+def test_a_training_is_judged_as_its_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = tiny_data(tmp_path / "data", *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=0, loader_workers=0
+    )
+    asked: list[tuple[object, ...]] = []
+    batches = training_module.eval_batches
+
+    def remember(split: Any, images: Any, batch: int, crop: Any, **more: Any) -> Any:
+        asked.append((split, images, batch, crop, more))
+        return batches(split, images, batch, crop, **more)
+
+    monkeypatch.setattr(training_module, "eval_batches", remember)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    look = {"crop_pct": 0.75, "crop_mode": "squash", "eval_interpolation": "bilinear"}
+    recipe = changed(RECIPE, batch_size=8, shard_size=4, **look)
+    train(network, data, recipe, options)
+    ((split, images, batch, crop, more),) = asked
+    assert (split is options.eval_split, images is data, batch, crop) == (True, True, 4, 0.75)
+    expected = {"crop_mode": "squash", "interpolation": "bilinear", "workers": 0}
+    assert more == expected
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_and_weights_lie_in_memory_as_the_recipe_says(
+    tmp_path: Path, channels_last: bool
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = tiny_data(tmp_path / "data", *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"), eval_split=data.split("search"), seed=0
+    )
+    seen: list[bool] = []
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return self.head(self.conv(x).mean((2, 3)))
+
+    network = Looks()
+    train(network, data, changed(RECIPE, batch_size=8, channels_last=channels_last), options)
+    assert set(seen) == {channels_last}
+    stored = network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert stored == channels_last
+
+
+def test_a_rollback_to_a_damaged_checkpoint_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = tiny_data(tmp_path / "data", *noise(44, 8))
+    options = TrainingOptions(
+        train_split=data.split("train"),
+        eval_split=data.split("search"),
+        seed=0,
+        out=tmp_path / "out",
+    )
+
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            folder = latest_checkpoint(tmp_path / "out")
+            assert folder is not None
+            for file in folder.iterdir():
+                file.write_bytes(b"")
+            return self.head(x.flatten(1)) * float("nan")
+
+    with pytest.raises(FloatingPointError, match=r"The checkpoint is damaged\."):
+        train(Bad(), data, changed(RECIPE, batch_size=8, bad_loss="rollback"), options)
+
+
+def test_every_shard_has_two_images_where_batches_are_smaller_than_the_recipes() -> None:
+    """Five images on two devices: shards of two would be three, one of them a single image."""
+    recipe = changed(RECIPE, batch_size=6, shard_size=6, mixup=0.0, cutmix=0.0)
+    with pytest.raises(ValueError, match="Every device takes at least two images"):
+        with_shards_for(recipe, 5, 2)
+    assert with_shards_for(recipe, 6, 2).shard_size == 3
+
+
+def test_a_teacher_is_who_teaches(tmp_path: Path) -> None:
+    """The divergence of one from the other is not that of the other from the one."""
+
+    class Lesson:
+        def logits(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 5), 7.0)
+
+        def loss(self, logits: Tensor, taught: Tensor, loss: Tensor) -> Tensor:
+            assert (taught == 7.0).all()
+            assert not (logits == 7.0).any()
+            return loss
+
+    step = gradients_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)))
+    step.lesson = Lesson()  # type: ignore[assignment]
+    step.of_step(shards_of(torch.randn(4, 3, 4, 4), torch.arange(4), (4,)), seed=1)

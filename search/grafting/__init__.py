@@ -1,0 +1,28 @@
+"""Grafts: what the parts of a trained network's blocks are worth, and which to choose."""
+
+from search.grafting.choosing import Choosable, choosable, choose, limits_between
+from search.grafting.networks import graft_networks, pair_networks, single_networks
+from search.grafting.scores import (
+    ESTIMATES,
+    PAIRS,
+    SUM,
+    GraftScores,
+    graft_scores,
+    is_assembled,
+)
+
+__all__ = [
+    "ESTIMATES",
+    "PAIRS",
+    "SUM",
+    "Choosable",
+    "GraftScores",
+    "choosable",
+    "choose",
+    "graft_networks",
+    "graft_scores",
+    "is_assembled",
+    "limits_between",
+    "pair_networks",
+    "single_networks",
+]

@@ -1,0 +1,288 @@
+"""The phases of a graft: parts learn, are scored, and networks of them are trusted, chosen, healed.
+
+The teacher's blocks are all that is searched: this finds networks that do what the teacher does at
+less cost, and says nothing about which architecture would be best for the images.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from search.cluster import JudgeCrew, WorkerLostError, call, call_all, hold_judges
+from search.grafting import (
+    ESTIMATES,
+    choosable,
+    choose,
+    graft_networks,
+    graft_scores,
+    limits_between,
+    pair_networks,
+    single_networks,
+)
+from search.phases.judging import judge_by_training, judge_warm
+from search.phases.measure import measure
+from search.phases.promote import promote
+from search.phases.session import Session
+from search.phases.trust import train_networks
+from search.plan import Plan
+from search.record import Measured
+from search.results import SUPERNET, ZERO_COST
+from search.scheduling import MAX_LOST
+from search.trust import report_of, trains
+from search.workers import GraftJob
+from searchspace.architecture import Architecture
+from searchspace.cost import count
+
+PHASES = ("library", "score", "trust", "search", "promote")
+SAVE_EVERY_SECONDS = 30.0
+CALL_SECONDS = 2.0
+# A schedule is shortened where it would take so much more than its share.
+SLOWER_SHARE = 0.1
+# Parts have learned enough after so many passes over the images.
+MAX_LIBRARY_EPOCHS = 60
+# Pairs are a sample: a tenth of the singles, and not more than that many.
+PAIR_SHARE, MOST_PAIRS = 0.25, 200
+NUM_LIMITS = 16
+CAVEAT = (
+    "This answers: the same network, cheaper or faster. It is not a search for the best "
+    "architecture for these images: parts are scored by how well they imitate the teacher."
+)
+
+
+def graft(session: Session) -> None:
+    """Take the phases of a graft, one after the other."""
+    session.view.say(CAVEAT)
+    plan = measure(session)
+    plan = train_library(session, plan)
+    networks = trust_networks(session, plan)
+    plan = score_parts(session, plan, networks)
+    plan, networks = train_networks(session, plan, lambda plan: trust_networks(session, plan))
+    plan = session.revise(plan, after="trust")
+    search_grafts(session, plan, networks)
+    plan = session.revise(plan, after="search")
+    promote(session, plan)
+
+
+def teacher_of(session: Session) -> Architecture:
+    """Return the architecture of the network that the graft begins with."""
+    teacher = session.run.teacher
+    assert teacher is not None
+    return teacher.architecture
+
+
+def trust_networks(session: Session, plan: Plan) -> list[Architecture]:
+    """Draw the networks that are healed to compare rankings with; the teacher is the first.
+
+    Trained on just as long, it is what the others are to be held against.
+    """
+    teacher, number = teacher_of(session), max(plan.num_trust, 2)
+    rng = random.Random(f"trust/{session.settings.seed}")
+    drawn = graft_networks(session.space, teacher, number=number - 1, rng=rng)
+    return [teacher, *drawn]
+
+
+def train_library(session: Session, plan: Plan) -> Plan:
+    """Let all parts learn, on all devices; a worker that was lost is followed by another."""
+    lost = 0
+    while True:
+        try:
+            _train_shares(session, plan)
+            break
+        except WorkerLostError as error:
+            lost += 1
+            if lost >= MAX_LOST:
+                raise RuntimeError(
+                    f"The workers that train the parts were lost {lost} times; last: {error}. "
+                    "Look into Ray's logs, then go on with --resume."
+                ) from error
+            session.view.say(f"A worker was lost, going on from the checkpoint: {error}")
+    shares, _ = _split(session, plan)
+    session.job = replace(_job(session), shares=shares)
+    return session.revise(plan, after="library")
+
+
+def _job(session: Session) -> GraftJob:
+    job: GraftJob = session.job
+    return job
+
+
+def _split(session: Session, plan: Plan) -> tuple[int, int]:
+    """Return over how many trainers the parts are split, and their steps; the first call decides.
+
+    A step takes as long as its parts, so trainers of a share each take more steps together.
+    """
+    known = session.state.library
+    if known is None:
+        devices = session.wait_for_devices()
+        times = session.state.times
+        assert times is not None
+        seconds = plan.spent_by_end["library"] - session.spent() - devices * session.start_seconds
+        steps = int(seconds / max(times.supernet_step, 1e-9))
+        images = max(plan.train_images, 1)
+        most = MAX_LIBRARY_EPOCHS * images // max(times.supernet_batch, 1)
+        known = session.state.library = (devices, max(min(steps, most), 1))
+    return known
+
+
+def _train_shares(session: Session, plan: Plan) -> None:
+    shares, total = _split(session, plan)
+    while (done := session.state.library_done) < shares:
+        devices = min(session.wait_for_devices(), shares - done)
+        session.check_start(devices)
+        numbers = list(range(done, done + devices))
+        with (
+            session.charged("library", devices),
+            session.cluster.actors(session.work.supernet_worker, session.job, devices) as workers,
+        ):
+            _train_together(session, plan, workers, numbers, shares=shares, total=total)
+        session.state.library_done = done + devices
+
+
+def _train_together(
+    session: Session,
+    plan: Plan,
+    workers: list[Any],
+    numbers: list[int],
+    *,
+    shares: int,
+    total: int,
+) -> None:
+    """Let each worker train its share to the end, with checkpoints on the way.
+
+    Where steps are slower than measured the schedule ends earlier, to keep the phase's share.
+    """
+    tick = session.tick("library")
+    steps = [
+        call(worker, "start", number, shares, total, while_waiting=tick)
+        for worker, number in zip(workers, numbers, strict=True)
+    ]
+    step, saved, at_a_time = min(steps), time.monotonic(), 1
+    while step < total:
+        started = time.monotonic()
+        found = call_all(workers, "train", at_a_time, while_waiting=tick)
+        seconds = (time.monotonic() - started) / at_a_time
+        at_a_time = max(round(CALL_SECONDS / max(seconds, 1e-6)), 1)
+        fitting = _fitting(session, plan, seconds * len(workers)) + min(one[0] for one in found)
+        if fitting < total * (1 - SLOWER_SHARE):
+            total = max(fitting, 1)
+            session.state.library = (shares, total)
+            call_all(workers, "reschedule", total, while_waiting=tick)
+        step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
+        session.show("library", f"step {step:,} of {total:,}, mean error {error:.3f}")
+        if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            call_all(workers, "save", while_waiting=tick)
+            saved = time.monotonic()
+        session.check_stop()
+    call_all(workers, "save", while_waiting=tick)
+
+
+def _fitting(session: Session, plan: Plan, pace: float) -> int:
+    """Return how many steps fit in what is left of the share; a step takes so many seconds."""
+    left = plan.spent_by_end["library"] - session.spent()
+    return max(int(left / max(pace, 1e-9)), 0)
+
+
+def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) -> Plan:
+    """Judge the teacher, each part alone in it, a sample of pairs, and the trust networks."""
+    phase = "score"
+    if not session.has_ended(plan, phase):
+        space, teacher = session.space, teacher_of(session)
+        singles = single_networks(space, teacher)
+        number = min(int(PAIR_SHARE * len(singles)), MOST_PAIRS)
+        rng = random.Random(f"pairs/{session.settings.seed}")
+        pairs = pair_networks(space, teacher, number=number, rng=rng)
+        with hold_judges(session.crew(plan, phase)) as crew:
+            _check_teacher(session, crew, phase)
+            first = [*singles, *networks, *pairs]
+            judge_warm(session, crew, plan, phase, by=SUPERNET, first=first, proposes=False)
+            session.state.judge_start_seconds = crew.start_seconds
+        session.check_stop()
+    return session.revise(plan, after=phase)
+
+
+def _check_teacher(session: Session, crew: JudgeCrew, phase: str) -> None:
+    """Compare the graft with nothing replaced with the teacher, once: their logits are the same."""
+    teacher = teacher_of(session)
+    cost = count(teacher)
+    number = session.record.add_architecture(teacher, params=cost.params, macs=cost.macs)
+    if number not in session.state.extraction_errors:
+        tick = session.tick(phase, may_stop=True)
+        error = crew.call("difference", while_waiting=tick)
+        session.state.add_extraction_errors({number: error})
+
+
+def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) -> None:
+    """Decide by what to judge, choose networks by it, and judge them."""
+    phase = "search"
+    if session.has_ended(plan, phase):
+        return
+    with hold_judges(session.crew(plan, phase)) as crew:
+        _estimate(session, crew, phase, networks)
+        estimator = session.estimator()
+        report = report_of(
+            session.record, seed=session.settings.seed, strategy=session.settings.strategy
+        )
+        if report is not None:
+            session.view.say(report.verdict)
+        chosen = best_by_sum(session)
+        judge_warm(
+            session, crew, plan, phase, by=SUPERNET, first=chosen, proposes=estimator == SUPERNET
+        )
+        if estimator in ESTIMATES:
+            _write_sums(session, estimator)
+        session.state.judge_start_seconds = crew.start_seconds
+    session.check_stop()
+    if trains(estimator):
+        judge_by_training(session, plan, phase, estimator)
+
+
+def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]) -> None:
+    """Estimate the trust networks by all that is not trained, once."""
+    if session.state.proxy_scores is not None:
+        return
+    tick: Callable[[], None] = session.tick(phase, may_stop=True)
+    scores = crew.call("proxy_scores", networks, while_waiting=tick)
+    sums = graft_scores(session.record.trials(), teacher_of(session))
+    session.state.proxy_scores = {
+        network.key: sums.estimates(network) | scores[network.key] for network in networks
+    }
+
+
+def best_by_sum(session: Session) -> list[Architecture]:
+    """Choose the networks with the least sum of scores for limits of the MACs, each once.
+
+    What was judged in the search phase counts as chosen before, so that a resumed run goes on.
+    """
+    trials = session.record.trials()
+    scores = graft_scores(trials, teacher_of(session))
+    if not scores.singles:
+        return []
+    found = choosable(session.space, scores, lambda architecture: count(architecture).macs)
+    known = [t.architecture for t in trials if t.fidelity == SUPERNET and t.origin != "search"]
+    chosen: list[Architecture] = []
+    for limit in limits_between(found, NUM_LIMITS):
+        network = choose(found, limit, without=[*known, *chosen])
+        if network is not None and session.space.violation(network) is None:
+            chosen.append(network)
+    return chosen
+
+
+def _write_sums(session: Session, estimator: str) -> None:
+    """Give every network that was judged its estimate as a score, which it is promoted by."""
+    record, scores = session.record, graft_scores(session.record.trials(), teacher_of(session))
+    known = {trial.key for trial in record.trials(fidelity=ZERO_COST)}
+    for trial in record.trials(fidelity=SUPERNET, state="done"):
+        estimate = scores.estimates(trial.architecture).get(estimator)
+        if estimate is None or trial.key in known:
+            continue
+        with record.together():
+            number = record.add_trial(
+                trial.architecture_id, fidelity=ZERO_COST, seed=trial.seed, origin="search"
+            )
+            attempt = record.start_attempt("search", devices=0, trial_id=number)
+            values = Measured(score=estimate, seconds=0.0).values()
+            record.finish_attempt(attempt, outcome="done", values=values)

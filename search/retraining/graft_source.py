@@ -1,0 +1,128 @@
+"""What a graft begins with, found where a user has it: `find_source`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from search.retraining.finished import find_retrained
+from search.retraining.identity import digest_of
+from search.retraining.out_folder import ARCHITECTURE_FILE, RESULT_FILE
+from search.run_folder import load_target, run_and_id, write_teacher
+from searchspace.architecture import Architecture
+from supernet.exchange.published import convert, read_checkpoint
+from supernet.network import build_subnet
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraftSource:
+    """A trained network: what it is, its weights, and how its images are normalised."""
+
+    name: str
+    architecture: Architecture
+    state: Mapping[str, Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write it as `search.run_folder.teacher` reads it."""
+        about = {
+            "name": self.name,
+            "fingerprint": digest_of(self.state),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+        }
+        write_teacher(folder, self.architecture, self.state, about)
+
+
+def find_source(text: str, arch: str | None) -> GraftSource:
+    """Find the network that a graft begins with.
+
+    Args:
+        text: The folder of a retraining or of `search import`, ``RUN:ID``, or a file: a published
+            checkpoint, or weights under our names.
+        arch: The preset or file that a checkpoint's file was trained as; a folder says it itself.
+
+    Raises:
+        ValueError: If there is none, or it does not fit.
+    """
+    path = Path(text)
+    if path.is_file():
+        return _of_file(text, path, arch)
+    if arch is not None:
+        raise ValueError(
+            f"--arch says what a file of weights was trained as, and {text} says it itself. Leave "
+            "--arch out."
+        )
+    if (path / ARCHITECTURE_FILE).is_file() and not (path / RESULT_FILE).is_file():
+        return _of_import(text, path)
+    if not path.is_dir() and run_and_id(text) is None:
+        raise ValueError(
+            f"--from {text}: there is no such file or folder. Name a checkpoint, the folder of "
+            "`search import` or of a retraining, or RUN:ID."
+        )
+    found = find_retrained(text)
+    return GraftSource(
+        name=text,
+        architecture=found.architecture,
+        state=found.network().state_dict(),
+        mean=found.result.mean,
+        std=found.result.std,
+        class_names=found.result.class_names,
+    )
+
+
+def _of_import(text: str, folder: Path) -> GraftSource:
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ValueError(
+            f"--from {text}: it has no {WEIGHTS_FILE}. Name the folder of `search import`, or of a "
+            "finished retraining."
+        )
+    return _checked(text, load_target(text), read_checkpoint(weights))
+
+
+def _of_file(text: str, path: Path, arch: str | None) -> GraftSource:
+    if arch is None:
+        raise ValueError(
+            f"--from {text}: a file of weights does not say what it was trained as. Add --arch "
+            "PRESET, e.g. --arch swin_t, or a file of `search show --json`."
+        )
+    state = read_checkpoint(path)
+    architecture = load_target(arch)
+    head = state.get("head.weight", state.get("head.fc.weight"))
+    if head is not None:
+        architecture = architecture.replace(num_classes=len(head))
+    with torch.device("meta"):
+        wanted = build_subnet(architecture).state_dict()
+    if state.keys() != wanted.keys():
+        state = convert(state, architecture)
+    return _checked(text, architecture, state)
+
+
+def _checked(text: str, architecture: Architecture, state: Mapping[str, Tensor]) -> GraftSource:
+    network = build_subnet(architecture)
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"--from {text}: the weights are not those of the architecture ({line}). Name what "
+            "they were trained as with --arch."
+        ) from error
+    return GraftSource(
+        name=text,
+        architecture=architecture,
+        state=network.state_dict(),
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )

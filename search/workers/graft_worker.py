@@ -1,0 +1,362 @@
+"""What runs on the devices of a graft: parts learn, networks of parts are judged and healed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search.plan import StepTimes
+from search.record import Measured
+from search.results import SUPERNET
+from search.run_folder import LIBRARY, TEACHER, RunSettings, TeacherFiles, read_teacher
+from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
+from search.workers.group import joined, open_meeting
+from search.workers.job import Job, for_group, make_job, set_up_process
+from search.workers.judge_worker import EVAL_BATCH, Scorer, judge_safely
+from search.workers.supernet_worker import SupernetWorker, compile_kernels, median_seconds
+from searchspace.architecture import Architecture
+from supernet.data import ImageData
+from supernet.grafting import (
+    LibraryTrainer,
+    PartKey,
+    assemble,
+    hidden_order,
+    load_library,
+    part_keys,
+)
+from supernet.network import Supernet, build_subnet
+from supernet.recipes import in_shards, with_epochs
+from supernet.shared_weights import calibration_images, recalibrate
+from supernet.training import (
+    EpochReport,
+    PixelBatches,
+    Teacher,
+    TrainingOptions,
+    evaluate,
+    train,
+    train_steps,
+)
+
+TIMED_LIBRARY_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraftJob(Job):
+    """A job of a graft.
+
+    Attributes:
+        shares: Over how many trainers the parts are split; 0 before that is decided.
+    """
+
+    shares: int = 0
+
+    def open_data(self) -> ImageData:
+        """Open the run's images, normalised as for the teacher."""
+        # `super()` knows nothing of a class that was made anew for its slots.
+        return self.teacher_files().seen_by(Job.open_data(self))
+
+    def teacher_files(self) -> TeacherFiles:
+        """Find the trained network."""
+        return read_teacher(self.files.fetch(TEACHER))
+
+    def teacher(self) -> Supernet:
+        """Build the trained network, in eval mode on the device."""
+        found = self.teacher_files()
+        network = build_subnet(found.architecture)
+        network.load_state_dict(found.state())
+        return network.to(self.device).eval().requires_grad_(False)
+
+    def mentor(self) -> Teacher:
+        """Return the trained network as one that others learn from."""
+        found = self.teacher_files()
+        return Teacher(
+            network=self.teacher(),
+            name=found.name,
+            img_size=found.architecture.img_size,
+            num_classes=found.architecture.num_classes,
+            mean=found.mean,
+            std=found.std,
+            fingerprint=found.fingerprint,
+        )
+
+    def library(self) -> dict[str, Tensor]:
+        """Read the parts, whichever trainers they come from."""
+        return load_library([self.files.fetch(share_name(n)) for n in range(self.shares)])
+
+
+def share_name(number: int) -> str:
+    """Name the folder of the parts that one trainer has."""
+    return f"{LIBRARY}/{number}"
+
+
+def make_graft_job(settings: RunSettings, folder: Path, data: ImageData) -> GraftJob:
+    """Describe a graft to its workers; see `job.make_job`."""
+    plain = make_job(settings, folder, data)
+    names = (name for name in Job.__dataclass_fields__)
+    return GraftJob(**{name: getattr(plain, name) for name in names})
+
+
+class GraftWorker:
+    """Holds a share of the parts and trains them on one device; measures as well.
+
+    Args:
+        job: The run.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: GraftJob, *, threads: int) -> None:
+        set_up_process(job, threads)
+        self._job = job
+        self._data = job.open_data()
+        self._threads = threads
+        self._trainer: LibraryTrainer | None = None
+        self._name = ""
+
+    @cached_property
+    def _keys(self) -> tuple[PartKey, ...]:
+        return part_keys(self._job.space, self._job.teacher_files().architecture)
+
+    @ending_spoilt()
+    def measure(self) -> StepTimes:
+        """Time a step of all parts, steps of healing, and a judgement."""
+        job, started = self._job, time.monotonic()
+        plain = SupernetWorker(job, threads=self._threads)
+        times = plain.measure_with(self._time_healing, self._time_judging)
+        trainer = self._new_trainer(self._keys, total_steps=10**6)
+        step = median_seconds(lambda: trainer.run(1), job.device, runs=TIMED_LIBRARY_STEPS)
+        return replace(times, supernet_step=step, measured_seconds=time.monotonic() - started)
+
+    @ending_spoilt()
+    def start(self, number: int, shares: int, total_steps: int) -> int:
+        """Take up a share of the parts; return the step that they are at."""
+        self._name = share_name(number)
+        self._trainer = self._new_trainer(
+            self._keys[number::shares], total_steps=total_steps, with_order=number == 0
+        )
+        self._trainer.load(self._job.files.fetch(self._name))
+        return self._trainer.step
+
+    def reschedule(self, total_steps: int) -> None:
+        """Let the schedule end at another step, to keep the budget."""
+        assert self._trainer is not None
+        self._trainer.total_steps = max(total_steps, self._trainer.step)
+
+    @ending_spoilt()
+    def train(self, steps: int) -> tuple[int, float]:
+        """Take so many steps; return the step and the mean error of the parts."""
+        assert self._trainer is not None
+        progress = self._trainer.run(steps)
+        return progress.step, progress.error
+
+    @ending_spoilt()
+    def save(self) -> None:
+        """Write the share's checkpoint, for all nodes to read."""
+        assert self._trainer is not None
+        folder = self._job.files.fetch(self._name)
+        self._trainer.save(folder)
+        self._job.files.publish(self._name, folder)
+
+    def _new_trainer(
+        self, keys: Iterable[PartKey], *, total_steps: int, with_order: bool = False
+    ) -> LibraryTrainer:
+        job, teacher = self._job, self._job.teacher()
+        order = None
+        if with_order:
+            images = calibration_images(self._data, job.supernet_recipe.batch_size, job.device)
+            order = hidden_order(teacher, images)
+        return LibraryTrainer(
+            teacher,
+            tuple(keys),
+            self._data,
+            job.supernet_recipe,
+            total_steps=total_steps,
+            seed=job.seed,
+            device=job.device,
+            order=order,
+            loader_workers=job.loader_workers,
+        )
+
+    def _time_healing(self, architecture: Architecture) -> float:
+        job = self._job
+        options = TrainingOptions(
+            train_split=self._data.split("train"),
+            eval_split=self._data.split("search"),
+            seed=job.seed,
+            device=job.device,
+            loader_workers=job.loader_workers,
+            teacher=job.mentor(),
+        )
+        network = build_subnet(architecture).to(job.device)
+        steps = train_steps(network, self._data, job.trial_recipe, options)
+        return median_seconds(lambda: next(steps), job.device, runs=3)
+
+    def _time_judging(self, architectures: list[Architecture]) -> float:
+        judge = GraftEvaluator(self._job, library=None)
+        networks = {a: build_subnet(a).to(self._job.device).eval() for a in architectures[:2]}
+        return median_seconds(
+            lambda: [judge.measure(network, a) for a, network in networks.items()],
+            self._job.device,
+            runs=1,
+        ) / len(networks)
+
+
+class GraftEvaluator:
+    """Judges networks of parts on the search split: their accuracy, how far from the teacher.
+
+    Args:
+        job: The run.
+        library: The parts; None loads none (for measuring time).
+    """
+
+    def __init__(self, job: GraftJob, library: dict[str, Tensor] | None) -> None:
+        data = job.open_data()
+        self._job, self._library, self._teacher = job, library, job.teacher()
+        self._batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
+        self._calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
+        self._said = self._logits(self._teacher)[1]
+
+    def judge(self, architecture: Architecture) -> dict[str, float]:
+        """Return top1, correct, total, kl (nats), measured costs and the seconds of all that."""
+        started = time.monotonic()
+        network = self.assembled(architecture)
+        if architecture != self._teacher.only:
+            recalibrate(network, self._calibration)
+        values = self.measure(network, architecture)
+        return values | Measured(seconds=time.monotonic() - started).values()
+
+    def assembled(self, architecture: Architecture) -> Supernet:
+        """Build a network of parts, on the device."""
+        assert self._library is not None
+        network = assemble(architecture, self._teacher, self._library).to(self._job.device)
+        return network.requires_grad_(False)
+
+    def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
+        """Evaluate a network on the search split, beside the teacher."""
+        accuracy, logits = self._logits(network)
+        costs = self._job.measure_costs(network, architecture)
+        measured = Measured.judged(accuracy.correct, accuracy.total, costs).values()
+        return measured | {"kl": divergence(logits, self._said)}
+
+    def difference(self) -> float:
+        """Measure the largest difference of logits of the graft with nothing replaced: none."""
+        assert self._teacher.only is not None
+        _, logits = self._logits(self.assembled(self._teacher.only))
+        return float((logits - self._said).abs().max())
+
+    def _logits(self, network: Supernet) -> tuple[Any, Tensor]:
+        said: list[Tensor] = []
+        accuracy = evaluate(
+            network, self._batches, self._job.device, said.append, amp=self._job.eval_amp
+        )
+        return accuracy, torch.cat(said)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> float:
+    """Return the mean over images of ``KL(teacher || student)`` in nats, from logits (N, classes).
+
+    Infinite where a network's logits are not finite.
+    """
+    found = F.kl_div(
+        F.log_softmax(student.double(), dim=1),
+        F.log_softmax(teacher.double(), dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return float(found) if bool(found.isfinite()) else 1e9
+
+
+class GraftJudge:
+    """A warm judge: holds the teacher and all parts, and then only evaluates.
+
+    Args:
+        job: The run, whose library has been trained.
+        threads: CPU threads to use.
+    """
+
+    def __init__(self, job: GraftJob, *, threads: int) -> None:
+        set_up_process(job, threads)
+        self._scorer = Scorer(job)
+        self._evaluator = GraftEvaluator(job, library=job.library())
+
+    def judge(
+        self, architectures: Iterable[Architecture], by: str
+    ) -> list[tuple[dict[str, float], str | None]]:
+        """Judge networks of parts as they are, or by a score; see `judge_worker.JudgeWorker`."""
+
+        def judge(architecture: Architecture) -> dict[str, float]:
+            if by != SUPERNET:
+                return self._scorer.judge(architecture, by)
+            return self._evaluator.judge(architecture)
+
+        return [judge_safely(judge, architecture) for architecture in architectures]
+
+    @ending_spoilt()
+    def difference(self) -> float:
+        """See `GraftEvaluator.difference`."""
+        return self._evaluator.difference()
+
+    @ending_spoilt()
+    def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
+        """Score architectures without training, by key (`supernet.measuring.proxies`)."""
+        return {a.key: self._scorer.scores(a) for a in architectures}
+
+
+def heal(
+    job: GraftJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
+) -> dict[str, float]:
+    """Train a network of parts on, beside the teacher, and judge it on the search split.
+
+    See `supernet_worker.train_alone`; it goes on from a checkpoint likewise.
+    """
+    set_up_process(job, threads)
+    data = job.open_data()
+    recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
+    network = assemble(task.architecture, job.teacher(), job.library())
+    name = checkpoint_name(task.trial_id)
+    out = job.files.fetch(name)
+    is_first = task.group is None or task.group[2] == 0
+
+    def report(epoch: EpochReport) -> None:
+        if is_first:
+            job.files.publish(name, out)
+        on_epoch(epoch.epoch)
+
+    options = TrainingOptions(
+        train_split=data.split("train").first(task.images),
+        eval_split=data.split("search"),
+        seed=task.seed,
+        device=job.device,
+        out=out,
+        on_epoch=report,
+        loader_workers=job.loader_workers,
+        teacher=job.mentor(),
+    )
+    try:
+        with joined(task.group, device=job.device):
+            on_epoch(0)
+            accuracy = train(network.to(job.device), data, recipe, options).accuracy
+    finally:
+        job.files.forget(name)
+    if not is_first:
+        return {}
+    costs = job.measure_costs(network, task.architecture)
+    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
+
+
+GRAFT_WORK = Work(
+    make_job=make_graft_job,
+    supernet_worker=GraftWorker,
+    judge_worker=GraftJudge,
+    train_alone=heal,
+    prepare=compile_kernels,
+    for_group=for_group,
+    meet=open_meeting,
+)

@@ -1,0 +1,231 @@
+"""A whole graft, in this process, on a virtual clock: killed anywhere, it goes on to the same bits.
+
+The teacher, its parts and the networks of them are real and tiny; only their seconds pass on the
+clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search.grafting import ESTIMATES, graft_scores, is_assembled
+from search.phases import grafting
+from search.plan import PHASES, StepTimes
+from search.record import Trial
+from search.results import SUPERNET, is_trained_alone
+from search.run_folder import RunSettings, write_teacher
+from search.scheduling import TrialTask
+from search.trust import report_of
+from search.workers.graft_worker import GRAFT_WORK, GraftJudge, GraftWorker, heal
+from searchspace.architecture import Architecture, Stage
+from searchspace.graft_space import replacements
+from searchspace.mixers import WindowAttention
+from supernet.grafting import load_library
+from supernet.network import build_subnet
+from tests.local_run import Clock, LocalRun
+
+WINDOW = WindowAttention(window_size=4, num_heads=2)
+TEACHER = Architecture(
+    img_size=16,
+    patch_size=4,
+    num_classes=2,
+    stages=(Stage(dim=8, mixers=(WINDOW,), mlp_ratio=1), Stage(dim=16, mixers=(WINDOW,))),
+)
+STEP, JUDGE, EPOCH = 0.2, 0.1, 0.6
+
+
+def graft_work(clock: Clock) -> Any:
+    """The real work, whose seconds pass on a clock."""
+
+    class Worker(GraftWorker):
+        def measure(self) -> StepTimes:
+            clock.work_for(1.0)
+            return StepTimes(
+                supernet_step=STEP,
+                trial_steps=((100_000, EPOCH), (900_000, EPOCH)),
+                judge=JUDGE,
+                steps_per_epoch=1,
+                supernet_batch=64,
+            )
+
+        def train(self, steps: int) -> tuple[int, float]:
+            clock.work_for(STEP)
+            found = super().train(min(steps, 1))
+            if found[0] % 3 == 0:  # a kill loses up to two steps
+                self.save()
+            return found
+
+    class Judge(GraftJudge):
+        def judge(
+            self, architectures: Iterable[Architecture], by: str
+        ) -> list[tuple[dict[str, float], str | None]]:
+            clock.work_for(JUDGE * len(list(architectures)))
+            return super().judge(architectures, by)
+
+    def train_alone(
+        job: Any, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
+    ) -> dict[str, float]:
+        clock.work_for(EPOCH * task.epochs)
+        return heal(job, task, threads, on_epoch)
+
+    return replace(GRAFT_WORK, supernet_worker=Worker, judge_worker=Judge, train_alone=train_alone)
+
+
+def image_folder(folder: Path) -> Path:
+    """Two classes of noise, one of them brighter."""
+    rng = np.random.default_rng(0)
+    for number in range(72):
+        split, kind = ("test", "train")[number < 60], ("dark", "bright")[number % 2]
+        (folder / split / kind).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 128, (16, 16, 3)) + 127 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / split / kind / f"{number}.png")
+    return folder
+
+
+def settings_of(folder: Path, budget: str) -> RunSettings:
+    torch.manual_seed(0)
+    state = build_subnet(TEACHER).state_dict()
+    about = {"name": "a teacher", "fingerprint": "one", "class_names": []}
+    teacher = folder / "a teacher"
+    write_teacher(teacher, TEACHER, state, about | {"mean": [0.5] * 3, "std": [0.3] * 3})
+    return RunSettings(
+        data=str(image_folder(folder / "images")),
+        budget=budget,
+        strategy="graft",
+        graft_from="a teacher",
+        teacher=str(teacher),
+        img_size=16,
+    )
+
+
+def graft_of(folder: Path, patch: pytest.MonkeyPatch, budget: str = "50cpu-seconds") -> LocalRun:
+    folder.mkdir(exist_ok=True)
+    run = LocalRun(folder / "run", settings_of(folder, budget), patch)
+    run.work = graft_work(run.clock)
+    teacher = run.folder / "teacher"
+    teacher.mkdir()
+    for file in Path(run.settings.teacher).iterdir():
+        (teacher / file.name).write_bytes(file.read_bytes())
+    patch.setattr(grafting, "MAX_LIBRARY_EPOCHS", 16)  # steps here
+    patch.setattr(grafting, "SLOWER_SHARE", 1.0)  # the pace is of the wall clock
+    patch.setattr(grafting, "call", _call)
+    patch.setattr(grafting, "call_all", lambda actors, *rest, **more: [_call(*actors, *rest)])
+    return run
+
+
+def _call(actor: Any, method: str, *arguments: Any, **_: Any) -> Any:
+    return getattr(actor, method)(*arguments)
+
+
+def trials_of(run: LocalRun) -> tuple[Trial, ...]:
+    with run.record() as record:
+        return record.trials()
+
+
+def values_of(run: LocalRun) -> dict[tuple[str, str], dict[str, float]]:
+    timed = {"seconds"}
+    return {
+        (one.key, one.fidelity): {n: v for n, v in one.values.items() if n not in timed}
+        for one in trials_of(run)
+        if one.state == "done"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+    with pytest.MonkeyPatch.context() as patch:
+        run = graft_of(tmp_path_factory.mktemp("whole"), patch)
+        assert run.enter() == "done"
+        return run
+
+
+def test_a_graft_takes_all_its_phases_and_keeps_its_budget(whole: LocalRun) -> None:
+    with whole.record() as record:
+        spent = record.spent_by_phase()
+        assert set(spent) == {"measure", "library", "score", "trust", "search", "promote"}
+        assert record.spent(PHASES) <= 50 + EPOCH
+        trials = record.trials()
+        report = report_of(record, seed=0, strategy="graft")
+        (error,) = whole_errors(record)
+    assert error == 0.0
+    assembled = [one for one in trials if is_assembled(one)]
+    # The teacher with nothing replaced says what the teacher says.
+    (teacher,) = [one for one in assembled if one.architecture == TEACHER]
+    assert teacher.values["kl"] == 0.0
+    assert min(one.values["kl"] for one in assembled) == 0.0
+    assert any(one.origin == "search" for one in assembled)
+    assert any(is_trained_alone(one.fidelity) and one.origin == "promote" for one in trials)
+    assert report is not None
+    names = {estimator.name for estimator in report.estimators}
+    assert {SUPERNET, *ESTIMATES, "params", "macs", "nwot"} <= names
+
+
+def whole_errors(record: Any) -> list[float]:
+    from search.run_folder import RunState
+
+    return list(RunState(record).extraction_errors.values())
+
+
+def test_every_part_is_scored_alone_and_no_network_twice(whole: LocalRun) -> None:
+    trials = trials_of(whole)
+    scores = graft_scores(trials, TEACHER)
+    from searchspace.graft_space import graft_space, offered_replacements
+
+    assert set(scores.singles) == set(offered_replacements(graft_space(TEACHER), TEACHER))
+    assert scores.pairs
+    names = [(one.key, one.fidelity, one.seed) for one in trials]
+    assert len(set(names)) == len(names)
+    assert any(len(replacements(TEACHER, one.architecture)) > 2 for one in trials)
+
+
+@pytest.mark.parametrize("after", [2.3, 6.0, 17.0])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(
+    after: float, whole: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = graft_of(tmp_path, monkeypatch)
+    assert run.enter(kill_after=after) == "killed"
+    assert run.enter() == "done"
+    one, two = (load_library([folder.folder / "library" / "0"]) for folder in (whole, run))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    theirs, ours = values_of(whole), values_of(run)
+    both = theirs.keys() & ours.keys()
+    assert len(both) > len(theirs) / 2
+    # Healing's lengths follow the budget that is left; what is equally long is equal. Kernels sum
+    # in another order where memory lies otherwise, so that logits may differ by rounding.
+    for name in both:
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-6), name
+    with run.record() as record:
+        assert record.spent(PHASES) <= 50 + EPOCH
+        open_attempts = [row for row in record.ledger() if row[8] is None]
+    assert not open_attempts
+
+
+def test_a_graft_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = graft_of(tmp_path, monkeypatch)
+    ends = [run.enter(stop_after=9.0) for _ in range(9)]
+    assert ends[0] == "stopped"
+    assert ends[-1] == "done"
+
+
+def test_images_of_other_classes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.run_folder import read_teacher
+    from supernet.data import prepare_data
+
+    settings = settings_of(tmp_path, "50cpu-seconds")
+    images = prepare_data(settings.data, img_size=16, folder=tmp_path / "data")
+    teacher = read_teacher(Path(settings.teacher))
+    assert teacher.seen_by(images).mean == (0.5, 0.5, 0.5)
+    others = replace(teacher, class_names=("cat", "dog"))
+    with pytest.raises(ValueError, match=r"keeps the classes.*cat, dog.*--start"):
+        others.seen_by(images)

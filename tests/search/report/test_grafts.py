@@ -1,0 +1,72 @@
+"""The section of a graft: the teacher, what was replaced, what was lost and saved, the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from search.report import write_report
+from search.report.closing import story_of
+from search.report.grafts import attention_line, blocks_png, graft_content
+from search.results import front
+from search.run_folder import open_run
+from search.terminal import PlainConsole
+from searchspace.cost import count
+from searchspace.graft_space import replacements
+from tests.tiny_graft import TEACHER, made_up_score, write_graft
+
+
+@pytest.fixture(scope="module")
+def graft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_graft(tmp_path_factory.mktemp("graft") / "run")
+
+
+def test_members_say_what_was_replaced_lost_and_saved(graft: Path) -> None:
+    with open_run(graft) as run:
+        trials = run.record.trials()
+        content = graft_content(story_of(run, trials), front(trials, objectives=("top1", "macs")))
+    assert content is not None
+    for number, replaced, lost, saved, kl in content["rows"]:
+        (trial,) = [one for one in trials if one.architecture_id == number]
+        found = replacements(TEACHER, trial.architecture)
+        if not found:
+            assert (replaced, lost, saved, kl) == ("nothing: the teacher", "0.0", "0 %", "0.000")
+            continue
+        assert replaced.startswith(f"{found[0].stage}.{found[0].block} ")
+        assert float(lost) == pytest.approx(90.0 - trial.values["top1"], abs=0.05)
+        share = 1 - count(trial.architecture).macs / count(TEACHER).macs
+        assert saved == f"{100 * share:.0f} %"
+        assert float(kl) == pytest.approx(sum(map(made_up_score, found)), abs=5e-4)
+
+
+def test_blocks_that_need_attention_are_those_without_a_cheap_replacement(
+    graft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made up: the best mixer without attention costs 0.1 in block 0.0, 0.2 in 0.1, 0.3 in 1.0."""
+    with open_run(graft) as run:
+        story = story_of(run, run.record.trials())
+    assert story is not None
+    monkeypatch.setattr("search.report.grafts.SMALL_KL", 0.25)
+    said = attention_line(story)
+    assert "at a KL below 0.25: 0.0, 0.1." in said
+    assert "need it: 1.0." in said
+
+
+def test_the_picture_is_drawn(graft: Path, tmp_path: Path) -> None:
+    with open_run(graft) as run:
+        story = story_of(run, run.record.trials())
+    assert story is not None
+    (tmp_path / "blocks.png").write_bytes(blocks_png(story))
+    with Image.open(tmp_path / "blocks.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_the_page_has_the_section_and_others_have_none(graft: Path) -> None:
+    with open_run(graft, write=True) as run:
+        assert write_report(run, PlainConsole(stderr=True))
+        page = run.report.read_text("utf-8")
+    assert "What was replaced" in page
+    assert "cheaper or faster" in page
+    assert graft_content(None, []) is None
