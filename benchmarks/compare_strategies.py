@@ -534,7 +534,7 @@ def _retrain(study: Study, members: Sequence[Member], seed: int) -> Iterator[Non
     """Retrain networks with a seed, a process on each core; yield whenever one is done."""
     tasks = [(study, member.architecture, seed) for member in members]
     print(f"{datetime.now(UTC):%H:%M:%S}: {len(tasks)} networks are retrained", flush=True)
-    with get_context("spawn").Pool(study.cores, maxtasksperchild=1) as pool:
+    with get_context("spawn").Pool(study.cores) as pool:
         for said in pool.imap_unordered(_retrain_here, tasks):
             load = os.getloadavg()[0]
             print(f"{datetime.now(UTC):%H:%M:%S}, load {load:.1f}: {said}", flush=True)

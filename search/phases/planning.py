@@ -244,7 +244,8 @@ def plan_from_times(
         supernet_batch=batch,
         longest_epochs=lengths.longest_epochs,
         most_trial_devices=_most_trial_devices(settings, num_images=data.sizes["train"]),
-        recipe_epochs=lengths.recipe_epochs,
+        # Networks of a graft begin with weights: how their order changes is another question.
+        recipe_epochs=0 if settings.strategy == GRAFT else lengths.recipe_epochs,
     )
 
 

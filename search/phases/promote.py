@@ -8,7 +8,7 @@ from search.phases.session import Session
 from search.plan import Plan
 from search.results import SUPERNET, ZERO_COST, rung_fidelities, singles_to_promote
 from search.scheduling import Choice, Promotions
-from search.trust import trains
+from search.trust import promotion_forecast, trains
 
 
 def promote(session: Session, plan: Plan) -> None:
@@ -21,12 +21,19 @@ def promote(session: Session, plan: Plan) -> None:
         judge_by_training(session, plan, "promote", estimator)
         return
     epochs, trials = rung_fidelities(plan), session.record.trials()
+    forecast = promotion_forecast(trials, recipe_epochs=plan.recipe_epochs)
+    if forecast is not None:
+        session.view.say(
+            "Networks go up by the accuracy that is forecast for the full recipe: it has told the "
+            "order of trainings that were held out better than the last values did."
+        )
     promotions = Promotions(
         trials,
         base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
         limits=session.settings.measured_limits,
+        forecast=forecast,
     )
     if estimator == SUPERNET:  # a zero-cost score is no accuracy
         singles = singles_to_promote(trials, fidelity=SUPERNET, num_promoted=plan.num_promoted)

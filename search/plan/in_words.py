@@ -123,7 +123,8 @@ def _warnings(plan: Plan, feed_rate: float) -> Iterator[str]:
         )
     idle = idle_devices(plan)
     for phase, number in idle.items():
-        if number:
+        # Its few networks are known to leave devices idle on a large machine, for a short time.
+        if number and phase != HORIZON:
             yield (
                 f"In the phase {phase} {number} of {plan.devices} devices have nothing to do: "
                 "there are more devices than work. Use fewer devices, or give more budget."

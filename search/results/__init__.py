@@ -41,6 +41,7 @@ from search.results.fidelity import (
 )
 from search.results.intervals import accuracy_text, wilson_interval
 from search.results.learning_curves import (
+    CurveModel,
     Forecast,
     HeldOut,
     curves_of,
@@ -76,6 +77,7 @@ __all__ = [
     "TASK_QUALITIES",
     "ZERO_COST",
     "Candidate",
+    "CurveModel",
     "Forecast",
     "HeldOut",
     "LaterOrder",

@@ -88,6 +88,8 @@ class HeldOut:
         error: Mean distance of the forecast in points of accuracy.
         last_error: Likewise of the longest training that it was made from.
         covered: Share of the truths inside of their 95 % intervals.
+        tau: Kendall's tau of the forecasts' order with that of the truths; NaN where it has none.
+        last_tau: Likewise of the order of the trainings that they were made from.
     """
 
     num_curves: int
@@ -95,6 +97,13 @@ class HeldOut:
     error: float
     last_error: float
     covered: float
+    tau: float = math.nan
+    last_tau: float = math.nan
+
+    @property
+    def ranks_better(self) -> bool:
+        """Whether forecasts rank networks better than their last values do."""
+        return self.tau > self.last_tau
 
 
 def curves_of(trials: Iterable[Trial]) -> dict[int, Curve]:
@@ -155,21 +164,31 @@ def forecast_held_out(curves: Iterable[Curve]) -> HeldOut | None:
     hidden = hidden[:: max(len(hidden) // MOST_HELD_OUT, 1)][:MOST_HELD_OUT]
     if len(several) <= MIN_CURVES:
         return None
-    errors, last_errors, covered = [], [], []
+    truths, found, last = [], [], []
     for index in hidden:
         *known, truth = several[index]
         model = CurveModel([*several[:index], *several[index + 1 :]])
-        found = model.forecast(tuple(known), longest, images=truth.images)
-        errors.append(abs(found.top1 - truth.top1))
-        last_errors.append(abs(known[-1].top1 - truth.top1))
-        covered.append(found.low <= truth.top1 <= found.high)
+        found.append(model.forecast(tuple(known), longest, images=truth.images))
+        truths.append(truth.top1)
+        last.append(known[-1].top1)
+    guessed = [one.top1 for one in found]
+    inside = [one.low <= top1 <= one.high for one, top1 in zip(found, truths, strict=True)]
     return HeldOut(
         num_curves=len(hidden),
         epochs=longest,
-        error=float(np.mean(errors)),
-        last_error=float(np.mean(last_errors)),
-        covered=float(np.mean(covered)),
+        error=float(np.abs(np.subtract(guessed, truths)).mean()),
+        last_error=float(np.abs(np.subtract(last, truths)).mean()),
+        covered=float(np.mean(inside)),
+        tau=_kendall_tau(guessed, truths),
+        last_tau=_kendall_tau(last, truths),
     )
+
+
+def _kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return tau-b; NaN where one side has no two different values."""
+    first, second = (np.sign(np.subtract.outer(side, side)) for side in (x, y))
+    pairs = math.sqrt(float((first**2).sum()) * float((second**2).sum()))
+    return float((first * second).sum()) / pairs if pairs else math.nan
 
 
 class CurveModel:

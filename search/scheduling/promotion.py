@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from search.plan import ETA
 from search.record import Trial
-from search.results import crowding_distance, is_within, losses_of, non_dominated_rank
+from search.results import (
+    crowding_distance,
+    is_within,
+    losses_of,
+    non_dominated_rank,
+    quality_of,
+)
 from searchspace.architecture import Architecture
 
 # A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.
@@ -39,6 +45,8 @@ class Promotions:
         rungs: Fidelities, the cheapest first.
         objectives: Of the run; see `losses_of`.
         limits: Upper limits of measured costs; what is beyond them is not promoted.
+        forecast: Foretells an accuracy in percent from the trials of one network, the cheapest
+            first; networks on rungs are sorted by it. None takes what the last has measured.
         first: Networks and rungs that are chosen before all else, unless they are there already.
         eta: One of so many networks is promoted.
     """
@@ -51,6 +59,7 @@ class Promotions:
         rungs: Sequence[str],
         objectives: Sequence[str],
         limits: Mapping[str, float] | None = None,
+        forecast: Callable[[Sequence[Trial]], float] | None = None,
         first: Iterable[tuple[Architecture, str]] = (),
         eta: int = ETA,
     ) -> None:
@@ -62,7 +71,7 @@ class Promotions:
             )
         self._levels, self._has_base = levels, base is not None
         self._objectives, self._eta, self._limits = objectives, eta, limits or {}
-        self._first = deque(first)
+        self._first, self._forecast = deque(first), forecast
         self._done: dict[str, dict[str, Trial]] = {level: {} for level in self._levels}
         self._known: dict[str, set[str]] = {level: set() for level in self._levels}
         # At each level: what has not gone up, the best last; how many were done when it was sorted.
@@ -114,7 +123,7 @@ class Promotions:
         if num_done - self._sorted_at[level] > num_done * RESORT_SHARE:
             self._sorted_at[level] = num_done
             done = list(self._done[level].values())
-            self._ready[level] = [done[i] for i in reversed(self._sorted(done))]
+            self._ready[level] = [done[i] for i in reversed(self._sorted(done, index))]
         num_sorted = self._sorted_at[level]
         beyond = 0 if takes_all else num_sorted - num_sorted // self._eta
         while len(self._ready[level]) > beyond:
@@ -122,10 +131,16 @@ class Promotions:
             if not any(trial.key in self._known[higher] for higher in above):
                 yield trial
 
-    def _sorted(self, done: Sequence[Trial]) -> list[int]:
+    def _sorted(self, done: Sequence[Trial], index: int) -> list[int]:
         if not done:
             return []
         points = np.array([losses_of(trial, self._objectives) for trial in done], dtype=float)
+        quality = quality_of(self._objectives)
+        is_rung = index > 0 or not self._has_base
+        if self._forecast is not None and quality is not None and is_rung:
+            own = [[*self._below(trial.key, index), trial] for trial in done]
+            foretold = [100.0 - self._forecast(trials) for trials in own]
+            points[:, list(self._objectives).index(quality)] = foretold
         ranks = non_dominated_rank(points)
         order: list[int] = []
         for rank in np.unique(ranks):
@@ -133,3 +148,8 @@ class Promotions:
             distances = crowding_distance(points[members])
             order += members[np.argsort(-distances, kind="stable")].tolist()
         return order
+
+    def _below(self, key: str, index: int) -> list[Trial]:
+        """Return the trials of a network on the levels below one."""
+        lower = (self._done[level] for level in self._levels[:index])
+        return [done[key] for done in lower if key in done]

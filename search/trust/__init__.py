@@ -1,6 +1,6 @@
 """How well cheap estimates rank networks, and what a run judges by."""
 
-from search.trust.horizon import HorizonReport, horizon_report
+from search.trust.horizon import HorizonReport, horizon_report, promotion_forecast
 from search.trust.judge_choice import (
     estimator_of,
     next_predicted,
@@ -30,6 +30,7 @@ __all__ = [
     "horizon_report",
     "kendall_tau_interval",
     "next_predicted",
+    "promotion_forecast",
     "report_of",
     "sampled_fidelity",
     "trains",

@@ -7,14 +7,22 @@ curves foretell of the full recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from search.plan import HORIZON
 from search.record import Trial
-from search.results import HeldOut, LaterOrder, curves_of, forecast_held_out, trained_alone
+from search.results import (
+    CurveModel,
+    HeldOut,
+    LaterOrder,
+    curves_of,
+    forecast_held_out,
+    trained_alone,
+)
 from search.trust.ranking import MIN_POINTS, KendallTau, kendall_tau_interval
 from searchspace.architecture import Architecture
 
@@ -117,8 +125,48 @@ def describe_held_out(found: HeldOut) -> str:
     return (
         f"Forecasts of {found.num_curves} trainings of {_epochs(found.epochs)} that were held out "
         f"were off by {found.error:.1f} points; to take the last value for them, by "
-        f"{found.last_error:.1f}. {100 * found.covered:.0f} % were inside of their 95 % intervals."
+        f"{found.last_error:.1f}. {_of_order(found)}{100 * found.covered:.0f} % were inside of "
+        "their 95 % intervals."
     )
+
+
+def _of_order(found: HeldOut) -> str:
+    if math.isnan(found.tau) or math.isnan(found.last_tau):
+        return ""
+    taus = f"{found.tau:.2f}, that of the last values by {found.last_tau:.2f}"
+    return f"Their order agreed with the truth by tau {taus}. "
+
+
+def promotion_forecast(
+    trials: Iterable[Trial], *, recipe_epochs: int
+) -> Callable[[Sequence[Trial]], float] | None:
+    """Return what foretells a network's accuracy from its trials, if that ranks networks better.
+
+    Only the networks of the trust phase and of the horizon say so, which nothing has chosen, so
+    that a run that goes on finds the same.
+
+    Args:
+        trials: Of the run.
+        recipe_epochs: Of the full recipe.
+
+    Returns:
+        None where last values rank as well, or too little is known. The function takes the trials
+        of one network, and returns its accuracy in percent; of one that was never trained alone it
+        is what the last of the trials has measured.
+    """
+    curves = curves_of(trial for trial in trials if trial.origin in ("trust", HORIZON))
+    held_out = forecast_held_out(curves.values())
+    if held_out is None or not held_out.ranks_better or not recipe_epochs:
+        return None
+    model = CurveModel([curve for curve in curves.values() if len(curve) > 1])
+
+    def forecast(of_one: Sequence[Trial]) -> float:
+        curve = curves_of(of_one).get(of_one[-1].architecture_id)
+        if curve is None:
+            return of_one[-1].measured.quality
+        return model.forecast(curve, recipe_epochs).top1
+
+    return forecast
 
 
 def _epochs(number: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from search.plan import PHASES
+from search.record import Trial
 from search.results import candidates, mixing_gains, rung_fidelities, shown_fidelity
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import RunState
@@ -61,3 +63,25 @@ def test_what_is_put_first_is_chosen_before_all_else_and_once() -> None:
     assert chosen == [(network(2), high), (network(9), high)]
     # What went up counts: one third of six has gone.
     assert promotions.next() is None
+
+
+def test_rungs_are_sorted_by_what_is_forecast_and_the_base_is_not() -> None:
+    low, high = "train-1e", "train-3e"
+    base = [trial(n, correct=10 * n, fidelity="supernet") for n in range(1, 7)]
+    rung = [trial(n, correct=10 * n, fidelity=low) for n in range(1, 7)]
+    asked = []
+
+    def forecast(of_one: Sequence[Trial]) -> float:
+        asked.append([one.fidelity for one in of_one])
+        return 100.0 - of_one[-1].measured.top1  # the worst is the best
+
+    promotions = Promotions(
+        [*base, *rung],
+        base="supernet",
+        rungs=[low, high],
+        objectives=("top1",),
+        forecast=forecast,
+    )
+    chosen = [promotions.next() for _ in range(2)]
+    assert chosen == [(network(1), high), (network(2), high)]
+    assert asked == [["supernet", low]] * 6

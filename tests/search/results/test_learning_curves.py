@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from search.results.certainty import order_after
 from search.results.learning_curves import (
@@ -98,6 +99,10 @@ def test_held_out_trainings_are_forecast_without_having_been_seen() -> None:
     assert (found.num_curves, found.epochs) == (len(longest), 20)
     assert found.last_error == pytest.approx(np.mean(last))
     assert found.error < found.last_error
+    truths = [curve[-1].top1 for curve in longest]
+    seen = [curve[-2].top1 for curve in longest]
+    assert found.last_tau == pytest.approx(kendalltau(seen, truths).statistic)
+    assert -1 <= found.tau <= 1
     # Of a curve that is hidden nothing of its end is known: one that breaks off is forecast badly.
     broken = {**curves, 1: (*curves[1][:-1], Point(20, 5.0, IMAGES))}
     worse = forecast_held_out(broken.values())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
 from search.record import Trial
 from search.results import LaterOrder
-from search.trust.horizon import HorizonReport, horizon_report
+from search.trust.horizon import HorizonReport, horizon_report, promotion_forecast
 from tests.tiny_trials import trial
 
 AFTER_3 = (60, 80, 70, 110, 100, 90)
@@ -62,3 +65,46 @@ def test_a_front_whose_order_is_likely_to_turn_is_said_to_be_such(turns: float, 
     assert report is not None
     *_, last = report.sentences()
     assert f"likely to {word} the recipe's 80 epochs: of its 4 pairs of neighbours" in last
+
+
+IMAGES = 2_000
+
+
+def curve(number: int, *, level: float, slope: float, lengths: Sequence[int]) -> list[Trial]:
+    """Return trainings whose errors are a power law."""
+    return [
+        trial(
+            number,
+            correct=round(IMAGES * (1 - level * (epochs / 3) ** -slope)),
+            total=IMAGES,
+            fidelity=f"train-{epochs}e",
+            origin="trust" if epochs == 10 else "horizon",
+        )
+        for epochs in lengths
+    ]
+
+
+def slow_and_quick(slope: float, lengths: Sequence[int] = (3, 10, 20)) -> list[Trial]:
+    """Return six slow learners, which end at this slope, and six quick ones."""
+    found = []
+    for number in range(1, 13):
+        share = 1 + 0.01 * number
+        level, own = (0.75, slope) if number % 2 else (0.5, 0.2)
+        found += curve(number, level=share * level, slope=own, lengths=lengths)
+    return found
+
+
+def test_promotion_goes_by_forecasts_only_where_they_rank_better() -> None:
+    # After 10 epochs the quick ones are ahead, after 20 the slow ones are.
+    trials = slow_and_quick(0.45)
+    forecast = promotion_forecast(trials, recipe_epochs=80)
+    assert forecast is not None
+    slow = curve(20, level=0.75, slope=0.45, lengths=(3, 10))
+    quick = curve(21, level=0.5, slope=0.2, lengths=(3, 10))
+    assert slow[-1].measured.top1 < quick[-1].measured.top1
+    assert forecast(slow) > forecast(quick)
+    # An order that stays needs no forecast.
+    assert promotion_forecast(slow_and_quick(0.2), recipe_epochs=80) is None
+    # What promotions have chosen says nothing.
+    promoted = [replace(one, origin="promote") for one in trials]
+    assert promotion_forecast(promoted, recipe_epochs=80) is None
