@@ -197,13 +197,22 @@ def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) 
         number = min(int(PAIR_SHARE * len(singles)), MOST_PAIRS)
         rng = random.Random(f"pairs/{session.settings.seed}")
         pairs = pair_networks(space, teacher, number=number, rng=rng)
+        first = [*singles, *networks, *pairs]
+        if not _left_to_score(session, first):
+            return session.revise(plan, after=phase)
         with hold_judges(session.crew(plan, phase)) as crew:
             _check_teacher(session, crew, phase)
-            first = [*singles, *networks, *pairs]
             judge_warm(session, crew, plan, phase, by=SUPERNET, first=first, proposes=False)
             session.state.judge_start_seconds = crew.start_seconds
         session.check_stop()
     return session.revise(plan, after=phase)
+
+
+def _left_to_score(session: Session, networks: Sequence[Architecture]) -> bool:
+    """Tell whether there is anything to hold judges for: they take long to start."""
+    trials = session.record.trials(fidelity=SUPERNET)
+    known = {trial.key for trial in trials if trial.state in ("done", "failed")}
+    return any(network.key not in known for network in networks)
 
 
 def _check_teacher(session: Session, crew: JudgeCrew, phase: str) -> None:
