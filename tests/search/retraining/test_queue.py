@@ -336,9 +336,10 @@ def test_a_network_on_two_devices_is_a_group_and_all_are_told_what_is_trained(
 ) -> None:
     with tiny_run(tmp_path, monkeypatch) as tiny:
         tiny.cluster.fates = [fails] * 3
-        assert tiny.retrain(tiny.small, devices=2) == FAILED
+        assert tiny.retrain(tiny.small, devices=2, seeds=(5,)) == FAILED
         assert tiny.retrain(tiny.larger, devices=1) == FAILED
 
+        assert [arguments[-1].seed for arguments in tiny.cluster.submitted] == [5, 5, 0]
         groups = [arguments[-1].group for arguments in tiny.cluster.submitted]
         address = groups[0][0]
         assert address.startswith("file://")
@@ -346,7 +347,7 @@ def test_a_network_on_two_devices_is_a_group_and_all_are_told_what_is_trained(
         charged = [(row[4], row[8]) for row in tiny.run.record.ledger()]
         assert charged == [(2.0, "failed"), (2.0, "failed")]
         said = tiny.out.getvalue()
-        assert f"Network {tiny.small}, seed 0: dw3, win2 h2, 3 epochs of mine" in said
+        assert f"Network {tiny.small}, seed 5: dw3, win2 h2, 3 epochs of mine" in said
         assert "given up; the same command goes on with it" in said
 
 
@@ -399,3 +400,16 @@ def test_what_a_training_holds_is_its_devices_or_its_share_of_the_cores(
     assert (queue.threads, queue.held) == (threads, held)
     assert queue.loader_workers(None) == (8 if "gpu" in budget else 0)
     assert queue.loader_workers(3) == 3
+
+
+def test_what_the_search_found_of_a_network_is_no_retraining_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny_run(tmp_path, monkeypatch) as tiny:
+        record = tiny.run.record
+        trial = record.add_trial(tiny.small, fidelity="supernet", seed=0, origin="search")
+        attempt = record.start_attempt("search", devices=0, trial_id=trial)
+        values = {"top1": 1.0, "correct": 1.0, "total": 100.0}
+        record.finish_attempt(attempt, outcome="done", values=values)
+        assert tiny.retrain() is None
+        assert len(tiny.cluster.submitted) == 1

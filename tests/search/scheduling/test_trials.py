@@ -199,14 +199,18 @@ def test_an_interrupted_trial_waits_for_the_resumption(record: Record, tmp_path:
         assert runner(reopened, tmp_path, limit=1e9, interrupted=lambda: True).next() is None
 
 
-def test_a_finished_trial_leaves_no_checkpoint(record: Record, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("outcome", "stays"), [("done", False), ("failed", False), ("lost", True)])
+def test_a_finished_trial_leaves_no_checkpoint(
+    record: Record, tmp_path: Path, outcome: Outcome, stays: bool
+) -> None:
     running = runner(record, tmp_path, limit=1000.0)
     task = running.next()
     assert task is not None
     checkpoint = tmp_path / "trials" / str(task.trial_id)
     checkpoint.mkdir(parents=True)
-    running.settle(task, outcome="done", values=VALUES, cause=None)
-    assert not checkpoint.exists()
+    values = VALUES if outcome == "done" else {}
+    running.settle(task, outcome=outcome, values=values, cause=None if values else "an error")
+    assert checkpoint.exists() == stays
 
 
 def judging(record: Record, *, limit: float, first: list[Architecture] | None = None) -> Judging:
