@@ -227,6 +227,7 @@ class _Listener:
         self._names = {str(folder / module): module for module in modules}
         self._out = out
         self._entered: set[str] = set()
+        self._began = 0.0  # in seconds of the processor: a busy machine makes no test slow
         self._shared: dict[str, set[str]] = defaultdict(set)
         self._tests: dict[str, dict[str, tuple[float, set[str]]]] = defaultdict(dict)
 
@@ -237,7 +238,7 @@ class _Listener:
 
     def pytest_runtest_logstart(self) -> None:
         """Begin to listen before a test's fixtures are made."""
-        self._entered = set()
+        self._entered, self._began = set(), time.process_time()
         sys.settrace(self._trace)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -246,7 +247,8 @@ class _Listener:
         if report.when == "setup":
             self._shared[file] |= self._entered
         if report.when == "call" and report.outcome == "passed":
-            self._tests[file][report.nodeid] = (report.duration, set(self._entered))
+            seconds = time.process_time() - self._began
+            self._tests[file][report.nodeid] = (seconds, set(self._entered))
         # pytest may have put its own in the place of ours.
         sys.settrace(self._trace)
 
