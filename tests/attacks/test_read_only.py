@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -85,24 +86,27 @@ def test_looking_changes_nothing_in_the_folder(
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user, as root can")
 @STATES
 def test_a_colleagues_folder_can_be_looked_at(
-    run: Path, monkeypatch: pytest.MonkeyPatch, state: Callable[[Path], None]
+    monkeypatch: pytest.MonkeyPatch, state: Callable[[Path], None]
 ) -> None:
-    # What is to be imported is: Python itself may lie where another user may not look.
-    look(run, monkeypatch)
-    state(run)
-    for path in (run, *run.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    for parent in run.parents:
-        if parent.stat().st_uid == os.geteuid() and len(parent.parts) > 2:
-            parent.chmod(0o755)
-    newest = None if state is leave_as_is else "in the log"
-
-    def as_another() -> None:
+    # Not below pytest's own folder: each start of pytest closes that for others.
+    with tempfile.TemporaryDirectory() as place:
+        run = write_run(Path(place) / "run")
+        # What is to be imported is: Python itself may lie where another user may not look.
         look(run, monkeypatch)
-        with Record.open(run / "record.db", read_only=True) as record:
-            assert record.get_meta("newest") == newest
+        state(run)
+        for path in (run, *run.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for parent in run.parents:
+            if parent.stat().st_uid == os.geteuid() and len(parent.parts) > 2:
+                parent.chmod(0o755)
+        newest = None if state is leave_as_is else "in the log"
 
-    as_nobody(as_another)
+        def as_another() -> None:
+            look(run, monkeypatch)
+            with Record.open(run / "record.db", read_only=True) as record:
+                assert record.get_meta("newest") == newest
+
+        as_nobody(as_another)
 
 
 def as_nobody(work: Callable[[], None]) -> None:
