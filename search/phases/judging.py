@@ -42,7 +42,7 @@ def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> 
             session.view.say(report.verdict)
         if not trains(estimator):
             singles = single_mixer_baselines(session.space)[: plan.num_judged // JUDGED_SHARE]
-            judge_warm(session, crew, plan, phase, by=estimator, first=[*trust, *singles])
+            judge_warm(session, crew, plan, phase, by=estimator, first=trust, beside=singles)
         if session.settings.strategy == SUPERNET:
             check_extraction(session, crew, phase)
         session.state.judge_start_seconds = crew.start_seconds
@@ -59,15 +59,21 @@ def judge_warm(
     *,
     by: Estimator,
     first: Sequence[Architecture] = (),
+    beside: Sequence[Architecture] = (),
     proposes: bool = True,
 ) -> None:
-    """Keep the judges busy with the first architectures, then with the sampler's proposals."""
+    """Keep the judges busy with the first architectures, then with the sampler's proposals.
+
+    Args:
+        beside: Judged among the proposals, see `search.scheduling.judging.Judging`.
+    """
     judging = Judging(
         record=session.record,
         space=session.space,
         settings=session.settings,
         phase=phase,
         first=first,
+        beside=beside,
         limit_seconds=plan.spent_by_end[phase],
         judge_seconds=plan.judge_seconds,
         count_judges=lambda: len(crew),

@@ -22,6 +22,8 @@ from searchspace.space import SearchSpace
 PACE_SHARE = 0.2
 SAFETY = 1.3
 MARGIN_SECONDS = 0.2
+# Of what is judged, one in so many is of those that are judged beside proposals.
+BESIDE_EVERY = 4
 
 
 def make_proposer(space: SearchSpace, settings: RunSettings, known: Sequence[Trial]) -> Proposer:
@@ -46,6 +48,8 @@ class Judging:
         settings: Sampler, objectives and seed.
         phase: What the judges' time is charged to.
         first: Architectures to judge before the sampler's proposals.
+        beside: Architectures of which one is judged with each `BESIDE_EVERY` - 1 proposals: however
+            soon the phase ends, they are no larger a part of what it has judged.
         limit_seconds: The budget spent may not pass this.
         judge_seconds: Expected device-seconds of one judgement; corrected by what is measured.
         count_judges: How many work at the same time, now.
@@ -62,6 +66,7 @@ class Judging:
         settings: RunSettings,
         phase: str,
         first: Sequence[Architecture],
+        beside: Sequence[Architecture] = (),
         limit_seconds: float,
         judge_seconds: float,
         count_judges: Callable[[], int],
@@ -81,6 +86,10 @@ class Judging:
         self._proposes = proposes
         self._proposer = make_proposer(space, settings, known)
         self._proposer.exclude(self._waiting)
+        known_keys = settled | waiting.keys()
+        self._beside = deque(a for a in beside if a.key not in known_keys)
+        self._proposer.exclude(self._beside)
+        self._num_asked = 0  # behind the first ones
         self._running: dict[str, tuple[int, int]] = {}  # key: trial, attempt
 
     def ask(self, count: int = 1) -> list[Architecture]:
@@ -88,7 +97,7 @@ class Judging:
         batch: list[Architecture] = []
         affordable = 0 if self._interrupted() else self._affordable(count)
         while len(batch) < affordable:
-            architecture = self._waiting.popleft() if self._waiting else self._propose()
+            architecture = self._waiting.popleft() if self._waiting else self._next()
             if architecture is None:
                 break
             batch.append(architecture)
@@ -114,6 +123,13 @@ class Judging:
     def should_stop(self) -> bool:
         """Tell whether the user asked to stop."""
         return self._interrupted()
+
+    def _next(self) -> Architecture | None:
+        """Return a proposal, or in its turn, or when there is none, one of those beside."""
+        self._num_asked += 1
+        is_their_turn = self._num_asked % BESIDE_EVERY == 0
+        found = None if self._beside and is_their_turn else self._propose()
+        return self._beside.popleft() if found is None and self._beside else found
 
     def _propose(self) -> Architecture | None:
         return self._proposer.ask() if self._proposes else None

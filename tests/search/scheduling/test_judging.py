@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def judging(
     pace: float = 1.0,
     judges: int = 1,
     interrupted: Callable[[], bool] = lambda: False,
+    beside: Sequence[Architecture] = (),
 ) -> Judging:
     return Judging(
         record=record,
@@ -54,6 +56,7 @@ def judging(
         settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
         phase="search",
         first=[],
+        beside=beside,
         limit_seconds=limit,
         judge_seconds=pace,
         count_judges=lambda: judges,
@@ -223,3 +226,15 @@ def test_what_is_lost_hides_nothing_that_is_told_with_it(
     assert learned == [second, third]
     assert asking.ask(1) == [first]
     assert not [key for key in asking._running if key != first.key]
+
+
+def test_what_is_judged_beside_proposals_is_a_quarter_of_any_beginning(record: Record) -> None:
+    rng = random.Random(5)
+    beside = list({a.key: a for a in (SPACE.sample(rng) for _ in range(6))}.values())
+    asking = judging(record, beside=beside)
+    asked = [architecture for _ in range(8) for architecture in asking.ask(3)]
+    keys = [architecture.key for architecture in beside]
+    turns = [number for number, one in enumerate(asked, 1) if one.key in keys]
+    assert turns == [4, 8, 12, 16, 20, 24][: len(keys)]
+    assert [asked[turn - 1].key for turn in turns] == keys
+    assert len({architecture.key for architecture in asked}) == 24
