@@ -17,11 +17,16 @@ from search.plan import StepTimes
 from search.record import Measured
 from search.results import SUPERNET
 from search.run_folder import LIBRARY, TEACHER, RunSettings, TeacherFiles, read_teacher
-from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
-from search.workers.group import joined, open_meeting
+from search.scheduling import TrialTask, Work, ending_spoilt
+from search.workers.group import open_meeting
 from search.workers.job import Job, for_group, make_job, set_up_process
 from search.workers.judge_worker import EVAL_BATCH, Scorer, judge_safely
-from search.workers.supernet_worker import SupernetWorker, compile_kernels, median_seconds
+from search.workers.supernet_worker import (
+    SupernetWorker,
+    compile_kernels,
+    median_seconds,
+    train_task,
+)
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
 from supernet.grafting import (
@@ -36,12 +41,10 @@ from supernet.network import Supernet, build_subnet
 from supernet.recipes import in_shards, with_epochs
 from supernet.shared_weights import calibration_images, recalibrate
 from supernet.training import (
-    EpochReport,
     PixelBatches,
     Teacher,
     TrainingOptions,
     evaluate,
-    train,
     train_steps,
 )
 
@@ -317,38 +320,13 @@ def heal(
     See `supernet_worker.train_alone`; it goes on from a checkpoint likewise.
     """
     set_up_process(job, threads)
-    data = job.open_data()
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     network = assemble(task.architecture, job.teacher(), job.library())
-    name = checkpoint_name(task.trial_id)
-    out = job.files.fetch(name)
-    is_first = task.group is None or task.group[2] == 0
-
-    def report(epoch: EpochReport) -> None:
-        if is_first:
-            job.files.publish(name, out)
-        on_epoch(epoch.epoch)
-
-    options = TrainingOptions(
-        train_split=data.split("train").first(task.images),
-        eval_split=data.split("search"),
-        seed=task.seed,
-        device=job.device,
-        out=out,
-        on_epoch=report,
-        loader_workers=job.loader_workers,
-        teacher=job.mentor(),
-    )
-    try:
-        with joined(task.group, device=job.device):
-            on_epoch(0)
-            accuracy = train(network.to(job.device), data, recipe, options).accuracy
-    finally:
-        job.files.forget(name)
-    if not is_first:
+    result = train_task(job, task, network, recipe, on_epoch, teacher=job.mentor())
+    if result is None:
         return {}
     costs = job.measure_costs(network, task.architecture)
-    return Measured.judged(accuracy.correct, accuracy.total, costs).values()
+    return Measured.judged(result.accuracy.correct, result.accuracy.total, costs).values()
 
 
 GRAFT_WORK = Work(

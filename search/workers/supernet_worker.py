@@ -34,10 +34,18 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.kernels import library
 from supernet.measuring import PROXIES
-from supernet.network import build_subnet
+from supernet.network import Supernet, build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
 from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
-from supernet.training import EpochReport, TrainingOptions, train, train_batches, train_steps
+from supernet.training import (
+    EpochReport,
+    Teacher,
+    TrainingOptions,
+    TrainingResult,
+    train,
+    train_batches,
+    train_steps,
+)
 
 # Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
 TIMED_STEPS = {"cpu": 3, "cuda": 20}
@@ -337,13 +345,38 @@ def train_alone(
         every epoch (`search.record.learning_curve`); of a group the first process does.
     """
     set_up_process(job, threads)
-    data = job.open_data()
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
     network = build_subnet(task.architecture, recipe.drop_path)
-    name = checkpoint_name(task.trial_id)
-    out = job.files.fetch(name)
+    result = train_task(job, task, network, recipe, on_epoch)
+    if result is None:
+        return {}
+    costs = job.measure_costs(network, task.architecture)
+    judged = Measured.judged(result.accuracy.correct, result.accuracy.total, costs)
+    return judged.values() | curve_values({epoch.epoch: epoch.loss for epoch in result.history})
 
+
+def train_task(
+    job: Job,
+    task: TrialTask,
+    network: Supernet,
+    recipe: Recipe,
+    on_epoch: Callable[[int], None],
+    *,
+    teacher: Teacher | None = None,
+) -> TrainingResult | None:
+    """Train a task's network from its checkpoint, if there is one, and judge it.
+
+    Args:
+        network: With the weights that a training without a checkpoint begins with.
+        recipe: At the length of the task.
+        teacher: That it learns from as well.
+
+    Returns:
+        None in all processes of a group but the first.
+    """
+    data, name = job.open_data(), checkpoint_name(task.trial_id)
+    out = job.files.fetch(name)
     is_first = task.group is None or task.group[2] == 0
 
     def report(epoch: EpochReport) -> None:
@@ -359,6 +392,7 @@ def train_alone(
         out=out,
         on_epoch=report,
         loader_workers=job.loader_workers,
+        teacher=teacher,
     )
     try:
         with joined(task.group, device=job.device):
@@ -366,11 +400,7 @@ def train_alone(
             result = train(network.to(job.device), data, recipe, options)
     finally:
         job.files.forget(name)
-    if not is_first:
-        return {}
-    costs = job.measure_costs(network, task.architecture)
-    judged = Measured.judged(result.accuracy.correct, result.accuracy.total, costs)
-    return judged.values() | curve_values({epoch.epoch: epoch.loss for epoch in result.history})
+    return result if is_first else None
 
 
 def compile_kernels() -> None:
