@@ -297,8 +297,7 @@ def numbers_of(scene: Scene) -> dict[str, Any]:
     with Record.open(scene.run / "record.db") as record:
         done = record.trials(state="done")
         return {
-            f"{t.key} {t.fidelity} {t.seed}": (t.values.get("correct"), t.values.get("total"))
-            for t in done
+            f"{t.key} {t.fidelity} {t.seed}": (t.measured.correct, t.measured.total) for t in done
         }
 
 

@@ -45,7 +45,7 @@ def write_run(folder: Path, trials: Iterable[Trial] = ()) -> Path:
                 attempt = record.start_attempt(one.origin, devices=1, trial_id=trial_id)
                 outcome = "done" if one.state == "done" else "failed"
                 record.finish_attempt(
-                    attempt, outcome=outcome, values=one.values or None, cause=one.cause
+                    attempt, outcome=outcome, measured=one.measured or None, cause=one.cause
                 )
     return folder
 

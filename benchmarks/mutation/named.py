@@ -162,7 +162,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "the pace of judging never changes",
         JUDGING,
-        '(judgement.values["seconds"] - self._pace) * PACE_SHARE',
+        "(judgement.measured.seconds - self._pace) * PACE_SHARE",
         "0.0",
         "tests/search/scheduling/test_judging.py",
     ),

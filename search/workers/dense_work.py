@@ -10,13 +10,15 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
-from search.record import Measured, curve_values
+from search.record import Measured
 from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
@@ -148,7 +150,7 @@ class DenseSupernetWorker(GroupWorker):
         started = time.monotonic()
         recalibrate(network, evaluator.calibration)
         calibrated = time.monotonic()
-        dense_values(network, subnet, self.job, some)
+        dense_measured(network, subnet, self.job, some)
         ended = time.monotonic()
         return calibrated - started + (ended - calibrated) * len(every) / len(some)
 
@@ -171,17 +173,17 @@ class DenseEvaluator:
         device = torch.device(job.device)
         self.calibration = [one.to(device) for one in calibration_batches(learned, job.recipe)]
 
-    def judge(self, architecture: Architecture) -> dict[str, float]:
+    def judge(self, architecture: Architecture) -> Measured:
         """Return AP or mIoU with its interval, measured costs and the seconds of all that."""
         started = time.monotonic()
         assert self.supernet is not None
-        values = self.measure(extract_dense(self.supernet, architecture), architecture)
-        return values | Measured(seconds=time.monotonic() - started).values()
+        measured = self.measure(extract_dense(self.supernet, architecture), architecture)
+        return replace(measured, seconds=time.monotonic() - started)
 
-    def measure(self, network: DenseNetwork, architecture: Architecture) -> dict[str, float]:
+    def measure(self, network: DenseNetwork, architecture: Architecture) -> Measured:
         """Recalibrate and evaluate an architecture's network."""
         recalibrate(network, self.calibration)
-        return dense_values(network, architecture, self.job, self.judged)
+        return dense_measured(network, architecture, self.job, self.judged)
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's predictions are from the supernet's."""
@@ -205,11 +207,11 @@ class DenseJudgeWorker:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         """Judge a batch by the supernet.
 
         Returns:
-            For each what was measured, or nothing and the cause.
+            For each what was measured, or None and the cause.
         """
         assert by == SUPERNET, f"detectors and segmenters have no score {by}"
         return [judge_safely(self._evaluator.judge, architecture) for architecture in architectures]
@@ -227,7 +229,7 @@ class DenseJudgeWorker:
 
 def train_dense_alone(
     job: DenseJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured:
     """Train a task's network as a backbone and judge it on the images kept for that.
 
     Continues from the checkpoint that an earlier attempt left, on whichever node.
@@ -240,7 +242,7 @@ def train_dense_alone(
 
     Returns:
         AP or mIoU with its interval, the measured costs of the run's objectives and the loss of
-        every epoch (`search.record.learning_curve`).
+        every epoch.
     """
     set_up_process(job, threads)
     data, name = job.open_data(), checkpoint_name(task.trial_id)
@@ -271,16 +273,18 @@ def train_dense_alone(
     finally:
         job.files.forget(name)
     losses = {round(steps.step / epoch_steps): steps.loss for steps in history}
-    return dense_values(network, task.architecture, job, data.judged) | curve_values(losses)
+    measured = dense_measured(network, task.architecture, job, data.judged)
+    return replace(measured, losses=losses)
 
 
-def dense_values(
+def dense_measured(
     network: DenseNetwork, architecture: Architecture, job: DenseJob, judged: DenseSplit
-) -> dict[str, float]:
-    """Judge a network; return AP or mIoU with its interval, by name, and the measured costs."""
+) -> Measured:
+    """Judge a network; return AP or mIoU with its interval, and the measured costs."""
     found = judge(network, judged, job.recipe, device=job.device)
-    costs = measure_costs(OnImages(network), architecture, job.measured) if job.measured else {}
-    return found.values() | Measured(total=found.images, **costs).values()
+    qualities: dict[str, Any] = found.values()
+    costs = measure_costs(OnImages(network), architecture, job.measured)
+    return Measured(total=found.images, **qualities) | costs
 
 
 DENSE_WORK = Work(

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
-from search.record import Measured, curve_values
+from search.record import Measured
 from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
@@ -327,7 +328,7 @@ class SupernetWorker(GroupWorker):
 
 def train_alone(
     job: Job, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured | None:
     """Train a task's network from scratch and judge it on the search split.
 
     Continues from the checkpoint that an earlier attempt left, on whichever node. Of several
@@ -341,8 +342,8 @@ def train_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct, total, the measured costs of the run's objectives and the loss of
-        every epoch (`search.record.learning_curve`); of a group the first process does.
+        The accuracy, the measured costs of the run's objectives and the loss of every epoch; None
+        in all processes of a group but the first.
     """
     set_up_process(job, threads)
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
@@ -350,10 +351,10 @@ def train_alone(
     network = build_subnet(task.architecture, recipe.drop_path)
     result = train_task(job, task, network, recipe, on_epoch)
     if result is None:
-        return {}
+        return None
     costs = job.measure_costs(network, task.architecture)
-    judged = Measured.judged(result.accuracy.correct, result.accuracy.total, costs)
-    return judged.values() | curve_values({epoch.epoch: epoch.loss for epoch in result.history})
+    judged = Measured.judged(result.accuracy.correct, result.accuracy.total) | costs
+    return replace(judged, losses={epoch.epoch: epoch.loss for epoch in result.history})
 
 
 def train_task(

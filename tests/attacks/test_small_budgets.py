@@ -24,6 +24,7 @@ from search.phases import supernet as supernet_phase
 from search.phases.measure import bounded
 from search.phases.session import Session
 from search.plan import Plan, StepTimes
+from search.record import Measured
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import RunState
@@ -272,8 +273,8 @@ def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     assert task is not None
     running.started(task)
     clock.now += 2.0
-    values = {"top1": 50.0, "correct": 5.0, "total": 10.0}
-    running.settle(task, outcome="done", values=values, cause=None)
+    values = Measured(top1=50.0, correct=5.0, total=10.0)
+    running.settle(task, outcome="done", measured=values, cause=None)
     assert running._expected(2_000_000, 2) == pytest.approx(2.0)
 
 

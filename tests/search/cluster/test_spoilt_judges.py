@@ -15,7 +15,7 @@ import pytest
 from search.cluster import connection
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew, hold_judges
-from search.record.record import Record
+from search.record import Measured, Record
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.workers.judge_worker import judge_safely
@@ -40,15 +40,15 @@ class SpoiltJudge:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         return [judge_safely(self._judge, architecture) for architecture in architectures]
 
-    def _judge(self, architecture: Architecture) -> dict[str, float]:
+    def _judge(self, architecture: Architecture) -> Measured:
         Path(self.folder, str(os.getpid())).touch()
         self.is_spoilt = self.is_spoilt or architecture.key == self.poison
         if self.is_spoilt:
             raise RuntimeError(CUDA_ERROR)
-        return {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 0.01}
+        return Measured(top1=50.0, correct=5.0, total=10.0, seconds=0.01)
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from ray.exceptions import RayActorError
 
 from search.cluster import crew as crew_module
 from search.cluster.crew import JudgeCrew, hold_judges
-from search.record.record import Record
+from search.record import Measured, Record
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from searchspace.architecture import Architecture
 from searchspace.spec_file import load_space
 
 SPACE = load_space("digits").replace(num_classes=10)
-GOOD = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 0.01}
+GOOD = Measured(top1=50.0, correct=5.0, total=10.0, seconds=0.01)
 
 
 class Process:

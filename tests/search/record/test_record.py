@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from search.record import Measured
 from search.record.record import AttemptOutcome, Record
 from search.record.schema import Address, open_database
 from searchspace.architecture import Architecture, Stage
@@ -140,11 +141,11 @@ def test_a_done_trial_has_its_values_its_charge_and_its_time(record: Record, clo
     attempt = record.start_attempt("search", devices=2, trial_id=trial_id)
     assert record.trial(trial_id).state == "running"
     clock.now += 3
-    record.finish_attempt(attempt, outcome="done", values={"top1": 0.75})
+    record.finish_attempt(attempt, outcome="done", measured=Measured(top1=0.75))
 
     trial = record.trial(trial_id)
 
-    assert (trial.state, trial.values, trial.cause) == ("done", {"top1": 0.75}, None)
+    assert (trial.state, trial.measured, trial.cause) == ("done", Measured(top1=0.75), None)
     assert (trial.seconds, trial.num_attempts, trial.finished) == (6.0, 1, 1_003.0)
     assert record.trials(state="done") == (trial,)
     assert record.trials(state="waiting") == ()
@@ -157,10 +158,10 @@ def test_a_failed_trial_keeps_its_cause(record: Record) -> None:
 
     trial = record.trial(trial_id)
 
-    assert (trial.state, trial.cause, trial.values) == (
+    assert (trial.state, trial.cause, trial.measured) == (
         "failed",
         "the loss is not finite: 100 %s?",
-        {},
+        Measured(),
     )
     assert trial.finished is not None
 
@@ -185,8 +186,8 @@ def test_work_without_a_verdict_waits_again_and_stays_charged(
 def test_a_settled_trial_is_never_started_again(record: Record, outcome: AttemptOutcome) -> None:
     trial_id = add_trial(record)
     attempt = record.start_attempt("search", devices=1, trial_id=trial_id)
-    values = {"top1": 0.5} if outcome == "done" else None
-    record.finish_attempt(attempt, outcome=outcome, values=values, cause="said")
+    values = Measured(top1=0.5) if outcome == "done" else None
+    record.finish_attempt(attempt, outcome=outcome, measured=values, cause="said")
 
     with pytest.raises(ValueError, match=f"trial {trial_id} is {outcome}"):
         record.start_attempt("search", devices=1, trial_id=trial_id)
@@ -218,17 +219,20 @@ def test_an_attempt_ends_once(record: Record, clock: Clock) -> None:
     ("outcome", "values", "cause", "message"),
     [
         ("done", None, None, "done has values"),
-        ("done", {}, None, "done has values"),
-        ("interrupted", {"top1": 0.5}, None, "nothing else has"),
+        ("done", Measured(), None, "done has values"),
+        ("interrupted", Measured(top1=0.5), None, "nothing else has"),
         ("failed", None, None, "needs its cause"),
-        ("done", {"top1": float("nan")}, None, "must be finite"),
-        ("finished", {"top1": 0.5}, None, "Outcomes are done, failed"),
+        # What is NaN was not measured.
+        ("done", Measured(top1=float("nan")), None, "done has values"),
+        ("done", Measured(top1=0.5, score=float("inf")), None, "must be finite"),
+        ("done", Measured(top1=0.5, losses={1: float("nan")}), None, "must be finite"),
+        ("finished", Measured(top1=0.5), None, "Outcomes are done, failed"),
     ],
 )
 def test_a_refused_end_changes_nothing(
     record: Record,
     outcome: AttemptOutcome,
-    values: dict[str, float] | None,
+    values: Measured | None,
     cause: str,
     message: str,
 ) -> None:
@@ -237,17 +241,17 @@ def test_a_refused_end_changes_nothing(
     before = record.trial(trial_id)
 
     with pytest.raises(ValueError, match=message):
-        record.finish_attempt(attempt, outcome=outcome, values=values, cause=cause)
+        record.finish_attempt(attempt, outcome=outcome, measured=values, cause=cause)
 
     assert record.trial(trial_id) == before
-    record.finish_attempt(attempt, outcome="done", values={"top1": 0.5})
+    record.finish_attempt(attempt, outcome="done", measured=Measured(top1=0.5))
 
 
 def test_values_without_a_trial_are_refused(record: Record) -> None:
     attempt = record.start_attempt("supernet", devices=1)
 
     with pytest.raises(ValueError, match="nothing else has"):
-        record.finish_attempt(attempt, outcome="done", values={"top1": 0.5})
+        record.finish_attempt(attempt, outcome="done", measured=Measured(top1=0.5))
 
 
 @pytest.mark.parametrize("devices", [-1.0, float("nan"), float("inf")])
@@ -265,7 +269,7 @@ def test_an_attempt_of_an_ended_process_can_only_be_closed_as_lost(
 
     with Record.open(place, clock=clock) as resumed:
         with pytest.raises(ValueError, match="belongs to a process that ended"):
-            resumed.finish_attempt(attempt, outcome="done", values={"top1": 0.5})
+            resumed.finish_attempt(attempt, outcome="done", measured=Measured(top1=0.5))
         assert [trial.id for trial in resumed.close_orphans()] == [trial_id]
         assert resumed.trial(trial_id).state == "waiting"
         assert resumed.close_orphans() == ()
@@ -396,8 +400,10 @@ class Ledger(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(["done", "failed", "interrupted", "lost"]))
     def an_attempt_ends(self, data: st.DataObject, outcome: AttemptOutcome) -> None:
         attempt = data.draw(st.sampled_from(sorted(self.held)))
-        values = {"top1": 0.5} if outcome == "done" and self.phases[attempt] == "search" else None
-        self.record.finish_attempt(attempt, outcome=outcome, values=values, cause="said")
+        values = (
+            Measured(top1=0.5) if outcome == "done" and self.phases[attempt] == "search" else None
+        )
+        self.record.finish_attempt(attempt, outcome=outcome, measured=values, cause="said")
         self.charged[self.phases[attempt]] += self.held.pop(attempt) * self.devices[attempt]
 
     @rule()
@@ -498,7 +504,7 @@ def test_kill_9_loses_no_reported_result_and_counts_nothing_twice(place: Address
     # The last transaction of each life may be durable and not yet reported.
     assert len(done) <= len(reported) + 3
     assert len(done) + len(waiting) == 1_000
-    assert all(trial.values == {"top1": trial.seed / 1000} for trial in done)
+    assert all(trial.measured == Measured(top1=trial.seed / 1000) for trial in done)
     database = open_database(place)
     attempts = database.execute("SELECT started, ended, outcome FROM attempts")
     if isinstance(place, Path):
@@ -599,7 +605,7 @@ def test_a_result_is_never_taken_back(record: Record) -> None:
     trial = add_trial(record)
     attempt = record.start_attempt("trust", devices=1, trial_id=trial)
     record.finish_attempt(
-        attempt, outcome="done", values={"top1": 50.0, "correct": 5.0, "total": 10.0}
+        attempt, outcome="done", measured=Measured(top1=50.0, correct=5.0, total=10.0)
     )
     with pytest.raises(ValueError, match="is done"):
         record.withdraw(trial)
@@ -641,7 +647,7 @@ def test_what_a_killed_driver_left_open_is_charged_once_it_is_closed(
         assert resumed.spent() == 10.0
         attempt = resumed.start_attempt("search", devices=1, trial_id=trial_id)
         clock.now += 3
-        resumed.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
+        resumed.finish_attempt(attempt, outcome="done", measured=Measured(top1=1.0))
         assert resumed.spent() == 13.0
 
 
@@ -662,7 +668,7 @@ def test_an_attempt_that_waited_for_its_devices_is_charged_from_when_it_has_them
     with Record.open(place, clock=clock) as reader:
         assert reader.spent() == record.spent() == 6.0
     clock.now += 1
-    record.finish_attempt(attempt, outcome="done", values={"top1": 1.0})
+    record.finish_attempt(attempt, outcome="done", measured=Measured(top1=1.0))
     assert record.spent() == record.spent_by_phase()["search"] == 9.0
     with pytest.raises(ValueError, match="has ended already"):
         record.restart_attempt(attempt)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from search.record import Measured
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
@@ -67,11 +68,11 @@ def judging(
 def told(
     architecture: Architecture, outcome: Outcome = "done", *, seconds: float = 1.0
 ) -> Judgement:
-    values = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": seconds}
+    values = Measured(top1=50.0, correct=5.0, total=10.0, seconds=seconds)
     done = outcome == "done"
     cause = None if done else "the judge died"
     return Judgement(
-        architecture=architecture, outcome=outcome, values=values if done else {}, cause=cause
+        architecture=architecture, outcome=outcome, measured=values if done else None, cause=cause
     )
 
 
@@ -198,7 +199,7 @@ def test_a_judgement_that_is_done_after_losses_is_done(record: Record) -> None:
     (again,) = asking.ask(1)
     asking.tell([told(again, "done")])
     (trial,) = record.trials()
-    assert (trial.state, trial.values["top1"]) == ("done", 50.0)
+    assert (trial.state, trial.measured.top1) == ("done", 50.0)
 
 
 def test_what_is_lost_hides_nothing_that_is_told_with_it(
@@ -213,12 +214,15 @@ def test_what_is_lost_hides_nothing_that_is_told_with_it(
         "tell",
         lambda architecture, losses: (learned.append(architecture), tell(architecture, losses)),
     )
-    good = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+    good = Measured(top1=50.0, correct=5.0, total=10.0, seconds=1.0)
     ends: list[Outcome] = ["lost", "done", "done"]
     asking.tell(
         [
             Judgement(
-                architecture=one, outcome=end, values=good if end == "done" else {}, cause="died"
+                architecture=one,
+                outcome=end,
+                measured=good if end == "done" else None,
+                cause="died",
             )
             for one, end in zip((first, second, third), ends, strict=True)
         ]

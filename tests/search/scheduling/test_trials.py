@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from search.plan import Plan, make_plan
+from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import trained_alone
 from search.run_folder.disk import FullDiskError
@@ -24,7 +25,7 @@ from searchspace.cost import count
 from searchspace.spec_file import load_space
 
 SPACE = load_space("digits").replace(num_classes=10)
-VALUES = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+VALUES = Measured(top1=50.0, correct=5.0, total=10.0, seconds=1.0)
 
 
 class Clock:
@@ -102,7 +103,7 @@ def test_no_trial_starts_that_would_pass_the_limit(
     finished = 0
     while (task := running.next()) is not None:
         clock.now += 2.0
-        running.settle(task, outcome="done", values=VALUES, cause=None)
+        running.settle(task, outcome="done", measured=VALUES, cause=None)
         finished += 1
     assert finished == 3
     assert record.spent() == pytest.approx(6.0)
@@ -126,7 +127,7 @@ def test_no_trial_starts_whose_worker_would_start_until_the_limit(
     assert cold is not None
     running.started(cold)
     clock.now += 12.0
-    running.settle(cold, outcome="done", values=VALUES, cause=None)
+    running.settle(cold, outcome="done", measured=VALUES, cause=None)
     assert running.next() is None  # such trials took 12 seconds until now
 
 
@@ -139,7 +140,7 @@ def test_workers_of_a_later_phase_start_again_whatever_trials_took_before(
         task = before.next()
         assert task is not None
         clock.now += 2.0
-        before.settle(task, outcome="done", values=VALUES, cause=None)
+        before.settle(task, outcome="done", measured=VALUES, cause=None)
 
     spent = record.spent()
     assert runner(record, tmp_path, limit=spent + 11.9, start_seconds=10.0).next() is None
@@ -152,7 +153,7 @@ def test_a_warm_worker_does_not_start_again(record: Record, clock: Clock, tmp_pa
     assert first is not None
     running.started(first)
     clock.now += 2.0  # it was quicker
-    running.settle(first, outcome="done", values=VALUES, cause=None)
+    running.settle(first, outcome="done", measured=VALUES, cause=None)
     assert running.next() is not None
 
 
@@ -164,7 +165,7 @@ def test_predictions_follow_what_trials_really_took(
     task = running.next()
     assert task is not None
     clock.now += 6.0
-    running.settle(task, outcome="done", values=VALUES, cause=None)
+    running.settle(task, outcome="done", measured=VALUES, cause=None)
     assert TrialCosts(plan_of(), record.trials()).predict(2_000_000, 2) == pytest.approx(6.0)
 
 
@@ -177,7 +178,7 @@ def test_a_lost_trial_comes_back_a_few_times_and_then_has_failed(
         task = running.next()
         assert task is not None
         seen.append(task.trial_id)
-        running.settle(task, outcome="lost", values={}, cause="its worker died")
+        running.settle(task, outcome="lost", measured=None, cause="its worker died")
     assert len(set(seen)) == 1
     trial = record.trial(seen[0])
     assert trial.state == "failed"
@@ -208,8 +209,8 @@ def test_a_finished_trial_leaves_no_checkpoint(
     assert task is not None
     checkpoint = tmp_path / "trials" / str(task.trial_id)
     checkpoint.mkdir(parents=True)
-    values = VALUES if outcome == "done" else {}
-    running.settle(task, outcome=outcome, values=values, cause=None if values else "an error")
+    measured = VALUES if outcome == "done" else None
+    running.settle(task, outcome=outcome, measured=measured, cause=None if measured else "an error")
     assert checkpoint.exists() == stays
 
 
@@ -234,8 +235,10 @@ def ask_one(asking: Judging) -> Architecture | None:
 def tell_one(
     asking: Judging, architecture: Architecture, outcome: Outcome, cause: str | None = None
 ) -> None:
-    values = VALUES if outcome == "done" else {}
-    asking.tell([Judgement(architecture=architecture, outcome=outcome, values=values, cause=cause)])
+    measured = VALUES if outcome == "done" else None
+    asking.tell(
+        [Judgement(architecture=architecture, outcome=outcome, measured=measured, cause=cause)]
+    )
 
 
 def test_the_first_architectures_are_judged_first_and_once(record: Record) -> None:
@@ -302,7 +305,7 @@ def test_a_trial_that_raised_is_recorded_with_its_cause_and_never_tried_again(
     running = runner(record, tmp_path, limit=1000.0)
     task = running.next()
     assert task is not None
-    running.settle(task, outcome="failed", values={}, cause="KeyError: 'head'")
+    running.settle(task, outcome="failed", measured=None, cause="KeyError: 'head'")
     following = running.next()
     assert following is not None
     assert following.trial_id != task.trial_id
@@ -316,7 +319,7 @@ def test_out_of_memory_is_tried_once_more_with_half_a_batch_and_says_so(
     running = runner(record, tmp_path, limit=1000.0)
     first = running.next()
     assert first is not None
-    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    running.settle(first, outcome="out of memory", measured=None, cause="tried to allocate 9 GiB")
     # Also when the driver is a new one.
     again = runner(record, tmp_path, limit=1000.0).next()
     assert again is not None
@@ -332,13 +335,13 @@ def test_out_of_memory_is_remembered_whatever_ends_the_next_attempts(
     assert task is not None
     stop = True
     # The memory ran out while the user stopped the run.
-    running.settle(task, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    running.settle(task, outcome="out of memory", measured=None, cause="tried to allocate 9 GiB")
     stop = False
     for cause in ("its worker died", "its node left"):
         again = running.next()
         assert again is not None
         assert (again.trial_id, again.micro_batches) == (task.trial_id, 2)
-        running.settle(again, outcome="lost", values={}, cause=cause)
+        running.settle(again, outcome="lost", measured=None, cause=cause)
     resumed = runner(record, tmp_path, limit=1000.0).next()
     assert resumed is not None
     assert (resumed.trial_id, resumed.micro_batches) == (task.trial_id, 2)
@@ -352,14 +355,14 @@ def test_the_second_attempt_after_out_of_memory_is_the_last(
     running = runner(record, tmp_path, limit=1000.0)
     first = running.next()
     assert first is not None
-    running.settle(first, outcome="out of memory", values={}, cause="tried to allocate 9 GiB")
+    running.settle(first, outcome="out of memory", measured=None, cause="tried to allocate 9 GiB")
     again = running.next()
     assert again is not None
     outcome: Outcome = "done" if fits else "out of memory"
-    running.settle(again, outcome=outcome, values=VALUES if fits else {}, cause="9 GiB")
+    running.settle(again, outcome=outcome, measured=VALUES if fits else None, cause="9 GiB")
     trial = record.trial(first.trial_id)
     assert trial.state == ("done" if fits else "failed")
-    assert trial.values.get("micro_batches") == (2 if fits else None)
+    assert trial.measured.to_json().get("micro_batches") == (2 if fits else None)
 
 
 def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_path: Path) -> None:
@@ -367,7 +370,7 @@ def test_a_full_disk_stops_the_phase_and_keeps_the_trial(record: Record, tmp_pat
     task = running.next()
     assert task is not None
     with pytest.raises(FullDiskError):
-        running.settle(task, outcome="full disk", values={}, cause="No space left on device")
+        running.settle(task, outcome="full disk", measured=None, cause="No space left on device")
     assert record.trial(task.trial_id).state == "waiting"
     again = runner(record, tmp_path, limit=1000.0).next()
     assert again is not None
@@ -381,12 +384,12 @@ def test_a_storage_that_does_not_answer_stops_the_phase_and_fails_no_network(
     for _ in range(MAX_LOST - 1):
         task = running.next()
         assert task is not None
-        running.settle(task, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+        running.settle(task, outcome="no storage", measured=None, cause="s3://b: TimeoutError")
     again = running.next()
     assert again is not None
     assert again.trial_id == task.trial_id
     with pytest.raises(StorageError, match="s3://b: TimeoutError"):
-        running.settle(again, outcome="no storage", values={}, cause="s3://b: TimeoutError")
+        running.settle(again, outcome="no storage", measured=None, cause="s3://b: TimeoutError")
     assert record.trial(task.trial_id).state == "waiting"
 
 
@@ -398,7 +401,7 @@ def test_interruptions_are_not_held_against_a_trial(record: Record, tmp_path: Pa
         task = running.next()
         assert task is not None
         stop = True
-        running.settle(task, outcome="lost", values={}, cause="stopped before its end")
+        running.settle(task, outcome="lost", measured=None, cause="stopped before its end")
     assert record.trial(task.trial_id).state == "waiting"
     assert record.count_lost(task.trial_id) == 0
 
@@ -419,7 +422,7 @@ def train_some(running: TrialRunner, clock: Clock, *epochs: float) -> None:
         for task in tasks:
             running.heard(task)
     for task in tasks:
-        running.settle(task, outcome="done", values=VALUES, cause=None)
+        running.settle(task, outcome="done", measured=VALUES, cause=None)
 
 
 def test_a_trial_is_predicted_by_its_steps(tmp_path: Path) -> None:
@@ -508,7 +511,7 @@ def test_what_workers_take_to_start_makes_no_limit_longer(
     clock.now += 100.0
     running.heard(first)
     clock.now += 100.0
-    running.settle(first, outcome="done", values=VALUES, cause=None)
+    running.settle(first, outcome="done", measured=VALUES, cause=None)
     clock.now += 1800.0
     assert running.overdue(hung) is None
     clock.now += 1.0
@@ -551,7 +554,7 @@ def test_trials_whose_own_epochs_last_longer_hold_what_they_will_take(
     assert running.next() is None
     clock.now += 350.0
     for task in tasks:
-        running.settle(task, outcome="done", values=VALUES, cause=None)
+        running.settle(task, outcome="done", measured=VALUES, cause=None)
     assert running.next() is None
 
 
@@ -563,7 +566,7 @@ def test_what_a_trial_under_way_foretells_is_forgotten_when_it_is_lost(
     clock.now += 350.0
     running.heard(task)
     assert running._costs.predict(1_000_000, 2) == pytest.approx(700.0)
-    running.settle(task, outcome="lost", values={}, cause="killed")
+    running.settle(task, outcome="lost", measured=None, cause="killed")
     assert running._costs.predict(1_000_000, 2) == pytest.approx(200.0)
 
 
@@ -606,13 +609,13 @@ def test_devices_that_are_kept_between_trials_are_charged(
     clock.now += 3.0  # 2 devices, with their trials
     running.hold(2)
     clock.now += 5.0
-    running.settle(first, outcome="done", values=VALUES, cause=None)
+    running.settle(first, outcome="done", measured=VALUES, cause=None)
     clock.now += 7.0  # one has a trial, one has none
     third = running.next()
     assert third is not None
     clock.now += 11.0
-    running.settle(second, outcome="done", values=VALUES, cause=None)
-    running.settle(third, outcome="done", values=VALUES, cause=None)
+    running.settle(second, outcome="done", measured=VALUES, cause=None)
+    running.settle(third, outcome="done", measured=VALUES, cause=None)
     clock.now += 13.0  # none has a trial
     running.hold(1)
     clock.now += 17.0
@@ -646,8 +649,8 @@ def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
     good, bad = asking.ask(2)
     asking.tell(
         [
-            Judgement(architecture=bad, outcome="failed", values={}, cause="ValueError: no"),
-            Judgement(architecture=good, outcome="done", values=VALUES),
+            Judgement(architecture=bad, outcome="failed", measured=None, cause="ValueError: no"),
+            Judgement(architecture=good, outcome="done", measured=VALUES),
         ]
     )
     states = {trial.key: trial.state for trial in record.trials()}
@@ -704,7 +707,7 @@ def test_a_trial_on_several_devices_is_charged_for_all_of_them(
     # Four for the start, and twice as long as planned for the epochs: 4 + 4, of which 6 are spent.
     assert running._outstanding() == pytest.approx(2.0)
     clock.now += 0.5
-    running.settle(task, outcome="done", values=VALUES, cause=None)
+    running.settle(task, outcome="done", measured=VALUES, cause=None)
     assert record.spent() == pytest.approx(4 * 2.0)
     # The next will take 8 again, and there are 2 left.
     assert running.next(9) is None
@@ -808,7 +811,7 @@ def test_a_training_that_ends_early_tells_its_pace_as_well(
         clock.now += 1.0
         running.heard(tasks[0])
     clock.now += 1.0
-    running.settle(tasks[0], outcome="done", values=VALUES, cause=None)
+    running.settle(tasks[0], outcome="done", measured=VALUES, cause=None)
     # One of eight has ended at the pace of the plan; that does not let all others start.
     assert running.wanted(99) is None
     for _ in range(2):
@@ -846,8 +849,8 @@ def test_a_whole_batch_in_memory_leaves_no_word_in_the_result(
     running = runner(record, tmp_path, limit=1000.0)
     task = running.next()
     assert task is not None
-    running.settle(task, outcome="done", values=VALUES, cause=None)
-    assert record.trial(task.trial_id).values == VALUES
+    running.settle(task, outcome="done", measured=VALUES, cause=None)
+    assert record.trial(task.trial_id).measured == VALUES
 
 
 def test_a_trial_under_way_will_take_what_is_left_of_it(
@@ -901,7 +904,7 @@ def test_what_is_wanted_is_what_the_next_trial_takes(
     first = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
     task = first.next(9)
     assert task is not None
-    first.settle(task, outcome="interrupted", values={}, cause="the user")
+    first.settle(task, outcome="interrupted", measured=None, cause="the user")
     # It waits for the next driver, and is the next trial of that.
     again = runner(record, tmp_path, limit=1_000.0, clock=clock, plan=plan)
     assert (again.wanted(9), again.wanted(1)) == (2, 1)
@@ -934,7 +937,7 @@ def test_memory_that_runs_out_says_whether_half_a_batch_was_tried(
     for _ in range(2):
         task = running.next()
         assert task is not None
-        running.settle(task, outcome="out of memory", values={}, cause="9 GiB")
+        running.settle(task, outcome="out of memory", measured=None, cause="9 GiB")
         causes = record.causes(task.trial_id)
     assert ["with half a batch in memory too" in cause for cause in causes] == [False, True]
     assert record.trial(task.trial_id).state == "failed"
@@ -960,7 +963,7 @@ def test_a_trial_that_waits_for_devices_is_charged_from_when_it_has_them(
     assert record.spent() == pytest.approx(50.0)
     running.started(task)
     clock.now += 4.0
-    running.settle(task, outcome="done", values=VALUES, cause=None)
+    running.settle(task, outcome="done", measured=VALUES, cause=None)
     assert record.spent() == pytest.approx(50.0 + 2 * 4.0)
 
 
@@ -972,7 +975,7 @@ def test_a_trial_that_never_had_its_devices_is_charged_for_none(
     assert task is not None
     running.hold(0)
     clock.now += 60.0
-    running.settle(task, outcome="not begun", values={}, cause="stopped before its end")
+    running.settle(task, outcome="not begun", measured=None, cause="stopped before its end")
     assert record.spent() == 0.0
     # That is nothing against the network.
     assert record.trial(task.trial_id).state == "waiting"

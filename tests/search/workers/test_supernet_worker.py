@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.record import learning_curve
+from search.record import Measured
 from search.retraining.network import RetrainOptions, retrain
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import DATA
@@ -171,9 +171,9 @@ def test_the_dearest_score_of_the_largest_network_is_planned_with(
     largest = job.space.extreme("macs", largest=True)
     costs = {name: 1.0 + index for index, name in enumerate(reversed(PROXIES))}
 
-    def judge(self: Scorer, architecture: Architecture, name: str) -> dict[str, float]:
+    def judge(self: Scorer, architecture: Architecture, name: str) -> Measured:
         clock.now += costs[name] if architecture == largest else 100.0
-        return {}
+        return Measured()
 
     monkeypatch.setattr(Scorer, "judge", judge)
     assert SupernetWorker(job, threads=1).measure().judge == pytest.approx(max(costs.values()))
@@ -380,7 +380,8 @@ def test_a_network_alone_gets_the_epochs_and_the_seed_of_its_task(
     result = trained_by_hand(job, task_of(job))
     expected, losses = result.accuracy, [epoch.loss for epoch in result.history]
     assert heard == [0, 1, 2]
-    assert found == {
+    assert found is not None
+    assert found.to_json() == {
         "top1": 100 * expected.correct / NUM_SEARCH,
         "correct": expected.correct,
         "total": NUM_SEARCH,
@@ -411,11 +412,9 @@ def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -
 
     assert passes == [BATCH] * 2  # the second epoch alone
     result = trained_by_hand(job, task_of(job))
-    assert found["correct"] == result.accuracy.correct
+    assert found.correct == result.accuracy.correct
     # The curve has the epochs before the checkpoint as well.
-    assert learning_curve(found) == {
-        epoch.epoch: pytest.approx(epoch.loss) for epoch in result.history
-    }
+    assert found.losses == {epoch.epoch: pytest.approx(epoch.loss) for epoch in result.history}
 
 
 def in_two_shards(job: Job) -> Job:
@@ -430,7 +429,7 @@ def weights_of_trial(job: Job) -> dict[str, Tensor]:
 
 
 def _train_as_second(job: Job, task: TrialTask) -> None:
-    assert train_alone(job, task, 1, lambda epoch: None) == {}
+    assert train_alone(job, task, 1, lambda epoch: None) is None
 
 
 def test_two_devices_train_what_one_does(make: Callable[..., Job]) -> None:
@@ -449,7 +448,9 @@ def test_two_devices_train_what_one_does(make: Callable[..., Job]) -> None:
         other.join(120)
     assert other.exitcode == 0
     assert heard == [0, 1, 2]
-    assert together == pytest.approx(alone)
+    assert together is not None
+    assert alone is not None
+    assert together.to_json() == pytest.approx(alone.to_json())
     found = weights_of_trial(job)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -481,14 +482,14 @@ def test_a_judge_counts_the_search_images_that_are_right(make: Callable[..., Job
     assert len(calibration) == 3 <= CALIBRATION_BATCHES
     judge = Evaluator(job, supernet=worker.trainer.supernet)
     assert sum(len(images) for images in judge.calibration) == NUM_TRAIN
-    for architecture, (values, cause) in zip(some, found, strict=True):
+    for architecture, (measured, cause) in zip(some, found, strict=True):
         network = extract(worker.trainer.supernet, architecture)
         recalibrate(network, calibration)
         expected = evaluate(network, eval_batches(data.split("search"), data, 7), "cpu")
         assert cause is None
-        assert (values["correct"], values["total"]) == (expected.correct, NUM_SEARCH)
-        assert values["top1"] == 100 * expected.correct / NUM_SEARCH
-        assert values["seconds"] > 0
+        assert (measured.correct, measured.total) == (expected.correct, NUM_SEARCH)
+        assert measured.top1 == 100 * expected.correct / NUM_SEARCH
+        assert measured.seconds > 0
     assert judges.extraction_errors(some) == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
@@ -500,21 +501,21 @@ def test_a_network_that_cannot_be_judged_costs_the_others_nothing(
     good = job.space.first()
     bad = good.replace(num_classes=2)  # the labels have three
 
-    (_, cause), (values, none) = judges.judge([bad, good], "grad_norm")
+    (_, cause), (measured, none) = judges.judge([bad, good], "grad_norm")
 
     assert cause is not None
-    assert (none, values["score"] > 0) == (None, True)
+    assert (none, measured.score > 0) == (None, True)
     scores = judges.proxy_scores([good])
     assert set(scores) == {good.key}
-    assert scores[good.key]["grad_norm"] == pytest.approx(values["score"])
+    assert scores[good.key]["grad_norm"] == pytest.approx(measured.score)
 
 
 @pytest.mark.parametrize("name", ["macs", "params"])
 def test_a_size_is_a_score(make: Callable[..., Job], name: str) -> None:
     job = make("zero-cost")
     found = Scorer(job).judge(job.space.first(), name)
-    assert found["score"] == getattr(count(job.space.first()), name)
-    assert set(found) == {"score", "seconds"}
+    assert found.score == getattr(count(job.space.first()), name)
+    assert set(found.to_json()) == {"score", "seconds"}
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
@@ -658,10 +659,10 @@ def test_a_judgement_and_a_score_tell_how_long_they_took(
     monkeypatch.setattr(judge_worker, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     job = make("zero-cost")
     scorer = Scorer(job)
-    assert scorer.judge(job.space.first(), "macs")["seconds"] == 5.0
+    assert scorer.judge(job.space.first(), "macs").seconds == 5.0
     supernet = Supernet(make().space)
     found = Evaluator(make(), supernet=supernet).judge(job.space.first())
-    assert found["seconds"] == 5.0
+    assert found.seconds == 5.0
 
 
 def test_scores_are_those_of_the_first_32_training_images_and_the_runs_seed(
@@ -677,7 +678,7 @@ def test_scores_are_those_of_the_first_32_training_images_and_the_runs_seed(
     job = make("zero-cost", seed=11)
     scorer, data = Scorer(job), job.open_data()
 
-    assert scorer.judge(job.space.first(), PROXIES[0])["score"] == 1.5
+    assert scorer.judge(job.space.first(), PROXIES[0]).score == 1.5
     assert scorer.scores(job.space.first()) == dict.fromkeys(PROXIES, 1.5)
 
     images, labels = next(eval_batches(data.split("train"), data, 32))
@@ -717,15 +718,15 @@ def test_a_network_that_spoils_the_process_ends_it(monkeypatch: pytest.MonkeyPat
     def end(status: int) -> None:
         raise Ended
 
-    def spoil(_: Architecture) -> dict[str, float]:
+    def spoil(_: Architecture) -> Measured:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def fail(_: Architecture) -> dict[str, float]:
+    def fail(_: Architecture) -> Measured:
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr("search.scheduling.tasks.os._exit", end)
     architecture = load_space("digits").first()
     with pytest.raises(Ended):
         judge_worker.judge_safely(spoil, architecture)
-    values, cause = judge_worker.judge_safely(fail, architecture)
-    assert (values, cause) == ({}, "RuntimeError: shapes cannot be multiplied")
+    measured, cause = judge_worker.judge_safely(fail, architecture)
+    assert (measured, cause) == (None, "RuntimeError: shapes cannot be multiplied")
