@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dataclasses import replace
 
-from search.plan import Plan, make_plan
+from search.plan import Plan, PlanInputs, make_plan
 from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import SUPERNET, trained_alone
@@ -47,15 +47,17 @@ VALUES = Measured(top1=50.0, correct=500.0, total=1000.0, seconds=0.001)
 def plan_for(budget: float, devices: int) -> Plan:
     """Make a plan whose trials have three rungs."""
     plan = make_plan(
-        budget_seconds=budget,
-        devices=devices,
-        measured_seconds=1.0,
-        supernet_step=0.1,
-        trial_step_seconds=[(1_000_000, 0.001), (9_000_000, 0.001)],
-        judge_seconds=0.001,
-        steps_per_epoch=1,
-        max_epochs=9,
-        retrain_steps=100,
+        PlanInputs(
+            budget_seconds=budget,
+            devices=devices,
+            measured_seconds=1.0,
+            supernet_step=0.1,
+            trial_step_seconds=[(1_000_000, 0.001), (9_000_000, 0.001)],
+            judge_seconds=0.001,
+            steps_per_epoch=1,
+            max_epochs=9,
+            retrain_steps=100,
+        )
     )
     assert plan.rungs == (1, 3, 9), plan.rungs
     return plan

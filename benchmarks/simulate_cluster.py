@@ -33,7 +33,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan, supernet_batch
+from search.plan import PHASES, Plan, PlanInputs, StepModel, make_plan, revise_plan, supernet_batch
 from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import SUPERNET, rung_fidelities
@@ -443,19 +443,21 @@ def plan_for(
     """Plan the job, for trainings that are so many times slower than measured."""
     batch = supernet_batch(devices)
     return make_plan(
-        budget_seconds=gpu_days * DAY,
-        devices=devices,
-        measured_seconds=devices * 120.0,
-        supernet_step=batch / SUPERNET_RATE,
-        trial_step_seconds=tuple((macs, s * pace) for macs, s in step_points()),
-        judge_seconds=JUDGE_SECONDS,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        max_epochs=37,
-        retrain_steps=STEPS_PER_EPOCH * 300,
-        train_images=TRAIN_IMAGES,
-        supernet_batch=batch,
-        longest_epochs=300,
-        most_trial_devices=trial_devices,
+        PlanInputs(
+            budget_seconds=gpu_days * DAY,
+            devices=devices,
+            measured_seconds=devices * 120.0,
+            supernet_step=batch / SUPERNET_RATE,
+            trial_step_seconds=tuple((macs, s * pace) for macs, s in step_points()),
+            judge_seconds=JUDGE_SECONDS,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            max_epochs=37,
+            retrain_steps=STEPS_PER_EPOCH * 300,
+            train_images=TRAIN_IMAGES,
+            supernet_batch=batch,
+            longest_epochs=300,
+            most_trial_devices=trial_devices,
+        )
     )
 
 

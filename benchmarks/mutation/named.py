@@ -183,8 +183,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "--share has no effect on the plan",
         PLAN,
-        "split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)",
-        "split_shares(budget_seconds, {}, strategy=strategy)",
+        "split_shares(given.budget_seconds, fixed_shares, strategy=given.strategy)",
+        "split_shares(given.budget_seconds, {}, strategy=given.strategy)",
         "tests/search/plan/test_plan.py",
     ),
     Named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 MODULES = (
     "search/budget.py",
     "search/front/select.py",
+    "search/plan/inputs.py",
     "search/plan/making.py",
     "search/plan/plan.py",
     "search/plan/revising.py",

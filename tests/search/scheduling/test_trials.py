@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from search.plan import Plan, make_plan
+from search.plan import Plan, PlanInputs, make_plan
 from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import trained_alone
@@ -51,15 +51,17 @@ def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
 
 def plan_of(budget: float = 1000.0) -> Plan:
     return make_plan(
-        budget_seconds=budget,
-        devices=2,
-        measured_seconds=1,
-        supernet_step=0.1,
-        trial_step_seconds=[(1_000_000, 0.1), (3_000_000, 0.1)],
-        judge_seconds=1.0,
-        steps_per_epoch=10,
-        max_epochs=2,
-        retrain_steps=100,
+        PlanInputs(
+            budget_seconds=budget,
+            devices=2,
+            measured_seconds=1,
+            supernet_step=0.1,
+            trial_step_seconds=[(1_000_000, 0.1), (3_000_000, 0.1)],
+            judge_seconds=1.0,
+            steps_per_epoch=10,
+            max_epochs=2,
+            retrain_steps=100,
+        )
     )
 
 
