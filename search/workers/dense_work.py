@@ -6,15 +6,12 @@ neither, only `DENSE_WORK`.
 
 from __future__ import annotations
 
-import platform
-import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
@@ -25,14 +22,13 @@ from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.dense_job import DenseJob, dense_for_group, make_dense_job
 from search.workers.job import set_up_process
 from search.workers.judge_worker import judge_safely
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import measure_costs
 from search.workers.supernet_worker import (
     TIMED_STEPS,
     GroupWorker,
     compile_kernels,
 )
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
 from supernet.dense.judging import judge
@@ -63,6 +59,8 @@ TIMED_IMAGES = 8
 class DenseSupernetWorker(GroupWorker):
     """Holds shared weights under heads and their trainer on one device, see `GroupWorker`."""
 
+    num_random = 1
+
     def __init__(self, job: DenseJob, *, threads: int) -> None:
         super().__init__(job, threads=threads)
         self.job = job
@@ -71,38 +69,31 @@ class DenseSupernetWorker(GroupWorker):
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps of the smallest, the largest and a random network, and judging the last."""
-        started = time.monotonic()
-        job, rng = self.job, random.Random(self.job.seed)
-        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
-        subnets = [*extremes, job.space.sample(rng)]
-        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
-        trainer = self._trainer(job.space, 1, job.recipe)
-        return StepTimes(
-            supernet_step=0.0,  # which the workers of a group measure together
-            trial_steps=trial_steps,
-            judge=self._time_judging(subnets[-1]),
-            steps_per_epoch=trainer.order.steps_per_epoch,
-            device_name=device_name(job.device),
-            batch_size=job.recipe.batch_size,
-            supernet_batch=job.recipe.batch_size,
-            judged_images=self.data.sizes["search"],
-            amp=job.recipe.amp,
-            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
-            measured_seconds=time.monotonic() - started,
+        return self.measure_with(
+            self._time_training, lambda subnets: self._time_judging(subnets[-1])
         )
 
-    @ending_spoilt()
-    def measure_supernet(self) -> float:
-        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
+    def step_sizes(self) -> StepTimes:
+        """See `GroupWorker`."""
+        recipe = self.job.recipe
+        return StepTimes(
+            supernet_step=0.0,  # which the workers of a group measure together
+            trial_steps=(),
+            judge=0.0,
+            steps_per_epoch=self._trainer(self.job.space, 1, recipe).order.steps_per_epoch,
+            batch_size=recipe.batch_size,
+            supernet_batch=recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            amp=recipe.amp,
+        )
 
-        A worker that is alone takes one shard of the batch for all of them.
-        """
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[DenseSupernetTrainer, int]:
+        """See `GroupWorker`."""
         recipe, shards = self.job.recipe, 1
-        if not dist.is_initialized():
+        if is_alone:
             shards = recipe.num_shards
             recipe = recipe.model_copy(update={"batch_size": recipe.shard_size})
-        trainer = self._trainer(self.job.space, TIMED_STEPS[self.job.device], recipe)
-        return self.time_steps(trainer) * trainer.world_size * shards
+        return self._trainer(self.job.space, steps, recipe), shards
 
     def make_trainer(self, total_steps: int) -> DenseSupernetTrainer:
         """See `GroupWorker`."""
