@@ -465,6 +465,7 @@ class TestLedgerOnPostgres(LedgerOnPostgres.TestCase):  # type: ignore[name-defi
 
 WRITER = """
 import sys
+from search.record import Measured
 from search.record.record import Record
 from tests.postgres import read_place
 record = Record.open(read_place(sys.argv[1]))
@@ -472,7 +473,7 @@ record.close_orphans()
 for trial in record.trials(state="waiting"):
     attempt = record.start_attempt("search", devices=2, trial_id=trial.id)
     record.heartbeat()
-    record.finish_attempt(attempt, outcome="done", values={"top1": trial.seed / 1000})
+    record.finish_attempt(attempt, outcome="done", measured=Measured(top1=trial.seed / 1000))
     print(trial.id, flush=True)
 """
 
