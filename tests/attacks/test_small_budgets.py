@@ -34,29 +34,10 @@ from search.workers.supernet_worker import WORK
 from searchspace.spec_file import load_space
 from supernet.network.supernet import Supernet
 from supernet.shared_weights.checkpoint import save_supernet
+from tests.clock import Clock
 from tests.local_run import LocalRun
 
 SPACE = load_space("digits").replace(num_classes=10)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
-    with Record.create(tmp_path / "record.db", clock=clock) as record:
-        yield record
 
 
 def local_run(tmp_path: Path, patch: pytest.MonkeyPatch, strategy: str) -> LocalRun:

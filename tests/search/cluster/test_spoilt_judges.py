@@ -16,15 +16,12 @@ from search.cluster import connection
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew, hold_judges
 from search.record import Measured, Record
-from search.run_folder.settings import RunSettings
-from search.scheduling.judging import Judging
 from search.workers.judge_worker import judge_safely
 from searchspace.architecture import Architecture
-from searchspace.spec_file import load_space
+from tests.tiny_engine import SPACE, judging_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
-SPACE = load_space("digits").replace(num_classes=10)
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
 
 
@@ -34,9 +31,6 @@ class SpoiltJudge:
     def __init__(self, job: tuple[str, str], *, threads: int) -> None:
         self.poison, self.folder = job
         self.is_spoilt = False
-
-    def ping(self) -> None:
-        """Answer: the judge is ready."""
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
@@ -66,18 +60,7 @@ def test_a_spoilt_judge_is_replaced_and_its_network_fails_after_three(
     poison = networks[2]
     (tmp_path / "pids").mkdir()
     with Record.create(tmp_path / "record.db") as record:
-        judging = Judging(
-            record=record,
-            space=SPACE,
-            settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
-            phase="search",
-            first=networks,
-            limit_seconds=1e9,
-            judge_seconds=0.01,
-            count_judges=lambda: 1,
-            interrupted=lambda: False,
-            proposes=False,
-        )
+        judging = judging_of(record, first=networks, pace=0.01, proposes=False)
         crew = JudgeCrew(
             cluster,
             SpoiltJudge,
