@@ -65,13 +65,6 @@ class End:
     text: str
     num_events: int
 
-    @property
-    def first_line(self) -> str:
-        """What it said last, of what matters."""
-        lines = [line for line in self.text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("Error")]
-        return (errors or lines or [""])[-1][:110]
-
 
 @dataclass(slots=True)
 class Scene:
