@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
 from supernet.kernels import library
 from supernet.kernels.select import VARIABLE
