@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 
-from configs.reading import read_json
+from configs.reading import read_json, typed
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.transferring.target import Target, choices_of, read_target
 from supernet.dense.network import DenseNetwork, build_dense
@@ -66,11 +66,12 @@ class TransferResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TransferResult:
-        """Read what `to_dict` wrote."""
-        found = {one.name: data[one.name] for one in fields(cls)}
-        for name in ("class_names", "by_class"):
-            found[name] = tuple(found[name])
-        return cls(**found)
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a value is missing or of another kind.
+        """
+        return typed(cls, data)
 
 
 def result_text(values: dict[str, float]) -> str:
