@@ -30,6 +30,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -490,7 +491,7 @@ def simulate(
         devices=devices, failures=failures, rng=random.Random(seed), slower=slower, mixed=mixed
     )
     settings = RunSettings(data="digits", budget=f"{gpu_days}gpu-days", sampler=sampler, seed=seed)
-    lengths: dict[str, tuple[float, float, float]] = {}
+    lengths: dict[str, PhaseLength] = {}
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as out,
         Record.create(Path(out) / "record.db", clock=sim.clock) as record,
@@ -568,10 +569,13 @@ def simulate(
                 print(f"  trainings {pace:.2f} times slower than planned: rungs {plan.rungs}")
 
         def timed(phase: str, work: object) -> None:
-            before, started = sim.now, time.process_time()
-            share = plan.spent_by_end[phase] - record.spent(PHASES)
+            before, started, spent = sim.now, time.process_time(), record.spent(PHASES)
+            planned = plan.spent_by_end[phase] - spent
             work()  # type: ignore[operator]
-            lengths[phase] = (sim.now - before, time.process_time() - started, share)
+            # A phase that found trainings slower made the plan anew, with another share for itself.
+            followed = plan.spent_by_end[phase] - spent
+            cpu = time.process_time() - started
+            lengths[phase] = PhaseLength(sim.now - before, cpu, planned, followed)
 
         record.finish_attempt(record.start_attempt("measure", devices=0), outcome="done")
         timed(SUPERNET, lambda: train_supernet(sim, record, plan))
@@ -596,9 +600,19 @@ def simulate(
         return plan.budget_seconds, record.spent(PHASES), sim.held, devices * JUDGE_SECONDS
 
 
-def report(
-    sim: Simulation, record: Record, plan: Plan, lengths: dict[str, tuple[float, float, float]]
-) -> None:
+class PhaseLength(NamedTuple):
+    """How long a phase took: simulated seconds, the driver's processor seconds, and its shares.
+
+    Device-seconds ``planned`` when it began, and ``followed``, in the plan that it ended with.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    planned: float
+    followed: float
+
+
+def report(sim: Simulation, record: Record, plan: Plan, lengths: dict[str, PhaseLength]) -> None:
     """Print utilisation, overshoot and what the driver cost."""
     spent, trials = record.spent(PHASES), record.trials()
     print(
@@ -617,12 +631,18 @@ def report(
         f"  supernet: {plan.supernet_epochs:,.0f} epochs planned, "
         f"{min(epochs / slowest, plan.supernet_epochs):,.0f} at the slowest device's pace"
     )
-    for phase, (length, cpu, share) in lengths.items():
+    for phase, (length, cpu, planned, followed) in lengths.items():
+        held = record.spent([phase])
+        anew = (
+            f", {100 * (held / followed - 1):+.1f} % of it in the plan made anew"
+            if followed != planned
+            else ""
+        )
         count = sum(trial.origin == phase for trial in trials)
         each = f", {1000 * cpu / count:.1f} ms for each of {count:,}" if count else ""
         print(
-            f"  {phase:8} {length / 3600:8.2f} h, {record.spent([phase]) / DAY:9.2f} gpu-days, "
-            f"{100 * (record.spent([phase]) / share - 1):+.1f} % of its share; "
+            f"  {phase:8} {length / 3600:8.2f} h, {held / DAY:9.2f} gpu-days, "
+            f"{100 * (held / planned - 1):+.1f} % of its share{anew}; "
             f"driver {cpu:6.1f} s{each} ({100 * cpu / max(length, 1e-9):.3f} % of its time)"
         )
     for fidelity in sorted({trial.fidelity for trial in trials}):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 
-from configs.reading import read_json
+from configs.reading import read_json, typed
 from search.record import Measured
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.transferring.target import Target, choices_of, read_target
@@ -69,12 +69,13 @@ class TransferResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TransferResult:
-        """Read what `to_dict` wrote."""
-        found = data | {"measured": Measured.from_json(data["values"])}
-        found = {one.name: found[one.name] for one in fields(cls)}
-        for name in ("class_names", "by_class"):
-            found[name] = tuple(found[name])
-        return cls(**found)
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a value is missing or of another kind.
+        """
+        values = typed(dict[str, float], data.get("values"))
+        return typed(cls, data | {"measured": Measured.from_json(values)})
 
 
 def result_text(measured: Measured) -> str:
@@ -86,7 +87,7 @@ def result_text(measured: Measured) -> str:
             continue
         value, low, high = (measured.value(f"{name}{end}") for end in ("", "_low", "_high"))
         text = f"{words} {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-        if name != "miou":
+        if measured.has(f"{name}50"):
             ap50, ap75 = (measured.value(f"{name}{overlap}") for overlap in (50, 75))
             text += f", AP50 {ap50:.1f}, AP75 {ap75:.1f}"
         parts.append(text)
