@@ -201,7 +201,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     # Healing's lengths follow the budget that is left; what is equally long is equal. Kernels sum
     # in another order where memory lies otherwise, so that logits may differ by rounding.
     for name in both:
-        assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-6), name
+        found, expected = theirs[name].to_json(), ours[name].to_json()
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), name
     with run.record() as record:
         assert record.spent(PHASES) <= 50 + EPOCH
         open_attempts = [row for row in record.ledger() if row[8] is None]
