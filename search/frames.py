@@ -25,8 +25,8 @@ class LoadedRun:
         trials: A row a trial, by ``trial``: the architecture's ``id`` and ``key``, ``fidelity``,
             ``seed``, ``origin``, ``state``, ``params``, ``macs``, ``mixers``, ``stage0`` and so on,
             every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
-        front: A row a candidate at the highest fidelity below retraining, by ``id``: its accuracy
-            with the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
+        front: A row a candidate at the fidelity whose front is shown, by ``id``: its accuracy with
+            the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
         curves: A row an epoch of every training alone: ``trial``, the architecture's ``id``,
             ``fidelity``, ``epoch`` and the mean training ``loss``.
         ledger: A row an attempt: ``phase``, ``trial_id``, ``devices``, ``started`` and ``ended``
