@@ -270,15 +270,8 @@ class TrialRunner:
         if ends in ("done", "failed"):
             self._files.remove(checkpoint_name(task.trial_id))
         trial = self._record.trial(task.trial_id)
-        if ends == "done" and self._is_watched and running.begun is not None:
-            self._ended_paces.append(self._pace(running))
-        if ends == "done" and trial.num_attempts == 1:
-            self._costs.add(running.macs, task.epochs, trial.seconds)
-            if running.begun is not None and running.heard > running.begun:
-                lasted = (running.heard - running.begun) * task.devices
-                self._costs.add_training(running.macs, task.epochs, lasted)
-                silence = running.longest_silence * task.devices
-                self._costs.add_silence(running.macs, task.epochs, silence)
+        if ends == "done":
+            self._learn(task, running, trial)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
@@ -292,6 +285,19 @@ class TrialRunner:
             raise FullDiskError(f"{self._folder}: {cause}")
         if outcome == "no storage" and ends == "interrupted" and not self.should_stop():
             raise StorageError(cause)
+
+    def _learn(self, task: TrialTask, running: _Running, trial: Trial) -> None:
+        """Learn from a trial that is done what others will take."""
+        if self._is_watched and running.begun is not None:
+            self._ended_paces.append(self._pace(running))
+        if trial.num_attempts > 1:
+            return
+        self._costs.add(running.macs, task.epochs, trial.seconds)
+        if running.begun is not None and running.heard > running.begun:
+            lasted = (running.heard - running.begun) * task.devices
+            self._costs.add_training(running.macs, task.epochs, lasted)
+            silence = running.longest_silence * task.devices
+            self._costs.add_silence(running.macs, task.epochs, silence)
 
     def has_lost(self) -> bool:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""

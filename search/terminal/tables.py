@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 _UNITS = "KMGT"
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of numbers, and what stands below the table about it."""
+
+    header: str
+    cell: Callable[[Candidate], str]
+    note: str = ""
+
+
 def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidate] = ()) -> Table:
     """Show candidates of one fidelity, a row each, in at most 80 columns.
 
@@ -31,57 +40,63 @@ def front_table(candidates: Sequence[Candidate], *, retrained: Sequence[Candidat
         retrained: Results of retraining, shown beside the candidate with the same id.
     """
     fidelities = ", ".join(dict.fromkeys(candidate.fidelity for candidate in candidates))
-    final = {candidate.id: candidate for candidate in retrained}
-    shows_final = any(candidate.id in final for candidate in candidates)
-    measured = {
-        unit: [getattr(candidate, name) for candidate in candidates]
-        for name, unit in (("latency_ms", "ms"), ("memory_mib", "MiB"))
-    }
-    measured = {unit: costs for unit, costs in measured.items() if any(costs)}
-    chances = [c.front_probability for c in candidates if c.front_probability is not None]
     table = _table(f"Pareto front ({fidelities})" if fidelities else "Pareto front")
+    columns = [
+        *_known_columns(candidates),
+        *_measured_columns(candidates),
+        *_later_columns(candidates, {candidate.id: candidate for candidate in retrained}),
+    ]
+    for column in columns:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    table.add_column("mixers of the stages", overflow="fold")
+    with_dims = differ_in_dims(candidate.architecture for candidate in candidates)
+    for one in candidates:
+        cells = [column.cell(one) for column in columns]
+        table.add_row(*cells, _Mixers(describe(one.architecture, with_dims=with_dims)))
+    first, *notes = [column.note for column in columns if column.note]
+    notes = ["c: channels of a stage", *notes] if with_dims else notes
+    if any(candidate.near_front for candidate in candidates):
+        notes.append("~: off the front by no more than noise")
+    table.caption = "; ".join([first, *notes])
+    return table
+
+
+def _known_columns(candidates: Sequence[Candidate]) -> Iterator[_Column]:
+    """Yield what every candidate has."""
     from search.results import QUALITY_WORDS
 
     measure = QUALITY_WORDS[candidates[0].measure if candidates else "top1"]
-    for column in ("id", f"{measure} %", "MACs", "params"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for unit in measured:
-        table.add_column(unit, justify="right", no_wrap=True)
-    if chances:
-        table.add_column("sure", justify="right", no_wrap=True)
+    note = f"±: 95 % interval of the {'accuracy' if measure == 'top-1' else measure}"
+    yield _Column("id", lambda c: f"~{c.id}" if c.near_front else str(c.id))
+    yield _Column(f"{measure} %", format_interval, note)
+    yield _Column("MACs", lambda c: format_count(c.macs))
+    yield _Column("params", lambda c: format_count(c.params))
+
+
+def _measured_columns(candidates: Sequence[Candidate]) -> Iterator[_Column]:
+    """Yield the costs that were measured."""
+    if any(c.latency_ms for c in candidates):
+        yield _Column("ms", lambda c: _format_measured(c.latency_ms))
+    if any(c.memory_mib for c in candidates):
+        yield _Column("MiB", lambda c: _format_measured(c.memory_mib))
+
+
+def _later_columns(
+    candidates: Sequence[Candidate], final: Mapping[int, Candidate]
+) -> Iterator[_Column]:
+    """Yield what is known beyond what was judged: chances, forecasts, retrainings."""
+    if any(c.front_probability is not None for c in candidates):
+        note = "sure: chance to be truly on the front"
+        yield _Column("sure", lambda c: format_chance(c.front_probability), note)
     epochs = {c.forecast.epochs for c in candidates if c.forecast is not None}
     if epochs:
-        table.add_column("in full", justify="right", no_wrap=True)
-    if shows_final:
-        table.add_column("retrained", justify="right", no_wrap=True)
-    table.add_column("mixers of the stages", overflow="fold")
-    with_dims = differ_in_dims(candidate.architecture for candidate in candidates)
-    for row, candidate in enumerate(candidates):
-        cells = [f"~{candidate.id}" if candidate.near_front else str(candidate.id)]
-        cells += [format_interval(candidate)]
-        cells += [format_count(candidate.macs), format_count(candidate.params)]
-        cells += [_format_measured(costs[row]) for costs in measured.values()]
-        if chances:
-            cells.append(format_chance(candidate.front_probability))
-        if epochs:
-            cells.append(format_forecast(candidate))
-        if shows_final:
-            found = final.get(candidate.id)
-            cells.append(format_interval(found) if found else "")
-        table.add_row(*cells, _Mixers(describe(candidate.architecture, with_dims=with_dims)))
-    notes = [f"±: 95 % interval of the {'accuracy' if measure == 'top-1' else measure}"]
-    if with_dims:
-        notes.append("c: channels of a stage")
-    if chances:
-        notes.append("sure: chance to be truly on the front")
-    if epochs:
-        notes.append(f"in full: forecast after the recipe's {max(epochs)} epochs")
-    if shows_final:
-        notes.append("retrained: full recipe, judged once on the test split")
-    if any(candidate.near_front for candidate in candidates):
-        notes.append("~: off the front by no more than noise")
-    table.caption = "; ".join(notes)
-    return table
+        note = f"in full: forecast after the recipe's {max(epochs)} epochs"
+        yield _Column("in full", format_forecast, note)
+    if any(c.id in final for c in candidates):
+        note = "retrained: full recipe, judged once on the test split"
+        yield _Column(
+            "retrained", lambda c: format_interval(final[c.id]) if c.id in final else "", note
+        )
 
 
 def architecture_table(architecture: Architecture, *, name: str = "") -> Table:

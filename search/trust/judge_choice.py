@@ -109,28 +109,34 @@ def next_predicted(
     candidates = list({a.key: a for a in drawn if a.key not in keys}.values())
     if not candidates:
         return None
-    predictor = Predictor(
-        [trial.architecture for trial in known], [trial.measured.quality for trial in known]
-    )
-    # What is measured of a network is not known of those that were never judged.
-    measured = {
-        name: Predictor([t.architecture for t in known], [t.measured.value(name) for t in known])
-        for name in objectives
-        if name in MEASURED
-    }
-    columns = {name: predict(candidates) for name, predict in measured.items()}
-    columns |= dict.fromkeys(QUALITIES, 100.0 - predictor(candidates))
-    exact = [known_losses(architecture, objectives) for architecture in candidates]
-    predicted = [
-        tuple(
-            columns[name][index] if loss is None else loss
-            for name, loss in zip(objectives, losses, strict=True)
-        )
-        for index, losses in enumerate(exact)
-    ]
+    predicted = _predicted_losses(candidates, known, objectives)
     done = [losses for trial in known if (losses := losses_of(trial, objectives)) is not None]
     points = np.array([*predicted, *done], dtype=float)
     ranks = non_dominated_rank(points)[: len(candidates)]
     best = np.flatnonzero(ranks == ranks.min())
     # Room is measured among all of the rank; infinite at its ends, where the first one is taken.
     return candidates[int(best[int(np.argmax(crowding_distance(points[best])))])]
+
+
+def _predicted_losses(
+    candidates: Sequence[Architecture], known: Sequence[Trial], objectives: Sequence[str]
+) -> list[tuple[float, ...]]:
+    """Predict the losses of candidates from networks that were trained; exact where they are."""
+    learned = [trial.architecture for trial in known]
+    predictor = Predictor(learned, [trial.measured.quality for trial in known])
+    # What is measured of a network is not known of those that were never judged.
+    measured = {
+        name: Predictor(learned, [trial.measured.value(name) for trial in known])
+        for name in objectives
+        if name in MEASURED
+    }
+    columns = {name: predict(candidates) for name, predict in measured.items()}
+    columns |= dict.fromkeys(QUALITIES, 100.0 - predictor(candidates))
+    exact = [known_losses(architecture, objectives) for architecture in candidates]
+    return [
+        tuple(
+            float(columns[name][index]) if loss is None else loss
+            for name, loss in zip(objectives, losses, strict=True)
+        )
+        for index, losses in enumerate(exact)
+    ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,7 @@ def open_webdataset(name: str, root: Path) -> Source:
             if classes are no numbers from 0 without gaps.
     """
     archives = _archives(root)
-    listing = _Listing()
-    pools: dict[str, IntArray] = {}
-    by_pool = sorted((pool, number) for number, (_, pool) in enumerate(archives))
-    for pool, number in by_pool:
-        first = len(listing.names)
-        _list_archive(archives[number][0], number, root, listing)
-        members = np.arange(first, len(listing.names))
-        pools[pool] = np.concatenate([pools.get(pool, members[:0]), members])
+    listing, pools = _list_pools(archives, root)
     labels = np.array(listing.labels, dtype=np.int64)
     pools = {pool: members for pool, members in pools.items() if (labels[members] >= 0).any()}
     if "train" not in pools or not {"val", "test"} & set(pools):
@@ -98,19 +91,6 @@ def open_webdataset(name: str, root: Path) -> Source:
     info = _info(root)
     _check_complete(root, info, pools, labels)
     places = np.array(listing.places, dtype=np.int64)
-    archive_of = np.array(listing.archives)
-
-    def fetch(positions: IntArray) -> Iterator[Fetched]:
-        # In the order in which they lie on disk; a file of its own for each reader, so that
-        # processes that were forked from one another do not move each other's position.
-        order = positions[np.lexsort((places[positions, 0], archive_of[positions]))]
-        for archive in np.unique(archive_of[order]).tolist():
-            with archives[archive][0].open("rb", buffering=0) as file:
-                for position in order[archive_of[order] == archive].tolist():
-                    offset, size = places[position].tolist()
-                    content = os.pread(file.fileno(), size, offset)
-                    yield Fetched(position, content, listing.names[position])
-
     return Source(
         name=shown(name),
         class_names=_class_names(info, check_labels(labels, pools, shown(str(root)))),
@@ -118,10 +98,44 @@ def open_webdataset(name: str, root: Path) -> Source:
         names=listing.names,
         labels=labels,
         pools=pools,
-        fetch=fetch,
+        fetch=_reader([path for path, _ in archives], listing, places),
         skipped=listing.skipped.found,
         size_of=lambda position: int(places[position, 1]),
     )
+
+
+def _list_pools(
+    archives: Sequence[tuple[Path, str]], root: Path
+) -> tuple[_Listing, dict[str, IntArray]]:
+    """List the samples of all shards, pool by pool; return which of them each pool has."""
+    listing, pools = _Listing(), dict[str, IntArray]()
+    by_pool = sorted((pool, number) for number, (_, pool) in enumerate(archives))
+    for pool, number in by_pool:
+        first = len(listing.names)
+        _list_archive(archives[number][0], number, root, listing)
+        members = np.arange(first, len(listing.names))
+        pools[pool] = np.concatenate([pools.get(pool, members[:0]), members])
+    return listing, pools
+
+
+def _reader(
+    paths: Sequence[Path], listing: _Listing, places: IntArray
+) -> Callable[[IntArray], Iterator[Fetched]]:
+    """Return what reads samples by their positions."""
+    archive_of = np.array(listing.archives)
+
+    def fetch(positions: IntArray) -> Iterator[Fetched]:
+        # In the order in which they lie on disk; a file of its own for each reader, so that
+        # processes that were forked from one another do not move each other's position.
+        order = positions[np.lexsort((places[positions, 0], archive_of[positions]))]
+        for archive in np.unique(archive_of[order]).tolist():
+            with paths[archive].open("rb", buffering=0) as file:
+                for position in order[archive_of[order] == archive].tolist():
+                    offset, size = places[position].tolist()
+                    content = os.pread(file.fileno(), size, offset)
+                    yield Fetched(position, content, listing.names[position])
+
+    return fetch
 
 
 def _archives(root: Path) -> list[tuple[Path, str]]:
