@@ -197,8 +197,6 @@ def test_steps_are_timed_with_their_images_and_their_optimiser(
     assert worker.measure_supernet() == pytest.approx(shared + 10.0)
 
 
-# On a machine with one core.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_step_lasts_as_long_as_its_loaders_need(
     make: Callable[..., Job], clock: PassClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
