@@ -407,17 +407,17 @@ def _image_noise(trials: Sequence[Trial], measure: str) -> tuple[float, float, f
         smoothed = (correct + 0.5) / (total + 1)
         return *wilson_interval(correct, total), 1e4 * smoothed * (1 - smoothed) / total, total
     ends = (f"{measure}_low", f"{measure}_high")
-    low, high = (statistics.fmean(trial.values[name] for trial in trials) for name in ends)
+    low, high = (statistics.fmean(trial.measured.value(name) for trial in trials) for name in ends)
     # Where no image differs from the others, nothing is known of the noise.
     half = max((high - low) / 2, _LEAST_HALF)
-    mean = statistics.fmean(trial.values[measure] for trial in trials) / 100
+    mean = statistics.fmean(trial.measured.quality for trial in trials) / 100
     share, variance = min(max(mean, _LEAST_SHARE), 1 - _LEAST_SHARE), (half / NORMAL_975) ** 2
     return low, high, variance, 1e4 * share * (1 - share) / variance
 
 
 def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
     """Average a cost over the trials that measured it."""
-    found = [trial.values[name] for trial in trials if name in trial.values]
+    found = [trial.measured.value(name) for trial in trials if trial.measured.has(name)]
     return statistics.fmean(found) if found else None
 
 

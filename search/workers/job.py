@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from search.budget import count_cores
+from search.record import Measured
 from search.run_folder import DATA, Files, RunSettings, open_files
 from search.workers.measured_costs import EAGER, measure_costs
 from searchspace.architecture import Architecture
@@ -66,7 +67,7 @@ class Job:
         """Open the prepared images of the run."""
         return open_data(self.files.fetch(DATA))
 
-    def measure_costs(self, network: nn.Module, architecture: Architecture) -> dict[str, float]:
+    def measure_costs(self, network: nn.Module, architecture: Architecture) -> Measured:
         """Measure the costs of a network that the run weighs."""
         return measure_costs(
             network, architecture, self.measured, deployment=self.deployment, table=self.table

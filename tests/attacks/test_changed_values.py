@@ -18,6 +18,7 @@ from search.deployed import Kit
 from search.deployed.kit import CALL, KIT, Whole
 from search.phases.step_times import read_times, write_times
 from search.plan import StepTimes
+from search.record import Measured
 from search.retraining.finished import read_result
 from search.retraining.model_card import RetrainResult
 from search.retraining.out_folder import RESULT_FILE
@@ -172,7 +173,7 @@ def transferred(folder: Path) -> Path:
         split="val",
         class_names=("a",),
         images=1,
-        values={"ap_box": 1.0},
+        measured=Measured(ap_box=1.0),
         by_class=(1.0, None),
         device="cpu",
         seconds=1.0,
@@ -184,7 +185,7 @@ def transferred(folder: Path) -> Path:
 
 def use_transferred(path: Path) -> None:
     found = read_transfer(path.parent)
-    assert sum(found.values.values()) is not None
+    assert sum(found.measured.to_json().values()) is not None
     assert found.params + found.macs + found.seconds + found.images is not None
     assert all(isinstance(name, str) for name in found.class_names)
 

@@ -147,8 +147,8 @@ def record(tmp_path: Path) -> Iterator[Record]:
             known = made.add_architecture(network, params=1, macs=1)
             trial = made.add_trial(known, fidelity=fidelity, seed=0, origin="search")
             attempt = made.start_attempt("search", devices=1, trial_id=trial)
-            values = Measured.judged(correct, 100).values()
-            made.finish_attempt(attempt, outcome="done", values=values)
+            values = Measured.judged(correct, 100)
+            made.finish_attempt(attempt, outcome="done", measured=values)
         yield made
 
 
