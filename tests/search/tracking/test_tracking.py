@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,3 +191,27 @@ def test_a_run_that_breaks_is_told_as_failed(record: Record) -> None:
     with pytest.raises(RuntimeError), RunCurves(record, listener, is_done=lambda: True):
         raise RuntimeError("a bug")
     assert listener.end == "failed"
+
+
+def test_a_tracker_that_hangs_does_not_keep_a_run_from_its_end(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that never answers; the last point waits for it."""
+    answers = threading.Event()
+
+    class Hanging(Listener):
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            answers.wait()
+            super().log(values, step)
+
+    listener = Hanging()
+    curves = RunCurves(
+        record, listener, is_done=lambda: True, every_seconds=1000.0, close_seconds=0.01
+    )
+    with curves:
+        pass
+    assert "has not answered" in caplog.text
+    assert not listener.end
+    answers.set()
+    curves._thread.join()
+    assert listener.end == "done"
