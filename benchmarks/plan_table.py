@@ -1,6 +1,6 @@
 """Print what 50 gpu-days on 64 H100 buy, by the plan as it is: ``python benchmarks/plan_table.py``.
 
-The rates are estimates for an H100 (`benchmarks/simulate_cluster.py`). The first column is for a
+The rates are estimates for an H100 (`benchmarks/simulation/job.py`). The first column is for a
 recipe whose batches have one shard, so that a network is trained on one device; the second for
 those of 224 pixels, which have eight.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.simulate_cluster import DAY, plan_for
+from benchmarks.simulation.devices import DAY
+from benchmarks.simulation.job import plan_for
 from search.plan import Plan, climbing_text, idle_devices, plan_warnings, supernet_text
 
 
