@@ -21,7 +21,7 @@ from search.retraining.training_queue import (
     train_on_cluster,
 )
 from search.retraining.wanted import Prepared, RetrainPlan, Wanted, prepare, resized
-from search.run_folder import RunFolder
+from search.run_folder import RunFolder, RunState
 from search.terminal import clock_text
 from search.tracking import End, Tracker, epoch_values, open_tracker
 from searchspace.architecture import describe
@@ -31,8 +31,6 @@ __all__ = ["PHASE", "RetrainPlan", "resized", "retrain_members"]
 
 PHASE = "retrain"
 _TRACKED_ENDS: dict[str, End] = {"done": "done", "failed": "failed"}
-# The record's key for what each name of a training stands for, see `identity`.
-IDENTITIES = "retrainings"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,8 +95,7 @@ def _say_if_done(
 def _fidelity(record: Record, prepared: Prepared, network: Wanted) -> str:
     """Name a training: by what was asked for, and where others had that name, by its hash too."""
     fidelity = retraining_fidelity(prepared.plan.label(prepared.recipe))
-    known = record.get_meta(IDENTITIES) or {}
-    owner = known.get(f"{network.number} {fidelity}")
+    owner = RunState(record).retrainings.get(f"{network.number} {fidelity}")
     if owner is None:
         older = record.trials(fidelity=fidelity)
         is_ours = all(trial.architecture_id != network.number for trial in older)
@@ -129,9 +126,7 @@ class _Queue(TrainingQueue[_Retraining]):
         record = self.run.record
         with record.together():
             fidelity = _fidelity(record, self.prepared, network)
-            known = record.get_meta(IDENTITIES) or {}
-            names = {f"{network.number} {fidelity}": network.identity}
-            record.set_meta(IDENTITIES, known | names)
+            self.run.state.add_retraining(network.number, fidelity, network.identity)
             trial_id = record.add_trial(network.number, fidelity=fidelity, seed=seed, origin=PHASE)
             record.retry(trial_id)
         name = f"{network.number}-{fidelity.removeprefix(f'{PHASE}-')}-s{seed}"

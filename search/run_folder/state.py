@@ -21,6 +21,7 @@ T = TypeVar("T")
 _PLAN, _TIMES, _MORE = TypeAdapter(Plan), TypeAdapter(StepTimes), TypeAdapter(MorePlan)
 _NUMBERS = TypeAdapter(dict[int, float])
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
+_HASHES = TypeAdapter(dict[str, str])
 
 
 class RunState:
@@ -211,6 +212,17 @@ class RunState:
     def add_latencies_ms(self, found: Mapping[int, float]) -> None:
         """Keep what was measured; measuring again replaces it."""
         self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
+
+    @property
+    def retrainings(self) -> dict[str, str]:
+        """The hash of all that decides a retraining, by ``<architecture id> <fidelity>``."""
+        return self._read(_HASHES, "retrainings") or {}
+
+    def add_retraining(self, architecture_id: int, fidelity: str, identity: str) -> None:
+        """Keep what a fidelity of an architecture was trained by."""
+        self._write(
+            _HASHES, "retrainings", self.retrainings | {f"{architecture_id} {fidelity}": identity}
+        )
 
     def _number(self, key: str) -> float | None:
         return self._read(TypeAdapter(float), key)

@@ -17,6 +17,7 @@ from search.run_folder.state import RunState
         ("plan", [1], "plan"),
         ("times", {"supernet_step": "fast"}, "times"),
         ("phase", 3, "phase"),
+        ("retrainings", {"1 retrain-micro-9e": 3}, "retrainings"),
     ],
 )
 def test_what_another_version_kept_is_one_message(
