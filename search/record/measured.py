@@ -11,7 +11,7 @@ from typing import Any, Self
 _LOSS = "loss@"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Measured:
     """A result's values; NaN is what was not measured, and the record does not keep it.
 
@@ -88,6 +88,10 @@ class Measured:
     def __bool__(self) -> bool:
         """Tell whether anything was measured."""
         return bool(self.losses or self._known())
+
+    def __eq__(self, other: object) -> bool:
+        # What neither has measured is NaN in both, and NaN equals nothing.
+        return isinstance(other, Measured) and self.to_json() == other.to_json()
 
     def __or__(self, other: Measured) -> Measured:
         """Join what was measured of a network by two; the second one's word counts."""

@@ -1,6 +1,8 @@
 """Laws of a result's values: what is not measured is not kept, and reading inverts writing."""
 
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -49,6 +51,15 @@ def test_of_two_that_measured_the_same_the_second_counts(
 ) -> None:
     joined = Measured(**first, losses=losses) | Measured(**second, losses=more)
     assert joined == Measured(**(first | second), losses=losses | more)
+
+
+def test_equal_results_are_equal_wherever_they_come_from() -> None:
+    found = Measured(top1=50.0, losses={1: 0.5})
+    # Another process has another NaN for what was not measured.
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert replace(found, top1=float("nan")) == Measured(losses={1: 0.5})
+    assert found != Measured(top1=50.0)
+    assert found != Measured(top1=50.0, kl=1.0, losses={1: 0.5})
 
 
 @pytest.mark.parametrize(
