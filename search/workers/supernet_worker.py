@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -215,6 +215,10 @@ class SupernetWorker(GroupWorker):
         self.job = job
         self.data = job.open_data()
 
+    @cached_property
+    def _mentor(self) -> Teacher | None:
+        return self.job.mentor()
+
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps and evaluations of the smallest, the largest and two random subnets."""
@@ -245,6 +249,7 @@ class SupernetWorker(GroupWorker):
             amp=job.trial_recipe.amp,
             versions=f"Python {platform.python_version()}, torch {torch.__version__}",
             measured_seconds=time.monotonic() - started,
+            teacher=job.mentor_fingerprint,
         )
 
     @ending_spoilt()
@@ -277,6 +282,7 @@ class SupernetWorker(GroupWorker):
             sharing=self.job.sharing,
             device=self.job.device,
             loader_workers=self.job.loader_workers,
+            teacher=self._mentor,
         )
 
     def _feed_rate(self) -> float:
@@ -297,6 +303,7 @@ class SupernetWorker(GroupWorker):
             seed=self.job.seed,
             device=self.job.device,
             loader_workers=self.job.loader_workers,
+            teacher=self._mentor,
         )
         steps = train_steps(network, self.data, recipe, options)
         seconds = median_seconds(
@@ -348,7 +355,7 @@ def train_alone(
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
     network = build_subnet(task.architecture, recipe.drop_path)
-    result = train_task(job, task, network, recipe, on_epoch)
+    result = train_task(job, task, network, recipe, on_epoch, teacher=job.mentor())
     if result is None:
         return {}
     costs = job.measure_costs(network, task.architecture)

@@ -354,11 +354,13 @@ class _Training:
         if before is not None and self.skipped_in_a_row < MAX_SKIPPED:
             before.restore()
             return
+        lesson = self.gradients.lesson
+        blame = "" if lesson is None else lesson.blame()
         again = {"skip": f"the {MAX_SKIPPED}th in a row, ", "rollback": "", "stop": ""}
         raise _BadLossError(
             f"The loss is {loss} in epoch {epoch + 1} of {self.recipe.total_epochs}, step "
             f"{step + 1} of {self.steps}, {again[self.recipe.bad_loss]}at learning rate "
-            f"{self._lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad."
+            f"{self._lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad.{blame}"
         )
 
     def _identity(self) -> str:
