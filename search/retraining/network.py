@@ -62,6 +62,7 @@ class RetrainOptions:
         start_name: What they are, for the model card.
         token_labels: Folder of label maps, for a recipe with token labels.
         teacher: Whom it learns from, for a recipe with distillation.
+        search_teacher: Whom the trainings of the search that found it learnt from, for the card.
         identity: Of all that decides the training (`identity.identity_of`), where that is known
             already; None computes it.
         loader_workers: Processes that make batches; 0 for the one that trains.
@@ -79,6 +80,7 @@ class RetrainOptions:
     start_name: str = "inherited"
     token_labels: Path | None = None
     teacher: Teacher | None = None
+    search_teacher: str = ""
     identity: str | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
@@ -209,6 +211,7 @@ def _result(
         seed=recipe.seed,
         start="fresh" if options.start is None else options.start_name,
         teacher="" if options.teacher is None else options.teacher.name,
+        search_teacher=options.search_teacher,
         data=data.name,
         data_fingerprint=data.fingerprint,
         class_names=data.class_names,

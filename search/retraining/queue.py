@@ -149,6 +149,7 @@ class _Queue(TrainingQueue[_Retraining]):
             start_name="inherited" if plan.inherit else f"those of {plan.start}",
             token_labels=plan.token_labels,
             teacher=self.prepared.teacher,
+            search_teacher=self.run.settings.taught_by,
             identity=network.identity,
             loader_workers=self.loader_workers(plan.workers),
         )
