@@ -226,9 +226,13 @@ def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
 
 def _teacher(run: RunFolder, text: str, data: ImageData) -> Teacher:
     """Find whom networks learn from: the network that a graft began with, or another."""
+    return grafted_teacher(run) if text == GRAFTED else find_teacher(text, data)
+
+
+def grafted_teacher(run: RunFolder) -> Teacher:
+    """Return the network that a graft began with as one that others learn from."""
     found = run.teacher
-    if text != GRAFTED or found is None:
-        return find_teacher(text, data)
+    assert found is not None
     return Teacher(
         network=_grafted(found).eval(),
         name=run.settings.graft_from,
@@ -246,8 +250,12 @@ def _grafted(found: TeacherFiles) -> Supernet:
     return network
 
 
-def _assembled(run: RunFolder, number: int) -> dict[str, Tensor]:
-    """Load the weights that a network of a graft has before it is healed."""
+def assembled(run: RunFolder, number: int) -> Supernet:
+    """Build a network of a graft as it is before it is healed.
+
+    Raises:
+        ValueError: If its parts have not learned, or cannot be had.
+    """
     found, split = run.teacher, run.state.library
     assert found is not None
     if split is None or run.state.library_done < split[0]:
@@ -259,14 +267,13 @@ def _assembled(run: RunFolder, number: int) -> dict[str, Tensor]:
         folders = [run.files.fetch(f"{LIBRARY}/{share}") for share in range(split[0])]
     except StorageError as error:
         raise ValueError(str(error)) from error
-    network = assemble(run.architecture(number), _grafted(found), load_library(folders))
-    return dict(network.state_dict())
+    return assemble(run.architecture(number), _grafted(found), load_library(folders))
 
 
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
     """Load the weights that a network starts from."""
     if plan.inherit and run.settings.teacher:
-        return _assembled(run, number)
+        return dict(assembled(run, number).state_dict())
     if plan.inherit:
         try:
             supernet = load_supernet(run.supernet_folder(), run.space())

@@ -167,6 +167,8 @@ class RunFolder:
         Raises:
             ValueError: If it is gone, damaged, or another.
         """
+        if self.teacher is not None:
+            self.teacher.state()
         if self.settings.mentor:
             from supernet.training import read_teacher_files
 
