@@ -90,6 +90,10 @@ def retrain(
         str | None,
         typer.Option(help="Learn from it, too: RUN:ID, a folder, PRESET:FILE or timm:NAME[:FILE]."),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images without classes, to learn from --teacher on."),
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="That train one network together.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
@@ -121,6 +125,7 @@ def retrain(
             taps=_taps(taps),
             token_labels=token_labels,
             teacher=teacher,
+            unlabelled=unlabelled,
             devices=devices,
             workers=workers,
         )

@@ -26,6 +26,7 @@ def identity_of(
     start: Mapping[str, Tensor] | None,
     labels: str | None,
     teacher: str | None = None,
+    unlabelled: str | None = None,
 ) -> str:
     """Hash all that decides a training, but for its seed.
 
@@ -36,6 +37,7 @@ def identity_of(
         start: The weights that it starts from.
         labels: Fingerprint of its label maps.
         teacher: Fingerprint of whom it learns from.
+        unlabelled: Fingerprint of the images without classes that it learns on, too.
     """
     # How to learn from a teacher decides nothing without one.
     unread = NOT_DECISIVE | ({"distillation"} if teacher is None else set())
@@ -48,6 +50,7 @@ def identity_of(
         "labels": labels,
     }
     decides |= {} if teacher is None else {"teacher": teacher}
+    decides |= {} if unlabelled is None else {"unlabelled": unlabelled}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -28,6 +28,7 @@ class RetrainResult:
         start: ``fresh`` or ``inherited`` weights.
         teacher: Whom it learnt from; empty for nobody.
         search_teacher: Whom the trainings of the search that found it learnt from; likewise.
+        num_unlabelled: Images without classes that it learnt on as well, from its teacher.
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
@@ -55,6 +56,7 @@ class RetrainResult:
     ema: Accuracy | None
     teacher: str = ""
     search_teacher: str = ""
+    num_unlabelled: int = 0
     identity: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -86,6 +88,8 @@ def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult
         for what, file, found in rows
     )
     taught = f", taught by {_code(result.teacher)}" if result.teacher else ""
+    if result.num_unlabelled:
+        taught += f", also on {result.num_unlabelled:,} images without classes"
     mentor, found_by = result.search_teacher, ""
     if mentor:
         found_by = f"| found by | a search whose trainings were taught by {_code(mentor)} |\n"

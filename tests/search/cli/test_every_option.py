@@ -179,6 +179,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "workers": ("-1", "1.5", "nan"),
         "track": ("comet", ""),
         "teacher": TEACHER,
+        # A folder alone needs a teacher.
+        "unlabelled": ("nowhere", "checkpoint.pth", "cells", LONG, ""),
         "ray_address": ("127.0.0.1:1", "nonsense"),
     },
     "import": {
