@@ -25,7 +25,7 @@ class StepTimes:
         amp: Precision of a training step alone.
         versions: Of what was measured with, e.g. ``torch 2.11``.
         source: Of times that were not measured: what they are estimated from.
-        teacher: Fingerprint of the teacher that the steps learn from; empty for none.
+        teacher: Key of the teacher that the steps learn from; empty for none.
     """
 
     supernet_step: float

@@ -226,8 +226,8 @@ def _teacher(run: RunFolder) -> Teacher | None:
     """Find whom the trainings of the run learned from."""
     if run.settings.strategy == GRAFT:
         return grafted_teacher(run)
-    fingerprint = run.settings.mentor
-    return read_teacher_files(run.folder / MENTOR, fingerprint) if fingerprint else None
+    key = run.settings.mentor
+    return read_teacher_files(run.folder / MENTOR, key) if key else None
 
 
 def _check_has_supernet(run: RunFolder) -> None:

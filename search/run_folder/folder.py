@@ -561,15 +561,14 @@ def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) ->
 def keep_mentor(
     settings: RunSettings, folder: Path, teacher: Callable[[ImageData], Teacher] | None
 ) -> RunSettings:
-    """Lay a teacher where the devices find it; return the settings with its fingerprint."""
+    """Lay a teacher where the devices find it; return the settings with its key."""
     if teacher is None:
         return settings
     from supernet.data import open_data
     from supernet.training import write_teacher_files
 
-    found = teacher(open_data(folder / DATA))
-    write_teacher_files(folder / MENTOR, found)
-    return _changed(settings, {"mentor": found.fingerprint})
+    key = write_teacher_files(folder / MENTOR, teacher(open_data(folder / DATA)))
+    return _changed(settings, {"mentor": key})
 
 
 def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:

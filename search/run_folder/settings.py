@@ -67,7 +67,8 @@ class RunSettings:
             ``teacher``.
         taught_by: Whom the networks learn from while they are trained, as typed; empty: nobody. A
             graft has its own teacher, which it begins with.
-        mentor: Fingerprint of that teacher, which a run keeps as ``mentor``; empty until it does.
+        mentor: Key of the folder ``mentor``, in which a run keeps that teacher; empty until it
+            does. See `supernet.training.teacher_files`.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's

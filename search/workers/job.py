@@ -48,7 +48,7 @@ class Job:
         table: Latencies of the parts of networks on another device, instead of measuring here.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
-        mentor_fingerprint: Of whom the networks learn from; empty for nobody.
+        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
     """
 
     files: Files
@@ -63,7 +63,7 @@ class Job:
     device: str
     deployment: Deployment = EAGER
     table: LatencyTable | None = None
-    mentor_fingerprint: str = ""
+    mentor_key: str = ""
 
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
@@ -75,8 +75,8 @@ class Job:
         Raises:
             ValueError: If it is not the one that the run began with.
         """
-        fingerprint = self.mentor_fingerprint
-        return read_teacher_files(self.files.fetch(MENTOR), fingerprint) if fingerprint else None
+        key = self.mentor_key
+        return read_teacher_files(self.files.fetch(MENTOR), key) if key else None
 
     def measure_costs(self, network: nn.Module, architecture: Architecture) -> dict[str, float]:
         """Measure the costs of a network that the run weighs."""
@@ -148,7 +148,7 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         device=device,
         deployment=settings.deployment,
         table=settings.load_table(),
-        mentor_fingerprint=settings.mentor,
+        mentor_key=settings.mentor,
     )
 
 

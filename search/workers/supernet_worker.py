@@ -249,7 +249,7 @@ class SupernetWorker(GroupWorker):
             amp=job.trial_recipe.amp,
             versions=f"Python {platform.python_version()}, torch {torch.__version__}",
             measured_seconds=time.monotonic() - started,
-            teacher=job.mentor_fingerprint,
+            teacher=job.mentor_key,
         )
 
     @ending_spoilt()

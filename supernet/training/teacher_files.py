@@ -1,7 +1,8 @@
 """A teacher as a folder of two files, so that other processes learn from the same weights.
 
 ``model.safetensors`` and ``teacher.json``: which network it is, and how images are normalised for
-it. Its fingerprint is a hash of all of that; weights that are others are refused.
+it. The key of such a folder is a hash of all of that and of the weights; another one is refused
+before anything is built.
 """
 
 from __future__ import annotations
@@ -51,8 +52,12 @@ def make_teacher(
     )
 
 
-def write_teacher_files(folder: Path, teacher: Teacher) -> None:
-    """Write the two files; the network is one of ours, or of timm by ``timm_name``."""
+def write_teacher_files(folder: Path, teacher: Teacher) -> str:
+    """Write the two files; the network is one of ours, or of timm by ``timm_name``.
+
+    Returns:
+        The key of the folder.
+    """
     network = teacher.network
     own = network.only if isinstance(network, Supernet) else None
     about = {
@@ -71,19 +76,22 @@ def write_teacher_files(folder: Path, teacher: Teacher) -> None:
     save_file(state, folder / WEIGHTS_FILE)
     durable.sync(folder / WEIGHTS_FILE)
     durable.write_text(folder / ABOUT_FILE, json.dumps(about, indent=1))
+    return _key(about)
 
 
-def read_teacher_files(folder: Path, fingerprint: str) -> Teacher:
+def read_teacher_files(folder: Path, key: str) -> Teacher:
     """Read what `write_teacher_files` wrote.
 
     Args:
-        fingerprint: That the teacher must have.
+        key: That the folder must have.
 
     Raises:
         ValueError: If it is gone, damaged, or another.
     """
     try:
         about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        if _key(about) != key:
+            raise ValueError(f"{ABOUT_FILE} is not the one that was written")
         network = _network_of(about)
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
         found = make_teacher(
@@ -101,13 +109,22 @@ def read_teacher_files(folder: Path, fingerprint: str) -> Teacher:
     ) as error:
         words = " ".join(str(error).split())[:200]
         raise _other(folder, f"cannot be read ({words})") from error
-    if found.fingerprint != fingerprint:
+    if found.fingerprint != about["fingerprint"]:
         raise _other(folder, "has other weights than the one that the run began with")
     return found
 
 
+def _key(about: Mapping[str, Any]) -> str:
+    """Hash all but the name: one teacher may be called by several."""
+    known = {name: value for name, value in about.items() if name != "name"}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
 def _network_of(about: Mapping[str, Any]) -> nn.Module:
     if about["timm_name"]:
+        # Other names are addresses of hubs and folders.
+        if not timm.is_model(about["timm_name"]):
+            raise ValueError(f"timm knows no model {about['timm_name']!r}")
         return timm.create_model(about["timm_name"], num_classes=about["num_classes"])
     return build_subnet(Architecture.from_dict(about["architecture"]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     )
     for number, teacher in enumerate((ours, theirs)):
         folder = tmp_path / str(number)
-        write_teacher_files(folder, teacher)
-        found = read_teacher_files(folder, teacher.fingerprint)
+        key = write_teacher_files(folder, teacher)
+        found = read_teacher_files(folder, key)
         for name in ("name", "img_size", "num_classes", "mean", "std", "fingerprint", "timm_name"):
             assert getattr(found, name) == getattr(teacher, name)
         assert not found.network.training
@@ -102,6 +103,19 @@ def unknown_network(folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps({**about, "timm_name": "resnet9000"}))
 
 
+def other_heads(folder: Path) -> None:
+    """The same weights, put together in another way."""
+    about = json.loads((folder / ABOUT).read_text())
+    about["architecture"]["stages"][0]["mlp_ratio"] = 4
+    (folder / ABOUT).write_text(json.dumps(about))
+
+
+def many_classes(folder: Path) -> None:
+    about = json.loads((folder / ABOUT).read_text())
+    about |= {"timm_name": "resnet10t", "num_classes": 10**12}
+    (folder / ABOUT).write_text(json.dumps(about))
+
+
 def deep(folder: Path) -> None:
     (folder / ABOUT).write_text("[" * 100_000)
 
@@ -110,14 +124,32 @@ def deep(folder: Path) -> None:
     "spoil",
     [
         *(flip, swap, cut, lose, lose_about, list_about, empty_about, other_mean, other_size),
-        *(forged, other_network, unknown_network, deep),
+        *(forged, other_network, unknown_network, other_heads, many_classes, deep),
     ],
 )
 def test_another_teacher_is_refused_in_one_message(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    teacher = tiny_teacher()
-    write_teacher_files(tmp_path / "mentor", teacher)
+    key = write_teacher_files(tmp_path / "mentor", tiny_teacher())
     spoil(tmp_path / "mentor")
     with pytest.raises(ValueError, match=r"keeps the teacher that it began with.*mentor.*Restore"):
-        read_teacher_files(tmp_path / "mentor", teacher.fingerprint)
+        read_teacher_files(tmp_path / "mentor", key)
+
+
+def test_a_hub_is_not_asked_for_what_a_stranger_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote the key as well, with the settings."""
+    key = write_teacher_files(
+        tmp_path, replace(tiny_teacher(timm.create_model("test_vit")), timm_name="hf-hub:a/b")
+    )
+    monkeypatch.setattr("supernet.training.teacher_files.timm.create_model", None)
+    with pytest.raises(ValueError, match="timm knows no model 'hf-hub:a/b'"):
+        read_teacher_files(tmp_path, key)
+
+
+def test_one_teacher_by_two_names_has_one_key(tmp_path: Path) -> None:
+    one = tiny_teacher()
+    keys = {write_teacher_files(tmp_path / name, replace(one, name=name)) for name in ("a", "./a")}
+    assert len(keys) == 1
+    assert write_teacher_files(tmp_path / "b", tiny_teacher(img_size=16)) not in keys
