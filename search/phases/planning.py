@@ -158,11 +158,11 @@ def plan_here(
 def _check_times_teacher(times: StepTimes, settings: RunSettings, where: Path) -> None:
     """Refuse times of steps with another teacher: its part of a step may be most of it."""
     if times.teacher != settings.mentor:
-        theirs = "another teacher, or one," if times.teacher else "no teacher"
+        theirs = "a teacher" if times.teacher else "no teacher"
         mine = f"--teacher {settings.taught_by}" if settings.taught_by else "no --teacher"
         raise ValueError(
-            f"{where} has the times of steps with {theirs} and the plan is asked with {mine}. Name "
-            "the teacher of these times, or measure here."
+            f"{where} has the times of steps with {theirs}, and the plan is asked with {mine}, "
+            "which is not the same. Name the teacher of these times, or measure here."
         )
 
 
