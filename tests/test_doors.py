@@ -38,8 +38,19 @@ ENTRIES = {
     "search.record": {"postgres"},
     # Commands: `search export` must not load Ray for `search retrain`.
     "search.retraining": {
-        *("attempt", "evaluate", "export", "finished", "graft_source", "identity"),
-        *("import_checkpoint", "ladder", "out_folder", "queue", "together", "training_queue"),
+        "attempt",
+        "evaluate",
+        "export",
+        "finished",
+        "graft_source",
+        "identity",
+        "import_checkpoint",
+        "ladder",
+        "out_folder",
+        "queue",
+        "teachers",
+        "together",
+        "training_queue",
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

@@ -9,7 +9,7 @@ import torch
 from search.grafting import single_networks
 from search.record import Measured
 from search.record.record import Record
-from search.run_folder import RunSettings, write_teacher
+from search.run_folder import RunSettings, own_run, write_teacher
 from search.run_folder.state import DONE, RunState
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
@@ -22,7 +22,11 @@ from searchspace.graft_space import (
 )
 from searchspace.latency_table import Latency, LatencyTable, macro_of_space, parts_of
 from searchspace.mixers import NoMixer, WindowAttention
+from supernet.data import prepare_data
+from supernet.grafting import LibraryTrainer, hidden_order, part_keys
 from supernet.network import build_subnet
+from supernet.training import digest_of
+from tests.tiny_data import changed
 from tests.tiny_run import plan_of_minutes
 
 WINDOW = WindowAttention(window_size=4, num_heads=2)
@@ -46,9 +50,10 @@ def write_graft(folder: Path) -> Path:
     """Write a finished graft of `TEACHER`, all of whose parts are scored, and some couples."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    about = {"name": "a teacher", "fingerprint": "one", "class_names": []}
+    state = build_subnet(TEACHER).state_dict()
+    about = {"name": "a teacher", "fingerprint": digest_of(state), "class_names": []}
     about |= {"mean": [0.5] * 3, "std": [0.3] * 3}
-    write_teacher(folder / "teacher", TEACHER, build_subnet(TEACHER).state_dict(), about)
+    write_teacher(folder / "teacher", TEACHER, state, about)
     settings = RunSettings(
         data="digits",
         budget="10cpu-minutes",
@@ -66,6 +71,30 @@ def write_graft(folder: Path) -> Path:
         for network in single_networks(graft_space(TEACHER), TEACHER):
             kl = sum(made_up_score(one) for one in replacements(TEACHER, network))
             add_judged(record, network, kl)
+    return folder
+
+
+def write_learned_graft(folder: Path) -> Path:
+    """Write a finished graft whose parts have taken one step, with the digits."""
+    write_graft(folder)
+    data = prepare_data("digits", img_size=32, folder=folder / "data")
+    with own_run(folder) as run:
+        teacher = build_subnet(TEACHER)
+        assert run.teacher is not None
+        teacher.load_state_dict(run.teacher.state())
+        trainer = LibraryTrainer(
+            teacher,
+            part_keys(run.space(), TEACHER),
+            run.as_taught(data),
+            changed("quick", batch_size=8),
+            total_steps=1,
+            seed=0,
+            order=hidden_order(teacher.eval(), [torch.randn(2, 3, 32, 32)]),
+        )
+        trainer.run(1)
+        trainer.save(folder / "library" / "0")
+        state = RunState(run.record)
+        state.library, state.library_done = (1, 1), 1
     return folder
 
 

@@ -119,6 +119,8 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         values["from"] = settings.graft_from
     if settings.graft_arch:
         values["arch"] = settings.graft_arch
+    if settings.taught_by:
+        values["teacher"] = settings.taught_by
     if settings.start:
         values["start"] = settings.start
     for name in ("latency_of", "precision", "batch", "latency_table"):

@@ -90,6 +90,10 @@ def retrain(
         str | None,
         typer.Option(help="Learn from it, too: RUN:ID, a folder, PRESET:FILE or timm:NAME[:FILE]."),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images without classes, to learn from --teacher on."),
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="That train one network together.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that make batches; default: 8 for a GPU.")
@@ -121,6 +125,7 @@ def retrain(
             taps=_taps(taps),
             token_labels=token_labels,
             teacher=teacher,
+            unlabelled=unlabelled,
             devices=devices,
             workers=workers,
         )
@@ -159,15 +164,20 @@ def ladder(
     target: Annotated[str, typer.Argument(metavar="RUN:ID", help="A network of a run.")],
     step: Annotated[
         list[str] | None,
-        typer.Option(help="inside, extracted, recalibrated, fine-tuned, retrained; default: all."),
+        typer.Option(
+            help="inside, extracted, recalibrated, fine-tuned, retrained; of a graft assembled, "
+            "recalibrated, healed, retrained; default: all."
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning and of retraining.")] = 5,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Of fine-tuning (or healing) and of retraining.")
+    ] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of these trainings.")] = 0,
     device: Device = "cpu",
 ) -> None:
-    """Show the accuracy of a network inside the supernet, extracted, ..., trained alone."""
+    """Show the accuracy of a network inside the supernet (or of parts), ..., trained alone."""
     from search.results import wilson_interval
-    from search.retraining.ladder import STEPS, take_steps
+    from search.retraining.ladder import take_steps
     from search.run_folder import open_run, run_and_id
 
     check_device(device)
@@ -175,7 +185,7 @@ def ladder(
         raise ValueError(f"Name a network of a run as RUN:ID, e.g. runs/digits:12, got {target!r}.")
     console = make_console()
     with open_run(named[0]) as run:
-        steps = tuple(step or STEPS)
+        steps = tuple(step) if step else None
         for one in take_steps(run, named[1], steps=steps, epochs=epochs, seed=seed, device=device):
             low, high = wilson_interval(one.accuracy.correct, one.accuracy.total)
             console.say(

@@ -51,6 +51,8 @@ Share = Annotated[
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
+TAUGHT = "Let all networks learn from it, too: timm:NAME[:FILE], PRESET:FILE, RUN:ID or a folder."
+Teacher = Annotated[str | None, typer.Option(rich_help_panel=TRAINING, help=TAUGHT)]
 Track = Annotated[
     str | None,
     typer.Option(rich_help_panel=TRAINING, help="Send curves to mlflow or wandb, too."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from search.cli.options import (
     Space,
     Strategy,
     Task,
+    Teacher,
     Track,
     make_console,
 )
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from search.run_folder import RunFolder, RunSettings, TeacherFiles
+    from supernet.data import ImageData
+    from supernet.training import Teacher as FoundTeacher
 
 # What may be given with --resume; all else is decided when a run begins.
 RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address", "track"}
@@ -174,6 +177,7 @@ def run(
         str | None,
         typer.Option(rich_help_panel=TRAINING, help=RECIPE_HELP),
     ] = None,
+    teacher: Teacher = None,
     track: Track = None,
     storage: Annotated[
         str | None,
@@ -225,6 +229,7 @@ def run(
             graft_from=from_ or "",
             graft_arch=arch or "",
             teacher="" if grafted is None else str(grafted.folder),
+            taught_by=teacher or "",
             start=str(start.resolve()) if start else "",
             sampler=sampler,
             strategy=strategy,
@@ -247,13 +252,14 @@ def run(
             command=shlex.join(["search", *sys.argv[1:]]),
         )
         begun = settings
+        mentor = _look_for(teacher)
         if ray_address is not None or settings.parsed_budget.device == "gpu":
             from search.cluster import check_devices
 
             check_devices(settings.parsed_budget.device, ray_address)
         out = out or _default_folder(data)
         check_output_folder(out)
-        opened = create_run(out, settings, database=record)
+        opened = create_run(out, settings, database=record, teacher=mentor)
         make_console().say(f"Reading {data} ...")
     _work(opened, out, ray_address, track, begun=begun)
 
@@ -306,6 +312,7 @@ def plan(
     data: Data = "digits",
     img_size: ImgSize = None,
     recipe: Recipe = None,
+    teacher: Teacher = None,
     task: Task = "classification",
     strategy: Strategy = "supernet",
     share: Share = [],  # noqa: B006 - typer reads it once
@@ -343,12 +350,14 @@ def plan(
         shares=_shares(share),
         img_size=img_size,
         retrain_recipe=recipe or "",
+        taught_by=teacher or "",
         storage=storage or "",
     )
+    mentor = _look_for(teacher)
     check_output(save_times)
     source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
-    made = plan_here(settings, devices=devices, times_from=source, say=console.say)
+    made = plan_here(settings, devices=devices, times_from=source, say=console.say, teacher=mentor)
     counted = settings.parsed_budget.device
     console.print(plan_table(made.plan, counted, twice=made.twice, times=made.times))
     if save_times is not None:
@@ -393,6 +402,15 @@ def _teacher_of(text: str | None, arch: str | None) -> Iterator[TeacherFiles | N
     with tempfile.TemporaryDirectory(prefix="search-graft-") as folder:
         find_source(text, arch).write(Path(folder))
         yield read_teacher(Path(folder))
+
+
+def _look_for(text: str | None) -> Callable[[ImageData], FoundTeacher] | None:
+    """Look for a teacher before images are read, which may take long."""
+    if text is None:
+        return None
+    from search.retraining.teachers import look_for_teacher
+
+    return look_for_teacher(text)
 
 
 def _graft_strategy(context: typer.Context, strategy: str) -> str:

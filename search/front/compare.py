@@ -28,12 +28,14 @@ class Compared:
     Attributes:
         name: As the user wrote it.
         result: Its accuracy and latency at the run's highest fidelity that judged it, if any.
+        taught_by: Whom all trainings of its run learned from; empty for nobody.
         latency: Of its parts and of ``all`` on this machine, one image, where it was measured.
     """
 
     name: str
     architecture: Architecture
     result: Candidate | None = None
+    taught_by: str = ""
     latency: Mapping[str, Latency] = field(default_factory=dict)
 
 
@@ -73,10 +75,10 @@ def load_compared(target: str, *, img_size: int | None = None) -> Compared:
         ValueError: If there is no such architecture.
     """
     architecture = load_target(target)
-    result = _result_of(target)
+    result, taught_by = _result_of(target)
     if img_size is not None and img_size != architecture.img_size:
         architecture, result = architecture.replace(img_size=img_size), None
-    return Compared(name=target, architecture=architecture, result=result)
+    return Compared(name=target, architecture=architecture, result=result, taught_by=taught_by)
 
 
 def compare_table(compared: Sequence[Compared]) -> Table:
@@ -98,6 +100,8 @@ def compare_table(compared: Sequence[Compared]) -> Table:
     notes = ["bold: differs from the first", "share: of the MACs of one image"]
     if any(one.latency for one in compared):
         notes.append("ms: of one image on this machine, median and its 95 % interval")
+    if len({one.taught_by for one in compared if one.result}) > 1:
+        notes.append("accuracies with and without a teacher are no comparison of architectures")
     table.caption = "; ".join(notes)
     return table
 
@@ -118,6 +122,7 @@ def _describe(one: Compared) -> dict[str, Any]:
         "params": total.params,
         "macs": total.macs,
         "fidelity": result.fidelity if result else None,
+        "taught_by": one.taught_by or None,
         result.measure if result else "top1": result.top1 if result else None,
         "latency_ms": _whole_latency(one),
         "parts": [
@@ -200,6 +205,8 @@ def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
         measure = QUALITY_WORDS[next(r.measure for r in results if r)]
         rows.append((f"  {measure} %", *(format_interval(r) if r else "-" for r in results)))
         rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
+    if any(one.taught_by for one in compared):
+        rows.append(("  taught by", *(one.taught_by or "-" for one in compared)))
     known = [PUBLISHED.get(one.name) for one in compared]
     if any(known):
         rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))
@@ -219,11 +226,16 @@ def _sizes(architecture: Architecture) -> dict[str, str]:
     }
 
 
-def _result_of(target: str) -> Candidate | None:
-    """Return the result of RUN:ID at the highest fidelity below retraining that has it."""
+def _result_of(target: str) -> tuple[Candidate | None, str]:
+    """Return the result of RUN:ID at the highest fidelity below retraining that has it.
+
+    Returns:
+        That, and whom the trainings of the run learned from.
+    """
     named = run_and_id(target)
     if Path(target).exists() or named is None:
-        return None
+        return None, ""
     with open_run(named[0]) as folder:
         trials = [t for t in folder.record.trials() if t.architecture_id == named[1]]
-        return judged_at(trials)[0] if searched_fidelities(trials) else None
+        found = judged_at(trials)[0] if searched_fidelities(trials) else None
+        return found, folder.settings.taught_by

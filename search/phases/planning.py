@@ -9,17 +9,20 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
 from search.plan import MAX_EPOCHS, Plan, PlanInputs, StepTimes, make_plan
-from search.run_folder import DATA, GRAFT, RunSettings
+from search.run_folder import DATA, GRAFT, MENTOR, RunSettings, keep_mentor
 from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
 from supernet.recipes import load_dense_recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
+
+if TYPE_CHECKING:
+    from supernet.training import Teacher
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
@@ -83,6 +86,7 @@ def plan_here(
     devices: int | None,
     times_from: TimesFrom | None = None,
     say: Callable[[str], None] | None = None,
+    teacher: Callable[[ImageData], Teacher] | None = None,
 ) -> Planned:
     """Find out what steps take, and plan the budget and twice as much. Nothing is left behind.
 
@@ -91,6 +95,7 @@ def plan_here(
         devices: How many; None takes this machine's, or the cluster's.
         times_from: Where times come from; None measures in this process.
         say: Told what images there are, line by line, before anything is measured.
+        teacher: Builds what the settings name as ``taught_by``, for their images.
 
     Raises:
         ValueError: If there is nothing to measure, and no times are given.
@@ -105,16 +110,23 @@ def plan_here(
         if say is not None:
             for line in data.lines():
                 say(line)
+        settings = keep_mentor(settings, folder, teacher)
         started = time.monotonic()
         if source.ray_address is not None:
             times, found = measure_on_cluster(settings, folder, data, source.ray_address)
         elif source.times is not None:
             times = read_times(source.times)
+            _check_times_teacher(times, settings, source.times)
         elif source.profile is not None:
             if not isinstance(data, ImageData):
                 raise ValueError(
                     f"The profiles of devices are of classifiers, got --task {settings.task}. "
                     "Measure here, or take the times of a run or a file with --times."
+                )
+            if settings.taught_by:
+                raise ValueError(
+                    f"The profiles of devices know no teachers, got --teacher {settings.taught_by}."
+                    " Measure here, or take the times of a run with this teacher with --times."
                 )
             times = profile_times(source.profile, settings, settings.load_space(), data)
         else:
@@ -141,6 +153,17 @@ def plan_here(
             for factor in (1.0, 2.0)
         )
     return Planned(plan=plan, twice=twice, times=times)
+
+
+def _check_times_teacher(times: StepTimes, settings: RunSettings, where: Path) -> None:
+    """Refuse times of steps with another teacher: its part of a step may be most of it."""
+    if times.teacher != settings.mentor:
+        theirs = "a teacher" if times.teacher else "no teacher"
+        mine = f"--teacher {settings.taught_by}" if settings.taught_by else "no --teacher"
+        raise ValueError(
+            f"{where} has the times of steps with {theirs}, and the plan is asked with {mine}, "
+            "which is not the same. Name the teacher of these times, or measure here."
+        )
 
 
 def _prepared(settings: RunSettings, folder: Path) -> ImageData | SearchedData:
@@ -202,6 +225,8 @@ def measure_on_cluster(
         try:
             if not job.files.has(DATA):
                 job.files.publish(DATA, folder / DATA)
+            if settings.mentor and not job.files.has(MENTOR):
+                job.files.publish(MENTOR, folder / MENTOR)
             with cluster.actors(worker_class, job, 1) as (worker,):
                 times: StepTimes = call(worker, "measure", while_waiting=lambda: None)
                 if settings.strategy == "supernet":
@@ -210,6 +235,7 @@ def measure_on_cluster(
         finally:
             if settings.storage:
                 job.files.remove(DATA)
+                job.files.remove(MENTOR)
     return times, devices
 
 

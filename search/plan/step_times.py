@@ -26,6 +26,7 @@ class StepTimes:
         amp: Precision of a training step alone.
         versions: Of what was measured with, e.g. ``torch 2.11``.
         source: Of times that were not measured: what they are estimated from.
+        teacher: Key of the teacher that the steps learn from; empty for none.
     """
 
     supernet_step: float
@@ -41,6 +42,7 @@ class StepTimes:
     amp: str = ""
     versions: str = ""
     source: str = ""
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         numbers = [self.supernet_step, self.judge, self.measured_seconds, self.feed_rate]

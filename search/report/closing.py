@@ -180,6 +180,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         charges=run.record.charges(PHASES),
         backbones=find_backbones(trials, run.folder),
         graft=story_of(run, trials),
+        taught_by=run.settings.taught_by,
         training=_around_the_id(training_command(run, "--arch", 0)),
         trust=report_of(run.record, seed=run.settings.seed, strategy=run.settings.strategy),
         horizon=_horizon(run),
@@ -234,6 +235,11 @@ def _commands(run: RunFolder) -> str:
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
+    if run.settings.taught_by:
+        yield (
+            f"All trainings of this run learned from {run.settings.taught_by}: those of runs "
+            "without this teacher are no measure of them."
+        )
     checked = run.state.extraction_errors
     members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
     errors = [checked[member.id] for member in members if member.id in checked]

@@ -94,6 +94,23 @@ def teacher_line(story: GraftStory) -> str:
     return f"{said}; network {plain.architecture_id}, {plain.measured.top1:.1f} % as it is."
 
 
+def teacher_payload(story: GraftStory | None) -> dict[str, Any] | None:
+    """Say where the chart draws the teacher; None of any other run, or before it was judged.
+
+    ``as_it_is`` is for the fidelities that it was not trained on at.
+    """
+    found = [] if story is None else [t for t in story.trials if t.key == story.teacher.key]
+    done = [trial for trial in found if trial.state == "done"]
+    if not done:
+        return None
+    plain = next((trial for trial in done if trial.fidelity == SUPERNET), None)
+    point = None
+    if plain is not None:
+        top1 = round(plain.measured.top1, 2)
+        point = {"top1": top1, "macs": plain.macs, "params": plain.params}
+    return {"id": done[0].architecture_id, "as_it_is": point}
+
+
 def attention_line(story: GraftStory) -> str:
     """Say which blocks of attention do without it, by the scores of the parts alone."""
     needs: list[str] = []

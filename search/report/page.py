@@ -27,7 +27,7 @@ from search.report.findings import (
     retrained_content,
     trust_content,
 )
-from search.report.grafts import GraftStory, graft_content
+from search.report.grafts import GraftStory, graft_content, teacher_payload
 from search.report.networks import networks_payload, published_payload
 from search.report.payload import (
     Charge,
@@ -100,6 +100,7 @@ class ReportData:
         horizon: How the ranking changes with epochs; None where that is not known.
         recipe_epochs: Of the full recipe; 0 where they are not known.
         graft: Of a graft, what its section tells; else None.
+        taught_by: Whom all trainings learned from; empty for nobody.
         training: What trains a network for good, in front of its id and behind; empty takes
             `search retrain`.
     """
@@ -121,6 +122,7 @@ class ReportData:
     notes: tuple[str, ...] = ()
     backbones: tuple[Backbone, ...] = ()
     graft: GraftStory | None = None
+    taught_by: str = ""
     training: tuple[str, str] = ("", "")
     horizon: HorizonReport | None = None
     recipe_epochs: int = 0
@@ -249,6 +251,7 @@ def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> d
         "best": best_payload(top),
         "published": published_payload(architectures),
         "retrained": retrained_payload(report.trials, top),
+        "teacher": teacher_payload(report.graft),
         "hypervolume": curves,
         "phases": phases_payload(report.spent_by_phase, unit_seconds),
         "trust": trust_payload(report.trust),
@@ -326,6 +329,7 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
     return {
         "Searched": report.space,
         "Images": report.data,
+        **({"Teacher": report.taught_by} if report.taught_by else {}),
         "Strategy": report.strategy,
         "Objectives": ", ".join(axis_name(name) for name in report.objectives),
         "Budget": format_seconds(asked, device),

@@ -70,7 +70,11 @@ def find_retrained(target: str) -> Retrained:
         ValueError: If there is none, or more than one.
     """
     path = Path(target)
-    if (path / ARCHITECTURE_FILE).is_file():
+    try:
+        is_folder = (path / ARCHITECTURE_FILE).is_file()
+    except OSError:  # a name that no file can have
+        is_folder = False
+    if is_folder:
         return _open(path)
     named = run_and_id(target)
     if named is None or not named[0].is_dir():

@@ -11,12 +11,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from search.retraining.finished import find_retrained
-from search.retraining.identity import digest_of
 from search.retraining.out_folder import ARCHITECTURE_FILE, RESULT_FILE
 from search.run_folder import load_target, run_and_id, write_teacher
 from searchspace.architecture import Architecture
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import build_subnet
+from supernet.training import digest_of
 
 WEIGHTS_FILE = "model.safetensors"
 

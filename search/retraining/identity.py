@@ -7,13 +7,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
 from supernet.data import ImageData, StreamedImages
 from supernet.recipes import Recipe
-from supernet.training import LabelMaps
+from supernet.training import LabelMaps, digest_of
 
 # What a recipe says about itself decides nothing; the seed is told apart by itself.
 NOT_DECISIVE = {"name", "about", "source", "sizes", "seed"}
@@ -27,6 +26,7 @@ def identity_of(
     start: Mapping[str, Tensor] | None,
     labels: str | None,
     teacher: str | None = None,
+    unlabelled: str | None = None,
 ) -> str:
     """Hash all that decides a training, but for its seed.
 
@@ -37,6 +37,7 @@ def identity_of(
         start: The weights that it starts from.
         labels: Fingerprint of its label maps.
         teacher: Fingerprint of whom it learns from.
+        unlabelled: Fingerprint of the images without classes that it learns on, too.
     """
     # How to learn from a teacher decides nothing without one.
     unread = NOT_DECISIVE | ({"distillation"} if teacher is None else set())
@@ -49,6 +50,7 @@ def identity_of(
         "labels": labels,
     }
     decides |= {} if teacher is None else {"teacher": teacher}
+    decides |= {} if unlabelled is None else {"unlabelled": unlabelled}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
@@ -59,13 +61,3 @@ def label_maps(data: ImageData, folder: Path | None) -> LabelMaps | None:
     images = data.streamed().full_train().images
     assert isinstance(images, StreamedImages)
     return LabelMaps(folder, images.names(), data.num_classes)
-
-
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Hash weights by their names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -29,6 +29,8 @@ class RetrainResult:
         crop_pct: Share of the side of an image's central square that it expects to see.
         start: ``fresh`` or ``inherited`` weights.
         teacher: Whom it learnt from; empty for nobody.
+        search_teacher: Whom the trainings of the search that found it learnt from; likewise.
+        num_unlabelled: Images without classes that it learnt on as well, from its teacher.
         seconds: Of training, over all attempts, without evaluation.
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
@@ -55,6 +57,8 @@ class RetrainResult:
     raw: Accuracy
     ema: Accuracy | None
     teacher: str = ""
+    search_teacher: str = ""
+    num_unlabelled: int = 0
     identity: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -92,6 +96,11 @@ def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult
         for what, file, found in rows
     )
     taught = f", taught by {_code(result.teacher)}" if result.teacher else ""
+    if result.num_unlabelled:
+        taught += f", also on {result.num_unlabelled:,} images without classes"
+    mentor, found_by = result.search_teacher, ""
+    if mentor:
+        found_by = f"| found by | a search whose trainings were taught by {_code(mentor)} |\n"
     return f"""# {describe(architecture)}
 
 An image classifier that was searched and trained by mixer-search; architecture `{result.key}`.
@@ -109,7 +118,7 @@ training; 95 % intervals by Wilson's score. One training with seed {result.seed}
 | multiply-accumulates of an image | {result.macs:,} |
 | image | {architecture.img_size} x {architecture.img_size}, {architecture.in_chans} channels |
 | classes | {_classes(result.class_names)} |
-| trained on | {result.num_train_images:,} images, {_text(result.start)} weights{taught} |
+{found_by}| trained on | {result.num_train_images:,} images, {_text(result.start)} weights{taught} |
 | recipe | {_code(result.recipe)} ({_text(recipe.about)}), in full in `recipe.yaml` |
 | training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {_text(result.device)} |
 

@@ -22,7 +22,7 @@ from search.retraining.tensorboard import TensorBoard
 from search.retraining.together import joined
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from supernet.data import ImageData
+from supernet.data import ImageData, Split, Unlabelled
 from supernet.network import build_subnet, interpolated_start
 from supernet.recipes import Recipe, dump_recipe
 from supernet.training import (
@@ -35,6 +35,7 @@ from supernet.training import (
     TrainingResult,
     check_teacher,
     check_token_labels,
+    check_unlabelled,
     remove_checkpoints,
     seen_share,
     train,
@@ -62,6 +63,8 @@ class RetrainOptions:
         start_name: What they are, for the model card.
         token_labels: Folder of label maps, for a recipe with token labels.
         teacher: Whom it learns from, for a recipe with distillation.
+        unlabelled: Images without classes, to learn from the teacher on.
+        search_teacher: Whom the trainings of the search that found it learnt from, for the card.
         identity: Of all that decides the training (`identity.identity_of`), where that is known
             already; None computes it.
         loader_workers: Processes that make batches; 0 for the one that trains.
@@ -79,6 +82,8 @@ class RetrainOptions:
     start_name: str = "inherited"
     token_labels: Path | None = None
     teacher: Teacher | None = None
+    unlabelled: Unlabelled | None = None
+    search_teacher: str = ""
     identity: str | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
@@ -103,7 +108,9 @@ def retrain(
     )
     check_fit(architecture, data)
     check_token_labels(recipe, given=options.token_labels is not None)
-    check_teacher(recipe, given=options.teacher is not None)
+    taught, more = options.teacher, options.unlabelled
+    check_teacher(recipe, given=taught is not None)
+    check_unlabelled(recipe, given=more is not None, is_taught=taught is not None)
     maps = label_maps(data, options.token_labels)
     if options.identity is None:
         labels = None if maps is None else maps.fingerprint()
@@ -113,7 +120,8 @@ def retrain(
             recipe,
             start=options.start,
             labels=labels,
-            teacher=None if options.teacher is None else options.teacher.fingerprint,
+            teacher=None if taught is None else taught.fingerprint,
+            unlabelled=None if more is None else more.fingerprint,
         )
         options = replace(options, identity=found)
     if options.threads is not None:
@@ -148,7 +156,7 @@ def _train(
             data,
             recipe,
             TrainingOptions(
-                train_split=data.full_train(),
+                train_split=_images(data, options),
                 eval_split=data.test_split(),
                 seed=recipe.seed,
                 device=options.device,
@@ -169,6 +177,11 @@ def _train(
         write_text(options.out / RESULT_FILE, json.dumps(result.to_dict(), indent=1) + "\n")
         remove_checkpoints(options.out)
     return result
+
+
+def _images(data: ImageData, options: RetrainOptions) -> Split:
+    labelled, more = data.full_train(), options.unlabelled
+    return labelled if more is None else more.added_to(labelled)
 
 
 def _same_training(found: RetrainResult, options: RetrainOptions) -> RetrainResult:
@@ -209,6 +222,7 @@ def _result(
         seed=recipe.seed,
         start="fresh" if options.start is None else options.start_name,
         teacher="" if options.teacher is None else options.teacher.name,
+        search_teacher=options.search_teacher,
         data=data.name,
         data_fingerprint=data.fingerprint,
         class_names=data.class_names,
@@ -216,6 +230,7 @@ def _result(
         std=data.std,
         crop_pct=seen_share(data, recipe.crop_pct),
         num_train_images=len(data.full_train()),
+        num_unlabelled=0 if options.unlabelled is None else options.unlabelled.count,
         device=options.device,
         seconds=training.seconds,
         raw=training.raw,

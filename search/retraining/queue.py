@@ -64,6 +64,8 @@ def retrain_members(
     """
     run.check_classifies()
     prepared = prepare(run, ids, plan)
+    if prepared.unlabelled is not None:
+        console.print(prepared.unlabelled.line(), highlight=False, soft_wrap=True)
     run.record.close_orphans()
     seeds = tuple(dict.fromkeys(plan.seeds))
     wanted = [(network, seed) for network in prepared.networks for seed in seeds]
@@ -144,6 +146,8 @@ class _Queue(TrainingQueue[_Retraining]):
             start_name="inherited" if plan.inherit else f"those of {plan.start}",
             token_labels=plan.token_labels,
             teacher=self.prepared.teacher,
+            unlabelled=self.prepared.unlabelled,
+            search_teacher=self.run.settings.taught_by,
             identity=network.identity,
             loader_workers=self.loader_workers(plan.workers),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_checkpoint
 from torch import nn
 
-from search.retraining.finished import find_retrained
-from search.retraining.identity import digest_of
+from search.retraining.finished import Retrained, find_retrained
 from searchspace.presets import PRESETS, preset
 from supernet.data import ImageData
 from supernet.network import build_subnet
-from supernet.training import Teacher
+from supernet.recipes import Distillation
+from supernet.training import Lesson, Teacher, eval_batches, make_teacher
 
 TIMM = "timm:"
+# A teacher is heard on so many images before anything is spent on it.
+HEARD_IMAGES = 4
 
 
 def find_teacher(text: str, data: ImageData) -> Teacher:
@@ -32,51 +34,73 @@ def find_teacher(text: str, data: ImageData) -> Teacher:
         data: What it is to teach: its classes must be these.
 
     Raises:
-        ValueError: If there is none, its weights do not fit, or its classes are others.
+        ValueError: If there is none, its weights do not fit, its classes are others, or it says
+            nothing about these images.
+    """
+    return look_for_teacher(text)(data)
+
+
+def look_for_teacher(text: str) -> Callable[[ImageData], Teacher]:
+    """Look whether there is a teacher, before there are images; see `find_teacher`.
+
+    Returns:
+        What builds it, for the images that it is to teach.
+
+    Raises:
+        ValueError: If there is none.
     """
     plain, _, weights = text.rpartition(":")
+    build: Callable[[ImageData], Teacher]
     if text.startswith(TIMM):
-        teacher = _of_timm(text, data)
+        name, _, file = text.removeprefix(TIMM).partition(":")
+        if not timm.is_model(name):
+            raise ValueError(
+                f"--teacher {text}: timm knows no model {name!r}. See timm.list_models()."
+            )
+        build = partial(_of_timm, text, name, _file(text, file) if file else None)
     elif plain in PRESETS:
-        teacher = _of_preset(text, plain, Path(weights), data)
+        build = partial(_of_preset, text, plain, _file(text, weights))
     else:
-        teacher = _of_retraining(text, data)
-    if teacher.num_classes != data.num_classes:
-        raise ValueError(
-            "A teacher has an opinion on every class of the images: "
-            f"{text} has {teacher.num_classes} classes, {data.name} has {data.num_classes}. Name "
-            "one that was trained on these classes."
-        )
-    return teacher
+        build = partial(_of_retraining, text, find_retrained(text))
+    return lambda data: _heard(build(data), data)
 
 
-def _of_retraining(text: str, data: ImageData) -> Teacher:
-    found = find_retrained(text)
-    if found.result.class_names != data.class_names:
+def _of_retraining(text: str, found: Retrained, data: ImageData) -> Teacher:
+    result = found.result
+    if result.class_names != data.class_names:
         raise ValueError(
-            f"The teacher {text} learnt other classes ({', '.join(found.result.class_names[:3])} "
+            f"The teacher {text} learnt other classes ({', '.join(result.class_names[:3])} "
             f"...) than those of {data.name} ({', '.join(data.class_names[:3])} ...), or in "
             "another order. Name one that was trained on these classes."
         )
-    size, result = found.architecture.img_size, found.result
-    return _teacher(found.network(), text, size, data.num_classes, result.mean, result.std)
+    return make_teacher(
+        found.network(),
+        text,
+        img_size=found.architecture.img_size,
+        num_classes=data.num_classes,
+        mean=result.mean,
+        std=result.std,
+    )
 
 
 def _of_preset(text: str, name: str, weights: Path, data: ImageData) -> Teacher:
     architecture = preset(name).replace(num_classes=data.num_classes)
     network = build_subnet(architecture)
     _load(network, weights, text)
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return _teacher(network, text, architecture.img_size, data.num_classes, mean, std)
+    return make_teacher(
+        network,
+        text,
+        img_size=architecture.img_size,
+        num_classes=data.num_classes,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
 
 
-def _of_timm(text: str, data: ImageData) -> Teacher:
-    name, _, weights = text.removeprefix(TIMM).partition(":")
-    if not timm.is_model(name):
-        raise ValueError(f"--teacher {text}: timm knows no model {name!r}. See timm.list_models().")
-    if weights:
+def _of_timm(text: str, name: str, weights: Path | None, data: ImageData) -> Teacher:
+    if weights is not None:
         network = timm.create_model(name, num_classes=data.num_classes)
-        _load(network, Path(weights), text)
+        _load(network, weights, text)
     else:
         try:
             network = timm.create_model(name, pretrained=True)
@@ -86,46 +110,68 @@ def _of_timm(text: str, data: ImageData) -> Teacher:
                 f"of them: timm:{name}:WEIGHTS."
             ) from error
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    classes = int(network.num_classes)  # type: ignore[arg-type]
-    size = int(config["input_size"][-1])
-    return _teacher(network, text, size, classes, config["mean"], config["std"])
+    return make_teacher(
+        network,
+        text,
+        img_size=int(config["input_size"][-1]),
+        num_classes=int(network.num_classes),  # type: ignore[arg-type]
+        mean=config["mean"],
+        std=config["std"],
+        timm_name=name,
+    )
+
+
+def _file(text: str, weights: str) -> Path:
+    if not Path(weights).is_file():
+        raise ValueError(f"--teacher {text}: there is no file {weights!r}. {_REMEDY}")
+    return Path(weights)
+
+
+_REMEDY = "Name a file with the weights of this network and these classes."
 
 
 def _load(network: nn.Module, weights: Path, text: str) -> None:
     """Load a file of weights, as timm reads them: safetensors, or torch's without foreign code."""
-    remedy = "Name a file with the weights of this network and these classes."
-    if not weights.is_file():
-        raise ValueError(f"--teacher {text}: there is no file {str(weights)!r}. {remedy}")
     try:
         load_checkpoint(network, str(weights), use_ema=False, weights_only=True)
     # Whatever an unpickler raises, and what becomes of what it finds, it raises about the file.
     except Exception as error:
         words = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"--teacher {text}: {weights} does not fit ({words}). {remedy}") from error
+        raise ValueError(
+            f"--teacher {text}: {weights} does not fit ({words}). {_REMEDY}"
+        ) from error
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(
                 f"--teacher {text}: {name} in {weights} has values that are no finite numbers. "
-                f"{remedy}"
+                f"{_REMEDY}"
             )
 
 
-def _teacher(
-    network: nn.Module,
-    name: str,
-    img_size: int,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Teacher:
-    about = json.dumps([img_size, list(mean), list(std)])
-    state = digest_of(network.state_dict())
-    return Teacher(
-        network=network.eval().to(torch.float32),
-        name=name,
-        img_size=img_size,
-        num_classes=num_classes,
-        mean=tuple(mean),
-        std=tuple(std),
-        fingerprint=hashlib.sha256(f"{about} {state}".encode()).hexdigest(),
+@torch.no_grad()
+def _heard(teacher: Teacher, data: ImageData) -> Teacher:
+    """Return a teacher that has an opinion, a finite one, on every class of the images."""
+    rule = "A teacher has an opinion on every class of the images"
+    if teacher.num_classes != data.num_classes:
+        raise ValueError(
+            f"{rule}: {teacher.name} has {teacher.num_classes} classes, {data.name} has "
+            f"{data.num_classes}. Name one that was trained on these classes."
+        )
+    images, _ = next(iter(eval_batches(data.split("train"), data, HEARD_IMAGES)))
+    lesson = Lesson(
+        teacher, Distillation(weight=1, temperature=1), data.mean, data.std, images.device
     )
+    try:
+        said = lesson.logits(images)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"The teacher {teacher.name} cannot look at images of {data.name} ({words}). Name one "
+            f"for images of {images.shape[1]} channels."
+        ) from error
+    if said.shape != (len(images), data.num_classes) or not said.isfinite().all():
+        raise ValueError(
+            f"{rule}: {teacher.name} says what is no {data.num_classes} finite numbers for each. "
+            "Name another, or restore its weights from a copy."
+        )
+    return teacher

@@ -23,7 +23,7 @@ from search.retraining.teachers import find_teacher
 from search.retraining.together import first_goes_first, joined_torchrun
 from search.run_folder import load_target
 from search.terminal import StopSignals
-from supernet.data import prepare_data
+from supernet.data import prepare_data, prepare_unlabelled
 from supernet.recipes import load_recipe, with_epochs
 from supernet.training import EpochReport, with_shards_for
 
@@ -41,6 +41,7 @@ def main(
     workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
     token_labels: Annotated[Path | None, typer.Option(help="Folder of label maps.")] = None,
     teacher: Annotated[str | None, typer.Option(help="As for search retrain.")] = None,
+    unlabelled: Annotated[Path | None, typer.Option(help="As for search retrain.")] = None,
 ) -> None:
     """Train a network with a recipe and judge it once on the test split."""
     chosen = load_recipe(recipe)
@@ -50,8 +51,10 @@ def main(
     with joined_torchrun(device) as is_first:
         with first_goes_first(is_first):
             images = prepare_data(data, img_size=architecture.img_size, folder=out / DATA_FOLDER)
+            more = None if unlabelled is None else prepare_unlabelled(unlabelled, images, out)
         devices = dist.get_world_size() if dist.is_initialized() else 1
-        chosen = with_shards_for(chosen, len(images.full_train()), devices)
+        num_images = len(images.full_train()) + (0 if more is None else more.count)
+        chosen = with_shards_for(chosen, num_images, devices)
         with StopSignals() as stop:
             result = retrain(
                 architecture.replace(num_classes=images.num_classes),
@@ -66,6 +69,7 @@ def main(
                     should_stop=lambda: stop.requested is not None,
                     token_labels=token_labels,
                     teacher=None if teacher is None else find_teacher(teacher, images),
+                    unlabelled=more,
                     loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
                 ),
             )

@@ -22,12 +22,18 @@ from search.retraining.teachers import find_teacher
 from search.run_folder import DATA, LIBRARY, RunFolder, StorageError, TeacherFiles
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
-from supernet.data import ImageData, mend_data, prepare_data
+from supernet.data import ImageData, Unlabelled, mend_data, prepare_data, prepare_unlabelled
 from supernet.grafting import assemble, load_library
 from supernet.network import Supernet, build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
 from supernet.shared_weights import load_supernet
-from supernet.training import Teacher, check_teacher, check_token_labels, with_shards_for
+from supernet.training import (
+    Teacher,
+    check_teacher,
+    check_token_labels,
+    check_unlabelled,
+    with_shards_for,
+)
 
 MAX_SEED = 2**63 - 1
 # Of a word in the name of a folder: names of files end at 255 bytes.
@@ -50,6 +56,7 @@ class RetrainPlan:
         taps: Turn windows and kernels of the first size into the second.
         token_labels: Folder of label maps.
         teacher: Whom the networks learn from, see `search.retraining.teachers.find_teacher`.
+        unlabelled: Folder of images without classes, to learn from the teacher on.
         devices: That train one network together.
         workers: Processes that make batches for a device; None for 0 on CPU, 8 on a GPU.
     """
@@ -63,6 +70,7 @@ class RetrainPlan:
     taps: tuple[int, int] | None = None
     token_labels: Path | None = None
     teacher: str | None = None
+    unlabelled: Path | None = None
     devices: int = 1
     workers: int | None = None
 
@@ -91,6 +99,7 @@ class RetrainPlan:
         words += ["inherited"] * self.inherit
         words += [] if self.start is None else [f"from-{_word(self.start.name)}"]
         words += [] if self.teacher is None else [f"taught-by-{_word(self.teacher)}"]
+        words += [] if self.unlabelled is None else ["unlabelled"]
         words += [] if self.img_size is None else [f"{self.img_size}px"]
         words += [] if self.taps is None else ["{}to{}".format(*self.taps)]
         return "-".join(words)
@@ -121,6 +130,7 @@ class Prepared:
     recipe: Recipe
     data: ImageData
     teacher: Teacher | None
+    unlabelled: Unlabelled | None
     networks: tuple[Wanted, ...]
 
 
@@ -135,14 +145,19 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
         plan = _healing(run, plan)
     recipe = plan.load_recipe()
     check_token_labels(recipe, given=plan.token_labels is not None)
-    check_teacher(recipe, given=plan.teacher is not None)
+    is_taught = plan.teacher is not None
+    check_teacher(recipe, given=is_taught)
+    check_unlabelled(recipe, given=plan.unlabelled is not None, is_taught=is_taught)
     numbers = tuple(dict.fromkeys(ids))
     architectures = [resized(run.architecture(number), plan) for number in numbers]
     starts = [_start(run, number, plan) for number in numbers]
     data = _data(run, plan)
     # A damaged test image is found now, and not after the last epoch.
     data.test_split()
-    num_images = len(data.full_train())
+    more = None
+    if plan.unlabelled is not None:
+        more = prepare_unlabelled(plan.unlabelled, data, run.folder)
+    num_images = len(data.full_train()) + (0 if more is None else more.count)
     if num_images < 2:
         raise ValueError(f"Training needs at least 2 images, got {num_images}. Add images.")
     recipe = with_shards_for(recipe, num_images, plan.devices)
@@ -157,13 +172,20 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
         recipe=recipe,
         data=data,
         teacher=teacher,
+        unlabelled=more,
         networks=tuple(
             Wanted(
                 number=number,
                 architecture=architecture,
                 start=start,
                 identity=identity_of(
-                    architecture, data, recipe, start=start, labels=labels, teacher=taught
+                    architecture,
+                    data,
+                    recipe,
+                    start=start,
+                    labels=labels,
+                    teacher=taught,
+                    unlabelled=None if more is None else more.fingerprint,
                 ),
             )
             for number, architecture, start in zip(numbers, architectures, starts, strict=True)
@@ -226,9 +248,13 @@ def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
 
 def _teacher(run: RunFolder, text: str, data: ImageData) -> Teacher:
     """Find whom networks learn from: the network that a graft began with, or another."""
+    return grafted_teacher(run) if text == GRAFTED else find_teacher(text, data)
+
+
+def grafted_teacher(run: RunFolder) -> Teacher:
+    """Return the network that a graft began with as one that others learn from."""
     found = run.teacher
-    if text != GRAFTED or found is None:
-        return find_teacher(text, data)
+    assert found is not None
     return Teacher(
         network=_grafted(found).eval(),
         name=run.settings.graft_from,
@@ -246,8 +272,12 @@ def _grafted(found: TeacherFiles) -> Supernet:
     return network
 
 
-def _assembled(run: RunFolder, number: int) -> dict[str, Tensor]:
-    """Load the weights that a network of a graft has before it is healed."""
+def assembled(run: RunFolder, number: int) -> Supernet:
+    """Build a network of a graft as it is before it is healed.
+
+    Raises:
+        ValueError: If its parts have not learned, or cannot be had.
+    """
     found, split = run.teacher, run.state.library
     assert found is not None
     if split is None or run.state.library_done < split[0]:
@@ -259,14 +289,13 @@ def _assembled(run: RunFolder, number: int) -> dict[str, Tensor]:
         folders = [run.files.fetch(f"{LIBRARY}/{share}") for share in range(split[0])]
     except StorageError as error:
         raise ValueError(str(error)) from error
-    network = assemble(run.architecture(number), _grafted(found), load_library(folders))
-    return dict(network.state_dict())
+    return assemble(run.architecture(number), _grafted(found), load_library(folders))
 
 
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:
     """Load the weights that a network starts from."""
     if plan.inherit and run.settings.teacher:
-        return _assembled(run, number)
+        return dict(assembled(run, number).state_dict())
     if plan.inherit:
         try:
             supernet = load_supernet(run.supernet_folder(), run.space())

@@ -1,12 +1,20 @@
 """The folder of a run: its settings, its files, and how a user names what is in it."""
 
 from search.run_folder.disk import FullDiskError, is_disk_full
-from search.run_folder.folder import RunFolder, create_run, open_run, own_run, resume_run
+from search.run_folder.folder import (
+    RunFolder,
+    create_run,
+    keep_mentor,
+    open_run,
+    own_run,
+    resume_run,
+)
 from search.run_folder.settings import GRAFT, RunSettings, parse_shares
 from search.run_folder.state import DONE, RunState
 from search.run_folder.storage import (
     DATA,
     LIBRARY,
+    MENTOR,
     START,
     SUPERNET,
     TEACHER,
@@ -25,6 +33,7 @@ __all__ = [
     "DONE",
     "GRAFT",
     "LIBRARY",
+    "MENTOR",
     "START",
     "SUPERNET",
     "TEACHER",
@@ -39,6 +48,7 @@ __all__ = [
     "TeacherFiles",
     "create_run",
     "is_disk_full",
+    "keep_mentor",
     "load_target",
     "open_files",
     "open_run",

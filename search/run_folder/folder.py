@@ -2,9 +2,10 @@
 
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
 ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
-recipe of the user's own), ``latency_table.json`` (where it was given one), ``data/`` (decoded
-images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db``
-(Optuna's copy of the results), ``report.html``, ``front.png``, ``retrain/``. With a storage
+recipe of the user's own), ``latency_table.json`` (where it was given one), ``mentor/``
+(whom its networks learn from, where there is somebody), ``data/`` (decoded images), ``supernet/``
+(checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the
+results), ``report.html``, ``front.png``, ``retrain/``. With a storage
 (`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
@@ -17,7 +18,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
 from search.run_folder.storage import (
     DATA,
+    MENTOR,
     OWNER,
     START,
     SUPERNET,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
     from supernet.data import ImageData
     from supernet.data.dense import SearchedData
+    from supernet.training import Teacher
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
@@ -158,9 +161,22 @@ class RunFolder:
                 "this is for classifiers. Train them with `search transfer`."
             )
 
+    def check_mentor(self) -> None:
+        """See that the teacher whom the networks learn from is the one that the run began with.
+
+        Raises:
+            ValueError: If it is gone, damaged, or another.
+        """
+        if self.teacher is not None:
+            self.teacher.state()
+        if self.settings.mentor:
+            from supernet.training import read_teacher_files
+
+            read_teacher_files(self.folder / MENTOR, self.settings.mentor)
+
     def share_data(self) -> None:
         """Let the devices find what the run was given, unless they do already."""
-        for name in (DATA, START, TEACHER):
+        for name in (DATA, START, TEACHER, MENTOR):
             if (self.folder / name).is_dir() and not self.files.has(name):
                 self.files.publish(name, self.folder / name)
 
@@ -248,7 +264,11 @@ def own_run(folder: Path) -> Iterator[RunFolder]:
 
 @contextmanager
 def create_run(
-    folder: Path, settings: RunSettings, *, database: str | None = None
+    folder: Path,
+    settings: RunSettings,
+    *,
+    database: str | None = None,
+    teacher: Callable[[ImageData], Teacher] | None = None,
 ) -> Iterator[RunFolder]:
     """Make the folder of a new run: check everything, read the data, then write the record.
 
@@ -258,17 +278,23 @@ def create_run(
         folder: To make.
         settings: What was asked for.
         database: Address of a PostgreSQL database for the record; None keeps it in the folder.
+        teacher: Builds what the settings name as ``taught_by``, for the run's images.
 
     Raises:
         ValueError: If the folder is in use or any input is wrong; nothing is left behind.
     """
     _check_free(folder)
+    if bool(settings.taught_by) != (teacher is not None):
+        raise ValueError(
+            f"What builds a teacher goes with its name, got the name {settings.taught_by!r}. Give "
+            "both or none; see search.retraining.teachers."
+        )
     space = _check(settings)
     address = folder / RECORD if database is None else _new_schema(database, folder.name)
     with _made_folder(folder), _claimed(folder) as claim:
         _check_free(folder)  # by now nobody else changes it
         refuse_links(folder)
-        new = _NewRun(folder, settings, address, claim)
+        new = _NewRun(folder, settings, address, claim, teacher)
         try:
             record = new.make(space)
         except StorageError as error:
@@ -290,7 +316,7 @@ def create_run(
         try:
             with record:
                 try:
-                    yield RunFolder(folder, record, _with_kept_files(folder, settings))
+                    yield RunFolder(folder, record, _with_kept_files(folder, new.settings))
                 finally:
                     began = RunState(record).has_plan
         except ValueError:
@@ -328,6 +354,7 @@ def resume_run(
         changes |= {} if sampler is None else {"sampler": sampler}
         run = replace(run, settings=_changed(run.settings, changes))
         run.files.check(is_new=False)
+        run.check_mentor()
         _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()
@@ -407,16 +434,25 @@ def refuse_links(folder: Path) -> None:
 class _NewRun:
     """A run that is being made by the process that has the folder's lock."""
 
-    def __init__(self, folder: Path, settings: RunSettings, address: Address, claim: Claim) -> None:
-        self._folder, self._settings, self._address, self._claim = folder, settings, address, claim
+    def __init__(
+        self,
+        folder: Path,
+        settings: RunSettings,
+        address: Address,
+        claim: Claim,
+        teacher: Callable[[ImageData], Teacher] | None,
+    ) -> None:
+        self.settings, self._teacher = settings, teacher
+        self._folder, self._address, self._claim = folder, address, claim
         self._files = open_files(settings.storage, folder)
         self._has_storage = self._has_schema = False
 
     def make(self, space: SearchSpace) -> Record:
         """Write everything; return the record, claimed."""
-        folder, settings = self._folder, self._settings
+        folder = self._folder
         self._files.check(is_new=True, token=self._claim.token)
-        prepare_run_data(settings, space, folder)
+        prepare_run_data(self.settings, space, folder)
+        self.settings = settings = keep_mentor(self.settings, folder, self._teacher)
         if settings.teacher:
             shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
@@ -452,7 +488,7 @@ class _NewRun:
 
             drop_schema(self._address)
         data = self._folder / DATA
-        for name in (f"{DATA}/unpacked", START, TEACHER):
+        for name in (f"{DATA}/unpacked", START, TEACHER, MENTOR):
             shutil.rmtree(self._folder / name, ignore_errors=True)
         for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -466,7 +502,8 @@ class _NewRun:
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
     from supernet.recipes import load_recipe
-    from supernet.shared_weights import check_strategy
+    from supernet.shared_weights import check_shared_lesson, check_strategy
+    from supernet.training import check_teacher
 
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
@@ -474,8 +511,10 @@ def _check(settings: RunSettings) -> SearchSpace:
     if not settings.classifies:
         _check_backbones(settings, space)
         return space
-    for field in RECIPES:
-        load_recipe(getattr(settings, field))
+    recipes = {field: load_recipe(getattr(settings, field)) for field in RECIPES}
+    if settings.taught_by:
+        check_teacher(recipes["trial_recipe"], given=True)
+        check_shared_lesson(recipes["supernet_recipe"], given=settings.strategy == "supernet")
     if "latency_ms" in settings.objectives:
         _check_latency(settings, space)
     return space
@@ -517,6 +556,19 @@ def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) ->
     data = prepare_searched(settings.data, settings.task, seed=settings.seed, folder=folder / DATA)
     if settings.start:
         write_start_of(settings, space.replace(num_classes=data.num_classes), folder / START)
+
+
+def keep_mentor(
+    settings: RunSettings, folder: Path, teacher: Callable[[ImageData], Teacher] | None
+) -> RunSettings:
+    """Lay a teacher where the devices find it; return the settings with its key."""
+    if teacher is None:
+        return settings
+    from supernet.data import open_data
+    from supernet.training import write_teacher_files
+
+    key = write_teacher_files(folder / MENTOR, teacher(open_data(folder / DATA)))
+    return _changed(settings, {"mentor": key})
 
 
 def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
@@ -583,7 +635,7 @@ def _check_free(folder: Path) -> None:
     is_half_made = (
         has_token(folder / LOCK)
         and SPACE not in names
-        and all(name in (DATA, START, TEACHER) or _MADE.fullmatch(name) for name in names)
+        and all(name in (DATA, START, TEACHER, MENTOR) or _MADE.fullmatch(name) for name in names)
         and _has_recorded_nothing(folder)
     )
     if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):

@@ -65,6 +65,10 @@ class RunSettings:
         graft_arch: What that was trained as, where a file of weights does not say it.
         teacher: Folder of that trained network, see `search.run_folder.teacher`. A run keeps it as
             ``teacher``.
+        taught_by: Whom the networks learn from while they are trained, as typed; empty: nobody. A
+            graft has its own teacher, which it begins with.
+        mentor: Key of the folder ``mentor``, in which a run keeps that teacher; empty until it
+            does. See `supernet.training.teacher_files`.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
@@ -99,6 +103,8 @@ class RunSettings:
     graft_from: str = ""
     graft_arch: str = ""
     teacher: str = ""
+    taught_by: str = ""
+    mentor: str = ""
     start: str = ""
     space: str = ""
     sampler: str = "guided"
@@ -206,6 +212,14 @@ class RunSettings:
                 f"--from CHECKPOINT, got --strategy {self.strategy}, --task {self.task} and "
                 f"{'--from ' + self.graft_from if self.teacher else 'no --from'}."
             )
+        if self.taught_by and (self.graft_from or not self.classifies):
+            why = (
+                "A graft learns from the network that it begins with (--from)"
+                if self.graft_from
+                else f"The networks of a search with --task {self.task} have no classes in common "
+                "with a classifier"
+            )
+            raise ValueError(f"{why}, got --teacher {self.taught_by} as well. Leave --teacher out.")
         if not self.classifies and self.strategy == "zero-cost":
             raise ValueError(
                 f"Zero-cost scores are of classifiers, got --task {self.task}. Choose --strategy "

@@ -38,6 +38,8 @@ START = "start"
 TEACHER = "teacher"
 # And the parts that learned from it, a folder for each trainer.
 LIBRARY = "library"
+# The trained network that the networks of another run learn from.
+MENTOR = "mentor"
 CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
 # In a storage: whose it is, and who asks for it.
 OWNER, ASKING = "owner.json", "asking"

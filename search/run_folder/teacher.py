@@ -49,10 +49,24 @@ class TeacherFiles:
     class_names: tuple[str, ...] = ()
 
     def state(self) -> dict[str, Tensor]:
-        """Read its weights."""
+        """Read its weights.
+
+        Raises:
+            ValueError: If they are gone, damaged, or others than those that were kept.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.folder / WEIGHTS_FILE)
+        from supernet.training import digest_of
+
+        weights = self.folder / WEIGHTS_FILE
+        try:
+            found = load_file(weights)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self.folder, f"{WEIGHTS_FILE}: {error}") from error
+        if digest_of(found) != self.fingerprint:
+            raise _unreadable(self.folder, f"{WEIGHTS_FILE} has other weights")
+        return found
 
     def seen_by(self, data: ImageData) -> ImageData:
         """Return the images normalised as for the teacher.
@@ -112,7 +126,11 @@ def read_teacher(folder: Path) -> TeacherFiles:
             class_names=tuple(about["class_names"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"The network that the graft began with, {folder}, cannot be read ({error}). Restore "
-            "the folder from a copy, or begin another run."
-        ) from error
+        raise _unreadable(folder, str(error)) from error
+
+
+def _unreadable(folder: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"The network that the graft began with, {folder}, cannot be read ({cause}). Restore the "
+        "folder from a copy, or begin another run."
+    )

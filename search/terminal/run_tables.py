@@ -97,6 +97,8 @@ def times_lines(times: StepTimes, plan: Plan) -> list[str]:
         lines.append(
             f"{'estimated for' if times.source else 'measured on'} {times.device_name}{made}"
         )
+    if times.teacher:
+        lines.append("its steps have the teacher's part in them")
     if times.source:
         lines.append(f"estimates, nothing was measured: {times.source}")
     return lines
@@ -117,6 +119,8 @@ def status_table(run: RunFolder) -> Table:
     estimator = run.state.estimator
     judged_by = f", networks are judged by: {estimator}" if estimator else ""
     table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
+    if run.settings.taught_by:
+        table.add_row("teacher", f"{run.settings.taught_by}: all trainings learn from it")
     table.add_row("asked", format_seconds(budget.amount_seconds, device))
     table.add_row("spent", f"{format_seconds(spent, device)} ({spent:.1f} device-seconds)")
     table.add_row("left", format_seconds(budget.amount_seconds - spent, device))

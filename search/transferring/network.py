@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from search.record import Measured
-from search.retraining.identity import NOT_DECISIVE, digest_of
+from search.retraining.identity import NOT_DECISIVE
 from search.retraining.out_folder import RESULT_FILE, claim_folder, save_weights
 from search.retraining.together import joined
 from search.transferring.result import (
@@ -32,7 +32,7 @@ from supernet.dense.pictures import draw_classes, draw_objects, draw_truth, side
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
 from supernet.recipes import DenseRecipe, dump_dense_recipe
-from supernet.training import WEIGHTS_FILE, remove_checkpoints, write_text
+from supernet.training import WEIGHTS_FILE, digest_of, remove_checkpoints, write_text
 
 NUM_PICTURES = 6
 

@@ -18,7 +18,6 @@ from search.cluster import Cluster
 from search.record import Measured, Trial
 from search.results import transfer_label, transferred
 from search.retraining.finished import Retrained, find_retrained
-from search.retraining.identity import digest_of
 from search.retraining.training_queue import (
     Job,
     Training,
@@ -48,6 +47,7 @@ from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import extract
 from supernet.recipes import DenseRecipe, dump_dense_recipe, load_dense_recipe
 from supernet.shared_weights import load_supernet
+from supernet.training import digest_of
 
 PHASE = "transfer"
 

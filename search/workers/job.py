@@ -11,7 +11,7 @@ from torch import nn
 
 from search.budget import count_cores
 from search.record import Measured
-from search.run_folder import DATA, Files, RunSettings, open_files
+from search.run_folder import DATA, MENTOR, Files, RunSettings, open_files
 from search.workers.measured_costs import EAGER, measure_costs
 from searchspace.architecture import Architecture
 from searchspace.deployment import Deployment
@@ -21,6 +21,7 @@ from supernet.data import ImageData, open_data
 from supernet.mixers import WeightSharing
 from supernet.recipes import Recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
+from supernet.training import Teacher, read_teacher_files
 
 
 class OnDevice(Protocol):
@@ -48,6 +49,7 @@ class Job:
         table: Latencies of the parts of networks on another device, instead of measuring here.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
+        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
     """
 
     files: Files
@@ -62,10 +64,20 @@ class Job:
     device: str
     deployment: Deployment = EAGER
     table: LatencyTable | None = None
+    mentor_key: str = ""
 
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
         return open_data(self.files.fetch(DATA))
+
+    def mentor(self) -> Teacher | None:
+        """Read whom the networks learn from, where there is somebody.
+
+        Raises:
+            ValueError: If it is not the one that the run began with.
+        """
+        key = self.mentor_key
+        return read_teacher_files(self.files.fetch(MENTOR), key) if key else None
 
     def measure_costs(self, network: nn.Module, architecture: Architecture) -> Measured:
         """Measure the costs of a network that the run weighs."""
@@ -137,6 +149,7 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         device=device,
         deployment=settings.deployment,
         table=settings.load_table(),
+        mentor_key=settings.mentor,
     )
 
 

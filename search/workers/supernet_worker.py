@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -271,6 +271,10 @@ class SupernetWorker(GroupWorker):
         self.job = job
         self.data = job.open_data()
 
+    @cached_property
+    def _mentor(self) -> Teacher | None:
+        return self.job.mentor()
+
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps and evaluations of the smallest, the largest and two random subnets."""
@@ -289,6 +293,7 @@ class SupernetWorker(GroupWorker):
             judged_images=self.data.sizes["search"],
             feed_rate=self._feed_rate(),
             amp=recipe.amp,
+            teacher=self.job.mentor_key,
         )
 
     def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SupernetTrainer, int]:
@@ -316,6 +321,7 @@ class SupernetWorker(GroupWorker):
             sharing=self.job.sharing,
             device=self.job.device,
             loader_workers=self.job.loader_workers,
+            teacher=self._mentor,
         )
 
     def _feed_rate(self) -> float:
@@ -336,6 +342,7 @@ class SupernetWorker(GroupWorker):
             seed=self.job.seed,
             device=self.job.device,
             loader_workers=self.job.loader_workers,
+            teacher=self._mentor,
         )
         steps = train_steps(network, self.data, recipe, options)
         seconds = median_seconds(
@@ -387,7 +394,7 @@ def train_alone(
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
     network = build_subnet(task.architecture, recipe.drop_path)
-    result = train_task(job, task, network, recipe, on_epoch)
+    result = train_task(job, task, network, recipe, on_epoch, teacher=job.mentor())
     if result is None:
         return None
     costs = job.measure_costs(network, task.architecture)

@@ -12,6 +12,7 @@ from supernet.data.image_data import (
     prepare_data,
 )
 from supernet.data.streaming import StreamedImages
+from supernet.data.unlabelled import Unlabelled, prepare_unlabelled
 
 __all__ = [
     "CROP_FRACTION",
@@ -20,10 +21,12 @@ __all__ = [
     "OnProgress",
     "Split",
     "StreamedImages",
+    "Unlabelled",
     "decode_image",
     "mend_data",
     "open_data",
     "prepare_data",
+    "prepare_unlabelled",
     "read_regular",
     "square",
 ]

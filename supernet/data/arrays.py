@@ -34,16 +34,38 @@ _PARTS = IMAGES, LABELS, CHECKSUM = ("images.npy", "labels.npy", "checksum.txt")
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedImages:
+    """Two arrays (N, S, S, 3), one after the other, without a copy of either."""
+
+    first: npt.NDArray[np.uint8]
+    second: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.uint8]:
+        return self.read(np.arange(*rows.indices(len(self))))
+
+    def read(self, rows: IntArray) -> npt.NDArray[np.uint8]:
+        """Return the images of some rows."""
+        found = np.empty((len(rows), *self.first.shape[1:]), dtype=np.uint8)
+        is_first = rows < len(self.first)
+        found[is_first] = self.first[rows[is_first]]
+        found[~is_first] = self.second[rows[~is_first] - len(self.first)]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Images and their classes, in an order that is random but fixed.
 
     Attributes:
         images: Shape (num_images, stored_size, stored_size, 3), uint8, RGB, mapped from disk; or
-            streamed.
-        labels: Shape (num_images,), the index of each image's class.
+            streamed; or joined with images that have no class.
+        labels: Shape (num_images,), the index of each image's class; -1 where it has none.
     """
 
-    images: npt.NDArray[np.uint8] | StreamedImages
+    images: npt.NDArray[np.uint8] | StreamedImages | JoinedImages
     labels: IntArray
 
     def __len__(self) -> int:

@@ -116,6 +116,44 @@ def open_folder(root: Path) -> Source:
     return arrange(found, root, fetch, size_of)
 
 
+def open_unlabelled(root: Path) -> Source:
+    """List all images below a folder, at any depth; their class is -1.
+
+    Raises:
+        ValueError: If there are none; if a link leads nowhere or in a circle.
+    """
+    if not root.is_dir():
+        raise ValueError(
+            f"--unlabelled {shown(str(root))}: there is no such folder. Name one that holds images."
+        )
+    base = os.fsencode(root)
+    found = Found(lambda *names: os.path.samefile(*(_path(base, name) for name in names)))
+    _Walk(base, found).list_all("train")
+    names = sorted(found.classes["train"][""])
+    if not names:
+        raise ValueError(
+            f"--unlabelled {shown(str(root))}: there is no image in it. Name a folder that holds "
+            "some."
+        )
+
+    def fetch(positions: IntArray) -> Iterator[Fetched]:
+        for position in positions.tolist():
+            path = _path(base, names[position])
+            yield Fetched(position, read_regular(path), _text(path))
+
+    return Source(
+        name=shown(root.name) or shown(str(root)),
+        class_names=(),
+        allows_flip=True,
+        names=names,
+        labels=np.full(len(names), -1, dtype=np.int64),
+        pools={"train": np.arange(len(names))},
+        fetch=fetch,
+        skipped=found.skipped.found,
+        is_labelled=False,
+    )
+
+
 def pools_of(entries: Sequence[str], where: str) -> dict[str, str]:
     """Map the pools to their folders among the names in a top folder.
 
@@ -226,6 +264,12 @@ class _Walk:
                 self._list_class(Member(pool, label, name), above | {identity})
             else:
                 self.found.skipped.add(OUTSIDE, name)
+
+    def list_all(self, pool: str) -> None:
+        """Take all images of the top folder, as one class without a name."""
+        self.found.classes[pool] = {"": []}
+        above = frozenset(map(_identity, _with_parents(self.base)[1:]))
+        self._list_class(Member(pool, "", "."), above)
 
     def _list_class(self, top: Member, above: frozenset[_Identity | None]) -> None:
         waiting = [(top, above)]

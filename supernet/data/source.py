@@ -46,6 +46,7 @@ class Source:
         skipped: What was left out: reason -> how many files, and the first of them.
         size_of: Tells how many bytes the file at a position has, without reading it; None where
             that is not known.
+        is_labelled: Whether the images have classes.
     """
 
     name: str
@@ -58,9 +59,10 @@ class Source:
     is_random_access: bool = True
     skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     size_of: Callable[[int], int] | None = None
+    is_labelled: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.class_names) < 2:
+        if self.is_labelled and len(self.class_names) < 2:
             raise ValueError(
                 f"Classification needs at least 2 classes, {self.name!r} has "
                 f"{len(self.class_names)} ({', '.join(self.class_names)}). Put the images of each "

@@ -17,6 +17,7 @@ from supernet.shared_weights.trainer import (
     Snapshot,
     SupernetTrainer,
     apply_gradients,
+    check_shared_lesson,
     shared_optimizer,
 )
 from supernet.shared_weights.usage import UsedWeights
@@ -30,6 +31,7 @@ __all__ = [
     "UsedWeights",
     "apply_gradients",
     "calibration_images",
+    "check_shared_lesson",
     "check_strategy",
     "check_supernet",
     "load_shared",

@@ -1,7 +1,8 @@
 """Training the shared weights: the resumable, distributed trainer.
 
 A step names its architectures (`strategies`), adds up their gradients on one batch, and changes
-what they use and nothing else (`usage`, `shared_adamw`).
+what they use and nothing else (`usage`, `shared_adamw`). With a teacher all architectures of a step
+learn from what it says about that batch, which it is asked once.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from supernet.shared_weights.strategies import DISTILLING, strategy_named
 from supernet.shared_weights.usage import Usage, UsedWeights
 from supernet.training import (
     AMP_DTYPES,
+    Lesson,
     Shard,
+    Teacher,
     TrainLoader,
     add_up,
     build_optimizer,
+    check_teacher,
     derived_seed,
     process_place,
     steps_per_epoch,
@@ -144,6 +148,7 @@ class SupernetTrainer:
         sharing: What the choices of a block share; by default little.
         device: Torch device.
         loader_workers: Processes that make the batches of this one; 0 for itself.
+        teacher: Whom all architectures learn from, as the recipe's distillation says.
 
     Raises:
         ValueError: If the recipe does not do, or has fewer shards than there are processes.
@@ -161,8 +166,10 @@ class SupernetTrainer:
         sharing: WeightSharing | None = None,
         device: str = "cpu",
         loader_workers: int = 0,
+        teacher: Teacher | None = None,
     ) -> None:
         _check(recipe, strategy)
+        check_shared_lesson(recipe, given=teacher is not None)
         self.space, self.data, self.recipe = space, data, recipe
         self.strategy, self.total_steps, self.seed = strategy, total_steps, seed
         self.device = torch.device(device)
@@ -175,6 +182,11 @@ class SupernetTrainer:
             None
             if recipe.ema_decay is None
             else SharedEma(self.supernet, decay=recipe.ema_decay, warmup=recipe.ema_warmup)
+        )
+        self._lesson = (
+            None
+            if teacher is None or recipe.distillation is None
+            else Lesson(teacher, recipe.distillation, data.mean, data.std, self.device)
         )
         self.step, self._bad = 0, _BadSteps.none(self.device)
         self._extremes = (
@@ -284,6 +296,8 @@ class SupernetTrainer:
                 distil=self.strategy in DISTILLING,
                 scaler=self.scaler,
                 weight=share,
+                lesson=self._lesson,
+                progress=self.step / self.total_steps,
             )
             losses.append(loss * (share / total))
         return torch.stack(losses).sum()
@@ -318,6 +332,7 @@ class SupernetTrainer:
             f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at step "
             f"{last} for architecture {self._architectures(last)[0].key}. Lower the recipe's lr, "
             "or forbid the choices that diverge in the space file."
+            f"{'' if self._lesson is None else self._lesson.blame()}"
         )
 
     def _next_shards(self) -> list[Shard]:
@@ -366,6 +381,8 @@ def accumulate_gradients(
     distil: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     weight: float = 1.0,
+    lesson: Lesson | None = None,
+    progress: float = 1.0,
 ) -> Tensor:
     """Add up the gradients of the architectures' mean loss, in the recipe's precision.
 
@@ -376,14 +393,19 @@ def accumulate_gradients(
             all learn the labels.
         scaler: For fp16; the gradients are then scaled.
         weight: Of the loss: the images' share of a step's batch.
+        lesson: Of a teacher, which hears the batch once; all architectures learn its logits.
+        progress: Share of the steps that are over, for the teacher.
 
     Returns:
         The first architecture's loss on the labels, without the weight, on the images' device.
     """
     soft_targets: Tensor | None = None
     first: Tensor | None = None
+    precision = torch.autocast(images.device.type, AMP_DTYPES[recipe.amp], recipe.amp != "none")
+    with precision:
+        said = None if lesson is None else lesson.logits(images).float()
     for architecture in architectures:
-        with torch.autocast(images.device.type, AMP_DTYPES[recipe.amp], recipe.amp != "none"):
+        with precision:
             logits = supernet(images, architecture)
         logits = logits.float()
         if soft_targets is None:
@@ -392,6 +414,8 @@ def accumulate_gradients(
         else:
             loss = F.cross_entropy(logits, soft_targets)
         first = loss.detach() if first is None else first
+        if lesson is not None and said is not None:
+            loss = lesson.loss(logits, said, loss, progress=progress)
         share = loss / len(architectures) * weight
         (share if scaler is None else scaler.scale(share)).backward()
     return torch.tensor(float("nan")) if first is None else first
@@ -434,6 +458,17 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copied(part) for name, part in value.items()}
     return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
+def check_shared_lesson(recipe: Recipe, *, given: bool) -> None:
+    """Refuse a teacher where a recipe of shared weights does not say how to learn its logits."""
+    check_teacher(recipe, given=given)
+    settings = recipe.distillation
+    if given and settings is not None and (settings.tokens or settings.features):
+        raise ValueError(
+            "Shared weights learn a teacher's logits: their maps and features are those of many "
+            f"networks. In {recipe.name} write tokens: 0 and features: 0 under distillation."
+        )
 
 
 def _check(recipe: Recipe, strategy: str) -> None:

@@ -19,11 +19,17 @@ from supernet.training.checkpoint import (
     write_checkpoint,
     write_text,
 )
-from supernet.training.distillation import Teacher
+from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer
 from supernet.training.seeding import derived_seed, seeded_globals
+from supernet.training.teacher_files import (
+    digest_of,
+    make_teacher,
+    read_teacher_files,
+    write_teacher_files,
+)
 from supernet.training.token_labels import LabelMaps
 from supernet.training.training import (
     EMA_FILE,
@@ -35,6 +41,7 @@ from supernet.training.training import (
     TrainingStopped,
     check_teacher,
     check_token_labels,
+    check_unlabelled,
     own_device,
     train,
     train_steps,
@@ -51,6 +58,7 @@ __all__ = [
     "BatchStatistics",
     "EpochReport",
     "LabelMaps",
+    "Lesson",
     "PixelBatches",
     "Shard",
     "Teacher",
@@ -63,15 +71,19 @@ __all__ = [
     "changed_file",
     "check_teacher",
     "check_token_labels",
+    "check_unlabelled",
     "checksums",
     "damage",
     "derived_seed",
+    "digest_of",
     "eval_batches",
     "evaluate",
     "latest_checkpoint",
+    "make_teacher",
     "own_device",
     "process_place",
     "read_csv",
+    "read_teacher_files",
     "remove_checkpoints",
     "seeded_globals",
     "seen_share",
@@ -82,5 +94,6 @@ __all__ = [
     "train_steps",
     "with_shards_for",
     "write_checkpoint",
+    "write_teacher_files",
     "write_text",
 ]

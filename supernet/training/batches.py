@@ -365,7 +365,7 @@ class _ShardMaker(Dataset[Shard]):
         parts = (step,) if self.num_shards == 1 else (step, number)
         started = time.perf_counter()
         stored = self.split.images
-        images = stored.read(rows) if isinstance(stored, StreamedImages) else stored[rows]
+        images = stored[rows] if isinstance(stored, np.ndarray) else stored.read(rows)
         labels = torch.from_numpy(self.split.labels[rows])
         cropped = None if self.maps is None else [self.maps.load(row) for row in rows.tolist()]
         read = time.perf_counter()

@@ -39,6 +39,7 @@ class Teacher:
         mean: Of each channel, in 0..1, that its images are normalised by.
         std: Likewise.
         fingerprint: Of its weights and all that is above.
+        timm_name: What timm calls it; empty for one of our own networks.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Teacher:
     mean: Sequence[float]
     std: Sequence[float]
     fingerprint: str
+    timm_name: str = ""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,9 @@ class Lesson:
         # Where timm looks for what a network expects.
         network.pretrained_cfg = {"mean": teacher.mean, "std": teacher.std}  # type: ignore[assignment]
         self._teacher = DistillationTeacher(network, device=device).to(device).eval()
-        self._network = network
+        self._network, self.name = network, teacher.name
+        # Read when a loss is not finite, and not before: that waits for the device.
+        self._speaks = torch.tensor(True, device=device)
         self._settings, self._img_size = settings, teacher.img_size
         self._mean, self._std = (
             torch.tensor(tuple(values), device=device).view(1, -1, 1, 1) for values in (mean, std)
@@ -107,7 +111,14 @@ class Lesson:
             size = (self._img_size, self._img_size)
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         found: Tensor = self._teacher(images)
+        self._speaks = self._speaks & found.isfinite().all()
         return found
+
+    def blame(self) -> str:
+        """Say that the teacher has said what is no number, where it has; empty otherwise."""
+        if bool(self._speaks):
+            return ""
+        return f" The teacher {self.name} said what is no finite number: take another."
 
     def teach(self, images: Tensor) -> tuple[Tensor, Seen]:
         """Return the teacher's logits, and what it saw of what the recipe asks for."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
+from timm.data.mixup import Mixup, cutmix_bbox_and_lam, one_hot
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -72,7 +72,8 @@ class Mixing:
     """How a batch is mixed with itself in reverse order (Mixup and CutMix, as in timm).
 
     Attributes:
-        share: Of an image's own class in its targets.
+        share: Of an image's own class in its targets; their sum is less than 1 where one of the
+            two has no class.
         box: Of rows and columns that come from the other image; None mixes every pixel.
         num_classes: Of the targets.
     """
@@ -97,7 +98,9 @@ class Mixing:
         elif self.share != 1.0:
             others = images.flip(0).mul_(1.0 - self.share)
             images.mul_(self.share).add_(others)
-        return images, mixup_target(labels, self.num_classes, self.share)
+        own = one_hot(labels.clamp_min(0), self.num_classes)
+        own *= (labels >= 0).unsqueeze(1)  # an image without a class adds none
+        return images, own * self.share + own.flip(0) * (1.0 - self.share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -193,7 +193,12 @@ class _Training:
         self.scheduler = build_scheduler(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.gradients = Gradients(
-            self.network, recipe, self.device, self.scaler, self._lesson(options.teacher)
+            self.network,
+            recipe,
+            self.device,
+            self.scaler,
+            self._lesson(options.teacher),
+            has_unlabelled=has_unlabelled(options.train_split),
         )
         # Buffers are averaged like the weights: batch norms then have the statistics, over the
         # same steps, of the features that the averaged weights make.
@@ -354,11 +359,13 @@ class _Training:
         if before is not None and self.skipped_in_a_row < MAX_SKIPPED:
             before.restore()
             return
+        lesson = self.gradients.lesson
+        blame = "" if lesson is None else lesson.blame()
         again = {"skip": f"the {MAX_SKIPPED}th in a row, ", "rollback": "", "stop": ""}
         raise _BadLossError(
             f"The loss is {loss} in epoch {epoch + 1} of {self.recipe.total_epochs}, step "
             f"{step + 1} of {self.steps}, {again[self.recipe.bad_loss]}at learning rate "
-            f"{self._lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad."
+            f"{self._lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad.{blame}"
         )
 
     def _identity(self) -> str:
@@ -468,6 +475,32 @@ def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
         )
     check_token_labels(recipe, given=options.maps is not None)
     check_teacher(recipe, given=options.teacher is not None)
+    check_unlabelled(
+        recipe, given=has_unlabelled(options.train_split), is_taught=options.teacher is not None
+    )
+
+
+def has_unlabelled(split: Split) -> bool:
+    """Tell whether some images of a split have no class."""
+    return bool((split.labels < 0).any())
+
+
+def check_unlabelled(recipe: Recipe, *, given: bool, is_taught: bool) -> None:
+    """Refuse images without classes where there is nothing to learn on them."""
+    if not given:
+        return
+    if not is_taught:
+        raise ValueError(
+            "What is learned on images without classes is what a teacher says about them. Add "
+            "--teacher, or leave --unlabelled out."
+        )
+    settings = recipe.distillation
+    assert settings is not None  # `check_teacher` has seen to it.
+    if not (settings.weight or settings.tokens or settings.features or settings.labels_from):
+        raise ValueError(
+            f"The teacher counts for nothing in {recipe.name}, so that there is nothing to learn "
+            "on images without classes. Give its distillation a weight, or leave --unlabelled out."
+        )
 
 
 def check_teacher(recipe: Recipe, *, given: bool) -> None:

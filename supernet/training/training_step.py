@@ -48,6 +48,7 @@ class Gradients:
         device: Torch device.
         scaler: Of the loss, for fp16.
         lesson: Of a teacher, where there is one.
+        has_unlabelled: Whether some images have no class; they learn from the teacher alone.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Gradients:
         device: torch.device,
         scaler: torch.amp.GradScaler,
         lesson: Lesson | None = None,
+        has_unlabelled: bool = False,
     ) -> None:
         self.network, self.recipe, self.device, self.scaler = network, recipe, device, scaler
-        self.lesson = lesson
+        self.lesson, self.has_unlabelled = lesson, has_unlabelled
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.run = torch.compile(network) if recipe.compile else network
         self.rank, self.world_size = process_place()
@@ -120,8 +122,11 @@ class Gradients:
         )
 
     def _task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        if self.has_unlabelled:
+            return labelled_loss(logits, targets, smoothing)
         # One formula for class indices and probabilities; equal to timm's two losses.
-        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def _token_label_loss(self, shard: Shard, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         recipe = self.recipe
@@ -145,6 +150,25 @@ class Gradients:
     def _precision(self) -> torch.autocast:
         amp = self.recipe.amp
         return torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "none")
+
+
+def labelled_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Return the mean loss of the images that have a class; 0 where none has.
+
+    Args:
+        logits: (B, classes).
+        targets: Class indices (B,), -1 for none; or probabilities (B, classes) of mixed images,
+            whose sum is the share of those that have a class, and the weight of the loss.
+        smoothing: Of the targets.
+    """
+    if targets.ndim == 1:
+        weights = (targets >= 0).to(logits.dtype)
+        plain = targets.clamp_min(0)
+    else:
+        weights = targets.sum(1)
+        plain = targets / weights.clamp_min(1e-6).unsqueeze(1)
+    losses = F.cross_entropy(logits, plain, label_smoothing=smoothing, reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 class BatchStatistics:

@@ -107,6 +107,25 @@ function publishedTrace({ type, x, y, xs, ys }) {
   };
 }
 
+// The network that a graft began with; where it was not judged at this fidelity, as it is.
+function teacherTrace(view, { type, x, y, xs, ys }) {
+  const index = indexOfId(view, data.teacher.id);
+  const plain = index < 0 ? data.teacher.as_it_is : null;
+  const point = index < 0 ? [plain?.[x] ?? null, plain?.[y] ?? null] : [xs[index], ys[index]];
+  const isKnown = point.every((value) => value !== null);
+  return {
+    type,
+    mode: "markers",
+    name: plain ? "the teacher, as it is" : "the teacher",
+    showlegend: isKnown,
+    x: isKnown ? [point[0]] : [],
+    y: isKnown ? [point[1]] : [],
+    // One that has a card can be clicked.
+    ...(index < 0 ? { hoverinfo: "name" } : { customdata: [index], hoverinfo: "none" }),
+    marker: { color: colour("near"), symbol: "star", size: 16 },
+  };
+}
+
 function chosenTrace(view, { type, xs, ys }) {
   const index = chosenId === null ? -1 : indexOfId(view, chosenId);
   return {
@@ -148,6 +167,7 @@ function drawFront() {
   if (byId("show-published")?.checked && !units[x] && !units[y]) {
     traces.push(publishedTrace(plane));
   }
+  if (data.teacher) traces.push(teacherTrace(view, plane));
   traces.push(chosenTrace(view, plane));
   const layout = makeLayout(axes[x], axes[y], {
     showlegend: true,

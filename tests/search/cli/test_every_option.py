@@ -50,6 +50,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 NUMBER = ("0", "-1", "1.5", "many", "nan")
 SEED = ("-1", "4294967296", "1.5", "nan")
 DEVICE = ("gpu", "CPU", "")
+TEACHER = ("nobody", "timm:resnet9000", "swin_t:missing.pth", "swin_t:checkpoint.pth", "run:3", "")
 AMOUNT = ("-5", "0", "nan", "inf", "many", "")
 OUTPUT = ("nowhere/file", "run", f"{LONG}")
 WRONG: dict[str, dict[str, tuple[str, ...]]] = {
@@ -83,6 +84,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "max_memory": ("-5", "0", "nan", "inf", "many"),
         "img_size": (*NUMBER, "33"),
         "recipe": ("unknown", "missing.yaml", "broken.yaml", "swin_300e:gigantic"),
+        "teacher": TEACHER,
         "storage": ("nothing://here", "checkpoint.pth"),
         "ray_address": ("127.0.0.1:1", "nonsense", ""),
         "record": ("mysql://host/db", "nonsense"),
@@ -93,6 +95,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "data": ("nothing/here",),
         "img_size": (*NUMBER, "33"),
         "recipe": ("unknown", "broken.yaml"),
+        "teacher": TEACHER,
         "strategy": ("best",),
         "share": ("x", "supernet=nan"),
         "task": ("detect", ""),
@@ -174,7 +177,9 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "devices": NUMBER,
         "workers": ("-1", "1.5", "nan"),
         "track": ("comet", ""),
-        "teacher": ("nobody", "timm:resnet9000", "swin_t:missing.pth", ""),
+        "teacher": TEACHER,
+        # A folder alone needs a teacher.
+        "unlabelled": ("nowhere", "checkpoint.pth", "cells", LONG, ""),
         "ray_address": ("127.0.0.1:1", "nonsense"),
     },
     "import": {

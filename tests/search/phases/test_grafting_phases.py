@@ -30,6 +30,7 @@ from searchspace.graft_space import replacements
 from searchspace.mixers import WindowAttention
 from supernet.grafting import load_library
 from supernet.network import build_subnet
+from supernet.training import digest_of
 from tests.local_run import Clock, LocalRun
 
 WINDOW = WindowAttention(window_size=4, num_heads=2)
@@ -93,7 +94,7 @@ def image_folder(folder: Path) -> Path:
 def settings_of(folder: Path, budget: str) -> RunSettings:
     torch.manual_seed(0)
     state = build_subnet(TEACHER).state_dict()
-    about = {"name": "a teacher", "fingerprint": "one", "class_names": []}
+    about = {"name": "a teacher", "fingerprint": digest_of(state), "class_names": []}
     teacher = folder / "a teacher"
     write_teacher(teacher, TEACHER, state, about | {"mean": [0.5] * 3, "std": [0.3] * 3})
     return RunSettings(

@@ -12,13 +12,11 @@ from safetensors.torch import load_file, save_file
 from search.retraining.graft_source import find_source
 from search.retraining.wanted import RetrainPlan, prepare
 from search.run_folder import own_run, read_teacher
-from search.run_folder.state import RunState
 from searchspace.graft_space import Replacement, replacements, with_replacements
 from supernet.data import prepare_data
-from supernet.grafting import LibraryTrainer, hidden_order, part_keys
 from supernet.network import build_subnet
 from tests.tiny_data import changed
-from tests.tiny_graft import TEACHER, write_graft
+from tests.tiny_graft import TEACHER, write_graft, write_learned_graft
 
 
 def weights_of(seed: int) -> dict[str, torch.Tensor]:
@@ -71,27 +69,7 @@ def test_weights_of_another_network_are_refused(imported: Path) -> None:
 
 @pytest.fixture
 def graft(tmp_path: Path) -> Path:
-    """A finished graft whose parts have taken one step, with the digits."""
-    folder = write_graft(tmp_path / "run")
-    data = prepare_data("digits", img_size=32, folder=folder / "data")
-    with own_run(folder) as run:
-        teacher = build_subnet(TEACHER)
-        assert run.teacher is not None
-        teacher.load_state_dict(run.teacher.state())
-        trainer = LibraryTrainer(
-            teacher,
-            part_keys(run.space(), TEACHER),
-            run.as_taught(data),
-            changed("quick", batch_size=8),
-            total_steps=1,
-            seed=0,
-            order=hidden_order(teacher.eval(), [torch.randn(2, 3, 32, 32)]),
-        )
-        trainer.run(1)
-        trainer.save(folder / "library" / "0")
-        state = RunState(run.record)
-        state.library, state.library_done = (1, 1), 1
-    return folder
+    return write_learned_graft(tmp_path / "run")
 
 
 def test_a_member_is_healed_from_its_parts_beside_its_teacher(graft: Path) -> None:

@@ -191,6 +191,10 @@ def test_retraining_tells_the_teacher_and_is_another_training(
     assert (plain.teacher, taught.teacher) == ("", "a teacher")
     assert "taught by `a teacher`" in (tmp_path / "taught" / "README.md").read_text()
     assert "taught" not in (tmp_path / "plain" / "README.md").read_text()
+    found = RetrainOptions(out=tmp_path / "found", search_teacher="another")
+    assert retrain(ARCHITECTURE, data, recipe, found).search_teacher == "another"
+    card = (tmp_path / "found" / "README.md").read_text()
+    assert "| found by | a search whose trainings were taught by `another` |\n| trained on" in card
     # How to learn from a teacher decides nothing where there is none.
     assert plain.identity == again.identity != taught.identity
 
