@@ -189,11 +189,11 @@ def test_a_network_that_is_being_trained_on_a_rung_is_not_sent_there_again(
     base: str | None,
 ) -> None:
     lower = LOW if base is None else BASE
-    promotions = ladder([trial_of(index, lower, top1=10 * index) for index in range(6)], base)
+    promotions = ladder([trial_of(index, lower, top1=3 * index) for index in range(6)], base)
     sent = [promotions.next()]
     # Each that finishes below puts the order there anew, while nothing has ended above.
     for index in range(6, 30):
-        promotions.note(trial_of(index, lower, top1=10 * index))
+        promotions.note(trial_of(index, lower, top1=3 * index))
         sent.append(promotions.next())
 
     chosen = [(found[0].key, found[1]) for found in sent if found is not None]
