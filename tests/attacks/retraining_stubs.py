@@ -46,6 +46,7 @@ class Devices:
     """Stands in for the Ray cluster: functions run when they are asked for, or meet their fates."""
 
     devices: int = 2
+    node_devices: int = 2
     fates: list[Fate] = field(default_factory=list)
     submitted: list[tuple[Any, ...]] = field(default_factory=list)
     held: int = 0
