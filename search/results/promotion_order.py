@@ -30,11 +30,12 @@ def promotion_order(
 ) -> list[int]:
     """Order networks of one fidelity; returns indices, the most promising first.
 
-    First the front, by crowding distance. Then what is off it by no more than noise (95 % intervals
-    of differences): from each slot of costs its most accurate, in turn, so that with the front all
-    slots get the same MACs in total. Then the others by non-dominated rank and crowding distance
-    (MO-ASHA, Schmucker et al. 2021, https://arxiv.org/abs/2106.12639, with NSGA-II's order). Where
-    there are no accuracies, or no costs, that is the order of all.
+    First the front, by crowding distance. Then one from each slot of costs in turn, so that with
+    the front all slots get the same MACs in total: the most accurate of those that are off the
+    front by no more than noise (95 % intervals of differences), then its others by non-dominated
+    rank and crowding distance (MO-ASHA, Schmucker et al. 2021, https://arxiv.org/abs/2106.12639,
+    with NSGA-II's order). Slots with nothing near the front come last, by rank. Where there are no
+    accuracies, or no costs, that is the order of all.
 
     Args:
         trials: Done, each of another network.
@@ -52,14 +53,18 @@ def promotion_order(
     on_front = non_dominated(losses)
     near = near_front(top1, top1 - measured + low, top1 - measured + high, costs, on_front)
     front = [index for index in strict if on_front[index]]
-    slots, work = _slots(costs, on_front | near), [trial.macs for trial in trials]
-    spent = {slot: sum(work[i] for i in front if slots[i] == slot) for slot in set(slots.values())}
-    waiting: dict[int, deque[int]] = {}
-    for index in sorted(np.flatnonzero(near).tolist(), key=lambda one: (-top1[one], work[one])):
-        waiting.setdefault(slots[index], deque()).append(index)
-    chosen = _in_turn(waiting, spent=spent, work=work)
-    rest = [index for index in strict if not on_front[index] and not near[index]]
-    return front + chosen + rest
+    slots, work = _slots(costs), [trial.macs for trial in trials]
+    spent = {slots[i]: 0.0 for i in np.flatnonzero(on_front | near).tolist()}
+    for index in front:
+        spent[slots[index]] += work[index]
+    nearest = sorted(np.flatnonzero(near).tolist(), key=lambda one: (-top1[one], work[one]))
+    others = [index for index in strict if not on_front[index] and not near[index]]
+    waiting: dict[int, deque[int]] = {slot: deque() for slot in spent}
+    for index in nearest + others:
+        if slots[index] in waiting:
+            waiting[slots[index]].append(index)
+    last = [index for index in others if slots[index] not in waiting]
+    return front + _in_turn(waiting, spent=spent, work=work) + last
 
 
 def _by_rank(losses: NDArray[np.float64]) -> list[int]:
@@ -73,14 +78,15 @@ def _by_rank(losses: NDArray[np.float64]) -> list[int]:
     return order
 
 
-def _slots(costs: NDArray[np.float64], members: NDArray[np.bool_]) -> dict[int, int]:
-    """Return the slot of each member by its cost, the mean of the logarithms of all costs."""
-    indices = np.flatnonzero(members)
-    place = np.log(np.maximum(costs[indices], 1e-9)).mean(axis=1)
+def _slots(costs: NDArray[np.float64]) -> list[int]:
+    """Return the slot of each network by its cost, the mean of the logarithms of all costs."""
+    place = np.log(np.maximum(costs, 1e-9)).mean(axis=1)
     place -= np.nanmin(place)
     width = max(np.nanmax(place) / MOST_SLOTS, math.log(SLOT_FACTOR))
-    numbers = np.minimum(np.nan_to_num(place / width).astype(int), MOST_SLOTS - 1)
-    return dict(zip(indices.tolist(), numbers.tolist(), strict=True))
+    numbers: list[int] = (
+        np.minimum(np.nan_to_num(place / width), MOST_SLOTS - 1).astype(int).tolist()
+    )
+    return numbers
 
 
 def _in_turn(

@@ -36,7 +36,8 @@ def test_what_is_dear_and_not_worse_beyond_noise_comes_before_what_is_worse() ->
         judged(3, 96.0, 1.1e6),  # worse, and better by rank than the next
         judged(4, 95.0, 1.2e6),
     ]
-    assert order(trials) == [0, 1, 3, 2, 4]
+    # The slot of 2M has nothing that is near the front.
+    assert order(trials) == [0, 1, 3, 4, 2]
 
 
 def test_slots_of_costs_get_the_same_work() -> None:
@@ -48,6 +49,13 @@ def test_slots_of_costs_get_the_same_work() -> None:
     assert found[:2] == [0, 17]
     assert set(found[2:17]) == set(range(1, 16))
     assert found[17] in (16, 18)
+
+
+def test_a_slot_that_has_no_more_of_the_near_ones_goes_on_with_its_others() -> None:
+    cheap = [judged(0, 98.0, 1e6), *(judged(n, 90.0 - n, 1.01e6) for n in range(1, 5))]
+    dear = [judged(9 + n, 97.9 - n * 0.1, 2e6) for n in range(3)]
+    # MACs in millions: 1 and 0, 1 and 2, 2.01 and 2, 2.01 and 4, 3.02 and 4, 4.03 and 4, and so on.
+    assert order([*cheap, *dear]) == [0, 5, 1, 6, 2, 3, 7, 4]
 
 
 def test_inside_a_slot_the_most_accurate_come_first_and_the_cheaper_of_equals() -> None:
