@@ -35,6 +35,7 @@ class TransferResult:
         by_class: The first of them for each class; None for a class without objects.
         seconds: Of training.
         identity: Hash of all that decides a transfer but for its seed.
+        teacher: Whom it learnt from; empty for nobody.
         sha256: Of the file of weights, by name.
     """
 
@@ -58,6 +59,7 @@ class TransferResult:
     device: str
     seconds: float
     identity: str
+    teacher: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class TransferResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TransferResult:
         """Read what `to_dict` wrote."""
-        found = {one.name: data[one.name] for one in fields(cls)}
+        found = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         for name in ("class_names", "by_class"):
             found[name] = tuple(found[name])
         return cls(**found)
