@@ -23,7 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.plan import Plan, make_plan
+from dataclasses import replace
+
+from search.plan import Plan, PlanInputs, make_plan
+from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import SUPERNET, trained_alone
 from search.run_folder.settings import RunSettings
@@ -38,21 +41,23 @@ from searchspace.spec_file import load_space
 SPACE = load_space("micro").replace(num_classes=10)
 # Bounds on what is measured: evaluations, and seconds for each part of it.
 MOST_JUDGED, LEAST_TRAINED, LIMIT_SECONDS = 2000, 24, 600.0
-VALUES = {"top1": 50.0, "correct": 500.0, "total": 1000.0, "seconds": 0.001}
+VALUES = Measured(top1=50.0, correct=500.0, total=1000.0, seconds=0.001)
 
 
 def plan_for(budget: float, devices: int) -> Plan:
     """Make a plan whose trials have three rungs."""
     plan = make_plan(
-        budget_seconds=budget,
-        devices=devices,
-        measured_seconds=1.0,
-        supernet_step=0.1,
-        trial_step_seconds=[(1_000_000, 0.001), (9_000_000, 0.001)],
-        judge_seconds=0.001,
-        steps_per_epoch=1,
-        max_epochs=9,
-        retrain_steps=100,
+        PlanInputs(
+            budget_seconds=budget,
+            devices=devices,
+            measured_seconds=1.0,
+            supernet_step=0.1,
+            trial_step_seconds=[(1_000_000, 0.001), (9_000_000, 0.001)],
+            judge_seconds=0.001,
+            steps_per_epoch=1,
+            max_epochs=9,
+            retrain_steps=100,
+        )
     )
     assert plan.rungs == (1, 3, 9), plan.rungs
     return plan
@@ -120,8 +125,8 @@ def fill(record: Record, number: int) -> None:
             trial = record.add_trial(key, fidelity=SUPERNET, seed=0, origin="search")
             if record.trial(trial).state == "waiting":
                 attempt = record.start_attempt("search", devices=0, trial_id=trial)
-                values = VALUES | {"top1": rng.uniform(10, 90)}
-                record.finish_attempt(attempt, outcome="done", values=values)
+                values = replace(VALUES, top1=rng.uniform(10, 90))
+                record.finish_attempt(attempt, outcome="done", measured=values)
 
 
 @contextmanager
@@ -148,7 +153,7 @@ def measure_driver(sampler: str) -> None:
                 def judge(judging: Judging = judging, batch: int = batch) -> None:
                     judging.tell(
                         [
-                            Judgement(architecture=a, outcome="done", values=VALUES)
+                            Judgement(architecture=a, outcome="done", measured=VALUES)
                             for a in judging.ask(batch)
                         ]
                     )
@@ -160,7 +165,7 @@ def measure_driver(sampler: str) -> None:
             def train(runner: TrialRunner = runner) -> None:
                 task = runner.next()
                 assert task is not None
-                runner.settle(task, outcome="done", values=dict(VALUES), cause=None)
+                runner.settle(task, outcome="done", measured=VALUES, cause=None)
 
             print(f"{known:6,} known, a trial: {1000 * seconds(train, 60):.2f} ms")
             spent = 1000 * seconds(lambda record=record: record.spent(), 200)
@@ -181,19 +186,20 @@ class Sleeper:
     def __init__(self, job: float, *, threads: int) -> None:
         self.job = job
 
-    def judge(self, architectures: list[object], by: str) -> list[tuple[dict[str, float], None]]:
+    def judge(self, architectures: list[object], by: str) -> list[tuple[Measured, None]]:
         """Judge a batch."""
         return [(self._judge(), None) for _ in architectures]
 
-    def _judge(self) -> dict[str, float]:
+    def _judge(self) -> Measured:
         time.sleep(self.job)
-        return VALUES | {"seconds": self.job, "process": os.getpid()}
+        # The process stands in for a value that nothing here needs.
+        return replace(VALUES, seconds=self.job, memory_mib=os.getpid())
 
 
-def train_sleeping(job: float, task: object, threads: int, on_epoch: object) -> dict[str, float]:
+def train_sleeping(job: float, task: object, threads: int, on_epoch: object) -> Measured:
     """Train for ``job`` seconds."""
     time.sleep(job)
-    return dict(VALUES)
+    return VALUES
 
 
 def measure_rates(workers: int, seconds_each: float) -> None:
@@ -331,7 +337,7 @@ class _UntilWarm:
 
     def tell(self, judgements: Sequence[Judgement]) -> None:
         """Take note of who has answered."""
-        self._processes |= {judgement.values["process"] for judgement in judgements}
+        self._processes |= {judgement.measured.memory_mib for judgement in judgements}
         self._judging.tell(judgements)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.budget import parse_budget
+from search.record import Measured
 from search.record.record import Trial
 from search.report.page import ReportData, write_report
 from search.trust.ranking import trust_points, trust_report
@@ -95,7 +96,7 @@ def _trial(
         seed=0,
         origin=origin,
         state="done",
-        values={"top1": 100 * correct / NUM_IMAGES, "correct": correct, "total": NUM_IMAGES},
+        measured=Measured(top1=100 * correct / NUM_IMAGES, correct=correct, total=NUM_IMAGES),
         cause=None,
         seconds=1.0,
         num_attempts=1,

@@ -146,7 +146,7 @@ class Study:
         out = self.folder / f"{task.name}-{network.key}"
         result = transfer(network, data, recipe, TransferOptions(out=out, threads=1))
         assert result is not None
-        return {network.key: {f"{task.name}-alone": result.values[task.measure]}}
+        return {network.key: {f"{task.name}-alone": result.measured.value(task.measure)}}
 
     def _classifier(self, network: Architecture) -> dict[str, dict[str, float]]:
         data, out = self.photographs, self.folder / f"top1-{network.key}"

@@ -69,7 +69,7 @@ def trained(run: Path, number: int, seed: int, words: Sequence[str]) -> float:
     with open_run(run) as folder:
         is_taught = "--teacher" in options or folder.teacher is not None
         found = [
-            trial.values["top1"]
+            trial.measured.top1
             for trial in folder.record.trials(state="done")
             if (trial.architecture_id, trial.seed) == (number, seed)
             and f"-{options['--epochs']}e" in trial.fidelity

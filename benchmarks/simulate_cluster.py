@@ -30,10 +30,12 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.plan import PHASES, Plan, StepModel, make_plan, revise_plan, supernet_batch
+from search.plan import PHASES, Plan, PlanInputs, StepModel, make_plan, revise_plan, supernet_batch
+from search.record import Measured
 from search.record.record import Record
 from search.results.fidelity import SUPERNET, rung_fidelities
 from search.run_folder.settings import RunSettings
@@ -192,7 +194,9 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
             if lost:
                 judging.tell(
                     [
-                        Judgement(architecture=a, outcome="lost", values={}, cause="node failed")
+                        Judgement(
+                            architecture=a, outcome="lost", measured=None, cause="node failed"
+                        )
                         for a in lost
                     ]
                 )
@@ -211,8 +215,8 @@ def run_judges(sim: Simulation, judging: Judging, record: Record, phase: str) ->
                     Judgement(
                         architecture=architecture,
                         outcome="done",
-                        values=values_of(sim.rng, architecture, 5.0)
-                        | {"seconds": JUDGE_SECONDS * sim.pace(device)},
+                        measured=values_of(sim.rng, architecture, 5.0)
+                        | Measured(seconds=JUDGE_SECONDS * sim.pace(device)),
                     )
                 ]
             )
@@ -233,10 +237,10 @@ def hold_judges(
     with record.together():
         asked = judging.ask(QUICK_JUDGED) if phase == "search" else []
         while asked:
-            values = [values_of(sim.rng, a, 5.0) | {"seconds": JUDGE_SECONDS} for a in asked]
+            values = [values_of(sim.rng, a, 5.0) | Measured(seconds=JUDGE_SECONDS) for a in asked]
             judging.tell(
                 [
-                    Judgement(architecture=a, outcome="done", values=v)
+                    Judgement(architecture=a, outcome="done", measured=v)
                     for a, v in zip(asked, values, strict=True)
                 ]
             )
@@ -290,7 +294,7 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
         sim.advance(event, held)
         if runner.should_stop():
             for trial in running.values():
-                runner.settle(trial.task, outcome="lost", values={}, cause="stopped")
+                runner.settle(trial.task, outcome="lost", measured=None, cause="stopped")
             return
         if event == sim.next_failure:
             node = sim.fail_node()
@@ -299,7 +303,7 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
                 trial = end(trial_id)
                 progress[trial_id] = trial.epochs
                 sim.useful += trial.useful_seconds
-                runner.settle(trial.task, outcome="lost", values={}, cause="node failed")
+                runner.settle(trial.task, outcome="lost", measured=None, cause="node failed")
             events = [entry for entry in events if running.get(entry[2]) is entry[3]]
             heapq.heapify(events)
             more = True
@@ -314,7 +318,7 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
                 cause = runner.overdue(trial.task)
                 if cause is not None:
                     end(trial_id)
-                    runner.settle(trial.task, outcome="failed", values={}, cause=cause)
+                    runner.settle(trial.task, outcome="failed", measured=None, cause=cause)
                     more = True
             events = [entry for entry in events if running.get(entry[2]) is entry[3]]
             heapq.heapify(events)
@@ -329,11 +333,13 @@ def run_trials(sim: Simulation, runner: TrialRunner, record: Record, plan: Plan)
                 continue
             end(trial_id)
             if sim.rng.random() < RAISE_SHARE:
-                runner.settle(trial.task, outcome="failed", values={}, cause="KeyError: made up")
+                runner.settle(
+                    trial.task, outcome="failed", measured=None, cause="KeyError: made up"
+                )
             else:
                 sim.useful += trial.useful_seconds
                 values = values_of(sim.rng, trial.task.architecture, 20.0 / trial.epochs)
-                runner.settle(trial.task, outcome="done", values=values, cause=None)
+                runner.settle(trial.task, outcome="done", measured=values, cause=None)
             more = True
 
 
@@ -438,26 +444,28 @@ def plan_for(
     """Plan the job, for trainings that are so many times slower than measured."""
     batch = supernet_batch(devices)
     return make_plan(
-        budget_seconds=gpu_days * DAY,
-        devices=devices,
-        measured_seconds=devices * 120.0,
-        supernet_step=batch / SUPERNET_RATE,
-        trial_step_seconds=tuple((macs, s * pace) for macs, s in step_points()),
-        judge_seconds=JUDGE_SECONDS,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        max_epochs=37,
-        retrain_steps=STEPS_PER_EPOCH * 300,
-        train_images=TRAIN_IMAGES,
-        supernet_batch=batch,
-        longest_epochs=300,
-        most_trial_devices=trial_devices,
+        PlanInputs(
+            budget_seconds=gpu_days * DAY,
+            devices=devices,
+            measured_seconds=devices * 120.0,
+            supernet_step=batch / SUPERNET_RATE,
+            trial_step_seconds=tuple((macs, s * pace) for macs, s in step_points()),
+            judge_seconds=JUDGE_SECONDS,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            max_epochs=37,
+            retrain_steps=STEPS_PER_EPOCH * 300,
+            train_images=TRAIN_IMAGES,
+            supernet_batch=batch,
+            longest_epochs=300,
+            most_trial_devices=trial_devices,
+        )
     )
 
 
-def values_of(rng: random.Random, architecture: object, noise: float) -> dict[str, float]:
+def values_of(rng: random.Random, architecture: object, noise: float) -> Measured:
     """Make up an accuracy."""
     top1 = min(max(rng.gauss(70, noise), 0.0), 100.0)
-    return {"top1": top1, "correct": round(top1 * 500), "total": 50_000}
+    return Measured(top1=top1, correct=round(top1 * 500), total=50_000)
 
 
 def simulate(
@@ -483,7 +491,7 @@ def simulate(
         devices=devices, failures=failures, rng=random.Random(seed), slower=slower, mixed=mixed
     )
     settings = RunSettings(data="digits", budget=f"{gpu_days}gpu-days", sampler=sampler, seed=seed)
-    lengths: dict[str, tuple[float, float, float]] = {}
+    lengths: dict[str, PhaseLength] = {}
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as out,
         Record.create(Path(out) / "record.db", clock=sim.clock) as record,
@@ -491,7 +499,7 @@ def simulate(
 
         def revise(after: str) -> Plan:
             done = record.trials(state="done")
-            judged = [t.values["seconds"] for t in done if t.fidelity == SUPERNET]
+            judged = [t.measured.seconds for t in done if t.fidelity == SUPERNET]
             middle = sum(macs for macs, _ in plan.step_seconds) // 2
             return revise_plan(
                 plan,
@@ -561,10 +569,13 @@ def simulate(
                 print(f"  trainings {pace:.2f} times slower than planned: rungs {plan.rungs}")
 
         def timed(phase: str, work: object) -> None:
-            before, started = sim.now, time.process_time()
-            share = plan.spent_by_end[phase] - record.spent(PHASES)
+            before, started, spent = sim.now, time.process_time(), record.spent(PHASES)
+            planned = plan.spent_by_end[phase] - spent
             work()  # type: ignore[operator]
-            lengths[phase] = (sim.now - before, time.process_time() - started, share)
+            # A phase that found trainings slower made the plan anew, with another share for itself.
+            followed = plan.spent_by_end[phase] - spent
+            cpu = time.process_time() - started
+            lengths[phase] = PhaseLength(sim.now - before, cpu, planned, followed)
 
         record.finish_attempt(record.start_attempt("measure", devices=0), outcome="done")
         timed(SUPERNET, lambda: train_supernet(sim, record, plan))
@@ -589,9 +600,19 @@ def simulate(
         return plan.budget_seconds, record.spent(PHASES), sim.held, devices * JUDGE_SECONDS
 
 
-def report(
-    sim: Simulation, record: Record, plan: Plan, lengths: dict[str, tuple[float, float, float]]
-) -> None:
+class PhaseLength(NamedTuple):
+    """How long a phase took: simulated seconds, the driver's processor seconds, and its shares.
+
+    Device-seconds ``planned`` when it began, and ``followed``, in the plan that it ended with.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    planned: float
+    followed: float
+
+
+def report(sim: Simulation, record: Record, plan: Plan, lengths: dict[str, PhaseLength]) -> None:
     """Print utilisation, overshoot and what the driver cost."""
     spent, trials = record.spent(PHASES), record.trials()
     print(
@@ -610,12 +631,18 @@ def report(
         f"  supernet: {plan.supernet_epochs:,.0f} epochs planned, "
         f"{min(epochs / slowest, plan.supernet_epochs):,.0f} at the slowest device's pace"
     )
-    for phase, (length, cpu, share) in lengths.items():
+    for phase, (length, cpu, planned, followed) in lengths.items():
+        held = record.spent([phase])
+        anew = (
+            f", {100 * (held / followed - 1):+.1f} % of it in the plan made anew"
+            if followed != planned
+            else ""
+        )
         count = sum(trial.origin == phase for trial in trials)
         each = f", {1000 * cpu / count:.1f} ms for each of {count:,}" if count else ""
         print(
-            f"  {phase:8} {length / 3600:8.2f} h, {record.spent([phase]) / DAY:9.2f} gpu-days, "
-            f"{100 * (record.spent([phase]) / share - 1):+.1f} % of its share; "
+            f"  {phase:8} {length / 3600:8.2f} h, {held / DAY:9.2f} gpu-days, "
+            f"{100 * (held / planned - 1):+.1f} % of its share{anew}; "
             f"driver {cpu:6.1f} s{each} ({100 * cpu / max(length, 1e-9):.3f} % of its time)"
         )
     for fidelity in sorted({trial.fidelity for trial in trials}):

@@ -65,13 +65,6 @@ class End:
     text: str
     num_events: int
 
-    @property
-    def first_line(self) -> str:
-        """What it said last, of what matters."""
-        lines = [line for line in self.text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("Error")]
-        return (errors or lines or [""])[-1][:110]
-
 
 @dataclass(slots=True)
 class Scene:
@@ -297,8 +290,7 @@ def numbers_of(scene: Scene) -> dict[str, Any]:
     with Record.open(scene.run / "record.db") as record:
         done = record.trials(state="done")
         return {
-            f"{t.key} {t.fidelity} {t.seed}": (t.values.get("correct"), t.values.get("total"))
-            for t in done
+            f"{t.key} {t.fidelity} {t.seed}": (t.measured.correct, t.measured.total) for t in done
         }
 
 

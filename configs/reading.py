@@ -10,8 +10,12 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 # Ten times the longest shipped file; YAML is read at about half a megabyte a second.
 MAX_YAML_BYTES = 2**17
@@ -86,6 +90,20 @@ def parse_json(text: str | bytes) -> object:
         raise ValueError("the JSON is nested too deeply. Write it anew.") from error
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error}). Mend it or write it anew.") from error
+
+
+def typed(kind: type[T], values: object) -> T:
+    """Make plain values what they are to be, a dataclass and those inside of it for instance.
+
+    Raises:
+        ValueError: If one is missing or of another kind; it names the first.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r:.60}") from error
 
 
 def parse_yaml(text: str) -> object:

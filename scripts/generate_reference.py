@@ -125,7 +125,8 @@ def space_page() -> Iterator[str]:
     yield "A setting without a default must be given."
     for kind, mixer in MIXER_KINDS.items():
         yield from ("", f"### {kind}", "", *paragraphs((mixer.__doc__ or "").split("\n\n")[0]), "")
-        yield "Settings: " + ", ".join(f"`{field.name}`" for field in fields(mixer)) + "."
+        names = ", ".join(f"`{field.name}`" for field in fields(mixer))
+        yield f"Settings: {names}." if names else "It has no settings."
 
 
 def model_rows(model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:

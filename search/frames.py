@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from search.front import FrontQuery, judged_by
-from search.record import LEDGER_COLUMNS, Trial, curve_values, learning_curve
+from search.record import LEDGER_COLUMNS, Trial
 from search.results import Candidate, searched_fidelities
 from search.run_folder import RunFolder, RunSettings, open_run
 from search.terminal import describe_stages
@@ -25,8 +25,8 @@ class LoadedRun:
         trials: A row a trial, by ``trial``: the architecture's ``id`` and ``key``, ``fidelity``,
             ``seed``, ``origin``, ``state``, ``params``, ``macs``, ``mixers``, ``stage0`` and so on,
             every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
-        front: A row a candidate at the highest fidelity below retraining, by ``id``: its accuracy
-            with the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
+        front: A row a candidate at the fidelity whose front is shown, by ``id``: its accuracy with
+            the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
         curves: A row an epoch of every training alone: ``trial``, the architecture's ``id``,
             ``fidelity``, ``epoch`` and the mean training ``loss``.
         ledger: A row an attempt: ``phase``, ``trial_id``, ``devices``, ``started`` and ``ended``
@@ -73,12 +73,11 @@ def _judged(run: RunFolder, trials: tuple[Trial, ...]) -> tuple[Candidate, ...]:
 
 def _curve_rows(trial: Trial) -> list[dict[str, Any]]:
     place = {"trial": trial.id, "id": trial.architecture_id, "fidelity": trial.fidelity}
-    curve = learning_curve(trial.values)
-    return [{**place, "epoch": epoch, "loss": loss} for epoch, loss in curve.items()]
+    losses = trial.measured.losses
+    return [{**place, "epoch": epoch, "loss": loss} for epoch, loss in losses.items()]
 
 
 def _trial_row(trial: Trial) -> dict[str, Any]:
-    curve = curve_values(learning_curve(trial.values))
     return {
         "trial": trial.id,
         "id": trial.architecture_id,
@@ -92,7 +91,7 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "mixers": describe(trial.architecture),
         "dims": "-".join(str(stage.dim) for stage in trial.architecture.stages),
         **{f"stage{i}": text for i, text in enumerate(describe_stages(trial.architecture))},
-        **{name: value for name, value in trial.values.items() if name not in curve},
+        **replace(trial.measured, losses={}).to_json(),
         # A trial's values may have seconds of their own: those of the work, not those charged.
         "seconds": trial.seconds,
         "attempts": trial.num_attempts,

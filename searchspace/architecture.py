@@ -313,10 +313,14 @@ def _without_defaults(mixer: Mixer, dim: int) -> Mixer:
 
 def _check_family(architecture: Architecture) -> None:
     family, stages = FAMILIES[architecture.family], architecture.stages
-    if family.has_conv_stem != _is_count(architecture.stem_dim):
+    stem_dim = architecture.stem_dim
+    is_right = (
+        _is_count(stem_dim) if family.has_conv_stem else type(stem_dim) is int and not stem_dim
+    )
+    if not is_right:
         raise ValueError(
             f"stem_dim must be {'>= 1' if family.has_conv_stem else '0'} in the family "
-            f"{architecture.family!r}, got {architecture.stem_dim!r}."
+            f"{architecture.family!r}, got {stem_dim!r}."
         )
     if family.has_conv_stem and architecture.patch_size % 2:
         raise ValueError(

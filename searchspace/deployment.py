@@ -19,7 +19,6 @@ PRECISIONS_OF: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("fp32", "fp16", "int8"),
 }
 TARGETS = tuple(PRECISIONS_OF)
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 # These run torch's own modules; the others read an ONNX file.
 IN_TORCH = ("eager", "compiled", "cuda-graph")
 ON_GPU = ("cuda-graph", "tensorrt")
@@ -39,7 +38,7 @@ class Deployment:
 
     Attributes:
         target: The runtime, one of `TARGETS`: ``eager`` and ``compiled`` are torch's.
-        precision: Of weights and activations, one of `PRECISIONS`.
+        precision: Of weights and activations, see `PRECISIONS_OF`.
         batch: Images at a time.
 
     Raises:

@@ -46,7 +46,7 @@ class Latency:
     def from_dict(cls, row: Mapping[str, Any]) -> Latency:
         """Read the milliseconds out of a row of a table's file."""
         for name in cls.__slots__:
-            _check_number(name, row[name], 0.0)
+            check_number(name, row[name], 0.0)
         return cls(**{name: row[name] for name in cls.__slots__})
 
 
@@ -96,9 +96,13 @@ class Part:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Part:
         """Read the part of a row of a file."""
-        mixer = row["mixer"]
-        kind = None if mixer is None else mixer_from_dict(mixer)
-        return cls(row["part"], tuple(row["dims"]), kind, row["mlp_ratio"])
+        name, dims, mixer, ratio = (row[key] for key in ("part", "dims", "mixer", "mlp_ratio"))
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a part must be text, got {name!r:.60}")
+        if not isinstance(dims, list) or not all(type(dim) is int and dim > 0 for dim in dims):
+            raise ValueError(f"the channels of a part must be positive integers, got {dims!r:.60}")
+        check_number("the MLP ratio of a part", ratio, 0.0)
+        return cls(name, tuple(dims), None if mixer is None else mixer_from_dict(mixer), ratio)
 
     def __str__(self) -> str:
         mixer = f" {describe_mixer(self.mixer)}" if self.mixer else ""
@@ -230,12 +234,13 @@ class LatencyTable:
             table = cls(**{**rest, "deployment": Deployment(**data["deployment"]), "parts": parts})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a value is missing or of another kind ({error})") from error
-        if not parts or not isinstance(table.macro, dict):
-            raise ValueError("it has no parts, or says nothing of the networks")
+        if not parts:
+            raise ValueError("it has no parts")
+        check_macro(table.macro)
         for name in ("scale", "per_network_ms"):
-            _check_number(name, getattr(table, name))
+            check_number(name, getattr(table, name), 0.0)
         if table.median_error is not None:
-            _check_number("median_error", table.median_error)
+            check_number("median_error", table.median_error)
         return table
 
     def save(self, path: Path) -> None:
@@ -265,7 +270,23 @@ def macro_of_space(space: SearchSpace) -> dict[str, Any]:
     return {**described, "stages": [{**stage, **norm} for stage, norm in pairs]}
 
 
-def _check_number(name: str, value: object, least: float = -math.inf) -> None:
+def check_macro(macro: object) -> None:
+    """Refuse what `macro_of` cannot have written.
+
+    Raises:
+        ValueError: Then.
+    """
+    stages = macro.get("stages") if isinstance(macro, dict) else None
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("it does not say what the networks share, with what their stages have")
+
+
+def check_number(name: str, value: object, least: float = -math.inf) -> None:
+    """Refuse what is no finite number, or below the least.
+
+    Raises:
+        ValueError: Then.
+    """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number, got {value!r:.60}")
@@ -306,7 +327,10 @@ def _are_same_stages(architecture: Architecture, wanted: Sequence[Mapping[str, A
     if len(wanted) != len(architecture.stages):
         return False
     pairs = zip(architecture.stages, wanted, strict=True)
-    return all(dataclasses.replace(stage, **about) == stage for stage, about in pairs)
+    try:
+        return all(dataclasses.replace(stage, **about) == stage for stage, about in pairs)
+    except (ValueError, TypeError):  # what no stage can have
+        return False
 
 
 def parts_of(architecture: Architecture) -> list[Part]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from search.record import Record
 from search.record.schema import Address
+from tests.clock import Clock
 from tests.postgres import Server, new_place, running_server
 
 # Before torch is imported: the tests' tensors are tiny, and threads only make them wait.
@@ -49,3 +51,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
         return tmp_path / "record.db"
     server: Server = request.getfixturevalue("postgres")
     return new_place(server.url)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Make the clock of the test's record."""
+    return Clock()
+
+
+@pytest.fixture
+def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
+    """Make a record in a file, by the test's clock."""
+    with Record.create(tmp_path / "record.db", clock=clock) as record:
+        yield record

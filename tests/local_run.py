@@ -84,7 +84,7 @@ class LocalCrew:
                     Judgement(
                         architecture=architecture,
                         outcome="failed" if cause else "done",
-                        values=values,
+                        measured=values,
                         cause=cause,
                     )
                     for architecture, (values, cause) in zip(batch, answers, strict=True)
@@ -179,4 +179,4 @@ def _run_trials(cluster: Any, work: Any, *, job: Any, folder: Path, source: Any,
     """Train one trial after the other, as `tune_trials.run_trials` does on a cluster."""
     while not source.should_stop() and (task := source.next()) is not None:
         values = work.train_alone(job, task, 1, lambda epoch: None)
-        source.settle(task, outcome="done", values=values, cause=None)
+        source.settle(task, outcome="done", measured=values, cause=None)

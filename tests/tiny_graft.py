@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from search.grafting import single_networks
+from search.record import Measured
 from search.record.record import Record
 from search.run_folder import RunSettings, own_run, write_teacher
 from search.run_folder.state import DONE, RunState
@@ -104,8 +105,8 @@ def add_judged(record: Record, network: Architecture, kl: float) -> int:
     trial = record.add_trial(number, fidelity="supernet", seed=0, origin="score")
     attempt = record.start_attempt("score", devices=0, trial_id=trial)
     correct = round(IMAGES * (0.9 - 0.2 * kl))
-    values = {"top1": 100 * correct / IMAGES, "correct": correct, "total": IMAGES, "kl": kl}
-    record.finish_attempt(attempt, outcome="done", values=values)
+    values = Measured(top1=100 * correct / IMAGES, correct=correct, total=IMAGES, kl=kl)
+    record.finish_attempt(attempt, outcome="done", measured=values)
     return number
 
 

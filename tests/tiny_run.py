@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from search.plan import Plan, make_plan
+from search.plan import Plan, PlanInputs, make_plan
 from search.record.record import Record, Trial
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import DONE, RunState
@@ -45,7 +45,7 @@ def write_run(folder: Path, trials: Iterable[Trial] = ()) -> Path:
                 attempt = record.start_attempt(one.origin, devices=1, trial_id=trial_id)
                 outcome = "done" if one.state == "done" else "failed"
                 record.finish_attempt(
-                    attempt, outcome=outcome, values=one.values or None, cause=one.cause
+                    attempt, outcome=outcome, measured=one.measured or None, cause=one.cause
                 )
     return folder
 
@@ -61,13 +61,15 @@ def _every_second() -> Iterator[float]:
 def plan_of_minutes() -> Plan:
     """Plan ten minutes on two devices."""
     return make_plan(
-        budget_seconds=600,
-        devices=2,
-        measured_seconds=1.0,
-        supernet_step=0.1,
-        trial_step_seconds=((100_000, 0.01), (1_000_000, 0.02)),
-        judge_seconds=0.5,
-        steps_per_epoch=10,
-        max_epochs=3,
-        retrain_steps=1_000,
+        PlanInputs(
+            budget_seconds=600,
+            devices=2,
+            measured_seconds=1.0,
+            supernet_step=0.1,
+            trial_step_seconds=((100_000, 0.01), (1_000_000, 0.02)),
+            judge_seconds=0.5,
+            steps_per_epoch=10,
+            max_epochs=3,
+            retrain_steps=1_000,
+        )
     )

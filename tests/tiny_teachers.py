@@ -15,6 +15,18 @@ from supernet.network.supernet import build_subnet
 from supernet.training import Teacher, make_teacher
 from tests.tiny_data import PLAIN, changed
 
+# What the networks of a run that is taught are searched in: images of 8 pixels.
+SPACE = """
+name: tiny
+img_size: 8
+patch_size: 4
+mlp_ratio: [1, 2]
+stages: [{dim: 8, depth: 1}]
+mixers:
+  window_attention: {window_size: 2, num_heads: [1, 2]}
+  depthwise_conv: {kernel_size: [3, 5]}
+"""
+
 
 def small(img_size: int, num_classes: int) -> Architecture:
     """Return the architecture of a teacher for these images."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from search.record import Measured
 from search.record.record import State, Trial
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
@@ -37,9 +40,9 @@ def trial(
     """Return a trial of `network(number)` that got ``correct`` of ``total`` images right."""
     architecture = network(number)
     cost = count(architecture)
-    values = {"top1": 100 * correct / total, "correct": float(correct), "total": float(total)}
+    measured = Measured.judged(correct, total)
     if latency_ms is not None:
-        values["latency_ms"] = latency_ms
+        measured = replace(measured, latency_ms=latency_ms)
     return Trial(
         id=100 * number + seed + 1,
         architecture_id=number,
@@ -51,7 +54,7 @@ def trial(
         seed=seed,
         origin=origin,
         state=state,
-        values=values if state == "done" else {},
+        measured=measured if state == "done" else Measured(),
         cause=None if state == "done" else "out of memory",
         seconds=1.0,
         num_attempts=1,

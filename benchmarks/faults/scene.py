@@ -29,8 +29,6 @@ from search.run_folder.folder import record_address
 ROOT = Path(__file__).parents[2]
 NODES = 2
 GPUS = 1
-# Most checkpoint files of trials at any time: one for each that is running or interrupted.
-CHECKPOINT_BYTES = 100_001
 
 
 @dataclass(slots=True)

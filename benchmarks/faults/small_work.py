@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from search.plan import StepTimes
+from search.record import Measured
 from search.run_folder.storage import SUPERNET, Files, open_files
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from searchspace.architecture import Architecture
@@ -127,33 +128,34 @@ class SmallJudgeWorker:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured, str | None]]:
         """Judge a batch by the supernet, or by a score."""
         judged = [(a, self._judge(a)) for a in architectures]
         if by == "supernet":
-            return [(values, None) for _, values in judged]
+            return [(measured, None) for _, measured in judged]
         return [
-            ({"score": score_of(by, a), "seconds": values["seconds"]}, None) for a, values in judged
+            (Measured(score=score_of(by, a), seconds=measured.seconds), None)
+            for a, measured in judged
         ]
 
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
         """Score with one proxy, worse than the supernet."""
-        return {a.key: {"nwot": values_of(a, noise=40.0)["top1"]} for a in architectures}
+        return {a.key: {"nwot": measured_of(a, noise=40.0).top1} for a in architectures}
 
     def extraction_errors(self, architectures: Iterable[Architecture]) -> list[float]:
         """Nothing is extracted."""
         return [0.0 for _ in architectures]
 
-    def _judge(self, architecture: Architecture) -> dict[str, float]:
+    def _judge(self, architecture: Architecture) -> Measured:
         if take(self.job.folder / "hang-judge"):
             time.sleep(3600)
         work_for(self.job.judge)
-        return values_of(architecture, noise=5.0) | {"seconds": self.job.judge}
+        return replace(measured_of(architecture, noise=5.0), seconds=self.job.judge)
 
 
 def train_small(
     job: SmallJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured:
     """Work for a task's epochs, each with a checkpoint; faults come after the first epoch."""
     name = checkpoint_name(task.trial_id)
     folder = job.files.fetch(name)
@@ -167,7 +169,7 @@ def train_small(
         job.files.publish(name, folder)
         on_epoch(epoch)
         fail_as_asked(job.folder, task)
-    return values_of(task.architecture, noise=20.0 / task.epochs)
+    return measured_of(task.architecture, noise=20.0 / task.epochs)
 
 
 def retrain_small(architecture: Architecture, data: Any, recipe: Any, options: Any) -> Any:
@@ -196,8 +198,8 @@ def retrain_small(architecture: Architecture, data: Any, recipe: Any, options: A
         if rank == 0:
             options.out.mkdir(parents=True, exist_ok=True)
             write_whole(file, to_csv(list(epochs)))
-    values = values_of(architecture, noise=0.0)
-    accuracy = Accuracy(int(values["correct"]), int(values["correct"]), NUM_IMAGES)
+    correct = int(measured_of(architecture, noise=0.0).correct)
+    accuracy = Accuracy(correct, correct, NUM_IMAGES)
     return Ended(end="done", result=SimpleNamespace(accuracy=accuracy))  # type: ignore[arg-type]
 
 
@@ -216,14 +218,14 @@ def fail_as_asked(folder: Path, task: TrialTask) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def values_of(architecture: Architecture, *, noise: float) -> dict[str, float]:
+def measured_of(architecture: Architecture, *, noise: float) -> Measured:
     """Return an accuracy that grows with MACs, with noise that depends on the key alone."""
     from searchspace.cost import count
 
     number = int.from_bytes(hashlib.sha256(architecture.key.encode()).digest()[:4], "big") / 2**32
     top1 = 60 + 4 * math.log(count(architecture).macs / 1e5) + noise * (number - 0.5)
     correct = round(min(max(top1, 0.0), 100.0) / 100 * NUM_IMAGES)
-    return {"top1": 100 * correct / NUM_IMAGES, "correct": correct, "total": NUM_IMAGES}
+    return Measured.judged(correct, NUM_IMAGES)
 
 
 def score_of(by: str, architecture: Architecture) -> float:
@@ -232,7 +234,7 @@ def score_of(by: str, architecture: Architecture) -> float:
 
     cost = count(architecture)
     costs = {"macs": float(cost.macs), "params": float(cost.params)}
-    return costs[by] if by in costs else values_of(architecture, noise=40.0)["top1"]
+    return costs[by] if by in costs else measured_of(architecture, noise=40.0).top1
 
 
 def work_for(seconds: float) -> None:

@@ -162,7 +162,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "the pace of judging never changes",
         JUDGING,
-        '(judgement.values["seconds"] - self._pace) * PACE_SHARE',
+        "(judgement.measured.seconds - self._pace) * PACE_SHARE",
         "0.0",
         "tests/search/scheduling/test_judging.py",
     ),
@@ -183,8 +183,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "--share has no effect on the plan",
         PLAN,
-        "split_shares(budget_seconds, fixed_shares or {}, strategy=strategy)",
-        "split_shares(budget_seconds, {}, strategy=strategy)",
+        "split_shares(given.budget_seconds, fixed_shares, strategy=given.strategy)",
+        "split_shares(given.budget_seconds, {}, strategy=given.strategy)",
         "tests/search/plan/test_plan.py",
     ),
     Named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 MODULES = (
     "search/budget.py",
     "search/front/select.py",
+    "search/plan/inputs.py",
     "search/plan/making.py",
     "search/plan/plan.py",
     "search/plan/revising.py",
@@ -59,7 +60,10 @@ TESTS = (
     "tests/attacks",
     "tests/search/front",
     "tests/search/record/test_open_attempts.py",
+    "tests/search/record/test_attempts.py",
+    "tests/search/record/test_ledger.py",
     "tests/search/record/test_record.py",
+    "tests/search/record/test_writers.py",
     "tests/search/results",
     "tests/search/retraining",
     "tests/search/scheduling",

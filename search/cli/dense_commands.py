@@ -188,7 +188,7 @@ def _transfer_one(
             raise typer.Exit(130) from None
     if result is not None:
         where = f"{result.images} {result.split} images. {out}"
-        make_console().say(f"{result_text(result.values)} of {where}")
+        make_console().say(f"{result_text(result.measured)} of {where}")
 
 
 def predict(

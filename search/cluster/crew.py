@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
-from search.record import Record
+from search.record import Measured, Record
 from search.scheduling import START_SECONDS, BudgetSpent, Judgement, Outcome, last_line
 from searchspace.architecture import Architecture
 
@@ -287,15 +287,15 @@ class JudgeCrew:
         judge.ready, self._stillborn = True, 0
 
     def _read(
-        self, batch: list[Architecture], answer: list[tuple[dict[str, float], str | None]]
+        self, batch: list[Architecture], answer: list[tuple[Measured | None, str | None]]
     ) -> Iterator[Judgement]:
-        for architecture, (values, cause) in zip(batch, answer, strict=True):
-            if "seconds" in values:
-                self._pace += (values["seconds"] - self._pace) * PACE_SHARE
+        for architecture, (measured, cause) in zip(batch, answer, strict=True):
+            if measured is not None and measured.has("seconds"):
+                self._pace += (measured.seconds - self._pace) * PACE_SHARE
             yield Judgement(
                 architecture=architecture,
                 outcome="failed" if cause else "done",
-                values=values,
+                measured=measured,
                 cause=cause,
             )
 
@@ -314,7 +314,7 @@ class JudgeCrew:
                     # Of several it is not known which one hangs.
                     if len(batch) == 1:
                         lost[0] = Judgement(
-                            architecture=batch[0], outcome="failed", values={}, cause=lost[0].cause
+                            architecture=batch[0], outcome="failed", cause=lost[0].cause
                         )
                     source.tell(lost)
             elif not judge.ready and now - judge.started > START_SECONDS:
@@ -372,7 +372,7 @@ class JudgeCrew:
         ]
         self._suspects |= {architecture.key for architecture, end in ends if end == "lost"}
         return [
-            Judgement(architecture=architecture, outcome=end, values={}, cause=cause)
+            Judgement(architecture=architecture, outcome=end, cause=cause)
             for architecture, end in ends
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from search.record import Measured
 from search.scheduling import (
+    Outcome,
     TrialTask,
     end_if_spoilt,
     is_of_others,
@@ -30,7 +33,34 @@ NEWS_SECONDS = 10.0
 # the others' errors follow from that.
 _TELLING = ("full disk", "no storage", "out of memory", "died", "failed", "lost")
 
-Report = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What came of a training.
+
+    Attributes:
+        measured: By one that is done, in the first process of its group.
+        cause: Why there is no result.
+        has_died: Whether its process has; it could not say why.
+    """
+
+    outcome: Outcome
+    measured: Measured | None = None
+    cause: str | None = None
+    has_died: bool = False
+
+    def to_text(self) -> str:
+        """Write it for Tune, which would flatten a nested result; `from_text` inverts it."""
+        values = None if self.measured is None else self.measured.to_json()
+        return json.dumps({"outcome": self.outcome, "values": values, "cause": self.cause})
+
+    @classmethod
+    def from_text(cls, text: str) -> Report:
+        """Read what `to_text` wrote."""
+        found = json.loads(text)
+        values = found["values"]
+        measured = None if values is None else Measured.from_json(values)
+        return cls(outcome=found["outcome"], measured=measured, cause=found["cause"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +75,7 @@ class TrialWork:
         needs: What Ray must reserve for a process.
     """
 
-    train: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
+    train: Callable[[Any, TrialTask, int, Callable[[int], None]], Measured | None]
     meet: Callable[[str], Any] | None
     folder: Path
     threads: int
@@ -55,9 +85,9 @@ class TrialWork:
 def report_of(
     task: TrialTask, job: Any, work: TrialWork, on_epoch: Callable[[int], None]
 ) -> Report:
-    """Train in this process; return the outcome, with values or a cause."""
+    """Train in this process; return what came of it."""
     try:
-        values = work.train(job, task, work.threads, on_epoch)
+        measured = work.train(job, task, work.threads, on_epoch)
     except Exception as error:
         end_if_spoilt(error)
         # Whatever it is, it is recorded with its cause; nothing goes on as if it were well.
@@ -65,8 +95,8 @@ def report_of(
         outcome = outcome_of_error(error, work.folder)
         if outcome == "failed" and task.group is not None and is_of_others(error):
             outcome = "lost"
-        return {"outcome": outcome, "cause": f"{type(error).__name__}: {last_line(str(error))}"}
-    return {"outcome": "done", "values": values}
+        return Report(outcome=outcome, cause=f"{type(error).__name__}: {last_line(str(error))}")
+    return Report(outcome="done", measured=measured)
 
 
 def train_together(
@@ -106,7 +136,7 @@ def train_together(
         ]
         return _wait_for(pending, members[0], on_epoch)
     except RayActorError as error:
-        return {"outcome": "lost", "cause": last_line(str(error))}
+        return Report(outcome="lost", cause=last_line(str(error)))
     finally:
         for member in members:
             ray.kill(member)
@@ -118,7 +148,7 @@ def _wait_for(pending: list[Any], first: Any, on_epoch: Callable[[int], None]) -
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=LOOK_SECONDS)
         reports = [_result(reference) for reference in done]
-        if any(report["outcome"] != "done" for report in reports):
+        if any(report.outcome != "done" for report in reports):
             others: list[Any] = []
             if waiting:
                 others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=NEWS_SECONDS)
@@ -133,15 +163,14 @@ def _result(reference: Any) -> Report:
     try:
         report: Report = ray.get(reference)
     except RayActorError as error:
-        return {"outcome": "died", "cause": last_line(str(error))}
+        return Report(outcome="lost", cause=last_line(str(error)), has_died=True)
     return report
 
 
 def _most_telling(reports: list[Report]) -> Report:
     """Choose what has happened from what the processes of a group say of it."""
-    bad = [report for report in reports if report["outcome"] != "done"]
-    report = min(bad, key=lambda report: _TELLING.index(report["outcome"]))
-    return {**report, "outcome": "lost"} if report["outcome"] == "died" else report
+    bad = [report for report in reports if report.outcome != "done"]
+    return min(bad, key=lambda one: _TELLING.index("died" if one.has_died else one.outcome))
 
 
 class _Member:

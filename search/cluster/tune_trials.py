@@ -7,7 +7,6 @@ end Tune would neither hasten nor report.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -29,7 +28,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from search.cluster.connection import Cluster
-from search.cluster.trial_group import TrialWork, report_of, train_together
+from search.cluster.trial_group import Report, TrialWork, report_of, train_together
 from search.scheduling import (
     Outcome,
     TrialSource,
@@ -109,7 +108,7 @@ def _run_round(
         _ROUNDS.pop(name)
         ends: Outcome = "not begun" if round_.is_torn else "lost"
         for task in round_.tasks.values():
-            source.settle(task, outcome=ends, values={}, cause=STOPPED)
+            source.settle(task, outcome=ends, measured=None, cause=STOPPED)
         round_.release()
         scratch.cleanup()
     if round_.problem is not None:
@@ -164,14 +163,14 @@ class _Round:
             time.sleep(0.02)
         self.source.hold(0)
 
-    def settle(
-        self, trial_id: str, outcome: Outcome, values: dict[str, float], cause: str | None
-    ) -> None:
+    def settle(self, trial_id: str, report: Report) -> None:
         """Bring a trial's end to the source; it holds no device any more."""
         task = self.tasks.pop(trial_id)
         self.trials.pop(trial_id, None)
         try:
-            self.source.settle(task, outcome=outcome, values=values, cause=cause)
+            self.source.settle(
+                task, outcome=report.outcome, measured=report.measured, cause=report.cause
+            )
         except Exception as problem:
             # Tune would log it and go on as if the result were recorded.
             self.problem = problem
@@ -216,8 +215,7 @@ class _Feed(Searcher):
         round_ = _ROUNDS[self._name]
         task = round_.tasks.get(trial_id)
         if task is not None:
-            outcome, values, cause = _read(round_, trial_id, task, result, error)
-            round_.settle(trial_id, outcome, values, cause)
+            round_.settle(trial_id, _read(round_, trial_id, task, result, error))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the record is the truth."""
@@ -279,7 +277,7 @@ class _Watch(tune.Callback):
             ray.kill(actor)
             if stopping and round_.problem is None:
                 # Tune takes seconds more to end.
-                round_.settle(trial_id, "lost", {}, STOPPED)
+                round_.settle(trial_id, Report(outcome="lost", cause=STOPPED))
         round_.look()
 
 
@@ -289,21 +287,22 @@ def _read(
     task: TrialTask,
     result: dict[str, Any] | None,
     error: bool,
-) -> tuple[Outcome, dict[str, float], str | None]:
+) -> Report:
     """Tell what became of a trial from Tune's last result and error."""
-    report = json.loads((result or {}).get("report", "{}"))
-    if not error and report:
-        return report["outcome"], report.get("values", {}), report.get("cause")
+    text = (result or {}).get("report")
+    if not error and text:
+        return Report.from_text(text)
     if trial_id in round_.overdue:
-        return "failed", {}, round_.overdue[trial_id]
+        return Report(outcome="failed", cause=round_.overdue[trial_id])
     if round_.is_torn:
-        return "not begun", {}, STOPPED
+        return Report(outcome="not begun", cause=STOPPED)
     trial = round_.trials.get(trial_id)
     problem = trial.get_pickled_error() if error and trial is not None else None
     if problem is None:
-        return "lost", {}, "its worker died or was stopped"
+        return Report(outcome="lost", cause="its worker died or was stopped")
     is_memory = isinstance(problem, OutOfMemoryError)
-    return ("out of memory" if is_memory else "lost"), {}, last_line(str(problem))
+    outcome: Outcome = "out of memory" if is_memory else "lost"
+    return Report(outcome=outcome, cause=last_line(str(problem)))
 
 
 def _bundles(resource: str, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -327,4 +326,4 @@ def _train_trial(config: dict[str, Any], *, job: Any, work: TrialWork) -> None:
     else:
         report = train_together(task, job, work, place=config["place"], on_epoch=on_epoch)
     # As text: Tune would flatten a nested result.
-    tune.report({"report": json.dumps(report)})
+    tune.report({"report": report.to_text()})

@@ -27,7 +27,10 @@ from searchspace.latency_table import (
     Checked,
     LatencyTable,
     Part,
+    check_macro,
+    check_number,
     latency_of,
+    parts_of,
     processor_name,
 )
 
@@ -53,6 +56,21 @@ class Whole:
     architecture: Architecture
     is_fitted: bool = False
     expected_ms: float | None = None
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Whole:
+        """Read what `Kit.save` wrote of it.
+
+        Raises:
+            ValueError, KeyError, TypeError: If it is something else.
+        """
+        architecture = Architecture.from_dict(row["architecture"])
+        found = cls(**{**row, "file": _inside(row["file"]), "architecture": architecture})
+        if not isinstance(found.name, str) or not isinstance(found.is_fitted, bool):
+            raise ValueError(f"{found.file} has no name, or it is not said whether it is fitted to")
+        if found.expected_ms is not None:
+            check_number(f"expected_ms of {found.file}", found.expected_ms, 0.0)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,17 +122,10 @@ class Kit:
                 deployment=Deployment(**data["deployment"]),
                 macro=data["macro"],
                 parts={Part.from_dict(row): _inside(row["file"]) for row in data["parts"]},
-                wholes=[
-                    Whole(
-                        **{
-                            **row,
-                            "file": _inside(row["file"]),
-                            "architecture": Architecture.from_dict(row["architecture"]),
-                        }
-                    )
-                    for row in data["wholes"]
-                ],
+                wholes=[Whole.from_dict(row) for row in data["wholes"]],
             )
+            check_macro(kit.macro)
+            kit.check_covered()
         missing = [file for file in kit.files if not (folder / file).is_file()]
         if missing:
             raise ValueError(
@@ -122,6 +133,17 @@ class Kit:
                 "first. Copy the whole folder again."
             )
         return kit
+
+    def check_covered(self) -> None:
+        """Refuse whole networks with parts that the kit has no files of.
+
+        Raises:
+            ValueError: Then.
+        """
+        for one in self.wholes if self.parts else ():
+            missing = [part for part in parts_of(one.architecture) if part not in self.parts]
+            if missing:
+                raise ValueError(f"it has no file of '{missing[0]}', a part of {one.name}")
 
     @property
     def files(self) -> list[str]:

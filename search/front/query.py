@@ -112,9 +112,9 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     def complete(trial: Trial) -> Trial:
         milliseconds = measured.get(trial.architecture_id)
         # What the run measured itself is compared with its own limits and results.
-        if milliseconds is None or "latency_ms" in trial.values:
+        if milliseconds is None or trial.measured.has("latency_ms"):
             return trial
-        return replace(trial, values={**trial.values, "latency_ms": milliseconds})
+        return replace(trial, measured=replace(trial.measured, latency_ms=milliseconds))
 
     return tuple(complete(trial) for trial in run.record.trials())
 

@@ -20,7 +20,6 @@ from searchspace.graft_space import Replacement, replacements
 # The names of the two as estimators; more is better, so they are negative sums.
 SUM, PAIRS = "sum of scores", "sum with pairs"
 ESTIMATES = (SUM, PAIRS)
-KL = "kl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,9 @@ def graft_scores(trials: Sequence[Trial], teacher: Architecture) -> GraftScores:
             continue
         found = replacements(teacher, trial.architecture)
         if len(found) == 1:
-            singles[found[0]] = trial.values[KL]
+            singles[found[0]] = trial.measured.kl
         elif len(found) == 2:
-            couples[frozenset(found)] = trial.values[KL]
+            couples[frozenset(found)] = trial.measured.kl
     pairs = {
         couple: kl - sum(singles[one] for one in couple)
         for couple, kl in couples.items()
@@ -85,4 +84,4 @@ def graft_scores(trials: Sequence[Trial], teacher: Architecture) -> GraftScores:
 
 def is_assembled(trial: Trial) -> bool:
     """Tell whether a trial is that of a network of parts that was judged as it is."""
-    return trial.fidelity == SUPERNET and trial.state == "done" and KL in trial.values
+    return trial.fidelity == SUPERNET and trial.state == "done" and trial.measured.has("kl")

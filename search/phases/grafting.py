@@ -295,5 +295,5 @@ def _write_sums(session: Session, estimator: str) -> None:
                 trial.architecture_id, fidelity=ZERO_COST, seed=trial.seed, origin="search"
             )
             attempt = record.start_attempt("search", devices=0, trial_id=number)
-            values = Measured(score=estimate, seconds=0.0).values()
-            record.finish_attempt(attempt, outcome="done", values=values)
+            measured = Measured(score=estimate, seconds=0.0)
+            record.finish_attempt(attempt, outcome="done", measured=measured)

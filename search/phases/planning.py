@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
-from search.plan import MAX_EPOCHS, Plan, StepTimes, make_plan
+from search.plan import MAX_EPOCHS, Plan, PlanInputs, StepTimes, make_plan
 from search.run_folder import DATA, GRAFT, MENTOR, RunSettings, keep_mentor
 from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
@@ -254,7 +254,7 @@ def plan_from_times(
     retrain_steps = lengths.retrain_steps
     if times.batch_size:  # a step takes as long as its images do
         retrain_steps = retrain_steps * lengths.retrain_batch // times.batch_size
-    return make_plan(
+    given = PlanInputs(
         budget_seconds=settings.parsed_budget.amount_seconds * times_budget,
         devices=devices,
         measured_seconds=measured_seconds,
@@ -273,6 +273,7 @@ def plan_from_times(
         # Networks of a graft begin with weights: how their order changes is another question.
         recipe_epochs=0 if settings.strategy == GRAFT else lengths.recipe_epochs,
     )
+    return make_plan(given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

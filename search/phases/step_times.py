@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs import config_path
-from configs.reading import read_json, read_yaml
+from configs.reading import read_json, read_yaml, typed
 from search.budget import Device
 from search.plan import SUPERNET_SHARD, StepTimes
 from search.run_folder import RunSettings
@@ -107,11 +107,10 @@ def read_times(path: Path) -> StepTimes:
         )
     try:
         values = {name: value for name, value in text.items() if name != "kind"}
-        return TypeAdapter(StepTimes).validate_python(values)
-    except ValidationError as error:
+        return typed(StepTimes, values)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged: {error.error_count()} values are missing or wrong, first "
-            f"{error.errors()[0]['loc']}. Write it again with `search plan --save-times`."
+            f"{path} is damaged: {error}. Write it again with `search plan --save-times`."
         ) from error
 
 

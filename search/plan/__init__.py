@@ -10,7 +10,8 @@ from search.plan.in_words import (
     plan_warnings,
     supernet_text,
 )
-from search.plan.making import SUPERNET_SHARD, make_plan, supernet_batch
+from search.plan.inputs import SUPERNET_SHARD, PlanInputs, supernet_batch
+from search.plan.making import make_plan
 from search.plan.plan import END_SECONDS, END_SHARE, MorePlan, Plan
 from search.plan.revising import revise_plan
 from search.plan.rungs import ETA, MAX_EPOCHS
@@ -28,6 +29,7 @@ __all__ = [
     "SUPERNET_SHARD",
     "MorePlan",
     "Plan",
+    "PlanInputs",
     "StepModel",
     "StepTimes",
     "climbing_phase",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class StepTimes:
     versions: str = ""
     source: str = ""
     teacher: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = [self.supernet_step, self.judge, self.measured_seconds, self.feed_rate]
+        numbers += [one for point in self.trial_steps for one in point]
+        if not all(0 <= number < math.inf for number in numbers) or self.steps_per_epoch < 1:
+            raise ValueError("times and rates are numbers from 0 on, and an epoch has a step")
 
 
 class StepModel:

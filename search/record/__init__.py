@@ -3,7 +3,7 @@
 from search.record.addresses import has_secret
 from search.record.claim import Claim, has_token, is_claimed, take_claim
 from search.record.heartbeat import Heartbeat
-from search.record.measured import QUALITIES, Measured, curve_values, learning_curve
+from search.record.measured import QUALITIES, Measured
 from search.record.record import AttemptOutcome, Record, Trial
 from search.record.schema import (
     LEDGER_COLUMNS,
@@ -26,10 +26,8 @@ __all__ = [
     "RefusedError",
     "Trial",
     "claimed_error",
-    "curve_values",
     "has_secret",
     "has_token",
     "is_claimed",
-    "learning_curve",
     "take_claim",
 ]

@@ -58,7 +58,7 @@ class Trial:
 
     Attributes:
         origin: Who asked for it, e.g. the sampler or a promotion.
-        values: What was measured, e.g. ``top1``; empty unless the trial is done.
+        measured: What was measured; nothing unless the trial is done.
         cause: Why its last attempt gave no result, where that was said.
         seconds: Device-seconds charged for all its attempts.
         num_attempts: How often it was tried.
@@ -75,16 +75,11 @@ class Trial:
     seed: int
     origin: str
     state: State
-    values: Mapping[str, float]
+    measured: Measured
     cause: str | None
     seconds: float
     num_attempts: int
     finished: float | None
-
-    @property
-    def measured(self) -> Measured:
-        """The values of a network that was judged on images, or by a score."""
-        return Measured.read(self.values)
 
 
 class SteadyClock:
@@ -302,7 +297,7 @@ class Record:
         attempt_id: int,
         *,
         outcome: AttemptOutcome,
-        values: Mapping[str, float] | None = None,
+        measured: Measured | None = None,
         cause: str | None = None,
         was_held: bool = True,
     ) -> None:
@@ -312,7 +307,7 @@ class Record:
             attempt_id: An open attempt that this process started.
             outcome: ``done`` and ``failed`` are final; after ``interrupted`` and ``lost`` the trial
                 waits again.
-            values: What a trial's ``done`` attempt measured; nothing else has values.
+            measured: By a trial's ``done`` attempt; nothing else has values.
             cause: Why there is no result; ``failed`` needs it.
             was_held: Whether it had its devices; if not, it ends when it began and is not charged.
 
@@ -328,10 +323,10 @@ class Record:
             with self.together():
                 attempt = self._open_attempt(attempt_id)
                 needs_values = outcome == "done" and attempt.trial_id is not None
-                if needs_values != bool(values):
+                if needs_values != bool(measured):
                     raise ValueError(
                         "A trial's attempt that is done has values, and nothing else has; got "
-                        f"{outcome=}, trial_id={attempt.trial_id}, {values=}."
+                        f"{outcome=}, trial_id={attempt.trial_id}, {measured=}."
                     )
                 now = self._clock()
                 ended = max(attempt.last_seen, now) if was_held else attempt.started
@@ -340,7 +335,7 @@ class Record:
                     (ended, outcome, cause, attempt_id),
                 )
                 if attempt.trial_id is not None:
-                    result = _result_text(values) if values else None
+                    result = _result_text(measured) if measured else None
                     self._execute(
                         "UPDATE trials SET state = ?, result = ? WHERE id = ?",
                         (STATE_AFTER[outcome], result, attempt.trial_id),
@@ -486,7 +481,7 @@ class Record:
             seed=seed,
             origin=origin,
             state=state,
-            values=json.loads(result) if result else {},
+            measured=Measured.from_json(json.loads(result) if result else {}),
             cause=cause,
             seconds=seconds + (self._unseen(trial_id) if state == "running" else 0.0),
             num_attempts=num_attempts,
@@ -549,10 +544,10 @@ class Record:
         self._ended = None
 
 
-def _result_text(values: Mapping[str, float]) -> str:
+def _result_text(measured: Measured) -> str:
+    values = measured.to_json()
     if not all(map(math.isfinite, values.values())):
         raise ValueError(
-            f"A trial's values must be finite, got {dict(values)}. "
-            "Finish it as failed, with a cause."
+            f"A trial's values must be finite, got {values}. Finish it as failed, with a cause."
         )
     return json.dumps({name: float(value) for name, value in values.items()})

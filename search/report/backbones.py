@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from search.record import Trial
+from search.record import Measured, Trial
 from search.report.sections import columns
 from search.results import QUALITY_WORDS, Candidate, is_transfer, transfer_label
 from search.terminal import format_interval
@@ -31,14 +31,14 @@ class Backbone:
     Attributes:
         number: Of the network in its run.
         label: What was done.
-        values: In percent, by name.
+        measured: AP and mIoU with their intervals.
         pictures: PNG files of truth beside prediction.
     """
 
     number: int
     label: str
     seed: int
-    values: Mapping[str, float]
+    measured: Measured
     pictures: tuple[Path, ...]
 
 
@@ -55,7 +55,7 @@ def find_backbones(trials: Sequence[Trial], folder: Path) -> tuple[Backbone, ...
                 number=trial.architecture_id,
                 label=label,
                 seed=trial.seed,
-                values=trial.values,
+                measured=trial.measured,
                 pictures=tuple(sorted(own.glob("*.png"))),
             )
         )
@@ -74,12 +74,12 @@ def backbones_content(
         return None
     top1 = {candidate.id: candidate for candidate in accuracies}
     searched = QUALITY_WORDS[accuracies[0].measure if accuracies else "top1"]
-    shown = [name for name in MEASURES if any(name in one.values for one in found)]
+    shown = [name for name in MEASURES if any(one.measured.has(name) for one in found)]
     rows = [
         (
             one.number,
             format_interval(top1[one.number]) if one.number in top1 else "not judged",
-            *(_interval(one.values, name) for name in shown),
+            *(_interval(one.measured, name) for name in shown),
             one.label,
             one.seed,
         )
@@ -108,20 +108,21 @@ def backbones_content(
     }
 
 
-def _interval(values: Mapping[str, float], name: str) -> str:
-    if name not in values:
+def _interval(measured: Measured, name: str) -> str:
+    if not measured.has(name):
         return ""
-    return f"{values[name]:.1f} ({values[f'{name}_low']:.1f} to {values[f'{name}_high']:.1f})"
+    value, low, high = (measured.value(f"{name}{end}") for end in ("", "_low", "_high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str, searched: str) -> str:
     """Say how well what was searched by ranks networks by a measure of one kind of transfer."""
-    labels = [one.label for one in found if name in one.values]
+    labels = [one.label for one in found if one.measured.has(name)]
     label = max(dict.fromkeys(labels), key=labels.count)
     pairs = [
-        (top1[one.number].top1, one.values[name])
+        (top1[one.number].top1, one.measured.value(name))
         for one in found
-        if one.label == label and name in one.values and one.number in top1
+        if one.label == label and one.measured.has(name) and one.number in top1
     ]
     words = f"{searched} against {MEASURES[name]} of {label}"
     if len(pairs) < 2:

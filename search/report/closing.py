@@ -212,11 +212,10 @@ def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, f
     if teacher is None:
         return None
     trials = run.record.trials(state="done")
-    own = {
-        t.fidelity: t for t in trials if t.key == teacher.architecture.key and "top1" in t.values
-    }
+    trained = [t for t in trials if t.key == teacher.architecture.key and t.measured.has("top1")]
+    own = {t.fidelity: t for t in trained}
     known = own.get(found[0].fidelity, own.get(SUPERNET))
-    return None if known is None else (known.macs, known.values["top1"])
+    return None if known is None else (known.macs, known.measured.top1)
 
 
 def _around_the_id(command: str) -> tuple[str, str]:

@@ -70,10 +70,19 @@ def trust_content(report: TrustReport | None) -> dict[str, Any] | None:
 
 def mixing_content(gains: Sequence[MixingGain]) -> dict[str, Any]:
     """Set the best networks of one mixer beside mixes that cost no more, and sum it up."""
-    names = ("one mixer", "%", "MACs", "best mix", "its %", "its MACs", "difference", "95 %")
+    names = (
+        "one kind of mixer",
+        "%",
+        "MACs",
+        "best mix",
+        "its %",
+        "its MACs",
+        "difference",
+        "95 %",
+    )
     return {
         "sentence": gains[-1].sentence() if gains else "",
-        "columns": columns(names, words=("one mixer", "best mix")),
+        "columns": columns(names, words=(names[0], "best mix")),
         "rows": [(*_network_cells(one.single), *_mix_cells(one)) for one in gains],
     }
 

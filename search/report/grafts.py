@@ -91,7 +91,7 @@ def teacher_line(story: GraftStory) -> str:
     said = f"{story.name}: {format_count(cost.macs)} MACs, {format_count(cost.params)} parameters"
     if plain is None:
         return f"{said}."
-    return f"{said}; network {plain.architecture_id}, {plain.values['top1']:.1f} % as it is."
+    return f"{said}; network {plain.architecture_id}, {plain.measured.top1:.1f} % as it is."
 
 
 def teacher_payload(story: GraftStory | None) -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ def teacher_payload(story: GraftStory | None) -> dict[str, Any] | None:
     plain = next((trial for trial in done if trial.fidelity == SUPERNET), None)
     point = None
     if plain is not None:
-        top1 = round(plain.values["top1"], 2)
+        top1 = round(plain.measured.top1, 2)
         point = {"top1": top1, "macs": plain.macs, "params": plain.params}
     return {"id": done[0].architecture_id, "as_it_is": point}
 
@@ -144,7 +144,7 @@ def assembled_lines(story: GraftStory) -> list[str]:
         "parameters": [float(trial.params) for _, trial in known],
         "MACs": [float(trial.macs) for _, trial in known],
     }
-    quality = [-trial.values["kl"] for _, trial in known]
+    quality = [-trial.measured.kl for _, trial in known]
     for name, values in columns_of.items():
         tau = kendall_tau_interval(values, quality, rng=np.random.default_rng(0))
         lines.append(
@@ -208,7 +208,7 @@ def _row(story: GraftStory, member: Candidate) -> tuple[Any, ...]:
     more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
     teacher = count(story.teacher).macs
     kl = next(
-        (t.values["kl"] for t in story.trials if t.key == member.key and is_assembled(t)), None
+        (t.measured.kl for t in story.trials if t.key == member.key and is_assembled(t)), None
     )
     return (
         member.id,
@@ -222,12 +222,12 @@ def _row(story: GraftStory, member: Candidate) -> tuple[Any, ...]:
 def _lost(story: GraftStory, member: Candidate) -> str:
     """Say how many points a member is below the teacher at the same fidelity, if that is known."""
     same = [t for t in story.trials if t.key == story.teacher.key and t.state == "done"]
-    at = next((t for t in same if t.fidelity == member.fidelity and "top1" in t.values), None)
+    at = next((t for t in same if t.fidelity == member.fidelity and t.measured.has("top1")), None)
     plain = next((t for t in same if t.fidelity == SUPERNET), None)
     if at is not None:
-        return f"{at.values['top1'] - member.top1:.1f}"
+        return f"{at.measured.top1 - member.top1:.1f}"
     if plain is not None:
-        return f"{plain.values['top1'] - member.top1:.1f} (teacher as it is)"
+        return f"{plain.measured.top1 - member.top1:.1f} (teacher as it is)"
     return ""
 
 

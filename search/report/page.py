@@ -185,7 +185,7 @@ def front_png(
             )
     if singles := best_singles(candidates):
         macs, top1 = [c.macs for c in singles], [c.top1 for c in singles]
-        label = "one mixer everywhere, the best"
+        label = "one kind of mixer everywhere, the best"
         axes.scatter(
             macs, top1, label=label, marker="s", s=60, edgecolors=SINGLE, facecolors="none"
         )

@@ -66,6 +66,7 @@ from search.results.objectives import (
     parse_objectives,
     quality_of,
 )
+from search.results.promotion_order import promotion_order
 
 __all__ = [
     "CLOSED_FORM",
@@ -110,6 +111,7 @@ __all__ = [
     "non_dominated_rank",
     "parse_objectives",
     "passed_over",
+    "promotion_order",
     "quality_of",
     "retrained",
     "retraining_fidelity",

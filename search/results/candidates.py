@@ -407,17 +407,17 @@ def _image_noise(trials: Sequence[Trial], measure: str) -> tuple[float, float, f
         smoothed = (correct + 0.5) / (total + 1)
         return *wilson_interval(correct, total), 1e4 * smoothed * (1 - smoothed) / total, total
     ends = (f"{measure}_low", f"{measure}_high")
-    low, high = (statistics.fmean(trial.values[name] for trial in trials) for name in ends)
+    low, high = (statistics.fmean(trial.measured.value(name) for trial in trials) for name in ends)
     # Where no image differs from the others, nothing is known of the noise.
     half = max((high - low) / 2, _LEAST_HALF)
-    mean = statistics.fmean(trial.values[measure] for trial in trials) / 100
+    mean = statistics.fmean(trial.measured.quality for trial in trials) / 100
     share, variance = min(max(mean, _LEAST_SHARE), 1 - _LEAST_SHARE), (half / NORMAL_975) ** 2
     return low, high, variance, 1e4 * share * (1 - share) / variance
 
 
 def _mean_value(trials: Sequence[Trial], name: str) -> float | None:
     """Average a cost over the trials that measured it."""
-    found = [trial.values[name] for trial in trials if name in trial.values]
+    found = [trial.measured.value(name) for trial in trials if trial.measured.has(name)]
     return statistics.fmean(found) if found else None
 
 
@@ -461,21 +461,41 @@ def _near_front(
     on_front: NDArray[np.bool_],
     objectives: Sequence[str],
 ) -> NDArray[np.bool_]:
-    """Mark what no member of the front beats beyond noise at no higher cost.
-
-    Accuracies differ beyond noise where the 95 % interval of their difference excludes zero
-    (Newcombe 1998, method 10, which joins two Wilson intervals).
-    """
     quality = quality_of(objectives)
     if quality is None:
         return np.zeros(len(found), dtype=bool)
-    near = ~on_front & ~np.isnan(losses).any(axis=1)
+    top1, low, high = np.array([(c.top1, c.low, c.high) for c in found]).T
     costs = np.delete(losses, list(objectives).index(quality), axis=1)
-    top1 = np.array([candidate.top1 for candidate in found])
-    above = np.array([candidate.high for candidate in found]) - top1
+    return near_front(top1, low, high, costs, on_front)
+
+
+def near_front(
+    top1: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    on_front: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Mark what no member of the front beats beyond noise at no higher cost; no member is marked.
+
+    Accuracies differ beyond noise where the 95 % interval of their difference excludes zero
+    (Newcombe 1998, method 10, which joins two Wilson intervals).
+
+    Args:
+        top1: Accuracies, or another quality, in percent.
+        low, high: Ends of their 95 % intervals.
+        costs: Shape (networks, costs); with a NaN a network is not near.
+        on_front: Which are members of the front.
+    """
+    near: NDArray[np.bool_] = ~on_front & ~np.isnan(costs).any(axis=1) & ~np.isnan(top1)
     for index in np.flatnonzero(on_front).tolist():
-        member = found[index]
-        noise = np.hypot(member.top1 - member.low, above)
-        is_beaten = (member.top1 - top1 > noise) & (costs[index] <= costs).all(axis=1)
+        noise = np.hypot(top1[index] - low[index], high - top1)
+        is_beaten = (top1[index] - top1 > noise) & (costs[index] <= costs).all(axis=1)
         near &= ~is_beaten
     return near
+
+
+def quality_interval(trial: Trial) -> tuple[float, float]:
+    """Return the 95 % interval over images of a trial's accuracy, mIoU or AP, percent."""
+    low, high, _, _ = _image_noise((trial,), _measure_of(trial))
+    return low, high

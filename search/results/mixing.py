@@ -1,4 +1,4 @@
-"""Did mixing pay? The best networks of one mixer beside the best mixes that cost no more."""
+"""Did mixing pay? The best networks of one kind of mixer beside the best mixes as cheap as they."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MixingGain:
     """A network of one mixer, and the most accurate mix that costs no more.
 
     Attributes:
-        single: The network of one mixer.
+        single: The network of one kind of mixer, whose settings may differ.
         mixed: The mix; None where none that is as cheap was judged.
         difference: Of the accuracies in points, positive where the mix is better; NaN without one.
         low: Lower end of its 95 % interval (Newcombe 1998, method 10: two Wilson intervals joined).
@@ -39,7 +39,7 @@ class MixingGain:
         if self.mixed is None:
             return (
                 f"Whether mixing paid is not known: no mix that costs no more than the best "
-                f"network of one mixer ({single}) was judged."
+                f"network of one kind of mixer ({single}) was judged."
             )
         verdict = "Whether mixing paid is within noise"
         if self.low > 0:
@@ -47,8 +47,8 @@ class MixingGain:
         elif self.high < 0:
             verdict = "Mixing did not pay"
         return (
-            f"{verdict}: beside the best network of one mixer ({single}), the best mix that costs "
-            f"no more, network {self.mixed.id}, has {self.difference:+.1f} points (95 % "
+            f"{verdict}: beside the best network of one kind of mixer ({single}), the best mix "
+            f"that costs no more, network {self.mixed.id}, has {self.difference:+.1f} points (95 % "
             f"{self.low:+.1f} to {self.high:+.1f}) at "
             f"{100 * self.mixed.macs / self.single.macs:.0f} % of "
             "its MACs."

@@ -42,7 +42,7 @@ def quality_of(objectives: Sequence[str]) -> str | None:
 
 def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
     """Tell whether what was measured of a trial that is done keeps to upper limits."""
-    return all(getattr(trial.measured, name) <= most for name, most in limits.items())
+    return all(trial.measured.value(name) <= most for name, most in limits.items())
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
@@ -55,7 +55,8 @@ def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | No
         return None
     found = trial.measured
     error = -found.score if math.isnan(found.quality) else 100.0 - found.quality
-    return loss_row(error, trial.macs, trial.params, trial.values, objectives)
+    costs = {name: found.value(name) for name in MEASURED}
+    return loss_row(error, trial.macs, trial.params, costs, objectives)
 
 
 def loss_row(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from configs.reading import typed
 from search.results import wilson_interval
 from search.terminal import visible
 from searchspace.architecture import Architecture, describe
@@ -60,6 +62,10 @@ class RetrainResult:
     identity: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(0 < one < math.inf for one in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} normalise no images")
+
     @property
     def accuracy(self) -> Accuracy:
         """The one that counts: of the averaged weights if the recipe has them."""
@@ -71,10 +77,12 @@ class RetrainResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RetrainResult:
-        """Read what `to_dict` wrote."""
-        ema = None if data["ema"] is None else Accuracy(**data["ema"])
-        tuples = {name: tuple(data[name]) for name in ("class_names", "mean", "std")}
-        return cls(**{**data, **tuples, "raw": Accuracy(**data["raw"]), "ema": ema})
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a value is missing or of another kind.
+        """
+        return typed(cls, data)
 
 
 def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult) -> str:

@@ -179,8 +179,8 @@ class _Queue(TrainingQueue[_Retraining]):
         held_up = starvation(last) if len(epochs) == 1 else None
         return f"{text}. {held_up}" if held_up else text
 
-    def values(self, result: RetrainResult) -> dict[str, float]:
-        return Measured.judged(result.accuracy.correct, result.accuracy.total).values()
+    def measured(self, result: RetrainResult) -> Measured:
+        return Measured.judged(result.accuracy.correct, result.accuracy.total)
 
     def result_text(self, trial: Trial) -> str:
         return _result_text(trial)
@@ -206,14 +206,14 @@ class _Queue(TrainingQueue[_Retraining]):
                 training.tracker.log(epoch_values(epoch), step=epoch.epoch)
 
     def on_end(
-        self, training: _Retraining, outcome: AttemptOutcome, values: dict[str, float] | None
+        self, training: _Retraining, outcome: AttemptOutcome, measured: Measured | None
     ) -> None:
         if training.tracker is None:
             return
         self.on_progress(training)
-        if values is not None:
+        if measured is not None:
             after = self.recipe.total_epochs + 1
-            training.tracker.log({"test_top1": values["top1"]}, step=after)
+            training.tracker.log({"test_top1": measured.top1}, step=after)
         training.tracker.close(_TRACKED_ENDS.get(outcome, "stopped"))
 
 

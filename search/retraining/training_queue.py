@@ -20,7 +20,7 @@ from rich.console import Console
 
 from search.budget import count_cores
 from search.cluster import Cluster, Place, take_finished
-from search.record import AttemptOutcome, Heartbeat, Trial
+from search.record import AttemptOutcome, Heartbeat, Measured, Trial
 from search.retraining.attempt import Ended
 from search.run_folder import FullDiskError, RunFolder, is_disk_full
 from search.terminal import StopSignals
@@ -124,8 +124,8 @@ class TrainingQueue(ABC, Generic[Kind]):
         """Say where a training stands that has made progress."""
 
     @abstractmethod
-    def values(self, result: Any) -> dict[str, float]:
-        """Return the values of a result, for the record."""
+    def measured(self, result: Any) -> Measured:
+        """Return what a result measured, for the record."""
 
     @abstractmethod
     def result_text(self, trial: Trial) -> str:
@@ -137,9 +137,7 @@ class TrainingQueue(ABC, Generic[Kind]):
     def on_progress(self, training: Kind) -> None:
         """Take note of progress."""
 
-    def on_end(
-        self, training: Kind, outcome: AttemptOutcome, values: dict[str, float] | None
-    ) -> None:
+    def on_end(self, training: Kind, outcome: AttemptOutcome, measured: Measured | None) -> None:
         """Take note that an attempt has ended."""
 
     def loader_workers(self, asked: int | None) -> int:
@@ -244,7 +242,7 @@ class TrainingQueue(ABC, Generic[Kind]):
     def _settle(self, training: Kind, ended: Ended[Any]) -> None:
         """Write how an attempt ended; what was lost is handed out again, a few times."""
         if ended.end == "done":
-            self._finish(training, "done", self.values(training.result))
+            self._finish(training, "done", self.measured(training.result))
             trial = self.run.record.trial(training.trial.id)
             say(self.console, trial, self.result_text(trial))
             return
@@ -265,12 +263,12 @@ class TrainingQueue(ABC, Generic[Kind]):
         self,
         training: Kind,
         outcome: AttemptOutcome,
-        values: dict[str, float] | None = None,
+        measured: Measured | None = None,
         cause: str | None = None,
     ) -> None:
-        self.on_end(training, outcome, values)
+        self.on_end(training, outcome, measured)
         self.run.record.finish_attempt(
-            training.attempt, outcome=outcome, values=values, cause=cause
+            training.attempt, outcome=outcome, measured=measured, cause=cause
         )
 
     def _drop(self, training: Kind) -> None:

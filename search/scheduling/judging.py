@@ -115,8 +115,8 @@ class Judging:
             if outcome not in ("done", "failed"):
                 self._waiting.append(judgement.architecture)
                 continue
-            if judgement.values:
-                self._pace += (judgement.values["seconds"] - self._pace) * PACE_SHARE
+            if judgement.measured:
+                self._pace += (judgement.measured.seconds - self._pace) * PACE_SHARE
             trial = self._record.trial(trial_id)
             self._proposer.tell(judgement.architecture, losses_of(trial, self._settings.objectives))
 
@@ -163,6 +163,6 @@ class Judging:
             ends = "interrupted"
         elif ends == "lost" and self._record.count_lost(trial_id) + 1 >= MAX_LOST:
             ends, cause = "failed", f"lost {MAX_LOST} times; last: {cause}"
-        values = judgement.values or None
-        self._record.finish_attempt(attempt, outcome=ends, values=values, cause=cause)
+        measured = judgement.measured
+        self._record.finish_attempt(attempt, outcome=ends, measured=measured, cause=cause)
         return ends

@@ -1,4 +1,4 @@
-"""Which network is worth the next, dearer judgement: by non-dominated rank, then crowding."""
+"""Which network is worth the next, dearer judgement: rungs of fidelity, climbed by the best."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import numpy as np
 
 from search.plan import ETA
 from search.record import Trial
-from search.results import (
-    crowding_distance,
-    is_within,
-    losses_of,
-    non_dominated_rank,
-    quality_of,
-)
+from search.results import is_within, losses_of, promotion_order, quality_of
 from searchspace.architecture import Architecture
 
 # A level is sorted anew when so many more of it are done: with thousands, sorting takes a moment.
@@ -32,8 +26,7 @@ class Promotions:
     Once the base has no more, the best of a rung go up beyond its share instead of leaving budget
     unspent: on a small space, or with a budget that trains more networks than were judged.
     Inside a rung, a network is promoted if it is among the best 1/eta of those that *finished*
-    there, by non-dominated rank and then crowding distance (MO-ASHA, Schmucker et al. 2021,
-    https://arxiv.org/abs/2106.12639, with NSGA-II's order), and only while no more than 1/eta of
+    there, in the order of `search.results.promotion_order`, and only while no more than 1/eta of
     the rung went up: early orders change, and each change would send more of them (the delayed
     promotion of Hyper-Tune, Li et al. 2022, https://arxiv.org/abs/2201.06834, Sec. 4.2).
     Fidelities are never compared with each other, and what was stopped or failed is not in any
@@ -141,13 +134,7 @@ class Promotions:
             own = [[*self._below(trial.key, index), trial] for trial in done]
             foretold = [100.0 - self._forecast(trials) for trials in own]
             points[:, list(self._objectives).index(quality)] = foretold
-        ranks = non_dominated_rank(points)
-        order: list[int] = []
-        for rank in np.unique(ranks):
-            members = np.flatnonzero(ranks == rank)
-            distances = crowding_distance(points[members])
-            order += members[np.argsort(-distances, kind="stable")].tolist()
-        return order
+        return promotion_order(done, points, self._objectives)
 
     def _below(self, key: str, index: int) -> list[Trial]:
         """Return the trials of a network on the levels below one."""

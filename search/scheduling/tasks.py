@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from search.record import Measured
 from search.run_folder import StorageError, is_disk_full
 from searchspace.architecture import Architecture
 
@@ -94,7 +95,7 @@ class Judgement:
 
     architecture: Architecture
     outcome: Outcome
-    values: Mapping[str, float]
+    measured: Measured | None = None
     cause: str | None = None
 
 
@@ -123,7 +124,7 @@ class TrialSource(Protocol):
         """Take note of how many devices are kept now; those without a trial are charged as well."""
 
     def settle(
-        self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
+        self, task: TrialTask, *, outcome: Outcome, measured: Measured | None, cause: str | None
     ) -> None:
         """Take a trial's result; the device is free from now on."""
 
@@ -142,8 +143,9 @@ class Work:
         make_job: Describes a run, by its settings, folder and data, to the workers.
         supernet_worker: Class of the actors that measure, and train the supernet together.
         judge_worker: Class of the actors that judge without training.
-        train_alone: Trains a task's network and returns what was measured; calls the last argument
-            with 0 when all is ready, and with the number of each finished epoch.
+        train_alone: Trains a task's network and returns what was measured, None in all processes
+            of a group but the first; calls the last argument with 0 when all is ready, and with the
+            number of each finished epoch.
         prepare: Run once on every node before anything is charged, e.g. to compile kernels.
         for_group: Fits a job, with the run's data, to the number of devices that its supernet is
             begun on; returns it, and how many devices can train together at most.
@@ -155,7 +157,7 @@ class Work:
     make_job: Callable[..., Any]
     supernet_worker: type
     judge_worker: type
-    train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], dict[str, float]]
+    train_alone: Callable[[Any, TrialTask, int, Callable[[int], None]], Measured | None]
     prepare: Callable[[], None] | None = None
     for_group: Callable[[Any, Any, int], tuple[Any, int]] | None = None
     meet: Callable[[str], Any] | None = None

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
@@ -243,7 +243,7 @@ class TrialRunner:
         self._charge_idle()
 
     def settle(
-        self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
+        self, task: TrialTask, *, outcome: Outcome, measured: Measured | None, cause: str | None
     ) -> None:
         """Write a trial's result and the end of its attempt.
 
@@ -256,13 +256,13 @@ class TrialRunner:
             self.heard(task)
         running = self._running.pop(task.trial_id)
         self._costs.forget(task.trial_id, task.epochs)
-        if values and task.micro_batches > 1:
-            values = {**values, "micro_batches": task.micro_batches}
+        if measured and task.micro_batches > 1:
+            measured = replace(measured, micro_batches=task.micro_batches)
         with self._record.together():
             self._record.finish_attempt(
                 running.attempt_id,
                 outcome=ends,
-                values=values or None,
+                measured=measured,
                 cause=cause,
                 was_held=running.is_held or not running.waits,
             )
@@ -283,7 +283,7 @@ class TrialRunner:
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:
             self._on_end(trial)
-        text = f"{Measured.read(values).quality:.1f} %" if values else f"{ends}: {cause}"
+        text = f"{measured.quality:.1f} %" if measured else f"{ends}: {cause}"
         self._on_event(
             f"{self._phase}: network {trial.architecture_id} trained alone for "
             f"{task.epochs} epochs: {text}"

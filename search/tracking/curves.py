@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from supernet.training import EpochReport
 
 logger = logging.getLogger(__name__)
-EVERY_SECONDS = 30.0
+EVERY_SECONDS, CLOSE_SECONDS = 30.0, 60.0
 
 
 def run_values(record: Record) -> dict[str, float]:
@@ -53,6 +53,7 @@ class RunCurves:
         tracker: Is closed with it.
         is_done: Tells in the end whether the run was done.
         every_seconds: How often a point is added; the last one always is.
+        close_seconds: How long the run's end waits for a tracker that does not answer.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class RunCurves:
         *,
         is_done: Callable[[], bool],
         every_seconds: float = EVERY_SECONDS,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._record, self._tracker, self._is_done = record, tracker, is_done
-        self._every_seconds = every_seconds
+        self._every_seconds, self._close_seconds = every_seconds, close_seconds
+        self._end: End = "failed"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="curves", daemon=True)
 
@@ -73,12 +76,17 @@ class RunCurves:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        end: End = "stopped" if kind is None else "failed"
+        self._end = "stopped" if kind is None else "failed"
         with suppress(ValueError):  # of a record that is lost
-            end = "done" if kind is None and self._is_done() else end
-        self._tracker.close(end)
+            self._end = "done" if kind is None and self._is_done() else self._end
+        self._stop.set()
+        # The thread closes the tracker, too: one that hangs keeps no run from its end.
+        self._thread.join(self._close_seconds)
+        if self._thread.is_alive():
+            logger.warning(
+                "The tracker has not answered for %.0f s, so its last points may be missing.",
+                self._close_seconds,
+            )
 
     def _tell(self) -> None:
         stopped = False
@@ -90,3 +98,4 @@ class RunCurves:
             except ValueError as error:
                 # A busy or lost record: the run's own next call says what is wrong.
                 logger.warning("The curves lack a point: %s", error)
+        self._tracker.close(self._end)

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from search.record import Measured
 from search.retraining.identity import NOT_DECISIVE
 from search.retraining.out_folder import RESULT_FILE, claim_folder, save_weights
 from search.retraining.together import joined
@@ -248,6 +250,7 @@ def _result(
     identity: str,
 ) -> TransferResult:
     cost = count_target(architecture, recipe, len(data.class_names))
+    qualities: dict[str, Any] = judged.values()
     return TransferResult(
         key=architecture.key,
         task=recipe.task,
@@ -264,7 +267,7 @@ def _result(
         split=data.test_name,
         class_names=data.class_names,
         images=judged.images,
-        values=judged.values(),
+        measured=Measured(**qualities),
         by_class=judged.measures[0].by_class,
         device=options.device,
         seconds=seconds,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.cluster import Cluster
-from search.record import Trial
+from search.record import Measured, Trial
 from search.results import transfer_label, transferred
 from search.retraining.finished import Retrained, find_retrained
 from search.retraining.training_queue import (
@@ -125,7 +125,7 @@ def transfer_members(
     trials = [_trial(run, number, seed, plan, starts[number]) for number, seed in asked]
     for trial in trials:
         if trial.state == "done":
-            say(console, trial, result_text(dict(trial.values)))
+            say(console, trial, result_text(trial.measured))
     left = [trial for trial in trials if trial.state != "done"]
     if not left:
         return None
@@ -288,11 +288,11 @@ class _Queue(TrainingQueue[Training]):
         left = sum(r.seconds for r in reports) / last.step * (last.steps - last.step)
         return f"step {last.step} of {last.steps}, loss {last.loss:.3f}, {clock_text(left)} left"
 
-    def values(self, result: TransferResult) -> dict[str, float]:
-        return result.values
+    def measured(self, result: TransferResult) -> Measured:
+        return result.measured
 
     def result_text(self, trial: Trial) -> str:
-        return result_text(dict(trial.values))
+        return result_text(trial.measured)
 
 
 def _reports(out: Path) -> Sequence[StepReport]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 
-from configs.reading import read_json
+from configs.reading import read_json, typed
+from search.record import Measured
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.transferring.target import Target, choices_of, read_target
 from supernet.dense.network import DenseNetwork, build_dense
@@ -31,7 +32,7 @@ class TransferResult:
         macs: Of one image at the size that both papers count at.
         length: ``12e`` or ``240s``.
         start: What weights it began with: ``fresh``, or a name.
-        values: AP and mIoU in percent, with the ends of their intervals, by name.
+        measured: AP and mIoU with their intervals.
         by_class: The first of them for each class; None for a class without objects.
         seconds: Of training.
         identity: Hash of all that decides a transfer but for its seed.
@@ -54,7 +55,7 @@ class TransferResult:
     split: str
     class_names: tuple[str, ...]
     images: int
-    values: dict[str, float]
+    measured: Measured
     by_class: tuple[float | None, ...]
     device: str
     seconds: float
@@ -64,30 +65,33 @@ class TransferResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it with JSON values; `from_dict` inverts it."""
-        return asdict(self)
+        found = asdict(self)
+        found.pop("measured")
+        return found | {"values": self.measured.to_json()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TransferResult:
-        """Read what `to_dict` wrote."""
-        found = {one.name: data[one.name] for one in fields(cls) if one.name in data}
-        for name in ("class_names", "by_class"):
-            found[name] = tuple(found[name])
-        return cls(**found)
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If a value is missing or of another kind.
+        """
+        values = typed(dict[str, float], data.get("values"))
+        return typed(cls, data | {"measured": Measured.from_json(values)})
 
 
-def result_text(values: dict[str, float]) -> str:
+def result_text(measured: Measured) -> str:
     """Say in a line what a network reached; intervals are of 95 %, over images."""
     names = {"ap_mask": "mask AP", "ap_box": "box AP", "miou": "mIoU"}
     parts = []
     for name, words in names.items():
-        if name not in values:
+        if not measured.has(name):
             continue
-        text = (
-            f"{words} {values[name]:.1f} % (95 % interval {values[f'{name}_low']:.1f} to "
-            f"{values[f'{name}_high']:.1f})"
-        )
-        if f"{name}50" in values:
-            text += f", AP50 {values[f'{name}50']:.1f}, AP75 {values[f'{name}75']:.1f}"
+        value, low, high = (measured.value(f"{name}{end}") for end in ("", "_low", "_high"))
+        text = f"{words} {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+        if measured.has(f"{name}50"):
+            ap50, ap75 = (measured.value(f"{name}{overlap}") for overlap in (50, 75))
+            text += f", AP50 {ap50:.1f}, AP75 {ap75:.1f}"
         parts.append(text)
     return "; ".join(parts)
 

@@ -71,7 +71,7 @@ def main(
                 ),
             )
     if result is not None and is_first:
-        print(f"{result_text(result.values)}. {out}")
+        print(f"{result_text(result.measured)}. {out}")
 
 
 if __name__ == "__main__":

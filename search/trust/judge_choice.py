@@ -114,7 +114,7 @@ def next_predicted(
     )
     # What is measured of a network is not known of those that were never judged.
     measured = {
-        name: Predictor([t.architecture for t in known], [t.values[name] for t in known])
+        name: Predictor([t.architecture for t in known], [t.measured.value(name) for t in known])
         for name in objectives
         if name in MEASURED
     }

@@ -6,31 +6,29 @@ neither, only `DENSE_WORK`.
 
 from __future__ import annotations
 
-import platform
-import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from search.plan import StepTimes
-from search.record import Measured, curve_values
+from search.record import Measured
 from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.dense_job import DenseJob, dense_for_group, make_dense_job
 from search.workers.job import set_up_process
 from search.workers.judge_worker import judge_safely
-from search.workers.measured_costs import device_name, measure_costs
+from search.workers.measured_costs import measure_costs
 from search.workers.supernet_worker import (
     TIMED_STEPS,
     GroupWorker,
     compile_kernels,
 )
 from searchspace.architecture import Architecture
-from searchspace.cost import count
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
 from supernet.dense.judging import judge
@@ -61,6 +59,8 @@ TIMED_IMAGES = 8
 class DenseSupernetWorker(GroupWorker):
     """Holds shared weights under heads and their trainer on one device, see `GroupWorker`."""
 
+    num_random = 1
+
     def __init__(self, job: DenseJob, *, threads: int) -> None:
         super().__init__(job, threads=threads)
         self.job = job
@@ -69,38 +69,31 @@ class DenseSupernetWorker(GroupWorker):
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps of the smallest, the largest and a random network, and judging the last."""
-        started = time.monotonic()
-        job, rng = self.job, random.Random(self.job.seed)
-        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
-        subnets = [*extremes, job.space.sample(rng)]
-        trial_steps = tuple((count(subnet).macs, self._time_training(subnet)) for subnet in subnets)
-        trainer = self._trainer(job.space, 1, job.recipe)
-        return StepTimes(
-            supernet_step=0.0,  # which the workers of a group measure together
-            trial_steps=trial_steps,
-            judge=self._time_judging(subnets[-1]),
-            steps_per_epoch=trainer.order.steps_per_epoch,
-            device_name=device_name(job.device),
-            batch_size=job.recipe.batch_size,
-            supernet_batch=job.recipe.batch_size,
-            judged_images=self.data.sizes["search"],
-            amp=job.recipe.amp,
-            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
-            measured_seconds=time.monotonic() - started,
+        return self.measure_with(
+            self._time_training, lambda subnets: self._time_judging(subnets[-1])
         )
 
-    @ending_spoilt()
-    def measure_supernet(self) -> float:
-        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
+    def step_sizes(self) -> StepTimes:
+        """See `GroupWorker`."""
+        recipe = self.job.recipe
+        return StepTimes(
+            supernet_step=0.0,  # which the workers of a group measure together
+            trial_steps=(),
+            judge=0.0,
+            steps_per_epoch=self._trainer(self.job.space, 1, recipe).order.steps_per_epoch,
+            batch_size=recipe.batch_size,
+            supernet_batch=recipe.batch_size,
+            judged_images=self.data.sizes["search"],
+            amp=recipe.amp,
+        )
 
-        A worker that is alone takes one shard of the batch for all of them.
-        """
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[DenseSupernetTrainer, int]:
+        """See `GroupWorker`."""
         recipe, shards = self.job.recipe, 1
-        if not dist.is_initialized():
+        if is_alone:
             shards = recipe.num_shards
             recipe = recipe.model_copy(update={"batch_size": recipe.shard_size})
-        trainer = self._trainer(self.job.space, TIMED_STEPS[self.job.device], recipe)
-        return self.time_steps(trainer) * trainer.world_size * shards
+        return self._trainer(self.job.space, steps, recipe), shards
 
     def make_trainer(self, total_steps: int) -> DenseSupernetTrainer:
         """See `GroupWorker`."""
@@ -148,7 +141,7 @@ class DenseSupernetWorker(GroupWorker):
         started = time.monotonic()
         recalibrate(network, evaluator.calibration)
         calibrated = time.monotonic()
-        dense_values(network, subnet, self.job, some)
+        dense_measured(network, subnet, self.job, some)
         ended = time.monotonic()
         return calibrated - started + (ended - calibrated) * len(every) / len(some)
 
@@ -171,17 +164,17 @@ class DenseEvaluator:
         device = torch.device(job.device)
         self.calibration = [one.to(device) for one in calibration_batches(learned, job.recipe)]
 
-    def judge(self, architecture: Architecture) -> dict[str, float]:
+    def judge(self, architecture: Architecture) -> Measured:
         """Return AP or mIoU with its interval, measured costs and the seconds of all that."""
         started = time.monotonic()
         assert self.supernet is not None
-        values = self.measure(extract_dense(self.supernet, architecture), architecture)
-        return values | Measured(seconds=time.monotonic() - started).values()
+        measured = self.measure(extract_dense(self.supernet, architecture), architecture)
+        return replace(measured, seconds=time.monotonic() - started)
 
-    def measure(self, network: DenseNetwork, architecture: Architecture) -> dict[str, float]:
+    def measure(self, network: DenseNetwork, architecture: Architecture) -> Measured:
         """Recalibrate and evaluate an architecture's network."""
         recalibrate(network, self.calibration)
-        return dense_values(network, architecture, self.job, self.judged)
+        return dense_measured(network, architecture, self.job, self.judged)
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's predictions are from the supernet's."""
@@ -205,11 +198,11 @@ class DenseJudgeWorker:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         """Judge a batch by the supernet.
 
         Returns:
-            For each what was measured, or nothing and the cause.
+            For each what was measured, or None and the cause.
         """
         assert by == SUPERNET, f"detectors and segmenters have no score {by}"
         return [judge_safely(self._evaluator.judge, architecture) for architecture in architectures]
@@ -227,7 +220,7 @@ class DenseJudgeWorker:
 
 def train_dense_alone(
     job: DenseJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured:
     """Train a task's network as a backbone and judge it on the images kept for that.
 
     Continues from the checkpoint that an earlier attempt left, on whichever node.
@@ -240,7 +233,7 @@ def train_dense_alone(
 
     Returns:
         AP or mIoU with its interval, the measured costs of the run's objectives and the loss of
-        every epoch (`search.record.learning_curve`).
+        every epoch.
     """
     set_up_process(job, threads)
     data, name = job.open_data(), checkpoint_name(task.trial_id)
@@ -271,16 +264,18 @@ def train_dense_alone(
     finally:
         job.files.forget(name)
     losses = {round(steps.step / epoch_steps): steps.loss for steps in history}
-    return dense_values(network, task.architecture, job, data.judged) | curve_values(losses)
+    measured = dense_measured(network, task.architecture, job, data.judged)
+    return replace(measured, losses=losses)
 
 
-def dense_values(
+def dense_measured(
     network: DenseNetwork, architecture: Architecture, job: DenseJob, judged: DenseSplit
-) -> dict[str, float]:
-    """Judge a network; return AP or mIoU with its interval, by name, and the measured costs."""
+) -> Measured:
+    """Judge a network; return AP or mIoU with its interval, and the measured costs."""
     found = judge(network, judged, job.recipe, device=job.device)
-    costs = measure_costs(OnImages(network), architecture, job.measured) if job.measured else {}
-    return found.values() | Measured(total=found.images, **costs).values()
+    qualities: dict[str, Any] = found.values()
+    costs = measure_costs(OnImages(network), architecture, job.measured)
+    return Measured(total=found.images, **qualities) | costs
 
 
 DENSE_WORK = Work(

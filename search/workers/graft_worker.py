@@ -226,14 +226,14 @@ class GraftEvaluator:
         self._calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
         self._said = self._logits(self._teacher)[1]
 
-    def judge(self, architecture: Architecture) -> dict[str, float]:
+    def judge(self, architecture: Architecture) -> Measured:
         """Return top1, correct, total, kl (nats), measured costs and the seconds of all that."""
         started = time.monotonic()
         network = self.assembled(architecture)
         if architecture != self._teacher.only:
             recalibrate(network, self._calibration)
-        values = self.measure(network, architecture)
-        return values | Measured(seconds=time.monotonic() - started).values()
+        measured = self.measure(network, architecture)
+        return replace(measured, seconds=time.monotonic() - started)
 
     def assembled(self, architecture: Architecture) -> Supernet:
         """Build a network of parts, on the device."""
@@ -241,12 +241,12 @@ class GraftEvaluator:
         network = assemble(architecture, self._teacher, self._library).to(self._job.device)
         return network.requires_grad_(False)
 
-    def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
+    def measure(self, network: Supernet, architecture: Architecture) -> Measured:
         """Evaluate a network on the search split, beside the teacher."""
         accuracy, logits = self._logits(network)
         costs = self._job.measure_costs(network, architecture)
-        measured = Measured.judged(accuracy.correct, accuracy.total, costs).values()
-        return measured | {"kl": divergence(logits, self._said)}
+        measured = Measured.judged(accuracy.correct, accuracy.total) | costs
+        return replace(measured, kl=divergence(logits, self._said))
 
     def difference(self) -> float:
         """Measure the largest difference of logits of the graft with nothing replaced: none."""
@@ -291,10 +291,10 @@ class GraftJudge:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         """Judge networks of parts as they are, or by a score; see `judge_worker.JudgeWorker`."""
 
-        def judge(architecture: Architecture) -> dict[str, float]:
+        def judge(architecture: Architecture) -> Measured:
             if by != SUPERNET:
                 return self._scorer.judge(architecture, by)
             return self._evaluator.judge(architecture)
@@ -314,7 +314,7 @@ class GraftJudge:
 
 def heal(
     job: GraftJob, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured | None:
     """Train a network of parts on, beside the teacher, and judge it on the search split.
 
     See `supernet_worker.train_alone`; it goes on from a checkpoint likewise.
@@ -324,9 +324,9 @@ def heal(
     network = assemble(task.architecture, job.teacher(), job.library())
     result = train_task(job, task, network, recipe, on_epoch, teacher=job.mentor())
     if result is None:
-        return {}
+        return None
     costs = job.measure_costs(network, task.architecture)
-    return Measured.judged(result.accuracy.correct, result.accuracy.total, costs).values()
+    return Measured.judged(result.accuracy.correct, result.accuracy.total) | costs
 
 
 GRAFT_WORK = Work(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from search.budget import count_cores
+from search.record import Measured
 from search.run_folder import DATA, MENTOR, Files, RunSettings, open_files
 from search.workers.measured_costs import EAGER, measure_costs
 from searchspace.architecture import Architecture
@@ -78,7 +79,7 @@ class Job:
         key = self.mentor_key
         return read_teacher_files(self.files.fetch(MENTOR), key) if key else None
 
-    def measure_costs(self, network: nn.Module, architecture: Architecture) -> dict[str, float]:
+    def measure_costs(self, network: nn.Module, architecture: Architecture) -> Measured:
         """Measure the costs of a network that the run weighs."""
         return measure_costs(
             network, architecture, self.measured, deployment=self.deployment, table=self.table

@@ -7,6 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from search.record import Measured
 from search.results import SUPERNET
@@ -43,19 +44,19 @@ class Evaluator:
         self.batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
         self.calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
 
-    def judge(self, architecture: Architecture) -> dict[str, float]:
+    def judge(self, architecture: Architecture) -> Measured:
         """Return top1 (percent), correct, total, measured costs and the seconds of all that."""
         started = time.monotonic()
         assert self.supernet is not None
-        values = self.measure(extract(self.supernet, architecture), architecture)
-        return values | Measured(seconds=time.monotonic() - started).values()
+        measured = self.measure(extract(self.supernet, architecture), architecture)
+        return replace(measured, seconds=time.monotonic() - started)
 
-    def measure(self, network: Supernet, architecture: Architecture) -> dict[str, float]:
+    def measure(self, network: Supernet, architecture: Architecture) -> Measured:
         """Recalibrate and evaluate an architecture's network on the search split."""
         recalibrate(network, self.calibration)
         accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
         costs = self.job.measure_costs(network, architecture)
-        return Measured.judged(accuracy.correct, accuracy.total, costs).values()
+        return Measured.judged(accuracy.correct, accuracy.total) | costs
 
     def extraction_error(self, architecture: Architecture) -> float:
         """Measure how far the extracted network's logits are from the supernet's."""
@@ -76,7 +77,7 @@ class Scorer:
         self._job = job
         self._images, self._labels = images.to(job.device), labels.to(job.device)
 
-    def judge(self, architecture: Architecture, name: str) -> dict[str, float]:
+    def judge(self, architecture: Architecture, name: str) -> Measured:
         """Return the score (more is predicted to be better), measured costs and the seconds.
 
         Raises:
@@ -89,11 +90,11 @@ class Scorer:
             score = float(getattr(count(architecture), name))
         if not math.isfinite(score):
             raise ValueError(f"its {name} is {score}")
-        costs = {}
+        costs = Measured()
         if self._job.measured:
             network = build_subnet(architecture).to(self._job.device)
             costs = self._job.measure_costs(network, architecture)
-        return Measured(score=score, seconds=time.monotonic() - started, **costs).values()
+        return replace(costs, score=score, seconds=time.monotonic() - started)
 
     def scores(
         self, architecture: Architecture, names: Sequence[str] = PROXIES
@@ -122,14 +123,14 @@ class JudgeWorker:
 
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         """Judge a batch by the supernet or by a score of `Scorer`.
 
         Returns:
-            For each what was measured, or nothing and the cause.
+            For each what was measured, or None and the cause.
         """
 
-        def judge(architecture: Architecture) -> dict[str, float]:
+        def judge(architecture: Architecture) -> Measured:
             if by != SUPERNET:
                 return self._scorer.judge(architecture, by)
             return self._inherited.judge(architecture)
@@ -153,9 +154,9 @@ class JudgeWorker:
 
 
 def judge_safely(
-    judge: Callable[[Architecture], dict[str, float]], architecture: Architecture
-) -> tuple[dict[str, float], str | None]:
-    """Judge an architecture; return what was measured, or nothing and the cause.
+    judge: Callable[[Architecture], Measured], architecture: Architecture
+) -> tuple[Measured | None, str | None]:
+    """Judge an architecture; return what was measured, or None and the cause.
 
     An error of one network is its result, and must not cost those that share its batch. One that
     spoils the device of this process ends it.
@@ -165,4 +166,4 @@ def judge_safely(
     except Exception as error:
         end_if_spoilt(error)
         logger.error("A judgement failed:\n%s", traceback.format_exc())
-        return {}, f"{type(error).__name__}: {last_line(str(error))}"
+        return None, f"{type(error).__name__}: {last_line(str(error))}"

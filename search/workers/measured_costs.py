@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from search.deployed.measuring import run_of
+from search.record import Measured
 from searchspace.architecture import Architecture
 from searchspace.deployment import Deployment
 from searchspace.latency_table import LatencyTable, latency_of
@@ -22,7 +23,7 @@ EAGER = Deployment()
 
 def time_latency(
     network: nn.Module, architecture: Architecture, deployment: Deployment = EAGER
-) -> dict[str, float]:
+) -> Measured:
     """Time one batch in a network as it will be deployed, on the device where it lies.
 
     A worker with one CPU thread is timed by that thread's processor time: every other core is at
@@ -35,8 +36,7 @@ def time_latency(
         deployment: By what it is run, in which precision, how many images at a time.
 
     Returns:
-        ``latency_ms`` (median) and the 95 % interval of the median, ``latency_low_ms`` and
-        ``latency_high_ms``.
+        The median latency and its 95 % interval.
     """
     images = _images(network, architecture, deployment.batch)
     clock = clock_of(images.device)
@@ -47,11 +47,9 @@ def time_latency(
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(timed, images, deployment, Path(folder))
         found = latency_of(time_calls(run, clock=clock))
-    return {
-        "latency_ms": found.median_ms,
-        "latency_low_ms": found.low_ms,
-        "latency_high_ms": found.high_ms,
-    }
+    return Measured(
+        latency_ms=found.median_ms, latency_low_ms=found.low_ms, latency_high_ms=found.high_ms
+    )
 
 
 def device_name(device: str) -> str:
@@ -67,7 +65,7 @@ def measure_costs(
     *,
     deployment: Deployment = EAGER,
     table: LatencyTable | None = None,
-) -> dict[str, float]:
+) -> Measured:
     """Measure the costs of a network that the search weighs.
 
     Args:
@@ -76,13 +74,14 @@ def measure_costs(
         deployment: How the network will be run.
         table: Latencies of the parts on another device; the network is not timed here then.
     """
-    found: dict[str, float] = {}
+    found = Measured()
     if "memory_mib" in names:
-        found["memory_mib"] = peak_memory_mib(network.eval(), _images(network, architecture, 1))
+        memory = peak_memory_mib(network.eval(), _images(network, architecture, 1))
+        found = Measured(memory_mib=memory)
     if "latency_ms" not in names:
         return found
     if table is not None:
-        return found | {"latency_ms": table.predict(architecture)}
+        return found | Measured(latency_ms=table.predict(architecture))
     return found | time_latency(network, architecture, deployment)
 
 

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
-from search.record import Measured, curve_values
+from search.record import Measured
 from search.run_folder import SUPERNET, Files
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
@@ -32,6 +33,7 @@ from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from searchspace.space import SearchSpace
 from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import Supernet, build_subnet
@@ -53,6 +55,14 @@ TIMED_STEPS = {"cpu": 3, "cuda": 20}
 
 class GroupJob(Protocol):
     """What a group needs to know of a run's job."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """What is searched."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
 
     @property
     def files(self) -> Files:
@@ -96,7 +106,12 @@ class GroupWorker(ABC):
     Args:
         job: The run.
         threads: CPU threads to use.
+
+    Attributes:
+        num_random: How many random networks are timed, beside the smallest and the largest.
     """
+
+    num_random = 2
 
     def __init__(self, job: GroupJob, *, threads: int) -> None:
         set_up_process(job, threads)
@@ -110,6 +125,47 @@ class GroupWorker(ABC):
     @abstractmethod
     def make_trainer(self, total_steps: int) -> SharedTrainer:
         """Make the trainer of the run's supernet."""
+
+    @abstractmethod
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SharedTrainer, int]:
+        """Make a trainer whose steps are timed.
+
+        Returns:
+            The trainer, and how many times its work a step of a group is.
+        """
+
+    @abstractmethod
+    def step_sizes(self) -> StepTimes:
+        """Tell what steps are of, without the times of networks."""
+
+    def measure_with(
+        self,
+        time_training: Callable[[Architecture], float],
+        time_judging: Callable[[list[Architecture]], float],
+    ) -> StepTimes:
+        """Time networks by functions that give the seconds of a step alone, and of a judgement."""
+        started = time.monotonic()
+        space, rng = self._job.space, random.Random(self._job.seed)
+        subnets = [space.extreme("macs", largest=largest) for largest in (False, True)]
+        subnets += [space.sample(rng) for _ in range(self.num_random)]
+        return replace(
+            self.step_sizes(),
+            trial_steps=tuple((count(subnet).macs, time_training(subnet)) for subnet in subnets),
+            judge=time_judging(subnets),
+            device_name=device_name(self._job.device),
+            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
+            measured_seconds=time.monotonic() - started,
+        )
+
+    @ending_spoilt()
+    def measure_supernet(self) -> float:
+        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
+
+        A worker that is alone takes one shard of the batch for all of them.
+        """
+        steps = TIMED_STEPS[self._job.device]
+        trainer, shards = self.timed_trainer(steps, is_alone=not dist.is_initialized())
+        return self.time_steps(trainer) * trainer.world_size * shards
 
     def address(self, host: str) -> str:
         """Open the place where a group meets, in this process, its first worker's.
@@ -224,48 +280,31 @@ class SupernetWorker(GroupWorker):
         """Time steps and evaluations of the smallest, the largest and two random subnets."""
         return self.measure_with(self._time_training, self._time_judging)
 
-    def measure_with(
-        self,
-        time_training: Callable[[Architecture], float],
-        time_judging: Callable[[list[Architecture]], float],
-    ) -> StepTimes:
-        """Time them by functions that give the seconds of a step alone, and of a judgement."""
-        started = time.monotonic()
-        job, rng = self.job, random.Random(self.job.seed)
-        extremes = tuple(job.space.extreme("macs", largest=largest) for largest in (False, True))
-        subnets = [*extremes, job.space.sample(rng), job.space.sample(rng)]
-        split = self.data.split("train")
-        trial_steps = tuple((count(subnet).macs, time_training(subnet)) for subnet in subnets)
+    def step_sizes(self) -> StepTimes:
+        """See `GroupWorker`; how fast images are made for a trial is timed here."""
+        recipe, images = self.job.trial_recipe, len(self.data.split("train"))
         return StepTimes(
             supernet_step=0.0,  # which the workers of a group measure together
-            trial_steps=trial_steps,
-            judge=time_judging(subnets),
-            steps_per_epoch=max(len(split) // job.trial_recipe.batch_size, 1),
-            device_name=device_name(job.device),
-            batch_size=job.trial_recipe.batch_size,
-            supernet_batch=job.supernet_recipe.batch_size,
+            trial_steps=(),
+            judge=0.0,
+            steps_per_epoch=max(images // recipe.batch_size, 1),
+            batch_size=recipe.batch_size,
+            supernet_batch=self.job.supernet_recipe.batch_size,
             judged_images=self.data.sizes["search"],
             feed_rate=self._feed_rate(),
-            amp=job.trial_recipe.amp,
-            versions=f"Python {platform.python_version()}, torch {torch.__version__}",
-            measured_seconds=time.monotonic() - started,
-            teacher=job.mentor_key,
+            amp=recipe.amp,
+            teacher=self.job.mentor_key,
         )
 
-    @ending_spoilt()
-    def measure_supernet(self) -> float:
-        """Time a step of the shared weights, in device-seconds; all workers of a group at once.
-
-        A worker that is alone takes one shard of the batch for all of them.
-        """
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SupernetTrainer, int]:
+        """See `GroupWorker`."""
         recipe, shards = self.job.supernet_recipe, 1
-        if not dist.is_initialized():
+        if is_alone:
             images = len(self.data.split("train"))
             shards = most_devices(recipe, images)
             alone = {"batch_size": min(recipe.batch_size, images) // shards, "shard_size": None}
             recipe = recipe if shards == 1 else recipe.model_copy(update=alone)
-        trainer = self._new_trainer(TIMED_STEPS[self.job.device], recipe)
-        return self.time_steps(trainer) * trainer.world_size * shards
+        return self._new_trainer(steps, recipe), shards
 
     def make_trainer(self, total_steps: int) -> SupernetTrainer:
         """See `GroupWorker`."""
@@ -334,7 +373,7 @@ class SupernetWorker(GroupWorker):
 
 def train_alone(
     job: Job, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured | None:
     """Train a task's network from scratch and judge it on the search split.
 
     Continues from the checkpoint that an earlier attempt left, on whichever node. Of several
@@ -348,8 +387,8 @@ def train_alone(
         on_epoch: Called with 0 when all is ready, and with the number of every finished epoch.
 
     Returns:
-        top1 (percent), correct, total, the measured costs of the run's objectives and the loss of
-        every epoch (`search.record.learning_curve`); of a group the first process does.
+        The accuracy, the measured costs of the run's objectives and the loss of every epoch; None
+        in all processes of a group but the first.
     """
     set_up_process(job, threads)
     recipe = in_shards(with_epochs(job.trial_recipe, task.epochs), task.micro_batches)
@@ -357,10 +396,10 @@ def train_alone(
     network = build_subnet(task.architecture, recipe.drop_path)
     result = train_task(job, task, network, recipe, on_epoch, teacher=job.mentor())
     if result is None:
-        return {}
+        return None
     costs = job.measure_costs(network, task.architecture)
-    judged = Measured.judged(result.accuracy.correct, result.accuracy.total, costs)
-    return judged.values() | curve_values({epoch.epoch: epoch.loss for epoch in result.history})
+    judged = Measured.judged(result.accuracy.correct, result.accuracy.total) | costs
+    return replace(judged, losses={epoch.epoch: epoch.loss for epoch in result.history})
 
 
 def train_task(

@@ -22,8 +22,6 @@ from searchspace.space import SearchSpace
 from supernet.mixers import BatchNorm, NarrowPart, WeightSharing
 from supernet.network import Supernet
 
-NORM_KINDS = ("layer", "batch")
-
 
 class Backbone(nn.Module):
     """Images to one normed map behind every stage.

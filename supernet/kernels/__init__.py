@@ -1,7 +1,12 @@
-"""Neighbourhood operators on channels-last maps: what the local token mixers are made of."""
+"""Neighbourhood operators on channels-last maps, of which the local token mixers are made.
+
+And AdamW's step on parts of weights, which a supernet takes.
+"""
 
 from __future__ import annotations
 
+from supernet.kernels.adamw.adamw import update_parts
+from supernet.kernels.adamw.part import Part, Rule
 from supernet.kernels.aggregation.neighborhood import (
     aggregate,
     depthwise_conv,
@@ -24,6 +29,8 @@ from supernet.kernels.select import (
 __all__ = [
     "VARIABLE",
     "Area",
+    "Part",
+    "Rule",
     "aggregate",
     "compare_kernels",
     "depthwise_conv",
@@ -36,4 +43,5 @@ __all__ = [
     "prefers_sdpa",
     "skew",
     "split_channels",
+    "update_parts",
 ]

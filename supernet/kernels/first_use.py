@@ -19,6 +19,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -132,10 +133,11 @@ def compare_again(kernel: Kernel) -> list[Comparison]:
 
 
 def kernels_of(formulation: str, device: torch.device, dtype: torch.dtype) -> list[Kernel]:
-    """Name the kernels of all operators."""
+    """Name the kernels of all operators that have some in this formulation."""
     return [
         Kernel(package=package, formulation=formulation, device=device, dtype=dtype)
         for package in SAMPLES
+        if importlib.util.find_spec(f"{package}.in_{formulation}") is not None
     ]
 
 

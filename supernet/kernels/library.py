@@ -56,6 +56,8 @@ _FUNCTIONS = {
     "neighborhood_skew": [_POINTER] * 2 + [_INT] + [_SIZE] * 6 + [_INT],
     "outlook_aggregate": [_POINTER] * 3 + [_INT] + [_SIZE] * 7 + [_INT],
     "outlook_products": [_POINTER] * 3 + [_SIZE] * 7 + [_INT],
+    "adamw_axes": [],
+    "adamw_update": [_POINTER] * 3 + [_SIZE] * 3 + [ctypes.c_double] * 5 + [_INT],
 }
 
 
@@ -120,7 +122,7 @@ def _recipe(dtype: torch.dtype) -> _Recipe:
     real, index = DTYPES[dtype]
     openmp = _torch_openmp()
     compile_ = (*compiler, *FLAGS, "-fopenmp", f"-DREAL={real}", f"-DINDEX={index}")
-    link = (*compiler, "-shared", *(("-fopenmp",) if openmp is None else ()))
+    link = (*compiler, "-shared", "-lm", *(("-fopenmp",) if openmp is None else ()))
     # Nodes of a cluster share the cache, and not always their C library.
     words = "\n".join((*compile_, *link, str(openmp), *platform.libc_ver(), _processor()))
     texts = [file.read_bytes() for file in (*SOURCES, *HEADERS)]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supernet.kernels.adamw.part import Part, Rule
 from supernet.kernels.attention.area import Area
 
 # Called with a module of primitives (``in_c``, ``in_triton``, ``in_torch``) and a drawer.
@@ -175,8 +176,25 @@ def _hadamard_conv_grad(module: Any, draw: Drawer) -> object:
     return module.hadamard_conv_grad(grad, q, k, draw(draw.sizes.taps, q.shape[-1], 4), 1)
 
 
+def _adamw_update(module: Any, draw: Drawer) -> object:
+    """Take the tenth step of what is used whole, by rows, by columns and by elements."""
+    sizes, rule = draw.sizes, Rule(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1)
+    rows, columns = draw(sizes.taps, 1), draw(1, sizes.depth)
+    masks = [(drawn > 0).to(drawn.dtype) for drawn in (rows * columns, rows, columns)]
+    masks.append(torch.ones_like(masks[0][0, 0]))
+    parts = []
+    for mask in masks:
+        parameter, gradient, mean, square = (draw(sizes.taps, sizes.depth) for _ in range(4))
+        state = (mean.clone(), square.square())
+        step = torch.full_like(mask, 9, dtype=torch.float32)
+        parts.append(Part(parameter.clone(), gradient * mask, mask, *state, step))
+    module.update(parts, rule)
+    return tuple((part.parameter, part.mean, part.square, part.step) for part in parts)
+
+
 # By the package whose modules `in_c`, `in_triton` and `in_torch` have these primitives.
 SAMPLES: Mapping[str, Mapping[str, Sample]] = {
+    "supernet.kernels.adamw": {"update": _adamw_update},
     "supernet.kernels.aggregation": {
         "aggregate": _aggregate,
         "logits": _logits,

@@ -17,24 +17,13 @@ is: there many small tensors at once are faster than few elements of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from supernet.kernels import Part, Rule, update_parts
 from supernet.shared_weights.usage import Box, Usage, narrowed
-
-
-class _Part(NamedTuple):
-    """A block of a parameter, of its gradient and of its state; ``mask`` and ``step`` broadcast."""
-
-    parameter: Tensor
-    gradient: Tensor
-    mask: Tensor
-    mean: Tensor
-    square: Tensor
-    step: Tensor
 
 
 class SharedAdamW(torch.optim.AdamW):
@@ -52,6 +41,10 @@ class SharedAdamW(torch.optim.AdamW):
                 Elements that are not used have gradient zero, as backward leaves them.
             applies: Whether anything changes, a number on the device: nobody waits for it.
         """
+        if applies is not None and applies.is_cpu:
+            if not applies:
+                return
+            applies = None
         in_parts = []
         for group in self.param_groups:
             members = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -67,7 +60,7 @@ class SharedAdamW(torch.optim.AdamW):
         with torch.no_grad():
             for group, parts in in_parts:
                 if parts:
-                    self._update_parts([self._part(*part, used, applies) for part in parts], group)
+                    update_parts([self._part(*part, used, applies) for part in parts], _rule(group))
                 for parameter, gradient in parts:
                     parameter.grad = gradient
 
@@ -84,7 +77,7 @@ class SharedAdamW(torch.optim.AdamW):
 
     def _part(
         self, parameter: Tensor, gradient: Tensor, used: Usage, applies: Tensor | None
-    ) -> _Part:
+    ) -> Part:
         """Return the block of a parameter that a step may change."""
         mask = used[parameter]
         values = torch.ones((), device=parameter.device) if mask is None else mask.values
@@ -92,13 +85,13 @@ class SharedAdamW(torch.optim.AdamW):
         step = state["step"]
         box: Box = ()
         if mask is not None and parameter.device.type == "cpu":
-            values, box = mask.narrowed(), mask.box
+            values, box = mask.inside, mask.box
             step = narrowed(step, box)
         gradient = gradient[box]
         if applies is not None:
             values = values * applies
             gradient = torch.where(applies, gradient, 0.0)
-        return _Part(
+        return Part(
             parameter=parameter[box],
             gradient=gradient,
             mask=values,
@@ -106,30 +99,6 @@ class SharedAdamW(torch.optim.AdamW):
             square=state["exp_avg_sq"][box],
             step=step,
         )
-
-    def _update_parts(self, parts: Sequence[_Part], group: dict[str, Any]) -> None:
-        """Update parameters that count their elements' steps; each line is one for all of them."""
-        parameters, gradients = [p.parameter for p in parts], [p.gradient for p in parts]
-        masks, steps = [p.mask for p in parts], [p.step for p in parts]
-        means, squares = [p.mean for p in parts], [p.square for p in parts]
-        beta1, beta2 = group["betas"]
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        torch._foreach_add_(steps, masks)
-        torch._foreach_lerp_(means, gradients, torch._foreach_mul(masks, 1 - beta1))
-        torch._foreach_mul_(squares, _complements(torch._foreach_mul(masks, 1 - beta2)))
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        taken = torch._foreach_clamp_min(steps, 1)  # never used: all else is zero there
-        second = _complements(torch._foreach_pow(beta2, taken))
-        torch._foreach_sqrt_(second)
-        spreads = torch._foreach_sqrt(squares)
-        torch._foreach_div_(spreads, second)
-        torch._foreach_add_(spreads, group["eps"])
-        changes = torch._foreach_div(means, spreads)
-        shares = torch._foreach_div(masks, _complements(torch._foreach_pow(beta1, taken)))
-        if weight_decay:
-            kept = _complements(torch._foreach_mul(masks, lr * weight_decay))
-            torch._foreach_mul_(parameters, kept)
-        torch._foreach_addcmul_(parameters, changes, shares, -lr)
 
     def _state_in_parts(self, parameter: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the parameter's state, with a step count for each part of the mask."""
@@ -146,8 +115,6 @@ class SharedAdamW(torch.optim.AdamW):
         return state
 
 
-def _complements(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Turn each x into 1 - x, in place."""
-    torch._foreach_mul_(values, -1)
-    torch._foreach_add_(values, 1)
-    return values
+def _rule(group: dict[str, Any]) -> Rule:
+    beta1, beta2 = group["betas"]
+    return Rule(group["lr"], beta1, beta2, group["eps"], group["weight_decay"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -28,10 +28,15 @@ class Mask:
         values: Of the type of the parameter, 1 where used and 0 elsewhere. They have its number of
             axes, and size 1 along those where they do not change.
         box: The smallest block of the parameter that has all used elements.
+        inside: The values inside the box; size 1 where they do not change along an axis.
     """
 
     values: Tensor
     box: Box
+    inside: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inside", narrowed(self.values, self.box))
 
     @classmethod
     def of(cls, values: Tensor) -> Mask:
@@ -43,10 +48,6 @@ class Mask:
             is_whole = size == 1 or not places
             box.append(slice(None) if is_whole else slice(places[0], places[-1] + 1))
         return cls(values, tuple(box))
-
-    def narrowed(self) -> Tensor:
-        """Return the values inside the box; size 1 where they do not change along an axis."""
-        return narrowed(self.values, self.box)
 
     def joined(self, other: Mask) -> Mask:
         """Return what one of both uses."""

@@ -25,6 +25,12 @@ class Accuracy:
     correct_top5: int
     total: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.correct_top5 <= self.total or not self.total:
+            raise ValueError(
+                f"{self.correct} and {self.correct_top5} of {self.total} images are no accuracy"
+            )
+
     @property
     def top1(self) -> float:
         """Percent of images."""

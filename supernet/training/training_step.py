@@ -7,7 +7,7 @@ for two). Dropped paths are drawn anew for every shard, from a seed of its numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from supernet.training.token_labels import (
     token_targets,
 )
 
+# As DistributedDataParallel's buckets.
+MESSAGE_BYTES = 25 * 2**20
 AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -207,9 +209,31 @@ class BatchStatistics:
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their sums over all processes, in one message."""
-    message = torch.cat([tensor.flatten().float() for tensor in tensors])
-    dist.all_reduce(message)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, total in zip(tensors, message.split(sizes), strict=True):
-        tensor.copy_(total.view_as(tensor))
+    """Replace tensors by their sums over all processes.
+
+    They travel in messages of about `MESSAGE_BYTES`: the next is packed, and the last is unpacked,
+    while one is under way. All processes must have tensors of the same sizes.
+    """
+    sent = []
+    for batch in _batches(tensors):
+        message = torch.cat([tensor.flatten().float() for tensor in batch])
+        sent.append((batch, message, dist.all_reduce(message, async_op=True)))
+    for batch, message, work in sent:
+        work.wait()
+        sizes = [tensor.numel() for tensor in batch]
+        for tensor, total in zip(batch, message.split(sizes), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Put tensors together, in their order, until a message of float32 is long enough."""
+    batch: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        batch.append(tensor)
+        size += 4 * tensor.numel()
+        if size >= MESSAGE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

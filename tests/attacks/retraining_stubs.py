@@ -27,6 +27,7 @@ from searchspace.mixers import DepthwiseConv, WindowAttention
 from supernet.data import prepare_data
 from supernet.recipes.recipe import dump_recipe
 from supernet.training.training import TrainingStopped
+from tests.clock import Clock
 from tests.tiny_data import changed
 
 MIXERS = (DepthwiseConv(kernel_size=3), WindowAttention(window_size=2, num_heads=2))
@@ -38,15 +39,6 @@ RECIPE = changed(
 
 # What becomes of what is submitted: what `take_finished` says of it, or None while it works.
 Fate = Callable[[tuple[Any, ...]], tuple[Any, str | None] | None]
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

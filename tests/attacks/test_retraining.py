@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from configs import config_names
 from search.cli.app import app
+from search.record import Measured
 from search.record.record import Record
 from search.retraining import queue, training_queue
 from search.retraining.attempt import Ended
@@ -64,7 +65,7 @@ def test_a_killed_worker_is_lost_and_its_training_goes_on_to_the_same_bits(
 
     assert [outcome for _, outcome, _ in tiny.outcomes()] == ["lost", "lost", "done"]
     (trial,) = tiny.run.record.trials()
-    assert (trial.state, trial.values["correct"]) == ("done", expected.accuracy.correct)
+    assert (trial.state, trial.measured.correct) == ("done", expected.accuracy.correct)
     found = tiny.run.folder / "retrain" / f"{tiny.small}-mine-3e-s0"
     for name in ("model.safetensors", "model_ema.safetensors"):
         assert (found / name).read_bytes() == (undisturbed.out / name).read_bytes()
@@ -431,8 +432,8 @@ def test_only_a_failed_trial_is_let_wait_again(tmp_path: Path) -> None:
         for seed, outcome in enumerate(("done", "failed", "lost")):
             trial = record.add_trial(number, fidelity="x", seed=seed, origin="x")
             attempt = record.start_attempt("x", devices=1, trial_id=trial)
-            values = {"top1": 1.0} if outcome == "done" else None
-            record.finish_attempt(attempt, outcome=outcome, values=values, cause="c")  # type: ignore[arg-type]
+            values = Measured(top1=1.0) if outcome == "done" else None
+            record.finish_attempt(attempt, outcome=outcome, measured=values, cause="c")  # type: ignore[arg-type]
             record.retry(trial)
             states.append(record.trial(trial).state)
     assert states == ["done", "waiting", "waiting"]

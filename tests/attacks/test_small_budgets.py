@@ -24,6 +24,7 @@ from search.phases import supernet as supernet_phase
 from search.phases.measure import bounded
 from search.phases.session import Session
 from search.plan import Plan, StepTimes
+from search.record import Measured
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import RunState
@@ -33,29 +34,10 @@ from search.workers.supernet_worker import WORK
 from searchspace.spec_file import load_space
 from supernet.network.supernet import Supernet
 from supernet.shared_weights.checkpoint import save_supernet
+from tests.clock import Clock
 from tests.local_run import LocalRun
 
 SPACE = load_space("digits").replace(num_classes=10)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
-    with Record.create(tmp_path / "record.db", clock=clock) as record:
-        yield record
 
 
 def local_run(tmp_path: Path, patch: pytest.MonkeyPatch, strategy: str) -> LocalRun:
@@ -272,8 +254,8 @@ def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     assert task is not None
     running.started(task)
     clock.now += 2.0
-    values = {"top1": 50.0, "correct": 5.0, "total": 10.0}
-    running.settle(task, outcome="done", values=values, cause=None)
+    values = Measured(top1=50.0, correct=5.0, total=10.0)
+    running.settle(task, outcome="done", measured=values, cause=None)
     assert running._expected(2_000_000, 2) == pytest.approx(2.0)
 
 

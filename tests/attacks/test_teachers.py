@@ -19,9 +19,8 @@ from search.retraining.teachers import find_teacher, look_for_teacher
 from search.retraining.wanted import RetrainPlan, prepare
 from search.run_folder import RunSettings, create_run, own_run
 from supernet.data import ImageData, prepare_data, prepare_unlabelled, unlabelled
-from tests.search.workers.test_supernet_worker import SPACE
 from tests.tiny_data import noise, tiny_data, write_images
-from tests.tiny_teachers import retrained_teacher
+from tests.tiny_teachers import SPACE, retrained_teacher
 
 
 @pytest.fixture

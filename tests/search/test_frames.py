@@ -54,7 +54,8 @@ def test_the_ledger_adds_up_to_what_was_spent(run: Path) -> None:
 
 def test_learning_curves_have_a_frame_of_their_own(tmp_path: Path) -> None:
     first = trial(1, correct=100)
-    with_curve = replace(first, values={**first.values, "loss@1": 2.5, "loss@2": 1.5, "loss@10": 1})
+    losses = {1: 2.5, 2: 1.5, 10: 1.0}
+    with_curve = replace(first, measured=replace(first.measured, losses=losses))
     loaded = search.load_run(write_run(tmp_path / "run", [with_curve, trial(2, correct=50)]))
 
     assert loaded.curves[["id", "epoch", "loss"]].to_numpy().tolist() == [

@@ -163,7 +163,7 @@ def test_a_search_learns_from_train_is_judged_on_search_and_never_sees_test(
     with run.record() as record:
         done = record.trials(state="done")
     assert {trial.fidelity == "supernet" for trial in done} == {True, False}
-    assert {trial.values["total"] for trial in done} == {2 * NUM_SEARCH}
+    assert {trial.measured.total for trial in done} == {2 * NUM_SEARCH}
 
 
 def test_a_retraining_learns_from_train_and_search_and_reads_test_once(

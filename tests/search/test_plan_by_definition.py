@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.plan import Plan, StepTimes, make_plan, revise_plan
+from search.plan import Plan, PlanInputs, StepTimes, make_plan, revise_plan
 from search.plan.rungs import _devices_for
 
 PLANNED = {
@@ -253,7 +253,9 @@ def random_case(seed: int) -> Case:
 
 
 def made(case: Case) -> Plan:
-    return make_plan(**{name: getattr(case, name) for name in case.__dataclass_fields__})
+    return make_plan(
+        PlanInputs(**{name: getattr(case, name) for name in case.__dataclass_fields__})
+    )
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -444,12 +446,12 @@ def test_what_is_not_said_of_a_budget_is_a_plan_by_shares_on_single_devices() ->
         "longest_epochs": 20,
         "most_trial_devices": 1,
     }
-    assert make_plan(**known) == make_plan(**known, **unsaid)
+    assert make_plan(PlanInputs(**known)) == make_plan(PlanInputs(**known, **unsaid))
     large = known | {"budget_seconds": 5e7, "devices": 16, "train_images": 10**6}
-    assert make_plan(**large).is_large
-    assert make_plan(**large) == make_plan(**unsaid | large)
+    assert make_plan(PlanInputs(**large)).is_large
+    assert make_plan(PlanInputs(**large)) == make_plan(PlanInputs(**unsaid | large))
     revised = {"after": "trust", "spent": {"supernet": 500.0}}
-    plan = make_plan(**known)
+    plan = make_plan(PlanInputs(**known))
     assert revise_plan(plan, **revised) == revise_plan(  # type: ignore[arg-type]
         plan,
         **revised,  # type: ignore[arg-type]
@@ -472,15 +474,17 @@ def test_a_training_gets_as_many_devices_as_end_it_within_the_limit() -> None:
 def test_the_numbers_of_a_plan_are_the_documented_ones() -> None:
     """As `search plan` and docs/planning.md tell them: on round numbers, worked out by hand."""
     plan = make_plan(
-        budget_seconds=100_000.0,
-        devices=4,
-        measured_seconds=0.0,
-        supernet_step=1.0,
-        trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
-        judge_seconds=1.0,
-        steps_per_epoch=100,
-        max_epochs=9,
-        retrain_steps=5_000,
+        PlanInputs(
+            budget_seconds=100_000.0,
+            devices=4,
+            measured_seconds=0.0,
+            supernet_step=1.0,
+            trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
+            judge_seconds=1.0,
+            steps_per_epoch=100,
+            max_epochs=9,
+            retrain_steps=5_000,
+        )
     )
     assert plan.spent_by_end == pytest.approx(
         {
@@ -500,16 +504,18 @@ def test_the_numbers_of_a_plan_are_the_documented_ones() -> None:
     assert plan.retrain_seconds == pytest.approx((500.0, 500.0))
     assert plan.last_call_seconds == 100_000 - 12
     zero_cost = make_plan(
-        budget_seconds=10_000.0,
-        devices=4,
-        measured_seconds=0.0,
-        supernet_step=0.0,
-        trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
-        judge_seconds=0.1,
-        steps_per_epoch=100,
-        max_epochs=9,
-        retrain_steps=5_000,
-        strategy="zero-cost",
+        PlanInputs(
+            budget_seconds=10_000.0,
+            devices=4,
+            measured_seconds=0.0,
+            supernet_step=0.0,
+            trial_step_seconds=((1_000, 0.1), (3_000, 0.1)),
+            judge_seconds=0.1,
+            steps_per_epoch=100,
+            max_epochs=9,
+            retrain_steps=5_000,
+            strategy="zero-cost",
+        )
     )
     assert zero_cost.spent_by_end == pytest.approx(
         {"trust": 3_500, "search": 4_500, "promote": 10_000}

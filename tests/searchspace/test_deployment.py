@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from searchspace import deployment
-from searchspace.deployment import PRECISIONS, PRECISIONS_OF, TARGETS, Deployment
+from searchspace.deployment import PRECISIONS_OF, TARGETS, Deployment
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_a_target_has_its_precisions_and_no_others(target: str, precision: str) -> None:
     if precision in PRECISIONS_OF[target]:
         assert str(Deployment(target=target, precision=precision)) == (

@@ -36,6 +36,17 @@ def test_any_beginning_spans_mixers_first_and_costs_next(name: str) -> None:
     assert all(max(macs) >= 4 * min(macs) for macs in by_kind.values())
 
 
+def test_depth_wise_baselines_have_each_kernel() -> None:
+    found = single_mixer_baselines(load_space("digits"))
+    kernels = {
+        tuple(mixer.kernel_size for stage in one.stages for mixer in stage.mixers[:1])
+        for one in found
+        if one.stages[0].mixers[0].kind == "depthwise_conv"
+    }
+    # The last stage offers 3 and 5.
+    assert kernels == {(3, 3), (5, 5), (7, 5)}
+
+
 def test_limits_of_the_space_are_kept() -> None:
     space = load_space("micro")
     limited = space.replace(limits={"macs": 3e6})

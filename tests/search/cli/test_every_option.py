@@ -21,7 +21,6 @@ from tests.tiny_run import write_run
 
 BUDGET = ("--budget", "1cpu-minute")
 LONG = "x" * 300
-NAN, NONE = "nan", "0"
 
 CELLS = ("swin_t", "--task", "semantic", "--recipe", "cells_semantic")
 

@@ -15,16 +15,13 @@ import pytest
 from search.cluster import connection
 from search.cluster.connection import Cluster
 from search.cluster.crew import JudgeCrew, hold_judges
-from search.record.record import Record
-from search.run_folder.settings import RunSettings
-from search.scheduling.judging import Judging
+from search.record import Measured, Record
 from search.workers.judge_worker import judge_safely
 from searchspace.architecture import Architecture
-from searchspace.spec_file import load_space
+from tests.tiny_engine import SPACE, judging_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
-SPACE = load_space("digits").replace(num_classes=10)
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
 
 
@@ -35,20 +32,17 @@ class SpoiltJudge:
         self.poison, self.folder = job
         self.is_spoilt = False
 
-    def ping(self) -> None:
-        """Answer: the judge is ready."""
-
     def judge(
         self, architectures: Iterable[Architecture], by: str
-    ) -> list[tuple[dict[str, float], str | None]]:
+    ) -> list[tuple[Measured | None, str | None]]:
         return [judge_safely(self._judge, architecture) for architecture in architectures]
 
-    def _judge(self, architecture: Architecture) -> dict[str, float]:
+    def _judge(self, architecture: Architecture) -> Measured:
         Path(self.folder, str(os.getpid())).touch()
         self.is_spoilt = self.is_spoilt or architecture.key == self.poison
         if self.is_spoilt:
             raise RuntimeError(CUDA_ERROR)
-        return {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 0.01}
+        return Measured(top1=50.0, correct=5.0, total=10.0, seconds=0.01)
 
 
 @pytest.fixture
@@ -66,18 +60,7 @@ def test_a_spoilt_judge_is_replaced_and_its_network_fails_after_three(
     poison = networks[2]
     (tmp_path / "pids").mkdir()
     with Record.create(tmp_path / "record.db") as record:
-        judging = Judging(
-            record=record,
-            space=SPACE,
-            settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
-            phase="search",
-            first=networks,
-            limit_seconds=1e9,
-            judge_seconds=0.01,
-            count_judges=lambda: 1,
-            interrupted=lambda: False,
-            proposes=False,
-        )
+        judging = judging_of(record, first=networks, pace=0.01, proposes=False)
         crew = JudgeCrew(
             cluster,
             SpoiltJudge,

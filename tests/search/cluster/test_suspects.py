@@ -12,14 +12,11 @@ from ray.exceptions import RayActorError
 
 from search.cluster import crew as crew_module
 from search.cluster.crew import JudgeCrew, hold_judges
-from search.record.record import Record
-from search.run_folder.settings import RunSettings
-from search.scheduling.judging import Judging
+from search.record import Measured, Record
 from searchspace.architecture import Architecture
-from searchspace.spec_file import load_space
+from tests.tiny_engine import SPACE, judging_of
 
-SPACE = load_space("digits").replace(num_classes=10)
-GOOD = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 0.01}
+GOOD = Measured(top1=50.0, correct=5.0, total=10.0, seconds=0.01)
 
 
 class Process:
@@ -93,18 +90,7 @@ def test_only_the_network_that_kills_its_judge_is_lost_more_than_once(
     monkeypatch.setattr(crew_module, "ray", cluster)
     monkeypatch.setattr(crew_module, "RECRUIT_EVERY_SECONDS", 0.0)
     with Record.create(tmp_path / "record.db") as record:
-        judging = Judging(
-            record=record,
-            space=SPACE,
-            settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
-            phase="search",
-            first=networks,
-            limit_seconds=1e9,
-            judge_seconds=0.01,
-            count_judges=lambda: 1,
-            interrupted=lambda: False,
-            proposes=False,
-        )
+        judging = judging_of(record, first=networks, pace=0.01, proposes=False)
         crew = JudgeCrew(
             cluster, object, job=None, record=record, phase="search", most=None, pace_seconds=0.01
         )

@@ -13,8 +13,9 @@ import pytest
 
 from search.cluster import connection
 from search.cluster.connection import Cluster
-from search.cluster.trial_group import _most_telling
+from search.cluster.trial_group import Report, _most_telling
 from search.cluster.tune_trials import run_trials
+from search.record import Measured
 from search.scheduling.tasks import Outcome, TrialTask, Work, is_of_others, outcome_of_error
 from searchspace.spec_file import load_space
 
@@ -26,7 +27,7 @@ class Source:
 
     def __init__(self, tasks: list[TrialTask]) -> None:
         self.tasks = tasks
-        self.ended: dict[int, tuple[Outcome, dict[str, float], str | None]] = {}
+        self.ended: dict[int, tuple[Outcome, Measured | None, str | None]] = {}
         self.heard_of: list[int] = []
         self.held: list[int] = []
 
@@ -48,9 +49,9 @@ class Source:
         self.held.append(devices)
 
     def settle(
-        self, task: TrialTask, *, outcome: Outcome, values: dict[str, float], cause: str | None
+        self, task: TrialTask, *, outcome: Outcome, measured: Measured | None, cause: str | None
     ) -> None:
-        self.ended[task.trial_id] = (outcome, values, cause)
+        self.ended[task.trial_id] = (outcome, measured, cause)
 
     def has_lost(self) -> bool:
         return False
@@ -61,7 +62,7 @@ class Source:
 
 def train(
     folder: Path, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-) -> dict[str, float]:
+) -> Measured | None:
     """Write down who trains what; have the accident that the task's seed stands for."""
     rank = None if task.group is None else task.group[2]
     seen = {"group": task.group, "pid": os.getpid()}
@@ -73,7 +74,7 @@ def train(
     if task.seed == 2:
         words = "CUDA out of memory" if rank == 1 else "gloo: Connection closed by peer"
         raise RuntimeError(words)
-    return {"top1": 50.0} if not rank else {}
+    return None if rank else Measured(top1=50.0)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_process_a_device_and_one_result(cluster: Cluster, tmp_path: Path) -> 
     )
     run_trials(cluster, work, job=tmp_path, folder=tmp_path, source=source, name="together")
 
-    assert source.ended[1] == ("done", {"top1": 50.0}, None)
+    assert source.ended[1] == ("done", Measured(top1=50.0), None)
     # One of the processes tells all: that it is ready, and each epoch, as one that is alone does.
     assert source.heard_of.count(1) == source.heard_of.count(4) >= 4
     seen = [json.loads((tmp_path / f"1-{rank}.json").read_text()) for rank in range(2)]
@@ -110,7 +111,7 @@ def test_a_process_a_device_and_one_result(cluster: Cluster, tmp_path: Path) -> 
     assert source.ended[2][0] == "lost"
     # What one of them says for itself counts, not that the other misses it.
     assert source.ended[3][0] == "out of memory"
-    assert source.ended[4] == ("done", {"top1": 50.0}, None)
+    assert source.ended[4] == ("done", Measured(top1=50.0), None)
     assert json.loads((tmp_path / "4-None.json").read_text())["group"] is None
     # Both devices are held for one trial of two, and all are let go.
     assert max(source.held) == 2
@@ -129,11 +130,13 @@ def test_a_process_a_device_and_one_result(cluster: Cluster, tmp_path: Path) -> 
     ],
 )
 def test_what_happened_is_told_from_what_follows_from_it(
-    outcomes: list[str], expected: str
+    outcomes: list[Any], expected: str
 ) -> None:
-    reports = [{"outcome": outcome, "cause": outcome} for outcome in outcomes]
-    assert _most_telling(reports)["outcome"] == expected
-    assert _most_telling(reports[::-1])["outcome"] == expected
+    reports: list[Report] = [
+        Report(outcome="lost" if one == "died" else one, has_died=one == "died") for one in outcomes
+    ]
+    assert _most_telling(reports).outcome == expected
+    assert _most_telling(reports[::-1]).outcome == expected
 
 
 def test_a_lost_connection_is_no_fault_of_a_network(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from search.front.select import (
     select_members,
     select_table,
 )
-from search.plan import make_plan
+from search.plan import PlanInputs, make_plan
 from search.results.candidates import Candidate, add_probabilities, candidates
 from tests.tiny_trials import trial
 
@@ -167,15 +167,17 @@ def test_a_retraining_costs_its_steps_at_the_measured_seconds(retrain_steps: int
     # A step takes 0.1 s and 0.01 s more for every million MACs, exactly.
     points = tuple((macs, 0.1 + macs / 1e8) for macs in (1_000_000, 5_000_000, 30_000_000))
     plan = make_plan(
-        budget_seconds=1e5,
-        devices=2,
-        measured_seconds=1.0,
-        supernet_step=0.1,
-        trial_step_seconds=points,
-        judge_seconds=0.5,
-        steps_per_epoch=10,
-        max_epochs=3,
-        retrain_steps=retrain_steps,
+        PlanInputs(
+            budget_seconds=1e5,
+            devices=2,
+            measured_seconds=1.0,
+            supernet_step=0.1,
+            trial_step_seconds=points,
+            judge_seconds=0.5,
+            steps_per_epoch=10,
+            max_epochs=3,
+            retrain_steps=retrain_steps,
+        )
     )
     cost = retrain_cost(plan)
 

@@ -20,6 +20,7 @@ from search.grafting import (
     pair_networks,
     single_networks,
 )
+from search.record import Measured
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
 from searchspace.graft_space import (
@@ -104,7 +105,7 @@ def test_scores_are_read_from_what_was_judged() -> None:
         replace(
             trial(index, correct=1, fidelity="supernet"),
             architecture=with_replacements(TEACHER, them),
-            values={"kl": kl},
+            measured=Measured(kl=kl),
         )
         for index, (them, kl) in enumerate(known.items(), start=1)
     ]

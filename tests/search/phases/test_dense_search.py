@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from search.plan import PHASES, StepTimes
+from search.record import Measured
 from search.report.closing import print_closing, write_report
 from search.results import front
 from search.run_folder.folder import RunFolder
@@ -94,14 +95,12 @@ def pretended(clock: Clock) -> Work:
         def judge(self, architectures: Any, by: str) -> Any:
             found = super().judge(architectures, by)
             clock.work_for(JUDGE * len(found))
-            return [(values | {"seconds": JUDGE}, cause) for values, cause in found]
+            return [(measured | Measured(seconds=JUDGE), cause) for measured, cause in found]
 
-    def alone(
-        job: Any, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-    ) -> dict[str, float]:
-        values = train_dense_alone(job, task, threads, on_epoch)
+    def alone(job: Any, task: TrialTask, threads: int, on_epoch: Callable[[int], None]) -> Measured:
+        measured = train_dense_alone(job, task, threads, on_epoch)
         clock.work_for(TRIAL_STEP * 2 * task.epochs)
-        return values
+        return measured
 
     return replace(
         DENSE_WORK, supernet_worker=Trains, judge_worker=Judges, train_alone=alone, prepare=None
@@ -137,8 +136,10 @@ def test_a_search_ends_with_a_front_by_what_the_task_measures(
         assert any(name.startswith("train-") for name in fidelities)
         for trial in trials:
             assert trial.state == "done", trial.cause
-            assert {measure, f"{measure}_low", f"{measure}_high", "total"} <= set(trial.values)
-            assert "top1" not in trial.values
+            assert {measure, f"{measure}_low", f"{measure}_high", "total"} <= set(
+                trial.measured.to_json()
+            )
+            assert not trial.measured.has("top1")
         members = front(trials, objectives=settings.objectives)
         assert members
         assert {member.measure for member in members} == {measure}
@@ -163,24 +164,22 @@ def test_killed_again_and_again_it_ends_with_the_same_results(
     whole = local_run(tmp_path / "whole", settings, monkeypatch)
     assert whole.enter() == "done"
     with whole.record() as record:
-        expected = values_of(record)
+        expected = results_of(record)
     broken = local_run(tmp_path / "broken", settings, monkeypatch)
     ends = [broken.enter(kill_after=seconds) for seconds in (3.0, 11.0, 9.0, 8.0, 7.0)]
     assert "killed" in ends
     assert broken.enter() == "done"
     with broken.record() as record:
         assert record.spent(PHASES) <= 60.0 * 1.01
-        found = values_of(record)
+        found = results_of(record)
     alone = [key for key in found if key[1].startswith("train-") and key in expected]
     assert alone
     assert all(found[key] == expected[key] for key in alone)
 
 
-def values_of(record: Any) -> dict[tuple[str, str], dict[str, float]]:
+def results_of(record: Any) -> dict[tuple[str, str], Measured]:
     return {
-        (trial.key, trial.fidelity): {
-            name: value for name, value in trial.values.items() if name != "seconds"
-        }
+        (trial.key, trial.fidelity): replace(trial.measured, seconds=0.0)
         for trial in record.trials()
         if trial.state == "done"
     }

@@ -19,7 +19,7 @@ from PIL import Image
 from search.grafting import ESTIMATES, graft_scores, is_assembled
 from search.phases import grafting
 from search.plan import PHASES, StepTimes
-from search.record import Trial
+from search.record import Measured, Trial
 from search.results import SUPERNET, is_trained_alone
 from search.run_folder import RunSettings, write_teacher
 from search.scheduling import TrialTask
@@ -67,13 +67,13 @@ def graft_work(clock: Clock) -> Any:
     class Judge(GraftJudge):
         def judge(
             self, architectures: Iterable[Architecture], by: str
-        ) -> list[tuple[dict[str, float], str | None]]:
+        ) -> list[tuple[Measured | None, str | None]]:
             clock.work_for(JUDGE * len(list(architectures)))
             return super().judge(architectures, by)
 
     def train_alone(
         job: Any, task: TrialTask, threads: int, on_epoch: Callable[[int], None]
-    ) -> dict[str, float]:
+    ) -> Measured | None:
         clock.work_for(EPOCH * task.epochs)
         return heal(job, task, threads, on_epoch)
 
@@ -131,10 +131,9 @@ def trials_of(run: LocalRun) -> tuple[Trial, ...]:
         return record.trials()
 
 
-def values_of(run: LocalRun) -> dict[tuple[str, str], dict[str, float]]:
-    timed = {"seconds"}
+def results_of(run: LocalRun) -> dict[tuple[str, str], Measured]:
     return {
-        (one.key, one.fidelity): {n: v for n, v in one.values.items() if n not in timed}
+        (one.key, one.fidelity): replace(one.measured, seconds=0.0)
         for one in trials_of(run)
         if one.state == "done"
     }
@@ -160,8 +159,8 @@ def test_a_graft_takes_all_its_phases_and_keeps_its_budget(whole: LocalRun) -> N
     assembled = [one for one in trials if is_assembled(one)]
     # The teacher with nothing replaced says what the teacher says.
     (teacher,) = [one for one in assembled if one.architecture == TEACHER]
-    assert teacher.values["kl"] == 0.0
-    assert min(one.values["kl"] for one in assembled) == 0.0
+    assert teacher.measured.kl == 0.0
+    assert min(one.measured.kl for one in assembled) == 0.0
     assert any(one.origin == "search" for one in assembled)
     assert any(is_trained_alone(one.fidelity) and one.origin == "promote" for one in trials)
     assert report is not None
@@ -197,13 +196,14 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     one, two = (load_library([folder.folder / "library" / "0"]) for folder in (whole, run))
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    theirs, ours = values_of(whole), values_of(run)
+    theirs, ours = results_of(whole), results_of(run)
     both = theirs.keys() & ours.keys()
     assert len(both) > len(theirs) / 2
     # Healing's lengths follow the budget that is left; what is equally long is equal. Kernels sum
     # in another order where memory lies otherwise, so that logits may differ by rounding.
     for name in both:
-        assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-6), name
+        found, expected = theirs[name].to_json(), ours[name].to_json()
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), name
     with run.record() as record:
         assert record.spent(PHASES) <= 50 + EPOCH
         open_attempts = [row for row in record.ledger() if row[8] is None]

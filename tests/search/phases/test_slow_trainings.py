@@ -49,7 +49,7 @@ def test_trainings_that_are_given_up_wait_for_nothing(
                 source.heard(task)
         assert source.should_stop()
         for task in tasks:
-            source.settle(task, outcome="lost", values={}, cause="stopped")
+            source.settle(task, outcome="lost", measured=None, cause="stopped")
 
     monkeypatch.setattr(session, "plan_from_times", plan_of)
     monkeypatch.setattr(alone, "run_trials", run_trials)

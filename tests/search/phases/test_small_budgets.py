@@ -37,9 +37,9 @@ def small_run(folder: Path, budget: int, patch: pytest.MonkeyPatch) -> LocalRun:
                 run.clock.work_for(START)
             values = work.train_alone(job, task, 1, lambda epoch: None)
             if source.should_stop():  # it is killed at the end of the budget
-                source.settle(task, outcome="lost", values={}, cause="stopped before its end")
+                source.settle(task, outcome="lost", measured=None, cause="stopped before its end")
                 return
-            source.settle(task, outcome="done", values=values, cause=None)
+            source.settle(task, outcome="done", measured=values, cause=None)
             is_warm = True
 
     patch.setattr(alone, "run_trials", run_trials)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search.plan import Plan, make_plan
+from search.plan import Plan, PlanInputs, make_plan
 
 RECIPE = 80
 
@@ -26,7 +26,7 @@ def plan_of(budget_seconds: float, **more: Any) -> Plan:
         "retrain_steps": 1_000,
         "recipe_epochs": RECIPE,
     }
-    return make_plan(budget_seconds=budget_seconds, **(values | more))
+    return make_plan(PlanInputs(budget_seconds=budget_seconds, **(values | more)))
 
 
 def seconds_of(plan: Plan) -> dict[str, float]:

@@ -6,22 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from search.plan import climbing_text, make_plan
+from search.plan import climbing_text
+from tests.tiny_run import plan_of_minutes
 
 
 @pytest.mark.parametrize(("epochs", "words"), [(1, "for 1 epoch"), (3, "for 3 epochs")])
 def test_one_epoch_is_no_epochs(epochs: int, words: str) -> None:
-    plan = make_plan(
-        budget_seconds=600,
-        devices=2,
-        measured_seconds=1.0,
-        supernet_step=0.1,
-        trial_step_seconds=((100_000, 0.01), (1_000_000, 0.02)),
-        judge_seconds=0.5,
-        steps_per_epoch=10,
-        max_epochs=3,
-        retrain_steps=1_000,
-    )
+    plan = plan_of_minutes()
 
     text = climbing_text(replace(plan, num_promoted=4, rungs=(epochs,)))
 

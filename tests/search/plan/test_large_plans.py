@@ -15,6 +15,7 @@ from search.phases.step_times import read_times, write_times
 from search.plan import (
     SHARES,
     Plan,
+    PlanInputs,
     StepTimes,
     device_rate,
     idle_devices,
@@ -44,20 +45,22 @@ def plan_of(
 ) -> Plan:
     batch = supernet_batch(devices)
     return make_plan(
-        budget_seconds=days * DAY,
-        devices=devices,
-        measured_seconds=120.0 * devices,
-        supernet_step=batch / 1_500,
-        trial_step_seconds=((1_000_000_000, STEP / 2), (4_300_000_000, STEP * 1.5)),
-        judge_seconds=5.0,
-        steps_per_epoch=IMAGES // BATCH,
-        max_epochs=37,
-        longest_epochs=300,
-        retrain_steps=300 * IMAGES // BATCH,
-        strategy=strategy,
-        train_images=IMAGES,
-        supernet_batch=batch,
-        most_trial_devices=trial_devices,
+        PlanInputs(
+            budget_seconds=days * DAY,
+            devices=devices,
+            measured_seconds=120.0 * devices,
+            supernet_step=batch / 1_500,
+            trial_step_seconds=((1_000_000_000, STEP / 2), (4_300_000_000, STEP * 1.5)),
+            judge_seconds=5.0,
+            steps_per_epoch=IMAGES // BATCH,
+            max_epochs=37,
+            longest_epochs=300,
+            retrain_steps=300 * IMAGES // BATCH,
+            strategy=strategy,
+            train_images=IMAGES,
+            supernet_batch=batch,
+            most_trial_devices=trial_devices,
+        )
     )
 
 
@@ -162,8 +165,8 @@ def test_small_budgets_keep_their_shares() -> None:
         "max_epochs": 10,
         "retrain_steps": 1_000,
     }
-    by_shares = make_plan(**given)  # type: ignore[arg-type]
-    with_images = make_plan(**given, train_images=1_079, longest_epochs=80)  # type: ignore[arg-type]
+    by_shares = make_plan(PlanInputs(**given))  # type: ignore[arg-type]
+    with_images = make_plan(PlanInputs(**given, train_images=1_079, longest_epochs=80))  # type: ignore[arg-type]
     assert with_images.spent_by_end == by_shares.spent_by_end
     for name in ("supernet_steps", "rungs", "num_trust", "num_promoted", "num_judged"):
         assert getattr(with_images, name) == getattr(by_shares, name)

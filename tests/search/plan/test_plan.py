@@ -18,6 +18,7 @@ from search.plan import (
     PHASES,
     SHARES,
     Plan,
+    PlanInputs,
     StepModel,
     StepTimes,
     climbing_phase,
@@ -44,17 +45,19 @@ def plan_of(
     max_epochs: int = 30,
 ) -> Plan:
     return make_plan(
-        budget_seconds=budget_seconds,
-        devices=devices,
-        measured_seconds=10,
-        supernet_step=0.6,
-        trial_step_seconds=POINTS,
-        judge_seconds=0.3,
-        steps_per_epoch=16,
-        max_epochs=max_epochs,
-        retrain_steps=1000,
-        strategy=strategy,
-        fixed_shares=shares,
+        PlanInputs(
+            budget_seconds=budget_seconds,
+            devices=devices,
+            measured_seconds=10,
+            supernet_step=0.6,
+            trial_step_seconds=POINTS,
+            judge_seconds=0.3,
+            steps_per_epoch=16,
+            max_epochs=max_epochs,
+            retrain_steps=1000,
+            strategy=strategy,
+            fixed_shares=shares,
+        )
     )
 
 
@@ -433,16 +436,18 @@ def test_a_phase_that_has_just_enough_for_its_work_has_enough() -> None:
 
     def plan(judge_seconds: float) -> Plan:
         return make_plan(
-            budget_seconds=1000,
-            devices=2,
-            measured_seconds=0,
-            supernet_step=0.5,
-            trial_step_seconds=POINTS,
-            judge_seconds=judge_seconds,
-            steps_per_epoch=16,
-            max_epochs=30,
-            retrain_steps=1000,
-            fixed_shares={"search": 0.25},
+            PlanInputs(
+                budget_seconds=1000,
+                devices=2,
+                measured_seconds=0,
+                supernet_step=0.5,
+                trial_step_seconds=POINTS,
+                judge_seconds=judge_seconds,
+                steps_per_epoch=16,
+                max_epochs=30,
+                retrain_steps=1000,
+                fixed_shares={"search": 0.25},
+            )
         )
 
     assert plan(250.0).num_judged == 1

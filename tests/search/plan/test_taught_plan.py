@@ -12,9 +12,8 @@ from search.phases.step_times import read_times, write_times
 from search.retraining.teachers import look_for_teacher
 from search.run_folder import RunSettings
 from supernet.data import prepare_data
-from tests.search.workers.test_supernet_worker import SPACE
 from tests.tiny_data import noise, write_images
-from tests.tiny_teachers import retrained_teacher
+from tests.tiny_teachers import SPACE, retrained_teacher
 
 
 @pytest.fixture

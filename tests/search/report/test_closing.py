@@ -13,6 +13,7 @@ from search import run
 from search.cli import app as cli
 from search.front.query import FrontQuery, front_view
 from search.plan import MorePlan
+from search.record import Measured
 from search.record.record import AttemptOutcome, Record
 from search.report.closing import print_closing, write_report
 from search.run_folder.folder import create_run
@@ -56,9 +57,9 @@ def fill(record: Record, *, fidelity: str, origin: str, results: dict[int, float
         known = record.add_architecture(network(number), params=cost.params, macs=cost.macs)
         one = record.add_trial(known, fidelity=fidelity, seed=0, origin=origin)
         attempt = record.start_attempt(origin, devices=0, trial_id=one)
-        values = {"top1": top1, "correct": 2 * top1, "total": 200.0, "seconds": 1.0} if top1 else {}
+        values = Measured(top1=top1, correct=2 * top1, total=200.0, seconds=1.0) if top1 else None
         outcome: AttemptOutcome = "done" if top1 else "interrupted"
-        record.finish_attempt(attempt, outcome=outcome, values=values or None)
+        record.finish_attempt(attempt, outcome=outcome, measured=values)
 
 
 def test_the_report_says_what_more_budget_would_buy(

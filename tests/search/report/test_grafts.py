@@ -35,7 +35,7 @@ def test_members_say_what_was_replaced_lost_and_saved(graft: Path) -> None:
             assert (replaced, lost, saved, kl) == ("nothing: the teacher", "0.0", "0 %", "0.000")
             continue
         assert replaced.startswith(f"{found[0].stage}.{found[0].block} ")
-        assert float(lost) == pytest.approx(90.0 - trial.values["top1"], abs=0.05)
+        assert float(lost) == pytest.approx(90.0 - trial.measured.top1, abs=0.05)
         share = 1 - count(trial.architecture).macs / count(TEACHER).macs
         assert saved == f"{100 * share:.0f} %"
         assert float(kl) == pytest.approx(sum(map(made_up_score, found)), abs=5e-4)

@@ -99,7 +99,7 @@ def test_the_closing_says_it_too(run: Path) -> None:
         assert print_closing(opened, Console(file=out, width=200))
     said = " ".join(out.getvalue().split())
     assert "The order after 10 epochs agrees with that after 20 by Kendall tau" in said
-    assert "beside the best network of one mixer" in said
+    assert "beside the best network of one kind of mixer" in said
     assert "in full: forecast after the recipe's 40 epochs" in said
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from search.front import compare_json, compare_table, load_compared
+from search.record import Measured
 from search.record.record import Record
 from search.report import print_closing, write_report
 from search.run_folder import open_run
@@ -91,8 +92,7 @@ def graft(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 trial.architecture_id, fidelity="train-2e", seed=0, origin="promote"
             )
             attempt = record.start_attempt("promote", devices=1, trial_id=number)
-            values = {"top1": 80.0, "correct": 160.0, "total": 200.0}
-            record.finish_attempt(attempt, outcome="done", values=values)
+            record.finish_attempt(attempt, outcome="done", measured=Measured.judged(160, 200))
     with open_run(folder, write=True) as run:
         assert write_report(run, PlainConsole(stderr=True))
     return folder

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from search.record import Measured
 from search.results.candidates import (
     candidates,
     front,
@@ -29,7 +30,7 @@ def test_the_spread_is_read_from_students_t() -> None:
             for seed in range(freedom + 1)
         ]
         (found,) = candidates(trials, fidelity="train-3e")
-        values = [t.values["top1"] for t in trials]
+        values = [t.measured.top1 for t in trials]
         half = expected * np.std(values, ddof=1) / math.sqrt(len(values))
         image_half = found.top1 - wilson_interval(found.top1 * 1e4, 10**6)[0]
         assert found.top1 - found.low == pytest.approx(
@@ -128,12 +129,12 @@ def test_an_accuracy_is_worth_the_images_that_its_variance_is_of() -> None:
 
 
 def test_what_seeds_share_and_what_they_measured_is_told_as_it_is() -> None:
-    ends = {"latency_low_ms": 1.0, "latency_high_ms": 5.0, "memory_mib": 8.0}
-    more = {"latency_low_ms": 2.0, "latency_high_ms": 8.0, "memory_mib": 10.0}
+    ends = Measured(latency_low_ms=1.0, latency_high_ms=5.0, memory_mib=8.0)
+    more = Measured(latency_low_ms=2.0, latency_high_ms=8.0, memory_mib=10.0)
     first = trial(4, correct=100, seed=0, latency_ms=2.0)
-    first = replace(first, values={**first.values, **ends})
+    first = replace(first, measured=first.measured | ends)
     second = trial(4, correct=120, seed=1, latency_ms=4.0)
-    trials = [first, replace(second, values={**second.values, **more})]
+    trials = [first, replace(second, measured=second.measured | more)]
     (found,) = candidates(trials, fidelity="train-3e")
     assert (found.id, found.key, found.architecture) == (4, first.key, first.architecture)
     assert (found.fidelity, found.num_seeds) == ("train-3e", 2)
@@ -144,8 +145,8 @@ def test_what_seeds_share_and_what_they_measured_is_told_as_it_is() -> None:
 
 
 def test_an_miou_is_worth_the_images_of_an_accuracy_with_its_variance() -> None:
-    values = {"miou": 60.0, "miou_low": 52.0, "miou_high": 70.0, "total": 40.0}
-    one = replace(trial(1, correct=1), values=values)
+    values = Measured(miou=60.0, miou_low=52.0, miou_high=70.0, total=40.0)
+    one = replace(trial(1, correct=1), measured=values)
     (found,) = candidates([one], fidelity="train-3e")
     deviation = (70.0 - 52.0) / 2 / stats.norm.ppf(0.975)  # of the interval, in percent
     assert found.images == pytest.approx(1e4 * 0.6 * 0.4 / deviation**2, rel=1e-6)

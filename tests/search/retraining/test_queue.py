@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from search.record import Measured
 from search.record.record import Record
 from search.retraining import queue as retraining
 from search.retraining import training_queue
@@ -254,7 +255,7 @@ def test_a_queue_is_worked_off_charged_and_not_repeated(
         assert record.spent(["retrain"]) > 0
         (trial,) = record.trials()
         assert (trial.state, trial.fidelity) == ("done", "retrain-quick-1e")
-        assert trial.values["total"] == 359
+        assert trial.measured.total == 359
         with pytest.raises(ValueError, match="no trained supernet"):
             retrain_members(run, [number], replace(plan, inherit=True), console=Console(file=out))
     assert (folder / "retrain" / f"{number}-quick-1e-s0" / "result.json").exists()
@@ -409,7 +410,7 @@ def test_what_the_search_found_of_a_network_is_no_retraining_of_it(
         record = tiny.run.record
         trial = record.add_trial(tiny.small, fidelity="supernet", seed=0, origin="search")
         attempt = record.start_attempt("search", devices=0, trial_id=trial)
-        values = {"top1": 1.0, "correct": 1.0, "total": 100.0}
-        record.finish_attempt(attempt, outcome="done", values=values)
+        values = Measured(top1=1.0, correct=1.0, total=100.0)
+        record.finish_attempt(attempt, outcome="done", measured=values)
         assert tiny.retrain() is None
         assert len(tiny.cluster.submitted) == 1

@@ -13,9 +13,8 @@ from search.run_folder.folder import RunFolder
 from searchspace.spec_file import load_space
 from supernet.data import prepare_data
 from supernet.training import read_teacher_files, write_teacher_files
-from tests.search.workers.test_supernet_worker import SPACE
 from tests.tiny_data import noise, write_images
-from tests.tiny_teachers import retrained_teacher, tiny_teacher
+from tests.tiny_teachers import SPACE, retrained_teacher, tiny_teacher
 
 
 @pytest.fixture

@@ -3,75 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from search.record import Measured
 from search.record.record import Record
-from search.run_folder.settings import RunSettings
-from search.scheduling.judging import Judging
 from search.scheduling.tasks import Judgement, Outcome
 from searchspace.architecture import Architecture
-from searchspace.spec_file import load_space
+from tests.clock import Clock
+from tests.tiny_engine import SPACE, VALUES, ask_one, judging_of, tell_one
 
 # What is promised: judgements may be 1.3 times slower than expected, each judge has a margin, a
 # fifth of every surprise is believed, and the third loss is the last.
 SAFETY, MARGIN_SECONDS, PACE_SHARE, MAX_LOST = 1.3, 0.2, 0.2, 3
-SPACE = load_space("digits").replace(num_classes=10)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def record(tmp_path: Path, clock: Clock) -> Iterator[Record]:
-    with Record.create(tmp_path / "record.db", clock=clock) as record:
-        yield record
-
-
-def judging(
-    record: Record,
-    *,
-    limit: float = 1e9,
-    pace: float = 1.0,
-    judges: int = 1,
-    interrupted: Callable[[], bool] = lambda: False,
-    beside: Sequence[Architecture] = (),
-) -> Judging:
-    return Judging(
-        record=record,
-        space=SPACE,
-        settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
-        phase="search",
-        first=[],
-        beside=beside,
-        limit_seconds=limit,
-        judge_seconds=pace,
-        count_judges=lambda: judges,
-        interrupted=interrupted,
-    )
 
 
 def told(
     architecture: Architecture, outcome: Outcome = "done", *, seconds: float = 1.0
 ) -> Judgement:
-    values = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": seconds}
+    values = Measured(top1=50.0, correct=5.0, total=10.0, seconds=seconds)
     done = outcome == "done"
     cause = None if done else "the judge died"
     return Judgement(
-        architecture=architecture, outcome=outcome, values=values if done else {}, cause=cause
+        architecture=architecture, outcome=outcome, measured=values if done else None, cause=cause
     )
 
 
@@ -98,7 +53,7 @@ def test_a_batch_is_as_long_as_all_judges_have_time_for(
     attempt = record.start_attempt("trust", devices=1)
     clock.now += 0.5
     record.finish_attempt(attempt, outcome="done")
-    asking = judging(record, limit=limit, pace=pace, judges=judges)
+    asking = judging_of(record, limit=limit, pace=pace, judges=judges)
 
     first = asking.ask(50)
     second = asking.ask(50)
@@ -111,7 +66,7 @@ def test_a_batch_is_as_long_as_all_judges_have_time_for(
 
 
 def test_the_pace_follows_what_judgements_take(record: Record) -> None:
-    asking = judging(record, limit=30.0, pace=1.0)
+    asking = judging_of(record, limit=30.0, pace=1.0)
     (one,) = asking.ask(1)
 
     asking.tell([told(one, seconds=6.0)])
@@ -120,7 +75,7 @@ def test_the_pace_follows_what_judgements_take(record: Record) -> None:
     assert pace == 2.0
     assert len(asking.ask(50)) == most_that_fit(30.0, pace=pace, judges=1) == 10
     # What failed took no time that says anything.
-    other = judging(record, limit=30.0, pace=1.0)
+    other = judging_of(record, limit=30.0, pace=1.0)
     (bad,) = other.ask(1)
     other.tell([told(bad, "failed")])
     assert len(other.ask(50)) == most_that_fit(30.0, pace=1.0, judges=1) == 21
@@ -132,7 +87,7 @@ def test_a_phase_ends_near_its_limit_and_never_beyond(
     record: Record, clock: Clock, slower: float, judges: int
 ) -> None:
     limit, pace = 100.0 * judges, 0.5
-    asking = judging(record, limit=limit, pace=pace, judges=judges)
+    asking = judging_of(record, limit=limit, pace=pace, judges=judges)
     attempt = record.start_attempt("search", devices=judges)
     batches = [asking.ask(8) for _ in range(judges)]
     while any(batches):
@@ -147,7 +102,7 @@ def test_a_phase_ends_near_its_limit_and_never_beyond(
 
 
 def test_a_judgement_that_is_lost_again_and_again_has_failed(record: Record) -> None:
-    asking = judging(record)
+    asking = judging_of(record)
     keys = []
     for _ in range(MAX_LOST):
         (lost,) = asking.ask(1)
@@ -165,7 +120,7 @@ def test_a_judgement_that_is_lost_again_and_again_has_failed(record: Record) -> 
 
 def test_what_the_user_stops_is_not_held_against_a_judgement(record: Record) -> None:
     stop = False
-    asking = judging(record, interrupted=lambda: stop)
+    asking = judging_of(record, interrupted=lambda: stop)
     for _ in range(MAX_LOST + 2):
         stop = False
         (one,) = asking.ask(1)
@@ -178,7 +133,7 @@ def test_what_the_user_stops_is_not_held_against_a_judgement(record: Record) -> 
 
 
 def test_what_waits_is_handed_out_before_anything_new(record: Record) -> None:
-    asking = judging(record)
+    asking = judging_of(record)
     first, second = asking.ask(2)
     asking.tell([told(first), told(second, "lost")])
 
@@ -191,20 +146,20 @@ def test_what_waits_is_handed_out_before_anything_new(record: Record) -> None:
 
 
 def test_a_judgement_that_is_done_after_losses_is_done(record: Record) -> None:
-    asking = judging(record)
+    asking = judging_of(record)
     for _ in range(MAX_LOST - 1):
         (one,) = asking.ask(1)
         asking.tell([told(one, "lost")])
     (again,) = asking.ask(1)
     asking.tell([told(again, "done")])
     (trial,) = record.trials()
-    assert (trial.state, trial.values["top1"]) == ("done", 50.0)
+    assert (trial.state, trial.measured.top1) == ("done", 50.0)
 
 
 def test_what_is_lost_hides_nothing_that_is_told_with_it(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = judging(record)
+    asking = judging_of(record)
     first, second, third = asking.ask(3)
     learned: list[Architecture] = []
     tell = asking._proposer.tell
@@ -213,12 +168,15 @@ def test_what_is_lost_hides_nothing_that_is_told_with_it(
         "tell",
         lambda architecture, losses: (learned.append(architecture), tell(architecture, losses)),
     )
-    good = {"top1": 50.0, "correct": 5.0, "total": 10.0, "seconds": 1.0}
+    good = Measured(top1=50.0, correct=5.0, total=10.0, seconds=1.0)
     ends: list[Outcome] = ["lost", "done", "done"]
     asking.tell(
         [
             Judgement(
-                architecture=one, outcome=end, values=good if end == "done" else {}, cause="died"
+                architecture=one,
+                outcome=end,
+                measured=good if end == "done" else None,
+                cause="died",
             )
             for one, end in zip((first, second, third), ends, strict=True)
         ]
@@ -231,10 +189,84 @@ def test_what_is_lost_hides_nothing_that_is_told_with_it(
 def test_what_is_judged_beside_proposals_is_a_quarter_of_any_beginning(record: Record) -> None:
     rng = random.Random(5)
     beside = list({a.key: a for a in (SPACE.sample(rng) for _ in range(6))}.values())
-    asking = judging(record, beside=beside)
+    asking = judging_of(record, beside=beside)
     asked = [architecture for _ in range(8) for architecture in asking.ask(3)]
     keys = [architecture.key for architecture in beside]
     turns = [number for number, one in enumerate(asked, 1) if one.key in keys]
     assert turns == [4, 8, 12, 16, 20, 24][: len(keys)]
     assert [asked[turn - 1].key for turn in turns] == keys
     assert len({architecture.key for architecture in asked}) == 24
+
+
+def test_the_first_architectures_are_judged_first_and_once(record: Record) -> None:
+    first = [SPACE.sample(random.Random(seed)) for seed in (1, 2)]
+    asking = judging_of(record, first=first)
+    asked = []
+    for _ in range(6):
+        architecture = ask_one(asking)
+        assert architecture is not None
+        asked.append(architecture)
+        tell_one(asking, architecture, "done")
+    assert asked[:2] == first
+    assert len({architecture.key for architecture in asked}) == 6
+    resumed = ask_one(judging_of(record, first=first))
+    assert resumed is not None
+    assert resumed.key not in {architecture.key for architecture in asked}
+
+
+def test_judging_ends_before_the_limit(record: Record, clock: Clock) -> None:
+    attempt = record.start_attempt("search", devices=1)
+    asking = judging_of(record, limit=10.0)
+    while (architecture := ask_one(asking)) is not None:
+        clock.now += 1.0
+        tell_one(asking, architecture, "done")
+    record.finish_attempt(attempt, outcome="done")
+    assert 7.0 <= record.spent() <= 10.0
+
+
+def test_a_judgement_lost_with_its_judge_is_handed_out_again(record: Record) -> None:
+    asking = judging_of(record)
+    lost = ask_one(asking)
+    assert lost is not None
+    tell_one(asking, lost, "lost", "the judge died")
+    again = ask_one(asking)
+    assert again is not None
+    assert again.key == lost.key
+    tell_one(asking, again, "done")
+    (trial,) = record.trials(fidelity="supernet")
+    assert trial.state == "done"
+    assert trial.num_attempts == 2
+
+
+def test_a_judgement_that_a_killed_run_left_open_is_taken_up(
+    record: Record, tmp_path: Path
+) -> None:
+    left = ask_one(judging_of(record))
+    assert left is not None
+    record.close()
+    with Record.open(tmp_path / "record.db") as reopened:
+        reopened.close_orphans()
+        again = ask_one(judging_of(reopened))
+        assert again is not None
+        assert again.key == left.key
+
+
+def test_a_batch_is_handed_out_only_as_far_as_the_budget_goes(record: Record) -> None:
+    assert len(judging_of(record).ask(8)) == 8
+    asking = judging_of(record, limit=5.0)
+    assert 1 <= len(asking.ask(8)) < 5
+
+
+def test_judgements_that_fail_alone_do_not_cost_the_others_of_their_batch(
+    record: Record,
+) -> None:
+    asking = judging_of(record)
+    good, bad = asking.ask(2)
+    asking.tell(
+        [
+            Judgement(architecture=bad, outcome="failed", measured=None, cause="ValueError: no"),
+            Judgement(architecture=good, outcome="done", measured=VALUES),
+        ]
+    )
+    states = {trial.key: trial.state for trial in record.trials()}
+    assert states == {good.key: "done", bad.key: "failed"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from search.record import Measured
 from search.record.record import Record, State, Trial
 from search.results.objectives import losses_of, parse_objectives
 from search.scheduling.promotion import Promotions
@@ -26,8 +27,8 @@ def judged(tmp_path: Path, points: list[tuple[float, int]]) -> tuple[Trial, ...]
             number = record.add_architecture(architecture(8 + index), params=1, macs=macs)
             trial = record.add_trial(number, fidelity="supernet", seed=0, origin="search")
             attempt = record.start_attempt("search", devices=0, trial_id=trial)
-            values = {"top1": top1, "correct": top1, "total": 100}
-            record.finish_attempt(attempt, outcome="done", values=values)
+            values = Measured(top1=top1, correct=top1, total=100)
+            record.finish_attempt(attempt, outcome="done", measured=values)
         return record.trials()
 
 
@@ -76,7 +77,7 @@ def trial_of(index: int, fidelity: str, *, top1: float, state: State = "done") -
         seed=0,
         origin="search",
         state=state,
-        values={"top1": top1, "correct": top1, "total": 100.0} if done else {},
+        measured=Measured(top1=top1, correct=top1, total=100.0) if done else Measured(),
         cause=None if done else "stopped",
         seconds=1.0,
         num_attempts=1,
@@ -180,7 +181,7 @@ def test_what_was_measured_beyond_a_limit_is_not_promoted() -> None:
     while (found := promotions.next()) is not None:
         chosen.append(found[0].key)
     assert sorted(chosen) == sorted(t.key for t in trials[:2])
-    assert losses_of(trials[0], ("top1", "latency_ms")) == (100 - trials[0].values["top1"], 1.0)
+    assert losses_of(trials[0], ("top1", "latency_ms")) == (100 - trials[0].measured.top1, 1.0)
 
 
 @pytest.mark.parametrize("base", [BASE, None])
@@ -188,11 +189,11 @@ def test_a_network_that_is_being_trained_on_a_rung_is_not_sent_there_again(
     base: str | None,
 ) -> None:
     lower = LOW if base is None else BASE
-    promotions = ladder([trial_of(index, lower, top1=10 * index) for index in range(6)], base)
+    promotions = ladder([trial_of(index, lower, top1=3 * index) for index in range(6)], base)
     sent = [promotions.next()]
     # Each that finishes below puts the order there anew, while nothing has ended above.
     for index in range(6, 30):
-        promotions.note(trial_of(index, lower, top1=10 * index))
+        promotions.note(trial_of(index, lower, top1=3 * index))
         sent.append(promotions.next())
 
     chosen = [(found[0].key, found[1]) for found in sent if found is not None]

@@ -107,7 +107,7 @@ def test_zero_cost_judges_by_the_score_that_ranked_best_and_verifies_by_training
     # The small work's accuracy grows with MACs, and its one proxy is noisy.
     assert judge == "macs"
     scored = [trial for trial in trials if trial.fidelity == ZERO_COST]
-    assert all(t.values["score"] == t.macs for t in scored)
+    assert all(t.measured.score == t.macs for t in scored)
     assert losses_of(scored[0], ("top1", "macs")) == (-scored[0].macs, scored[0].macs / 1e6)
     promoted = {trial.key for trial in trials if trial.origin == "promote"}
     assert promoted <= {trial.key for trial in scored}

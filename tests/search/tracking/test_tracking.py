@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,8 +148,8 @@ def record(tmp_path: Path) -> Iterator[Record]:
             known = made.add_architecture(network, params=1, macs=1)
             trial = made.add_trial(known, fidelity=fidelity, seed=0, origin="search")
             attempt = made.start_attempt("search", devices=1, trial_id=trial)
-            values = Measured.judged(correct, 100).values()
-            made.finish_attempt(attempt, outcome="done", values=values)
+            values = Measured.judged(correct, 100)
+            made.finish_attempt(attempt, outcome="done", measured=values)
         yield made
 
 
@@ -190,3 +191,27 @@ def test_a_run_that_breaks_is_told_as_failed(record: Record) -> None:
     with pytest.raises(RuntimeError), RunCurves(record, listener, is_done=lambda: True):
         raise RuntimeError("a bug")
     assert listener.end == "failed"
+
+
+def test_a_tracker_that_hangs_does_not_keep_a_run_from_its_end(
+    record: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that never answers; the last point waits for it."""
+    answers = threading.Event()
+
+    class Hanging(Listener):
+        def log(self, values: Mapping[str, float], step: int) -> None:
+            answers.wait()
+            super().log(values, step)
+
+    listener = Hanging()
+    curves = RunCurves(
+        record, listener, is_done=lambda: True, every_seconds=1000.0, close_seconds=0.01
+    )
+    with curves:
+        pass
+    assert "has not answered" in caplog.text
+    assert not listener.end
+    answers.set()
+    curves._thread.join()
+    assert listener.end == "done"

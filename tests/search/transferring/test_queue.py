@@ -51,7 +51,7 @@ def test_members_of_a_run_are_transferred_recorded_and_shown(tmp_path: Path) -> 
     assert charged[1] == charged[0]
     found = [one for one in trials if one.fidelity.startswith("transfer-")]
     assert {one.architecture_id for one in found} == {3, 7}
-    assert all(one.state == "done" and 0 < one.values["miou"] < 100 for one in found)
+    assert all(one.state == "done" and 0 < one.measured.miou < 100 for one in found)
     assert shown_fidelity(trials) == before
     assert retrained(trials) == kept
 

@@ -66,7 +66,7 @@ def test_a_transfer_leaves_weights_numbers_and_pictures(
     assert transfer(made, task, name, out) == 0
     assert "of 2 val images" in capsys.readouterr().out
     found = open_transferred(out)
-    assert values <= set(found.result.values)
+    assert values <= set(found.result.measured.to_json())
     assert len(list((out / "pictures").glob("*.png"))) == 2
     assert (out / "predictions.json").exists() == (task != "semantic")
     assert not list(out.glob("checkpoint-*"))
@@ -81,7 +81,7 @@ def test_a_transfer_leaves_weights_numbers_and_pictures(
     assert search("eval", str(out), "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again.pop("images") == 2
-    assert again == pytest.approx(found.result.values)
+    assert again == pytest.approx(found.result.measured.to_json())
     image = next((made / "cells" / "images" / "val").iterdir())
     assert search("predict", str(out), str(image), "--out", str(tmp_path / "drawn")) == 0
     with Image.open(tmp_path / "drawn" / f"{image.stem}.png") as drawn, Image.open(image) as own:

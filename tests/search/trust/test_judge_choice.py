@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from search.record import Measured
 from search.record.record import Record, Trial
 from search.run_folder.state import RunState
 from search.trust.judge_choice import estimator_of, next_predicted, report_of, sampled_fidelity
@@ -25,7 +26,7 @@ OBJECTIVES = ("top1", "macs")
 def trained(number: int, architecture: Architecture, fidelity: str) -> Trial:
     cost = count(architecture)
     top1 = accuracy(architecture)
-    values = {"top1": top1, "correct": 2 * top1, "total": 200.0}
+    values = Measured(top1=top1, correct=2 * top1, total=200.0)
     return Trial(
         id=number,
         architecture_id=number,
@@ -37,7 +38,7 @@ def trained(number: int, architecture: Architecture, fidelity: str) -> Trial:
         seed=0,
         origin="trust",
         state="done",
-        values=values,
+        measured=values,
         cause=None,
         seconds=1.0,
         num_attempts=1,
@@ -123,7 +124,7 @@ def test_the_predictor_learns_from_the_highest_fidelity_alone() -> None:
     # Of another fidelity, and not done: neither is learned from.
     others = [
         trained(10, networks(3)[-1], "train-1e"),
-        replace(trained(11, networks(4)[-1], "train-3e"), state="failed", values={}),
+        replace(trained(11, networks(4)[-1], "train-3e"), state="failed", measured=Measured()),
     ]
     ask = partial(next_predicted, SPACE, high="train-3e", objectives=OBJECTIVES, seed=0)
     assert ask([known[0], *others]) is None

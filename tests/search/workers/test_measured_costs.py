@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.record import Measured
 from search.results.objectives import OBJECTIVES, is_within, parse_objectives
 from search.run_folder.settings import RunSettings
 from search.workers.job import make_job
@@ -22,7 +23,7 @@ from tests.tiny_trials import network, trial
 
 def test_latency_is_a_median_inside_its_interval() -> None:
     found = time_latency(build_subnet(network(1)), network(1))
-    assert 0 < found["latency_low_ms"] <= found["latency_ms"] <= found["latency_high_ms"]
+    assert 0 < found.latency_low_ms <= found.latency_ms <= found.latency_high_ms
 
 
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall(
@@ -41,11 +42,11 @@ def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall(
 
 def test_only_what_is_weighed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     subnet = build_subnet(network(1))
-    assert measure_costs(subnet, network(1), ()) == {}
+    assert measure_costs(subnet, network(1), ()) == Measured()
     monkeypatch.setattr(
-        "search.workers.measured_costs.time_latency", lambda *_: {"latency_ms": 7.0}
+        "search.workers.measured_costs.time_latency", lambda *_: Measured(latency_ms=7.0)
     )
-    assert measure_costs(subnet, network(1), ("latency_ms",)) == {"latency_ms": 7.0}
+    assert measure_costs(subnet, network(1), ("latency_ms",)) == Measured(latency_ms=7.0)
 
 
 def test_a_table_is_asked_instead_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_a_table_is_asked_instead_of_this_device(monkeypatch: pytest.MonkeyPatch
 
     found = measure_costs(build_subnet(network(1)), network(1), ("latency_ms",), table=table)
 
-    assert found == {"latency_ms": 3.0 + 2.0 * 0.5 * len(parts_of(network(1)))}
+    assert found == Measured(latency_ms=3.0 + 2.0 * 0.5 * len(parts_of(network(1))))
 
 
 def test_a_precision_is_timed_in_a_copy() -> None:
@@ -94,10 +95,10 @@ def test_a_warm_judge_scores_without_a_supernet_and_measures_costs(tmp_path: Pat
     ((by_macs, no_cause),) = worker.judge([architecture], "macs")
     ((by_nwot, _),) = worker.judge([architecture], "nwot")
     assert no_cause is None
-    assert by_macs["score"] > 0
-    assert worker.proxy_scores([architecture])[architecture.key]["nwot"] == by_nwot["score"]
-    assert by_macs["latency_low_ms"] <= by_macs["latency_ms"] <= by_macs["latency_high_ms"]
-    assert by_macs["memory_mib"] == by_nwot["memory_mib"] > 4 * count(architecture).params / 2**20
+    assert by_macs.score > 0
+    assert worker.proxy_scores([architecture])[architecture.key]["nwot"] == by_nwot.score
+    assert by_macs.latency_low_ms <= by_macs.latency_ms <= by_macs.latency_high_ms
+    assert by_macs.memory_mib == by_nwot.memory_mib > 4 * count(architecture).params / 2**20
 
 
 def test_what_was_not_measured_is_within_no_limit() -> None:

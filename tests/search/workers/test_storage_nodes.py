@@ -80,9 +80,9 @@ def test_a_supernet_goes_on_and_is_judged_on_other_nodes(tmp_path: Path, on_node
     assert len(list((tmp_path / "storage" / SUPERNET).glob("*.json"))) == 1
     on_node("c")
     architecture = job.space.first()
-    ((values, cause),) = JudgeWorker(job, threads=1).judge([architecture], SUPERNET)
+    ((measured, cause),) = JudgeWorker(job, threads=1).judge([architecture], SUPERNET)
     assert cause is None
-    assert 0 <= values["top1"] <= 100
+    assert 0 <= measured.top1 <= 100
 
 
 def test_a_trial_goes_on_on_another_node_and_ends_as_if_it_had_not_moved(

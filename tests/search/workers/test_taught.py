@@ -25,9 +25,8 @@ from supernet.shared_weights import most_devices
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.training import Teacher, write_teacher_files
 from supernet.training.training import TrainingOptions, train
-from tests.search.workers.test_supernet_worker import SPACE
 from tests.tiny_data import noise, write_images
-from tests.tiny_teachers import small, tiny_teacher
+from tests.tiny_teachers import SPACE, small, tiny_teacher
 
 TEACHER_SECONDS = 500.0
 

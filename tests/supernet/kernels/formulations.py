@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
 from supernet.kernels import library
 from supernet.kernels.select import VARIABLE
@@ -26,3 +27,27 @@ def poisoned_buffers() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def assert_same_gradients(
+    fast: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    tolerance: float,
+) -> None:
+    """Compare the output and all gradients with those of the definition in float64.
+
+    Args:
+        inputs: Of both; they require gradients.
+        tolerance: Of the largest value of each.
+    """
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    y, wanted = fast(*inputs), definition(*exact)
+    grad = torch.randn(wanted.shape, dtype=torch.float64)
+    assert y.is_contiguous()
+    actual = (y, *torch.autograd.grad(y, inputs, grad.to(y.dtype)))
+    expected = (wanted, *torch.autograd.grad(wanted, exact, grad))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == inputs[0].dtype
+        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
+        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)

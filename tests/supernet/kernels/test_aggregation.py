@@ -24,7 +24,7 @@ from supernet.kernels.aggregation.naive import (
     skew_naive,
 )
 from supernet.kernels.select import VARIABLE, depthwise_formulation, formulation
-from tests.supernet.kernels.formulations import poisoned_buffers, use
+from tests.supernet.kernels.formulations import assert_same_gradients, poisoned_buffers, use
 
 OPERATORS = (
     "aggregate",
@@ -116,18 +116,8 @@ def assert_equals_definition(
     operator: str, shape: Shape, dtype: torch.dtype, tolerance: float
 ) -> None:
     """Compare outputs and all gradients with those of the definition in float64."""
-    inputs = example(operator, shape, dtype)
-    exact = tuple(x.detach().double().requires_grad_() for x in inputs)
     fast, definition = functions(operator, shape)
-    y, wanted = fast(*inputs), definition(*exact)
-    grad = torch.randn(wanted.shape, dtype=torch.float64)
-    assert y.is_contiguous()
-    actual = (y, *torch.autograd.grad(y, inputs, grad.to(dtype)))
-    expected = (wanted, *torch.autograd.grad(wanted, exact, grad))
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == dtype
-        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
-        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
+    assert_same_gradients(fast, definition, example(operator, shape, dtype), tolerance)
 
 
 @pytest.mark.parametrize("shape", EDGES)

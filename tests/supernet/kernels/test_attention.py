@@ -19,7 +19,7 @@ from supernet.kernels import Area, neighborhood_attention
 from supernet.kernels.attention.area import NORMS
 from supernet.kernels.attention.naive import neighborhood_attention_naive
 from supernet.kernels.layout import join_channels, split_channels
-from tests.supernet.kernels.formulations import poisoned_buffers, use
+from tests.supernet.kernels.formulations import assert_same_gradients, poisoned_buffers, use
 
 FAST = ("c", "torch")
 TERMS = tuple(terms for terms in product((False, True), repeat=4) if any(terms))
@@ -75,16 +75,15 @@ def definition(operands: dict[str, Tensor], area: Area) -> Tensor:
 
 
 def assert_equals_definition(operands: dict[str, Tensor], area: Area, tolerance: float) -> None:
-    exact = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
-    y, wanted = neighborhood_attention(area=area, **operands), definition(exact, area)
-    grad = torch.randn(wanted.shape, dtype=torch.float64)
-    inputs = list(operands.values())
-    actual = (y, *torch.autograd.grad(y, inputs, grad.to(y.dtype)))
-    expected = (wanted, *torch.autograd.grad(wanted, list(exact.values()), grad))
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == inputs[0].dtype
-        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
-        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
+    def named(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(operands, inputs, strict=True))
+
+    assert_same_gradients(
+        lambda *inputs: neighborhood_attention(area=area, **named(inputs)),
+        lambda *exact: definition(named(exact), area),
+        list(operands.values()),
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize("shape", EDGES)

@@ -228,7 +228,7 @@ def test_the_doctor_compares_again_and_shows_what_is_wrong(
             _kernels()
     table = _kernels()
     assert "agrees to" in table
-    assert table.count(" ms, torch ") == 11
+    assert table.count(" ms, torch ") == 12
     assert serving(PACKAGE, torch.empty(0)) == "c"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from supernet.kernels import hadamard_conv
 from supernet.kernels.hadamard import in_c
 from supernet.kernels.hadamard.naive import hadamard_conv_naive
 from supernet.kernels.select import VARIABLE
-from tests.supernet.kernels.formulations import poisoned_buffers, use
+from tests.supernet.kernels.formulations import assert_same_gradients, poisoned_buffers, use
 
 FAST = ("torch", "c")
 # (batch, height, width, groups, channels of a group, kernel size, dilation)
@@ -46,18 +47,12 @@ def example(shape: Shape, dtype: torch.dtype = torch.float64) -> tuple[Tensor, .
 
 
 def assert_equals_definition(shape: Shape, dtype: torch.dtype, tolerance: float) -> None:
-    inputs, dilation = example(shape, dtype), shape[-1]
-    exact = tuple(x.detach().double().requires_grad_() for x in inputs)
-    y = hadamard_conv(*inputs, dilation=dilation)
-    wanted = hadamard_conv_naive(*exact, dilation=dilation)
-    grad = torch.randn(wanted.shape, dtype=torch.float64)
-    assert y.is_contiguous()
-    actual = (y, *torch.autograd.grad(y, inputs, grad.to(dtype)))
-    expected = (wanted, *torch.autograd.grad(wanted, exact, grad))
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == dtype
-        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
-        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
+    assert_same_gradients(
+        partial(hadamard_conv, dilation=shape[-1]),
+        partial(hadamard_conv_naive, dilation=shape[-1]),
+        example(shape, dtype),
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize("shape", EDGES)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from supernet.kernels import outlook_aggregate
 from supernet.kernels.outlook.naive import outlook_aggregate_naive
 from supernet.kernels.select import VARIABLE
-from tests.supernet.kernels.formulations import poisoned_buffers, use
+from tests.supernet.kernels.formulations import assert_same_gradients, poisoned_buffers, use
 
 FAST = ("c", "torch")
 Shape = tuple[int, int, int, int, int, int, int]
@@ -69,18 +69,8 @@ def functions(shape: Shape) -> tuple[Operator, Operator]:
 
 def assert_equals_definition(shape: Shape, dtype: torch.dtype, tolerance: float) -> None:
     """Compare outputs and all gradients with those of the definition in float64."""
-    inputs = example(shape, dtype)
-    exact = tuple(x.detach().double().requires_grad_() for x in inputs)
     fast, definition = functions(shape)
-    y, wanted = fast(*inputs), definition(*exact)
-    grad = torch.randn(wanted.shape, dtype=torch.float64)
-    assert y.is_contiguous()
-    actual = (y, *torch.autograd.grad(y, inputs, grad.to(dtype)))
-    expected = (wanted, *torch.autograd.grad(wanted, exact, grad))
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == dtype
-        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
-        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
+    assert_same_gradients(fast, definition, example(shape, dtype), tolerance)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

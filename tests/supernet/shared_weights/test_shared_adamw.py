@@ -11,6 +11,7 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.spec_file import load_space
+from supernet.kernels import Rule, update_parts
 from supernet.mixers.weight_sharing import PROJECTIONS, WeightSharing
 from supernet.network.supernet import Supernet, extract
 from supernet.recipes.recipe import load_recipe
@@ -22,9 +23,15 @@ from supernet.shared_weights.trainer import (
     build_shared_optimizer,
 )
 from supernet.shared_weights.usage import Mask, UsedWeights, _join, _trace
+from tests.supernet.kernels.formulations import use
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
 
 RECIPE = load_recipe("supernet").model_copy(update={"weight_decay": 0.3, "lr": 0.01})
+
+
+@pytest.fixture(autouse=True, params=["c", "torch"])
+def _formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, request.param)
 
 
 def used_by_numbering(supernet: Supernet, architecture: Architecture) -> dict[str, Tensor]:
@@ -185,7 +192,7 @@ def test_blocks_of_several_architectures_hold_what_each_uses() -> None:
     masks = [Mask.of(torch.zeros(6, 1).index_fill(0, torch.tensor(rows), 1)) for rows in ([1], [4])]
     assert masks[0].box == (slice(1, 2), slice(None))
     assert masks[0].joined(masks[1]).box == (slice(1, 5), slice(None))
-    assert masks[0].joined(masks[1]).narrowed().flatten().tolist() == [1, 0, 0, 1]
+    assert masks[0].joined(masks[1]).inside.flatten().tolist() == [1, 0, 0, 1]
     square = torch.zeros(3, 4)
     square[1, 2:] = 1
     assert Mask.of(square).box == (slice(1, 2), slice(2, 4))
@@ -222,8 +229,11 @@ def test_an_optimizer_state_survives_being_saved() -> None:
 
 
 @pytest.mark.parametrize("is_part", [False, True])
-def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(is_part: bool) -> None:
+def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(
+    is_part: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a device without numbers, as on a GPU: nothing is left on the CPU."""
+    use(monkeypatch, "auto")
     weight = torch.nn.Parameter(torch.ones(4, 3, device="meta"))
     optimizer = SharedAdamW([weight], lr=0.1, weight_decay=0.1)
     assert optimizer.uses(weight).device.type == "meta"
@@ -234,7 +244,7 @@ def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(is_part: bool) -> N
         mask = Mask(torch.ones(4, 1, device="meta"), whole) if is_part else None
         with torch.no_grad():
             part = optimizer._part(weight, weight.grad, {weight: mask}, None)
-            optimizer._update_parts([part], optimizer.param_groups[0])
+            update_parts([part], Rule(lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1))
     kept = optimizer.state[weight]
     assert {name: value.device.type for name, value in kept.items()} == dict.fromkeys(
         ("step", "exp_avg", "exp_avg_sq"), "meta"

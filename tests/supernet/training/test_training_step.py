@@ -141,17 +141,38 @@ def test_a_step_that_is_left_out_leaves_no_trace_in_the_statistics() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1, [6, 1, 4]), (28, [7, 4]), (29, [11])])
 def test_sums_over_processes_are_put_back_where_they_came_from(
-    monkeypatch: pytest.MonkeyPatch,
+    most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes with the same tensors: everything doubles, whatever its shape and type."""
-    monkeypatch.setattr(training_step.dist, "all_reduce", lambda message: message.mul_(2))
+    """Two processes with the same tensors: everything doubles, whatever its shape and type.
+
+    Nothing is read before its message has arrived, and the next is sent before that.
+    """
+    events: list[str] = []
+
+    class Work:
+        def __init__(self, message: Tensor) -> None:
+            self.message = message
+
+        def wait(self) -> None:
+            events.append(f"wait {self.message.numel()}")
+            self.message.mul_(2)
+
+    def send(message: Tensor, async_op: bool) -> Work:
+        events.append(f"send {message.numel()}")
+        assert async_op
+        return Work(message)
+
+    monkeypatch.setattr(training_step.dist, "all_reduce", send)
+    monkeypatch.setattr(training_step, "MESSAGE_BYTES", most)
     tensors = [torch.ones(2, 3), torch.tensor(5.0), torch.full((4,), 7.0, dtype=torch.bfloat16)]
 
     training_step.add_up(tensors)
 
     assert [t.flatten().tolist() for t in tensors] == [[2.0] * 6, [10.0], [14.0] * 4]
     assert [t.dtype for t in tensors] == [torch.float32, torch.float32, torch.bfloat16]
+    assert events == [f"send {size}" for size in sizes] + [f"wait {size}" for size in sizes]
 
 
 @pytest.mark.parametrize(("shard_size", "rank"), [(None, 0), (4, 0), (4, 1)])

@@ -1,0 +1,1 @@
+"""AdamW's step on blocks of weights whose elements count their own steps."""
