@@ -57,8 +57,8 @@ ENTRIES = {
     },
     # It needs pycocotools, which is an extra.
     "supernet.dense": {
-        *("judging", "network", "options", "pictures", "shared", "start", "timm_backbone"),
-        "training",
+        *("distillation", "judging", "network", "options", "pictures", "shared", "start"),
+        *("timm_backbone", "training"),
     },
     "supernet.data": {"dense.masks"},
     # timm's import registers our models, also in the middle of ours.

@@ -14,6 +14,7 @@ from search.cli.options import Device, RayAddress, check_device, make_console
 if TYPE_CHECKING:
     from searchspace.architecture import Architecture
     from supernet.data.dense import DenseData
+    from supernet.dense.distillation import DenseTeacher
     from supernet.recipes import DenseRecipe
 
 
@@ -30,6 +31,9 @@ def transfer(
     start: Annotated[
         str | None,
         typer.Option(help="Weights: a file, a folder, or fresh; default: the run's best."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from it, too: the folder of a transfer.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's length.")] = None,
     steps: Annotated[
@@ -65,15 +69,17 @@ def transfer(
     found.check_files()
     for remark in found.remarks:
         make_console().say(remark)
-    if is_run:
-        from search.transferring.queue import TransferPlan
+    from search.transferring.queue import TransferPlan, find_dense_teacher
 
+    mentor = None if teacher is None else find_dense_teacher(teacher, found)
+    if is_run:
         plan = TransferPlan(
             recipe=chosen,
             data=found,
             data_source=str(Path(data).resolve()),
             seeds=seed,
             start=start,
+            teacher=mentor,
             devices=devices,
             workers=workers,
         )
@@ -81,7 +87,7 @@ def transfer(
         return
     for number in seed:
         own = folder if len(seed) == 1 else folder / f"s{number}"
-        _transfer_one(target, found, chosen, own, start, number, devices, workers, data)
+        _transfer_one(target, found, chosen, own, start, mentor, number, devices, workers, data)
 
 
 def _check_target(
@@ -141,6 +147,7 @@ def _transfer_one(
     recipe: DenseRecipe,
     out: Path,
     start: str | None,
+    teacher: DenseTeacher | None,
     seed: int,
     devices: int,
     workers: int | None,
@@ -171,6 +178,7 @@ def _transfer_one(
             should_stop=lambda: stop.requested is not None,
             start=None if wanted is None else load_weights(wanted, architecture),
             start_name="fresh" if wanted is None else f"from-{wanted.stem}",
+            teacher=teacher,
             loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
         )
         try:

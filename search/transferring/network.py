@@ -25,6 +25,7 @@ from search.transferring.result import (
 from search.transferring.target import Target, check_target, choices_of, count_target
 from supernet.data.dense import DenseData, DenseSplit
 from supernet.data.dense.masks import require_pycocotools
+from supernet.dense.distillation import DenseTeacher, check_dense_teacher
 from supernet.dense.judging import Judgement, judge, predict_objects, predict_pixels
 from supernet.dense.network import DenseNetwork, Segmenter, build_dense
 from supernet.dense.options import dense_options
@@ -51,6 +52,7 @@ class TransferOptions:
         should_stop: Asked before every step.
         start: Weights of the same network to start from (`supernet.dense.start`); None: fresh.
         start_name: What they are.
+        teacher: Whom the network learns from as well.
         loader_workers: Processes that make batches; 0 for the one that trains.
         group: Where the processes that train together meet, their number, and which this one is;
             None for one process, or for the default group where there is one (torchrun).
@@ -65,6 +67,7 @@ class TransferOptions:
     should_stop: Callable[[], bool] | None = None
     start: Mapping[str, Tensor] | None = None
     start_name: str = "fresh"
+    teacher: DenseTeacher | None = None
     loader_workers: int = 0
     group: tuple[str, int, int] | None = None
 
@@ -93,11 +96,14 @@ def transfer(
     check_transfer(architecture, recipe, data.task)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    identity = identity_of_transfer(architecture, data, recipe, options.start)
+    taught = None if options.teacher is None else options.teacher.fingerprint
+    identity = identity_of_transfer(architecture, data, recipe, options.start, taught)
     with joined(options.group, options.device) as is_first:
         is_done = (options.out / RESULT_FILE).exists()
         # Weights that do not fit are refused before anything is written.
         network = None if is_done else build_network(architecture, data, recipe, options.start)
+        if network is not None and options.teacher is not None:
+            check_dense_teacher(network, options.teacher)
         if is_first:
             text = dump_dense_recipe(recipe)
             claim_folder(options.out, architecture, text, what="transfer", also={"data"})
@@ -115,6 +121,7 @@ def transfer(
                 should_stop=options.should_stop,
                 loader_workers=options.loader_workers,
                 identity=identity,
+                teacher=options.teacher,
             ),
         )
         if not is_first:
@@ -128,11 +135,13 @@ def identity_of_transfer(
     data: DenseData,
     recipe: DenseRecipe,
     start: Mapping[str, Tensor] | None,
+    teacher: str | None = None,
 ) -> str:
     """Hash all that decides a transfer, but for its seed.
 
     Args:
         start: The weights that it starts from.
+        teacher: Fingerprint of whom it learns from.
     """
     decides = {
         "architecture": architecture.to_dict(),
@@ -140,6 +149,7 @@ def identity_of_transfer(
         "data": [data.task, data.fingerprint, list(data.class_names)],
         "start": None if start is None else digest_of(start),
     }
+    decides |= {} if teacher is None else {"teacher": teacher}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
@@ -262,4 +272,5 @@ def _result(
         device=options.device,
         seconds=seconds,
         identity=identity,
+        teacher="" if options.teacher is None else options.teacher.name,
     )

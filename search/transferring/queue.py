@@ -39,6 +39,7 @@ from search.transferring.result import (
 from search.transferring.target import Target
 from searchspace.architecture import describe
 from supernet.data.dense import DenseData
+from supernet.dense.distillation import DenseTeacher, check_dense_teacher
 from supernet.dense.network import extract_dense
 from supernet.dense.shared import load_dense_supernet
 from supernet.dense.timm_backbone import TimmTarget, timm_features
@@ -63,6 +64,7 @@ class TransferPlan:
         seeds: Every network is trained with each of them.
         start: File of weights, folder of a retraining, ``fresh``; None: the retrained network's
             where there is one, else the supernet's, else fresh.
+        teacher: Whom the networks learn from as well.
         devices: That train one network together.
         workers: Processes that make batches for a device; None for 0 on CPU, 8 on a GPU.
     """
@@ -72,6 +74,7 @@ class TransferPlan:
     data_source: str
     seeds: Sequence[int] = (0,)
     start: str | None = None
+    teacher: DenseTeacher | None = None
     devices: int = 1
     workers: int | None = None
 
@@ -85,8 +88,12 @@ class TransferPlan:
     def label(self, start_name: str, start: Mapping[str, Tensor] | None) -> str:
         """Name what is done; a part of the hash of all that decides it tells equal names apart."""
         about = f"{dump_dense_recipe(self.recipe)}{self.data.fingerprint}{digest_of(start or {})}"
-        digest = hashlib.sha256(about.encode())
-        words = [self.recipe.name, self.recipe.length(), start_name, digest.hexdigest()[:8]]
+        taught = []
+        if self.teacher is not None:
+            about += self.teacher.fingerprint
+            taught = ["taught"]
+        digest = hashlib.sha256(about.encode()).hexdigest()
+        words = [self.recipe.name, self.recipe.length(), start_name, *taught, digest[:8]]
         return "-".join(words)
 
 
@@ -110,7 +117,9 @@ def transfer_members(
     for number in dict.fromkeys(ids):
         check_transfer(run.architecture(number), plan.recipe, plan.data.task)
         starts[number] = find_start(run, number, plan.start)
-        build_network(run.architecture(number), plan.data, plan.recipe, starts[number][0])
+        network = build_network(run.architecture(number), plan.data, plan.recipe, starts[number][0])
+        if plan.teacher is not None:
+            check_dense_teacher(network, plan.teacher)
     run.record.close_orphans()
     asked = [(number, seed) for number in starts for seed in dict.fromkeys(plan.seeds)]
     trials = [_trial(run, number, seed, plan, starts[number]) for number, seed in asked]
@@ -186,6 +195,26 @@ def _weights_of(found: Retrained) -> dict[str, Tensor]:
     return load_file(found.weights)
 
 
+def find_dense_teacher(text: str, data: DenseData) -> DenseTeacher:
+    """Open the folder of a transfer as a teacher.
+
+    Raises:
+        ValueError: If there is none, or it learnt another task or other classes.
+    """
+    try:
+        found = open_transferred(Path(text))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--teacher {text}: {error}") from error
+    if (found.result.task, found.result.class_names) != (data.task, data.class_names):
+        raise ValueError(
+            f"The teacher {text} learnt --task {found.result.task} with the classes "
+            f"{', '.join(found.result.class_names[:3])} ..., and these images are for --task "
+            f"{data.task} with {', '.join(data.class_names[:3])} .... Name one of the same."
+        )
+    network = found.network()
+    return DenseTeacher(network=network, name=text, fingerprint=digest_of(network.state_dict()))
+
+
 def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:
     """Read weights: a file of ours or a published one, or the folder of a retraining or transfer.
 
@@ -238,6 +267,7 @@ class _Queue(TrainingQueue[Training]):
             threads=self.threads,
             start=start,
             start_name=start_name,
+            teacher=plan.teacher,
             loader_workers=self.loader_workers(plan.workers),
         )
         what = f"{plan.recipe.length()} of {plan.recipe.name}, {start_name} weights"

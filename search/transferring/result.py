@@ -36,6 +36,7 @@ class TransferResult:
         by_class: The first of them for each class; None for a class without objects.
         seconds: Of training.
         identity: Hash of all that decides a transfer but for its seed.
+        teacher: Whom it learnt from; empty for nobody.
         sha256: Of the file of weights, by name.
     """
 
@@ -59,6 +60,7 @@ class TransferResult:
     device: str
     seconds: float
     identity: str
+    teacher: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

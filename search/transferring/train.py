@@ -21,7 +21,7 @@ from search.retraining.together import first_goes_first, joined_torchrun
 from search.terminal import StopSignals
 from search.transferring.alone import say_step
 from search.transferring.network import TransferOptions, transfer
-from search.transferring.queue import load_weights
+from search.transferring.queue import find_dense_teacher, load_weights
 from search.transferring.result import result_text
 from search.transferring.target import transfer_target
 from supernet.data.dense import open_dense_data
@@ -34,6 +34,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder that it leaves.")],
     recipe: Annotated[str, typer.Option(help="Name, NAME:SIZE or file.")],
     start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Folder of a transfer.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's length.")] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's length.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and training.")] = 0,
@@ -65,6 +66,7 @@ def main(
                     should_stop=lambda: stop.requested is not None,
                     start=None if start is None else load_weights(start, architecture),
                     start_name="fresh" if start is None else f"from-{start.stem}",
+                    teacher=None if teacher is None else find_dense_teacher(teacher, found),
                     loader_workers=(8 if device == "cuda" else 0) if workers is None else workers,
                 ),
             )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from searchspace.architecture import Architecture
 from supernet.data.dense import DenseSplit
 from supernet.dense.batches import TrainOrder, train_batches
+from supernet.dense.distillation import DenseLesson, DenseTeacher
 from supernet.dense.network import DenseBatch, DenseNetwork
 from supernet.dense.sync_norms import sync_batch_norms
 from supernet.recipes import DenseRecipe
@@ -83,6 +84,7 @@ class DenseTrainingOptions:
         loader_workers: Processes that make the batches; 0 for this one.
         identity: Of whatever else decides the training, such as the data and what its weights
             start from; a checkpoint with another one is refused.
+        teacher: Whom the network learns from as well.
     """
 
     seed: int
@@ -92,6 +94,7 @@ class DenseTrainingOptions:
     on_report: Callable[[StepReport], None] | None = None
     should_stop: Callable[[], bool] | None = None
     loader_workers: int = 0
+    teacher: DenseTeacher | None = None
 
 
 def train_dense(
@@ -134,6 +137,8 @@ class _Training:
         self.steps = recipe.total_steps(self.order.steps_per_epoch)
         self.optimizer = build_optimizer(network, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        teacher = options.teacher
+        self.lesson = None if teacher is None else DenseLesson(teacher, self.device)
         self.history: list[StepReport] = []
         self.done = 0
         if options.out is not None:
@@ -170,7 +175,13 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         seed = derived_seed(self.options.seed, "step", self.done)
         loss = gradients_of_step(
-            self.network, shards, seed, device=self.device, amp=self.recipe.amp, scaler=self.scaler
+            self.network,
+            shards,
+            seed,
+            device=self.device,
+            amp=self.recipe.amp,
+            scaler=self.scaler,
+            lesson=self.lesson,
         )
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -218,6 +229,8 @@ class _Training:
         shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
         other = {"seed": self.options.seed, "other": self.options.identity}
         other |= {"images": len(self.order.usable)}
+        if self.options.teacher is not None:
+            other["teacher"] = self.options.teacher.fingerprint
         return json.dumps({"recipe": recipe, "network": shapes, **other}, sort_keys=True)
 
     def _save(self, folder: Path) -> None:
@@ -260,6 +273,7 @@ def gradients_of_step(
     scaler: torch.amp.GradScaler,
     architectures: Sequence[Architecture | None] = (None,),
     num_shards: int | None = None,
+    lesson: DenseLesson | None = None,
 ) -> float:
     """Leave a step's gradients in the parameters and return its mean loss, over all processes.
 
@@ -268,6 +282,7 @@ def gradients_of_step(
         seed: Of the step.
         architectures: Whose mean loss it is; None for a network of one.
         num_shards: Of the whole batch; None where every process has as many as this one.
+        lesson: Of a teacher, for a network of one architecture.
     """
     rank, world_size = process_place()
     count = num_shards or len(shards) * world_size
@@ -278,7 +293,7 @@ def gradients_of_step(
         batch = shard.to(device)
         for architecture in architectures:
             with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none"):
-                parts: dict[str, Tensor] = network(batch, architecture)
+                parts = _losses(network, batch, architecture, lesson)
             loss = torch.stack([value.float() for value in parts.values()]).sum()
             loss = loss / (count * len(architectures))
             scaler.scale(loss).backward()
@@ -293,6 +308,20 @@ def gradients_of_step(
     if statistics is not None:
         statistics.put()
     return float(total)
+
+
+def _losses(
+    network: nn.Module,
+    batch: DenseBatch,
+    architecture: Architecture | None,
+    lesson: DenseLesson | None,
+) -> dict[str, Tensor]:
+    if lesson is None:
+        plain: dict[str, Tensor] = network(batch, architecture)
+        return plain
+    with lesson.watching(network) as seen:
+        parts: dict[str, Tensor] = network(batch, architecture)
+    return parts | lesson.loss(seen.maps, lesson.maps(batch.images))
 
 
 def build_optimizer(network: nn.Module, recipe: DenseRecipe) -> torch.optim.Optimizer:

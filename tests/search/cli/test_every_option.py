@@ -155,6 +155,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "recipe": ("unknown", "missing.yaml", "broken.yaml", "deep.yaml", "mask_rcnn_1x:tiny"),
         "arch": (*NUMBER, "77"),
         "start": ("missing.safetensors", "checkpoint.pth", "run"),
+        "teacher": ("missing", "checkpoint.pth", "run", "timm:resnet10t", LONG, ""),
         "epochs": AMOUNT,
         "steps": NUMBER,
         "seed": SEED,

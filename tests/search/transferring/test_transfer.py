@@ -154,3 +154,35 @@ def test_two_devices_that_train_together_leave_what_one_leaves(made: Path, tmp_p
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
     # Where they met is gone, and nothing lies beside the folders.
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+@pytest.mark.timeout(300)
+def test_a_transfer_learns_from_another_and_says_so(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, name = "semantic", "cells_semantic"
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    taught = ("--seed", "1", "--teacher", str(teacher))
+    assert transfer(made, task, name, teacher) == 0
+    assert transfer(made, task, name, out, *taught) == 0
+    assert open_transferred(out).result.teacher == str(teacher)
+    assert open_transferred(teacher).result.teacher == ""
+    # Another teacher, or none, is another training: what is there is not overwritten.
+    capsys.readouterr()
+    assert transfer(made, task, name, out, "--seed", "1") == 2
+    assert "results are never" in capsys.readouterr().err
+    assert transfer(made, task, name, out, *taught) == 0
+    assert transfer(made, task, name, tmp_path / "plain", "--seed", "1") == 0
+    weights, plain = (load_file(f / "model.safetensors") for f in (out, tmp_path / "plain"))
+    assert any(not torch.equal(value, plain[key]) for key, value in weights.items())
+
+    capsys.readouterr()
+    x = tmp_path / "x"
+    assert transfer(made, "detection", "cells_detection", x, "--teacher", str(out)) == 2
+    assert "learnt --task semantic" in capsys.readouterr().err
+    content = bytearray((teacher / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (teacher / "model.safetensors").write_bytes(content)
+    assert transfer(made, task, name, x, "--teacher", str(teacher)) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert not x.exists()

@@ -1,0 +1,189 @@
+"""Detectors and segmenters that learn from another: the losses by their definitions, exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from searchspace.space import SearchSpace
+from supernet.data.dense import DenseData
+from supernet.dense import training
+from supernet.dense.batches import TrainOrder, train_batches
+from supernet.dense.distillation import (
+    LOGITS_WEIGHT,
+    PYRAMID_WEIGHT,
+    DenseLesson,
+    DenseTeacher,
+    check_dense_teacher,
+    pearson_distance,
+    places_divergence,
+)
+from supernet.dense.network import DenseNetwork, build_dense
+from supernet.dense.options import dense_options
+from supernet.dense.training import DenseTrainingOptions, train_dense
+from supernet.recipes.dense_recipe import DenseRecipe
+from tests.supernet.dense.test_training import open_for
+from tests.tiny_dense import CONV, architecture, recipe, write_data
+
+NAMES = ["cells_semantic", "cells_detection"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "cells")
+
+
+def network_of(chosen: DenseRecipe, data: DenseData, seed: int, *mixers: Any) -> DenseNetwork:
+    torch.manual_seed(seed)
+    options = dense_options(chosen, len(data.class_names))
+    return build_dense(SearchSpace.of(architecture(*mixers)), options, chosen.drop_path)
+
+
+def teacher_of(chosen: DenseRecipe, data: DenseData, fingerprint: str = "one") -> DenseTeacher:
+    network = network_of(chosen, data, 5, CONV, CONV, CONV, CONV)
+    return DenseTeacher(network=network.eval(), name="a teacher", fingerprint=fingerprint)
+
+
+def trained(
+    data: DenseData, chosen: DenseRecipe, teacher: DenseTeacher | None, out: Path | None = None
+) -> DenseNetwork:
+    network = network_of(chosen, data, 0)
+    options = DenseTrainingOptions(seed=3, out=out, teacher=teacher)
+    train_dense(network, data.train, chosen, options)
+    return network
+
+
+def differing(one: DenseNetwork, two: DenseNetwork) -> list[str]:
+    states = one.state_dict(), two.state_dict()
+    return [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+
+
+def test_maps_are_compared_by_pearsons_correlation() -> None:
+    """Half of the mean squared difference of standardised values is (1 - r) (n - 1) / n."""
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    expected = 0.0
+    for channel in range(3):
+        both = torch.stack([mine[:, channel].flatten(), theirs[:, channel].flatten()])
+        number = both.shape[1]
+        r = float(torch.corrcoef(both)[0, 1])
+        expected += (1 - r) * (number - 1) / number / 3
+    assert float(pearson_distance(mine, theirs)) == pytest.approx(expected, rel=1e-4)
+    assert float(pearson_distance(7 * theirs + 3, theirs)) == pytest.approx(0.0, abs=1e-6)
+    # A channel that never changes is no division by zero.
+    flat = torch.ones(2, 1, 4, 4)
+    assert math.isfinite(float(pearson_distance(flat, flat)))
+
+
+def test_logits_are_compared_over_the_places_of_each_class() -> None:
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    expected = 0.0
+    for image in range(2):
+        for label in range(3):
+            p = theirs[image, label].flatten().softmax(0)
+            q = mine[image, label].flatten().softmax(0)
+            expected += float((p * (p / q).log()).sum()) / 6
+    assert float(places_divergence(mine, theirs)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_is_of_what_the_heads_make_of_the_same_images(folder: Path, name: str) -> None:
+    chosen = recipe(name)
+    data = open_for(folder, chosen)
+    teacher = teacher_of(chosen, data)
+    lesson = DenseLesson(teacher, CPU)
+    images = torch.randn(2, 3, 64, 64)
+    found = lesson.maps(images)
+    network: Any = teacher.network
+    with torch.no_grad():
+        maps = network.backbone(images, None)
+        expected = [network.head(maps)] if name == NAMES[0] else network.pyramid(maps)[:4]
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    mine: list[Tensor] = [torch.randn_like(one) for one in found]
+    losses = lesson.loss(mine, found)
+    if name == NAMES[0]:
+        expected_losses = {"teacher": LOGITS_WEIGHT * places_divergence(mine[0], found[0])}
+    else:
+        expected_losses = {
+            f"teacher_{level}": PYRAMID_WEIGHT * pearson_distance(mine[level], found[level])
+            for level in range(4)
+        }
+    torch.testing.assert_close(losses, expected_losses)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_comes_nearer_to_its_teacher_which_learns_nothing(
+    folder: Path, name: str
+) -> None:
+    chosen = recipe(name, steps=20, drop_path=0.0, lr=3e-3)
+    data = open_for(folder, chosen)
+    teacher = teacher_of(chosen, data)
+    before = copy.deepcopy(teacher.network.state_dict())
+    plain, taught = trained(data, chosen, None), trained(data, chosen, teacher)
+    assert all(torch.equal(v, before[n]) for n, v in teacher.network.state_dict().items())
+    assert differing(plain, taught)
+    lesson = DenseLesson(teacher, CPU)
+    order = TrainOrder(data.train, chosen, seed=0)
+    shards = next(iter(train_batches(order, 0, 1, rank=0, world_size=1, workers=0)))
+    images = shards[0].images
+
+    def distance(network: DenseNetwork) -> float:
+        own = DenseLesson(DenseTeacher(network=network, name="", fingerprint=""), CPU)
+        losses = lesson.loss(own.maps(images), lesson.maps(images)).values()
+        return float(torch.stack(list(losses)).sum())
+
+    assert distance(taught) < distance(plain)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_taught_training_goes_on_with_the_same_bits(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(name)
+    data = open_for(folder, chosen)
+    whole = trained(data, chosen, teacher_of(chosen, data))
+    step = training._Training._step
+
+    def dies(self: training._Training, shards: object) -> float:
+        if self.done == 3:
+            raise KeyboardInterrupt
+        return step(self, shards)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training._Training, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, chosen, teacher_of(chosen, data), tmp_path)
+    monkeypatch.setattr(training._Training, "_step", step)
+    for other in (None, teacher_of(chosen, data, "two")):
+        with pytest.raises(ValueError, match="that it began with"):
+            trained(data, chosen, other, tmp_path)
+    assert differing(trained(data, chosen, teacher_of(chosen, data), tmp_path), whole) == []
+
+
+def test_a_teacher_of_another_kind_is_refused(folder: Path) -> None:
+    found = {name: recipe(name) for name in NAMES}
+    networks = {n: network_of(c, open_for(folder, c), 0) for n, c in found.items()}
+    for name, other in zip(NAMES, NAMES[::-1], strict=True):
+        teacher = DenseTeacher(network=networks[other], name="x", fingerprint="")
+        with pytest.raises(ValueError, match="Name a teacher of the same task and head"):
+            check_dense_teacher(networks[name], teacher)
+    chosen = found["cells_detection"]
+    mute = teacher_of(chosen, open_for(folder, chosen))
+    pyramid: Any = mute.network.pyramid
+    with torch.no_grad():
+        pyramid.outputs[0].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="maps that are no finite numbers"):
+        check_dense_teacher(networks["cells_detection"], mute)
+    check_dense_teacher(networks["cells_detection"], teacher_of(chosen, open_for(folder, chosen)))
+    assert all(network.training for network in networks.values())
