@@ -15,6 +15,7 @@ from supernet.network.supernet import build_subnet
 from supernet.training import Teacher, make_teacher
 from tests.tiny_data import PLAIN, changed
 
+
 def small(img_size: int, num_classes: int) -> Architecture:
     """Return the architecture of a teacher for these images."""
     stage = Stage(dim=4, mixers=(DepthwiseConv(kernel_size=3),))
