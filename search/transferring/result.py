@@ -89,7 +89,7 @@ def result_text(measured: Measured) -> str:
             continue
         value, low, high = (measured.value(f"{name}{end}") for end in ("", "_low", "_high"))
         text = f"{words} {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-        if measured.has(f"{name}50"):
+        if name != "miou" and measured.has(f"{name}50"):
             ap50, ap75 = (measured.value(f"{name}{overlap}") for overlap in (50, 75))
             text += f", AP50 {ap50:.1f}, AP75 {ap75:.1f}"
         parts.append(text)

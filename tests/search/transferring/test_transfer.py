@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from search.transferring.result import open_transferred
+from search.record import Measured
+from search.transferring.result import open_transferred, result_text
 from supernet.network.supernet import build_subnet
 from supernet.recipes.dense_recipe import dump_dense_recipe
 from tests.search.cli.test_app import search
@@ -186,3 +187,14 @@ def test_a_transfer_learns_from_another_and_says_so(
     assert transfer(made, task, name, x, "--teacher", str(teacher)) == 2
     assert "is damaged" in capsys.readouterr().err
     assert not x.exists()
+
+
+def test_a_line_says_what_each_task_measures() -> None:
+    segmented = Measured(miou=27.94, miou_low=26.49, miou_high=29.45, pixel_accuracy=74.4)
+    assert result_text(segmented) == "mIoU 27.9 % (95 % interval 26.5 to 29.5)"
+    box = {"ap_box": 41.0, "ap_box_low": 40.0, "ap_box_high": 42.0}
+    detected = Measured(**box, ap_box50=60.5, ap_box75=44.1)
+    said = "box AP 41.0 % (95 % interval 40.0 to 42.0)"
+    assert result_text(detected) == f"{said}, AP50 60.5, AP75 44.1"
+    masks = Measured(**box, ap_mask=38.0, ap_mask_low=37.0, ap_mask_high=39.0)
+    assert result_text(masks) == f"mask AP 38.0 % (95 % interval 37.0 to 39.0); {said}"
