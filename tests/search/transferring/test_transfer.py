@@ -190,7 +190,7 @@ def test_a_transfer_learns_from_another_and_says_so(
 
 
 def test_a_line_says_what_each_task_measures() -> None:
-    segmented = Measured(miou=27.94, miou_low=26.49, miou_high=29.45, pixel_accuracy=74.4)
+    segmented = Measured(miou=27.94, miou_low=26.49, miou_high=29.52, pixel_accuracy=74.4)
     assert result_text(segmented) == "mIoU 27.9 % (95 % interval 26.5 to 29.5)"
     box = {"ap_box": 41.0, "ap_box_low": 40.0, "ap_box_high": 42.0}
     detected = Measured(**box, ap_box50=60.5, ap_box75=44.1)
