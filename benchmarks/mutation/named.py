@@ -64,8 +64,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "networks are retrained on train alone",
         "search/retraining/network.py",
-        "train_split=data.full_train()",
-        'train_split=data.split("train")',
+        "labelled, more = data.full_train(), options.unlabelled",
+        'labelled, more = data.split("train"), options.unlabelled',
         "tests/search/test_image_roles.py",
     ),
     Named(

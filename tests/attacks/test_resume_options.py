@@ -40,6 +40,7 @@ OPTIONS = {
     "--start": "other",
     "--from": "other",
     "--arch": "swin_t",
+    "--teacher": "runs/other:3",
     "--storage": "there",
     "--record": "postgresql://host/db",
 }

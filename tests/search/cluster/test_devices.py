@@ -193,7 +193,7 @@ def test_a_round_ends_when_a_trial_waits_for_more_devices_than_there_are(
         assert tune_trials._Stop("here").stop_all() == is_torn
         if is_torn:
             assert tune_trials._Feed("here").suggest("b") == tune_trials.Searcher.FINISHED
-            outcome, _, _ = tune_trials._read(round_, "a", task, None, error=False)  # type: ignore[arg-type]
-            assert outcome == "not begun"
+            report = tune_trials._read(round_, "a", task, None, error=False)  # type: ignore[arg-type]
+            assert report.outcome == "not begun"
     finally:
         tune_trials._ROUNDS.pop("here")
