@@ -76,7 +76,7 @@ def _row(part: Part, axes: int) -> list[int]:
     return row
 
 
-def _last(beta: float) -> float:
+def _last(beta: float) -> int:
     """Return after how many steps float64 cannot tell beta^n from nothing beside 1."""
     return 1 if beta <= 0 else math.ceil(math.log(2.0**-54) / math.log(beta))
 

@@ -73,8 +73,8 @@ def test_with_few_images_more_is_noise() -> None:
     many = [judged(0, 90.0, 1e6), judged(1, 80.0, 9e6)]
     third = [judged(2, 70.0, 1.1e6, total=50), judged(2, 70.0, 1.1e6)]
     assert order([*few, third[0]]) == [0, 1, 2]
-    # By rank alone the cheaper of two that are worse is no better: crowding decides among them.
-    assert order([*many, third[1]])[0] == 0
+    # Here the dear one is worse beyond noise, and its slot comes last.
+    assert order([*many, third[1]]) == [0, 2, 1]
 
 
 def test_scores_and_a_single_objective_are_ordered_by_rank_alone() -> None:
