@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
 from search.record import Measured, Record
-from search.scheduling import START_SECONDS, BudgetSpent, Judgement, Outcome, last_line
+from search.scheduling import START_SECONDS, BudgetSpent, Judgement, Looks, Outcome, last_line
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.
@@ -174,7 +174,7 @@ class JudgeCrew:
 
         What a judge held when it died is told as lost; what it hung on alone has failed.
         """
-        asking, stop_at = True, float("inf")
+        asking, stop_at, looks = True, float("inf"), Looks(self._now)
         while asking or any(judge.queue for judge in self._judges):
             self._recruit()
             if not self._judges and not self._affordable():
@@ -185,7 +185,7 @@ class JudgeCrew:
             self._dismiss_dead(source)
             if source.should_stop():
                 stop_at = min(stop_at, time.monotonic() + STOP_SECONDS)
-            is_spent = self._left() <= 0
+            is_spent = self._left() <= len(self._judges) * looks.seconds()
             if time.monotonic() > stop_at or is_spent:
                 asking = asking and not is_spent
                 held = [self._dismiss(judge, "interrupted", "stopped") for judge in [*self._judges]]

@@ -21,6 +21,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 # Nothing of an experiment's state is ever read back.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+# A training that is given up ends at its next word; on a busy core that takes a while.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
 
 import ray
 from ray import tune
@@ -30,6 +32,7 @@ from ray.tune.search import Searcher
 from search.cluster.connection import Cluster
 from search.cluster.trial_group import Report, TrialWork, report_of, train_together
 from search.scheduling import (
+    Looks,
     Outcome,
     TrialSource,
     TrialTask,
@@ -131,6 +134,8 @@ class _Round:
     reserved: int = 0
     look_at: float = 0.0
     look_seconds: float = 0.0  # what a look costs
+    given_up: set[str] = field(default_factory=set)  # their workers take up others
+    looks: Looks = field(default_factory=lambda: Looks(time.monotonic))
 
     def look(self) -> None:
         """Charge the devices that Tune holds, and see for how many trials there are some.
@@ -225,13 +230,22 @@ class _Feed(Searcher):
 
 
 class _Stop(tune.Stopper):
-    """Ends all trials when the source says so."""
+    """Ends trials when the source says so: one after an epoch, or all."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        """Bring a sign of life to the source; Tune asks this before it tells its callbacks."""
+        round_ = _ROUNDS[self._name]
+        task = round_.tasks.get(trial_id)
+        if task is None:
+            return False
+        round_.source.heard(task)
+        # One that has a report is done.
+        if "report" not in result and round_.source.gives_up(task):
+            round_.given_up.add(trial_id)
+        return trial_id in round_.given_up
 
     def stop_all(self) -> bool:
         round_ = _ROUNDS.get(self._name)
@@ -253,17 +267,10 @@ class _Watch(tune.Callback):
         round_.actors[actor._ray_actor_id] = actor
         round_.source.started(round_.tasks[trial.trial_id])
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        round_ = _ROUNDS[self._name]
-        task = round_.tasks.get(trial.trial_id)
-        if task is not None:
-            round_.source.heard(task)
-
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         round_ = _ROUNDS[self._name]
-        stopping = round_.problem is not None or round_.source.should_stop()
+        is_over = round_.source.should_stop(round_.looks.seconds())
+        stopping = round_.problem is not None or is_over
         for trial_id, trial in list(round_.trials.items()):
             task = round_.tasks.get(trial_id)
             if task is None:
@@ -294,7 +301,7 @@ def _read(
         return Report.from_text(text)
     if trial_id in round_.overdue:
         return Report(outcome="failed", cause=round_.overdue[trial_id])
-    if round_.is_torn:
+    if round_.is_torn or trial_id in round_.given_up:
         return Report(outcome="not begun", cause=STOPPED)
     trial = round_.trials.get(trial_id)
     problem = trial.get_pickled_error() if error and trial is not None else None

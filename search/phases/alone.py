@@ -36,6 +36,7 @@ def train_alone(
     """
     if session.has_ended(plan, phase):
         return None
+    stop = session.stop_seconds(plan)
     runner = TrialRunner(
         record=session.record,
         plan=plan,
@@ -44,12 +45,14 @@ def train_alone(
         phase=phase,
         seed=session.settings.seed,
         choose=choose,
-        limit_seconds=plan.spent_by_end[phase],
+        limit_seconds=min(plan.spent_by_end[phase], stop),
         interrupted=lambda: session.stop.requested is not None,
         on_event=session.view.say,
         on_end=on_end,
         start_seconds=session.start_seconds,
         probes=probes,
+        stop_seconds=stop,
+        rescues=not session.judges_warm,
     )
     session.tick(phase)
     session.wait_for_devices()

@@ -32,11 +32,12 @@ from search.phases.trust import train_networks
 from search.plan import HORIZON, Plan
 from search.record import Measured
 from search.results import SUPERNET, ZERO_COST
-from search.scheduling import MAX_LOST
+from search.scheduling import MAX_LOST, BudgetSpent
 from search.trust import report_of, trains
-from search.workers import GraftJob
+from search.workers import GraftJob, share_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.training import latest_checkpoint
 
 SAVE_EVERY_SECONDS = 30.0
 CALL_SECONDS = 2.0
@@ -134,7 +135,14 @@ def _train_shares(session: Session, plan: Plan) -> None:
     shares, total = _split(session, plan)
     while (done := session.state.library_done) < shares:
         devices = min(session.wait_for_devices(), shares - done)
-        session.check_start(devices)
+        try:
+            session.check_start(devices)
+        except BudgetSpent as spent:
+            if not (session.may_judge and _have_all_learned(session, shares)):
+                raise
+            session.view.say(f"{spent} The parts are taken as they are.")
+            session.state.library_done = shares
+            return
         numbers = list(range(done, done + devices))
         with (
             session.charged("library", devices),
@@ -142,6 +150,12 @@ def _train_shares(session: Session, plan: Plan) -> None:
         ):
             _train_together(session, plan, workers, numbers, shares=shares, total=total)
         session.state.library_done = done + devices
+
+
+def _have_all_learned(session: Session, shares: int) -> bool:
+    """Tell whether there is a checkpoint of each trainer's parts."""
+    folders = (session.run.files.fetch(share_name(number)) for number in range(shares))
+    return all(latest_checkpoint(folder) is not None for folder in folders)
 
 
 def _train_together(
@@ -191,7 +205,7 @@ def _fitting(session: Session, plan: Plan, pace: float) -> int:
 def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) -> Plan:
     """Judge the teacher, each part alone in it, a sample of pairs, and the trust networks."""
     phase = "score"
-    if not session.has_ended(plan, phase):
+    if session.owes_answer or not session.has_ended(plan, phase):
         space, teacher = session.space, teacher_of(session)
         singles = single_networks(space, teacher)
         number = min(int(PAIR_SHARE * len(singles)), MOST_PAIRS)

@@ -22,12 +22,14 @@ from searchspace.single_mixer import single_mixer_baselines
 
 # Of the networks that are judged, at most one in so many is a baseline.
 JUDGED_SHARE = 4
+# Networks that a run with warm judges is to have, though they took the phase's share to start.
+LEAST_JUDGED = 5
 
 
 def judge_proposals(session: Session, plan: Plan, trust: list[Architecture]) -> None:
     """Judge the trust set on warm workers, decide by what to judge, and judge proposals by it."""
     phase = "search"
-    if session.has_ended(plan, phase):
+    if session.has_ended(plan, phase) and not session.owes_answer:
         return
     with hold_judges(session.crew(plan, phase)) as crew:
         if session.settings.strategy == SUPERNET:
@@ -80,6 +82,7 @@ def judge_warm(
         interrupted=lambda: session.stop.requested is not None,
         by=by,
         proposes=proposes,
+        least=LEAST_JUDGED if session.owes_answer else 0,
     )
     # The crew ends its judges by itself, and brings back what they held.
     crew.stream(judging, session.tick(phase, limit_seconds=math.inf))

@@ -10,11 +10,17 @@ from dataclasses import replace
 from search.budget import format_seconds
 from search.cluster import Cluster, JudgeCrew
 from search.phases.planning import DAY, MORE_DAYS, plan_from_times
-from search.plan import END_SECONDS, END_SHARE, MorePlan, Plan, revise_plan
+from search.plan import END_SECONDS, END_SHARE, START_RESERVE, MorePlan, Plan, revise_plan
 from search.record import Trial
-from search.results import SUPERNET, ZERO_COST, is_trained_alone, trial_fidelities
-from search.run_folder import RunFolder
-from search.scheduling import BudgetSpent, TrialCosts, Work, checkpoint_name
+from search.results import (
+    SUPERNET,
+    ZERO_COST,
+    is_trained_alone,
+    searched_fidelities,
+    trial_fidelities,
+)
+from search.run_folder import GRAFT, RunFolder
+from search.scheduling import BudgetSpent, Looks, TrialCosts, Work, checkpoint_name, late_seconds
 from search.terminal import ProgressView, StopSignals, plan_table
 from search.trust import Estimator, estimator_of
 
@@ -89,15 +95,53 @@ class Session:
         """Seconds that a worker takes to start, by what those before took."""
         return max(self.state.judge_start_seconds, self.state.worker_start_seconds)
 
+    @property
+    def judges_warm(self) -> bool:
+        """Whether a phase of the run judges networks for its front that are not trained alone."""
+        return self.settings.strategy in (SUPERNET, GRAFT)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether any network has an accuracy."""
+        return bool(searched_fidelities(self.record.trials(state="done")))
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether nothing has been judged yet, and warm judges are to do so."""
+        return self.judges_warm and not self.has_answer
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether a judge can still start, and what it is planned by is known."""
+        left = self.budget.amount_seconds - self.spent()
+        return self.state.times is not None and left > self.start_seconds
+
+    def stop_seconds(self, plan: Plan) -> float:
+        """Return the device-seconds after which trainings alone are ended.
+
+        As long as nothing has been judged, that leaves the time in which a judge starts.
+        """
+        last = plan.last_call_seconds
+        if not self.owes_answer:
+            return last
+        return min(last, plan.budget_seconds - START_RESERVE * self.start_seconds)
+
     def has_ended(self, plan: Plan, phase: str) -> bool:
         """Tell whether a phase's share is used up; a phase that the plan lacks has ended."""
         return phase not in plan.spent_by_end or self.spent() >= plan.spent_by_end[phase]
 
+    def judge_seconds(self, plan: Plan, phase: str) -> float:
+        """Return the device-seconds after which the judges of a phase end.
+
+        The finish has its time; where nothing has been judged yet, it would have no use for it.
+        """
+        if phase == "finish" or self.owes_answer:
+            return self.end_seconds
+        return min(self.end_seconds, plan.last_call_seconds)
+
     def crew(self, plan: Plan, phase: str, *, most: int | None = None) -> JudgeCrew:
         """Make the warm judges of a phase, on at most so many devices; none that does not fit."""
-        limit = self.end_seconds
-        if phase != "finish":
-            limit = min(limit, plan.last_call_seconds)
+        limit = self.judge_seconds(plan, phase)
         return JudgeCrew(
             self.cluster,
             self.work.judge_worker,
@@ -226,14 +270,17 @@ class Session:
             for state in (True, False)
         }
         # One that was killed on the way would have taken longer.
-        needed = min(seconds[True], default=max(seconds[False], default=0.0)) * devices
+        one = min(seconds[True], default=max(seconds[False], default=0.0))
+        # Where nothing has been judged yet, that starts a worker of its own.
+        needed, then = one * devices, 0.0 if self.has_answer else max(one, self.start_seconds)
         spent, asked = self.spent(), self.budget.amount_seconds
-        if held and spent + needed > asked:
+        if held and spent + needed + then > asked:
             started = sum(row[-1] for row in held)
             raise BudgetSpent(
                 f"Of {asked:.0f} device-seconds {spent:.0f} are spent, {started:.0f} of them on "
-                f"starting workers {len(held)} times, and another start takes {needed:.0f}: "
-                "nothing is begun that does not fit."
+                f"starting workers {len(held)} times, and another start takes {needed:.0f}"
+                + (f", as one that judges then takes {then:.0f}" if then else "")
+                + ": nothing is begun that does not fit."
             )
 
     def revise(self, plan: Plan, *, after: str) -> Plan:
@@ -274,10 +321,15 @@ class Session:
                 None takes `end_seconds`.
         """
         self.state.phase = phase
+        looks = Looks(time.monotonic)
 
         def tick() -> None:
             self.show(phase)
-            limit = self.end_seconds if limit_seconds is None else limit_seconds
+            limit = limit_seconds
+            if limit is None:
+                devices, amount = self.cluster.devices, self.budget.amount_seconds
+                limit = self.end_seconds
+                limit -= late_seconds(looks, devices=devices, budget_seconds=amount)
             if self.spent() > limit:
                 raise BudgetSpent(f"The budget was spent in the phase {phase}; it ends here.")
             if may_stop:

@@ -14,7 +14,7 @@ from search.phases.session import Session
 from search.plan import Plan, StepTimes
 from search.results import SUPERNET
 from search.run_folder import SUPERNET as STORED
-from search.scheduling import MAX_LOST, START_SECONDS
+from search.scheduling import MAX_LOST, START_SECONDS, BudgetSpent
 from supernet.shared_weights import check_supernet
 
 # Whatever a checkpoint takes, all devices wait for it: at most a hundredth of the time.
@@ -52,11 +52,18 @@ class _Training:
     def run(self) -> Plan:
         session = self.session
         is_done = session.state.supernet_is_trained
-        _check_checkpoint(session, is_done=is_done)
+        exists = _check_checkpoint(session, is_done=is_done)
         if is_done:
             return session.make_plan()
         job, devices = self._job_for(session.wait_for_devices())
-        session.check_start(devices)
+        try:
+            session.check_start(devices)
+        except BudgetSpent as spent:
+            # Written down before a checkpoint is.
+            if not (exists and session.state.supernet_pace and session.may_judge):
+                raise
+            session.view.say(f"{spent} The shared weights are judged by as they are.")
+            return self._end(session.make_plan())
         # What the workers take to start and to end is charged as well.
         with (
             ExitStack() as charges,
@@ -68,8 +75,11 @@ class _Training:
             plan = session.make_plan()
             session.show_plan(plan)
             self._train(workers, plan)
-        session.state.supernet_is_trained = True
-        return session.revise(plan, after=SUPERNET)
+        return self._end(plan)
+
+    def _end(self, plan: Plan) -> Plan:
+        self.session.state.supernet_is_trained = True
+        return self.session.revise(plan, after=SUPERNET)
 
     def _job_for(self, devices: int) -> tuple[Any, int]:
         """Describe the work to so many devices; return it, and how many of them have a part in it.
@@ -188,8 +198,11 @@ class _Training:
         return group_tick
 
 
-def _check_checkpoint(session: Session, *, is_done: bool) -> None:
+def _check_checkpoint(session: Session, *, is_done: bool) -> bool:
     """Compare the checkpoint with its checksums before any device is held for it.
+
+    Returns:
+        Whether there is one.
 
     Raises:
         ValueError: If it is damaged, or gone although it was finished.
@@ -204,3 +217,4 @@ def _check_checkpoint(session: Session, *, is_done: bool) -> None:
             f"The trained supernet of {session.run.folder} is gone. Restore it from a copy, or "
             "start a new run."
         )
+    return exists

@@ -13,7 +13,7 @@ from search.plan.in_words import (
 from search.plan.inputs import SUPERNET_SHARD, PlanInputs, supernet_batch
 from search.plan.making import make_plan
 from search.plan.plan import END_SECONDS, END_SHARE, MorePlan, Plan
-from search.plan.revising import revise_plan
+from search.plan.revising import START_RESERVE, revise_plan
 from search.plan.rungs import ETA, MAX_EPOCHS
 from search.plan.shares import PHASES, SHARES, climbing_phase, split_shares
 from search.plan.step_times import StepModel, StepTimes
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_EPOCHS",
     "PHASES",
     "SHARES",
+    "START_RESERVE",
     "SUPERNET_SHARD",
     "MorePlan",
     "Plan",

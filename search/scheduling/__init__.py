@@ -1,5 +1,6 @@
 """What is handed out next, within the budget. No Ray, no torch."""
 
+from search.scheduling.looks import Looks, late_seconds
 from search.scheduling.promotion import Promotions
 from search.scheduling.tasks import (
     START_SECONDS,
@@ -24,6 +25,7 @@ __all__ = [
     "BudgetSpent",
     "Choice",
     "Judgement",
+    "Looks",
     "Outcome",
     "Promotions",
     "TrialCosts",
@@ -36,5 +38,6 @@ __all__ = [
     "ending_spoilt",
     "is_of_others",
     "last_line",
+    "late_seconds",
     "outcome_of_error",
 ]

@@ -56,6 +56,8 @@ class Judging:
         interrupted: Whether the user asked to stop.
         by: ``supernet``, or the name of a zero-cost score or of a cost.
         proposes: Whether the sampler is asked once the first ones are judged.
+        least: Networks with an accuracy that the run is to have, also beyond the limit: judges
+            that have started are ended with the budget, and before that they give an answer.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Judging:
         interrupted: Callable[[], bool],
         by: str = SUPERNET,
         proposes: bool = True,
+        least: int = 0,
     ) -> None:
         self.by, self._fidelity = by, SUPERNET if by == SUPERNET else ZERO_COST
         self._record, self._settings, self._phase = record, settings, phase
@@ -82,6 +85,7 @@ class Judging:
         settled = {trial.key for trial in known if trial.state in ("done", "failed")}
         waiting = {trial.key: trial.architecture for trial in known if trial.state == "waiting"}
         waiting |= {a.key: a for a in first if a.key not in settled}
+        self._missing = least - sum(trial.state == "done" for trial in known)
         self._waiting = deque(waiting.values())
         self._proposes = proposes
         self._proposer = make_proposer(space, settings, known)
@@ -112,6 +116,7 @@ class Judging:
             settled = [(judgement, self._settle(judgement)) for judgement in judgements]
         for judgement, outcome in settled:
             trial_id, _ = self._running.pop(judgement.architecture.key)
+            self._missing -= outcome == "done"
             if outcome not in ("done", "failed"):
                 self._waiting.append(judgement.architecture)
                 continue
@@ -143,7 +148,8 @@ class Judging:
         left = self._limit - self._record.spent(PHASES) - MARGIN_SECONDS * judges
         places = left / (SAFETY * self._pace) - len(self._running) - judges
         # The end of a batch of n may keep all other judges waiting for n judgements.
-        return max(1, min(count, int(places / judges))) if places >= 0 else 0
+        within = max(1, min(count, int(places / judges))) if places >= 0 else 0
+        return max(within, min(count, self._missing - len(self._running)))
 
     def _start(self, architecture: Architecture) -> tuple[int, int]:
         cost = count(architecture)

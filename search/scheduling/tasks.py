@@ -131,8 +131,15 @@ class TrialSource(Protocol):
     def has_lost(self) -> bool:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
 
-    def should_stop(self) -> bool:
-        """Tell whether trials that are running must end now."""
+    def gives_up(self, task: TrialTask) -> bool:
+        """Tell, after an epoch, whether a trial ends here, and its worker takes up another one."""
+
+    def should_stop(self, late_seconds: float = 0.0) -> bool:
+        """Tell whether trials that are running must end now.
+
+        Args:
+            late_seconds: In which this may be asked again.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

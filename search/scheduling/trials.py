@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.plan import PHASES, Plan, StepModel
 from search.record import AttemptOutcome, Measured, Record, Trial
-from search.results import trained_alone, trial_fidelities
+from search.results import searched_fidelities, trained_alone, trial_fidelities
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
+from search.scheduling.looks import MOST_SHARE
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -35,6 +36,9 @@ OFF_PACE, PROBES, PROBED_SHARE = 1.5, 8, 0.75
 # The first epoch of a training has the compilation of kernels in it: where there are several, a
 # later one tells more.
 SEVERAL_EPOCHS = 4
+# The part of the time left that the epochs of a run's last training may take: the network is
+# judged then, and epochs differ.
+LAST_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +91,10 @@ class TrialRunner:
         start_seconds: That a worker takes to start, for as long as none is warm.
         probes: Whether a large plan's first trials tell their pace before others start, so that
             it can be made anew (`off_pace`).
+        stop_seconds: Of the budget spent, after which running trials must end; None takes the
+            plan's last call.
+        rescues: Whether a run that has no answer yet gets one from a shorter training, where what
+            is left is too little for one of the plan's.
     """
 
     def __init__(
@@ -106,7 +114,13 @@ class TrialRunner:
         clock: Callable[[], float] = time.monotonic,
         start_seconds: float = 0.0,
         probes: bool = True,
+        stop_seconds: float | None = None,
+        rescues: bool = False,
     ) -> None:
+        self._stop = plan.last_call_seconds if stop_seconds is None else stop_seconds
+        self._is_over = False
+        self._rescues = rescues
+        self._shorter: deque[Choice] = deque()
         self._start_seconds = start_seconds
         self._record, self._plan, self._folder = record, plan, folder
         self._files = files or SharedFolder(folder)
@@ -116,7 +130,9 @@ class TrialRunner:
         self._running: dict[int, _Running] = {}
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
-        self._costs = TrialCosts(plan, record.trials(state="done"))
+        done = record.trials(state="done")
+        self._has_answer = bool(searched_fidelities(done))
+        self._costs = TrialCosts(plan, done)
         # A large plan is watched until some trainings have told their pace.
         self._is_watched = probes and plan.is_large and not self._costs.has_ended
         self._ended_paces: list[float] = []
@@ -138,6 +154,8 @@ class TrialRunner:
             return 0
         if self._is_watched and self._num_probing >= PROBES:
             return None
+        if self._shorter:
+            return self._devices_for(self._shorter[0].epochs, most)
         if self._waiting:
             return self._devices_for(self._waiting[0][1], most)
         # Kept until it starts, so that a choice that does not fit now is not lost.
@@ -152,21 +170,28 @@ class TrialRunner:
         """
         if self._interrupted() or self.off_pace is not None:
             return None
+        if self._shorter:
+            return self._begin(self._shorter.popleft(), most)
         if self._waiting:
             trial, epochs = self._waiting[0]
             if not self._fits(trial.macs, epochs):
-                return None
+                return self._begin_last(trial.architecture, epochs, most)
             self._waiting.popleft()
             return self._start(trial, epochs, most)
         self._next = self._next or self._choose()
         if self._next is None:
             return None
-        cost, epochs = count(self._next.architecture), self._next.epochs
-        if not self._fits(cost.macs, epochs):
-            return None
+        if not self._fits(count(self._next.architecture).macs, self._next.epochs):
+            return self._begin_last(self._next.architecture, self._next.epochs, most)
+        task = self._begin(self._next, most)
+        self._next = None
+        return task
+
+    def _begin(self, choice: Choice, most: int | None) -> TrialTask:
+        cost, epochs = count(choice.architecture), choice.epochs
         with self._record.together():
             architecture_id = self._record.add_architecture(
-                self._next.architecture, params=cost.params, macs=cost.macs
+                choice.architecture, params=cost.params, macs=cost.macs
             )
             trial_id = self._record.add_trial(
                 architecture_id,
@@ -174,9 +199,67 @@ class TrialRunner:
                 seed=self._seed,
                 origin=self._phase,
             )
-            task = self._start(self._record.trial(trial_id), epochs, most)
-        self._next = None
-        return task
+            return self._start(self._record.trial(trial_id), epochs, most)
+
+    def _begin_last(
+        self, architecture: Architecture, epochs: int, most: int | None
+    ) -> TrialTask | None:
+        """Begin the longest training of a network that fits, where nothing else has an answer."""
+        if not self._needs_answer or self._running:
+            return None
+        macs = count(architecture).macs
+        spare = 1 / LAST_SHARE - 1
+        fitting = (
+            n
+            for n in range(epochs - 1, 0, -1)
+            if self._fits(macs, n, spare * self._costs.planned(macs, n))
+        )
+        found = next(fitting, None)
+        if found is None:
+            return None
+        self._say_shorter(architecture, epochs, found)
+        return self._begin(Choice(architecture=architecture, epochs=found), most)
+
+    @property
+    def _needs_answer(self) -> bool:
+        return self._rescues and not self._has_answer
+
+    def gives_up(self, task: TrialTask) -> bool:
+        """Tell, after an epoch, whether a trial ends here, and its worker takes up another one.
+
+        That is so where the run has no answer, no trial under way will end in time, and a shorter
+        one of the same network can, which is next then.
+        """
+        running = self._running[task.trial_id]
+        if not self._needs_answer or any(map(self._can_end, self._running.values())):
+            return False
+        pace = running.epoch_seconds
+        assert pace is not None  # else it could end
+        left = LAST_SHARE * self._left_seconds() - (self._listened() - running.heard)
+        epochs = min(int(left / max(pace, 1e-9)), task.epochs - 1)
+        if epochs < 1:
+            return False
+        self._say_shorter(task.architecture, task.epochs, epochs)
+        self._shorter.append(Choice(architecture=task.architecture, epochs=epochs))
+        return True
+
+    def _can_end(self, running: _Running) -> bool:
+        """Tell whether a trial can end in time, by its own epochs; one without any can."""
+        if running.epoch_seconds is None:
+            return True
+        left = running.epoch_seconds * (running.wanted - running.epochs)
+        return left - (self._listened() - running.heard) <= self._left_seconds()
+
+    def _left_seconds(self) -> float:
+        """Return the seconds by the clock until running trials must end."""
+        held = max(self._held, sum(one.devices for one in self._running.values()), 1)
+        return (self._stop - self._record.spent(PHASES)) / held
+
+    def _say_shorter(self, architecture: Architecture, planned: int, epochs: int) -> None:
+        self._on_event(
+            f"{self._phase}: what is left of the budget is too little for a training of {planned} "
+            f"epochs, and no network has been judged: one is trained for {epochs}."
+        )
 
     def started(self, task: TrialTask) -> None:
         """Take note that a trial has a device, on which its worker starts."""
@@ -271,6 +354,7 @@ class TrialRunner:
             self._files.remove(checkpoint_name(task.trial_id))
         trial = self._record.trial(task.trial_id)
         if ends == "done":
+            self._has_answer = True
             self._learn(task, running, trial)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
@@ -301,6 +385,8 @@ class TrialRunner:
 
     def has_lost(self) -> bool:
         """Tell whether a trial that was lost waits to be handed out again, and fits."""
+        if self._shorter:
+            return True
         return bool(self._waiting) and self._fits(self._waiting[0][0].macs, self._waiting[0][1])
 
     @property
@@ -342,11 +428,19 @@ class TrialRunner:
         taken = (running.heard - running.warm) * running.devices
         return taken / (planned * (running.epochs - 1))
 
-    def should_stop(self) -> bool:
-        """Tell whether running trials must end: the user says so, the budget or plan is gone."""
+    def should_stop(self, late_seconds: float = 0.0) -> bool:
+        """Tell whether running trials must end: the user says so, the budget or plan is gone.
+
+        Args:
+            late_seconds: In which this may be asked again, see `search.scheduling.looks`.
+        """
         if self._interrupted() or self.off_pace is not None:
             return True
-        return self._record.spent(PHASES) >= self._plan.last_call_seconds
+        devices = max(self._held, sum(one.devices for one in self._running.values()))
+        late = min(late_seconds * devices, MOST_SHARE * self._plan.budget_seconds)
+        # It does not change its mind: what was ended for it would begin again.
+        self._is_over = self._is_over or self._record.spent(PHASES) + late >= self._stop
+        return self._is_over
 
     def _judge_end(
         self, task: TrialTask, outcome: Outcome, cause: str | None
@@ -413,8 +507,8 @@ class TrialRunner:
                 self._idle_attempt = self._record.start_attempt(self._phase, devices=idle)
         self._idle = idle
 
-    def _fits(self, macs: int, epochs: int) -> bool:
-        expected = self._expected(macs, epochs)
+    def _fits(self, macs: int, epochs: int, spare: float = 0.0) -> bool:
+        expected = self._expected(macs, epochs) + spare
         return self._record.spent(PHASES) + self._outstanding() + expected <= self._limit
 
     def _expected(self, macs: int, epochs: int) -> float:
@@ -454,13 +548,14 @@ class TrialCosts:
 
     def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
         self._plan, self._model = plan, StepModel(plan.step_seconds)
-        self._ratios: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
+        # By epochs. A run's last training may be shorter than any of the plan.
+        self._ratios: defaultdict[int, deque[float]] = defaultdict(_latest)
         # Without what workers took to start, which the first trials of a phase wait for.
-        self._trainings: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
-        self._silences: dict[int, deque[float]] = {e: deque(maxlen=LATEST) for e in plan.lengths}
+        self._trainings: defaultdict[int, deque[float]] = defaultdict(_latest)
+        self._silences: defaultdict[int, deque[float]] = defaultdict(_latest)
         # Of trials under way, by their numbers.
-        self._coming: dict[int, dict[int, float]] = {e: {} for e in plan.lengths}
-        self._coming_trainings: dict[int, dict[int, float]] = {e: {} for e in plan.lengths}
+        self._coming: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        self._coming_trainings: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self._medians: dict[tuple[int, int], float | None] = {}
         rungs = trial_fidelities(plan)
         for trial in trials:
@@ -541,8 +636,8 @@ class TrialCosts:
         """Return the median ratio of a rung, or of all where it has none; None without any."""
         key = (id(ended), epochs)
         if key not in self._medians:
-            found = {e: [*ended[e], *coming[e].values()] for e in ended}
-            known = found[epochs] or [ratio for ratios in found.values() for ratio in ratios]
+            found = {e: [*ended.get(e, ()), *coming.get(e, {}).values()] for e in {*ended, *coming}}
+            known = found.get(epochs) or [ratio for ratios in found.values() for ratio in ratios]
             self._medians[key] = statistics.median(known) if known else None
         return self._medians[key]
 
@@ -550,3 +645,7 @@ class TrialCosts:
         """Return device-seconds by the measured steps alone."""
         steps = self._plan.trial_steps * epochs / self._plan.trial_epochs
         return self._model(macs) * steps * self._plan.images_of(epochs)
+
+
+def _latest() -> deque[float]:
+    return deque(maxlen=LATEST)

@@ -176,7 +176,7 @@ def test_a_round_ends_when_a_trial_waits_for_more_devices_than_there_are(
     devices: int, has_started: bool, is_torn: bool
 ) -> None:
     cluster = StubCluster(devices=2, free=2)
-    source = SimpleNamespace(hold=lambda count: None, should_stop=lambda: False)
+    source = SimpleNamespace(hold=lambda count: None, should_stop=lambda *_: False)
     round_ = _Round(source=source, cluster=cluster)  # type: ignore[arg-type]
     task = SimpleNamespace(devices=2)
     round_.tasks["a"] = task  # type: ignore[assignment]

@@ -56,7 +56,10 @@ class Source:
     def has_lost(self) -> bool:
         return False
 
-    def should_stop(self) -> bool:
+    def gives_up(self, task: TrialTask) -> bool:
+        return False
+
+    def should_stop(self, late_seconds: float = 0.0) -> bool:
         return False
 
 
@@ -115,6 +118,41 @@ def test_a_process_a_device_and_one_result(cluster: Cluster, tmp_path: Path) -> 
     assert json.loads((tmp_path / "4-None.json").read_text())["group"] is None
     # Both devices are held for one trial of two, and all are let go.
     assert max(source.held) == 2
+    assert source.held[-1] == 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_worker_of_a_training_that_is_given_up_takes_up_the_next(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    network = SPACE.sample(random.Random(0))
+    long, short = (
+        TrialTask(trial_id=number, architecture=network, epochs=epochs, seed=0)
+        for number, epochs in ((1, 50), (2, 1))
+    )
+
+    class GivesUp(Source):
+        def gives_up(self, task: TrialTask) -> bool:
+            if task.trial_id != 1 or self.heard_of.count(1) < 3:
+                return False
+            self.tasks.append(short)
+            return True
+
+        def wanted(self, most: int) -> int | None:  # type: ignore[override]
+            return 1 if self.tasks else None if 1 not in self.ended else 0
+
+    source = GivesUp([long])
+    work: Any = Work(
+        make_job=object, supernet_worker=object, judge_worker=object, train_alone=train
+    )
+    run_trials(cluster, work, job=tmp_path, folder=tmp_path, source=source, name="given up")
+
+    assert source.ended[1] == ("not begun", None, "stopped before its end")
+    assert source.ended[2] == ("done", Measured(top1=50.0), None)
+    assert source.heard_of.count(1) == 3  # ready, and two epochs of fifty
+    one, two = (json.loads((tmp_path / f"{n}-None.json").read_text()) for n in (1, 2))
+    assert one["pid"] == two["pid"]
     assert source.held[-1] == 0
 
 
