@@ -58,6 +58,8 @@ def run_search(
     budget = run.settings.parsed_budget
     for line in run.mend_data().lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if images := run.settings.unlabelled_line:
+        console.print(f"unlabelled: {images}", highlight=False, markup=False, soft_wrap=True)
     with (
         Cluster(device=budget.device, address=ray_address) as cluster,
         Heartbeat(run.record),

@@ -121,6 +121,8 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         values["arch"] = settings.graft_arch
     if settings.taught_by:
         values["teacher"] = settings.taught_by
+    if settings.unlabelled:
+        values["unlabelled"] = settings.unlabelled
     if settings.start:
         values["start"] = settings.start
     for name in ("latency_of", "precision", "batch", "latency_table"):

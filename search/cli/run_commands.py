@@ -89,6 +89,13 @@ def run(
             rich_help_panel=GRAFTING, help="The preset (or file) that a checkpoint was trained as."
         ),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=GRAFTING,
+            help="Folder of images without classes, to learn from --from on as well.",
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(help="Run whose supernet's weights backbones begin with, for --task."),
@@ -230,6 +237,7 @@ def run(
             graft_arch=arch or "",
             teacher="" if grafted is None else str(grafted.folder),
             taught_by=teacher or "",
+            unlabelled=str(unlabelled or ""),
             start=str(start.resolve()) if start else "",
             sampler=sampler,
             strategy=strategy,

@@ -250,7 +250,9 @@ def plan_from_times(
 ) -> Plan:
     """Split the budget of the settings (or a multiple of it) by what steps take."""
     lengths = _lengths(settings, data, devices)
-    times, batch = times_for(times, data, lengths.supernet_batch), lengths.supernet_batch
+    train_images = data.sizes["train"] + settings.num_unlabelled
+    batch = lengths.supernet_batch
+    times = times_for(times, data, batch, train_images=train_images)
     retrain_steps = lengths.retrain_steps
     if times.batch_size:  # a step takes as long as its images do
         retrain_steps = retrain_steps * lengths.retrain_batch // times.batch_size
@@ -266,14 +268,14 @@ def plan_from_times(
         retrain_steps=retrain_steps,
         fixed_shares=settings.shares,
         strategy=settings.strategy,
-        train_images=data.sizes["train"],
+        train_images=train_images,
         supernet_batch=batch,
         longest_epochs=lengths.longest_epochs,
-        most_trial_devices=_most_trial_devices(settings, num_images=data.sizes["train"]),
+        most_trial_devices=_most_trial_devices(settings, num_images=train_images),
         # Networks of a graft begin with weights: how their order changes is another question.
         recipe_epochs=0 if settings.strategy == GRAFT else lengths.recipe_epochs,
     )
-    return make_plan(given)
+    return replace(make_plan(given), num_unlabelled=settings.num_unlabelled)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

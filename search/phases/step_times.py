@@ -119,17 +119,20 @@ def write_times(path: Path, times: StepTimes) -> None:
     path.write_text(json.dumps({"kind": KIND, **asdict(times)}, indent=2) + "\n", encoding="utf-8")
 
 
-def times_for(times: StepTimes, data: ImageData | SearchedData, batch: int) -> StepTimes:
+def times_for(
+    times: StepTimes, data: ImageData | SearchedData, batch: int, *, train_images: int
+) -> StepTimes:
     """Carry times over to other images and another batch of the supernet: work is in proportion.
 
     Args:
         times: As measured or estimated.
         data: What the plan is for.
         batch: Images of a step of the supernet.
+        train_images: Of an epoch.
     """
     changed: dict[str, Any] = {}
     if times.batch_size:
-        changed["steps_per_epoch"] = max(data.sizes["train"] // times.batch_size, 1)
+        changed["steps_per_epoch"] = max(train_images // times.batch_size, 1)
     if times.judged_images:
         changed["judge"] = times.judge * data.sizes["search"] / times.judged_images
     if times.supernet_batch:

@@ -55,6 +55,12 @@ def promoted(plan: Plan) -> list[tuple[int, int]]:
     ]
 
 
+def library_text(plan: Plan) -> str:
+    """Say what the parts of a graft learn, and on what images beside those with classes."""
+    more = f", also on {plan.num_unlabelled:,} images without classes" * bool(plan.num_unlabelled)
+    return f"parts learn to do what the teacher's blocks do{more}"
+
+
 def supernet_text(plan: Plan) -> str:
     """Say how long the shared weights are trained: in epochs, where the images are known."""
     if not plan.supernet_batch:

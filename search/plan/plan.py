@@ -32,6 +32,7 @@ class Plan:
         rung_devices: Devices that train one network together on each rung; empty: one.
         trust_epochs: Epochs of the rung on which the trust phase trains; 0 takes the highest.
         train_images: Images of an epoch; 0 where that is not known.
+        num_unlabelled: Of them, those without classes.
         supernet_batch: Images of a step of the supernet, over all devices; 0 likewise.
         most_supernet_steps: What its schedule may grow to; 0: it has no such limit.
         is_large: Whether the phases get what they need, instead of shares that suit minutes.
@@ -71,6 +72,7 @@ class Plan:
     num_horizon: int = 0
     horizon_devices: int = 1
     recipe_epochs: int = 0
+    num_unlabelled: int = 0
 
     @property
     def trust_rung(self) -> int:

@@ -203,7 +203,8 @@ def _searched(run: RunFolder) -> str:
     settings = run.settings
     if not settings.teacher:
         return settings.space
-    return f"blocks of {settings.graft_from}; mixers: {settings.space}"
+    more = f"; also on {settings.unlabelled_line}" if settings.unlabelled_line else ""
+    return f"blocks of {settings.graft_from}; mixers: {settings.space}{more}"
 
 
 def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, float] | None:

@@ -3,9 +3,10 @@
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
 ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
 recipe of the user's own), ``latency_table.json`` (where it was given one), ``mentor/``
-(whom its networks learn from, where there is somebody), ``data/`` (decoded images), ``supernet/``
-(checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the
-results), ``report.html``, ``front.png``, ``retrain/``. With a storage
+(whom its networks learn from, where there is somebody), ``unlabelled-.../`` (images without
+classes, likewise), ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/``
+(checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
+``report.html``, ``front.png``, ``retrain/``. With a storage
 (`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
@@ -78,6 +79,7 @@ _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
     r"(space\.yaml|search\.yaml|latency_table\.json|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
+_UNLABELLED = re.compile(r"unlabelled-[0-9a-f]{16}")
 _MADE_DATA = re.compile(
     r"data\.lock|"
     r"((data|summary|skipped|task)\.json|(positions|labels|digests)\.npy|"
@@ -164,11 +166,17 @@ class RunFolder:
     def check_mentor(self) -> None:
         """See that the teacher whom the networks learn from is the one that the run began with.
 
+        And so are the images without classes that they learn on.
+
         Raises:
             ValueError: If it is gone, damaged, or another.
         """
         if self.teacher is not None:
             self.teacher.state()
+        if self.settings.unlabelled_kept:
+            from supernet.data import check_unlabelled_files
+
+            check_unlabelled_files(self.folder / self.settings.unlabelled_kept)
         if self.settings.mentor:
             from supernet.training import read_teacher_files
 
@@ -176,7 +184,8 @@ class RunFolder:
 
     def share_data(self) -> None:
         """Let the devices find what the run was given, unless they do already."""
-        for name in (DATA, START, TEACHER, MENTOR):
+        kept = self.settings.unlabelled_kept
+        for name in (DATA, START, TEACHER, MENTOR, *([kept] if kept else [])):
             if (self.folder / name).is_dir() and not self.files.has(name):
                 self.files.publish(name, self.folder / name)
 
@@ -453,6 +462,7 @@ class _NewRun:
         self._files.check(is_new=True, token=self._claim.token)
         prepare_run_data(self.settings, space, folder)
         self.settings = settings = keep_mentor(self.settings, folder, self._teacher)
+        self.settings = settings = keep_unlabelled(settings, folder)
         if settings.teacher:
             shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
@@ -490,6 +500,10 @@ class _NewRun:
         data = self._folder / DATA
         for name in (f"{DATA}/unpacked", START, TEACHER, MENTOR):
             shutil.rmtree(self._folder / name, ignore_errors=True)
+        if self.settings.unlabelled:
+            for path in self._folder.iterdir():
+                if _UNLABELLED.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
         for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                 if pattern.fullmatch(path.name) and path != self._claim.path:
@@ -501,9 +515,10 @@ class _NewRun:
 
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
+    from supernet.data import open_unlabelled
     from supernet.recipes import load_recipe
     from supernet.shared_weights import check_shared_lesson, check_strategy
-    from supernet.training import check_teacher
+    from supernet.training import check_teacher, check_unlabelled
 
     space = settings.load_space()
     if "supernet" in SHARES[settings.strategy]:
@@ -512,6 +527,9 @@ def _check(settings: RunSettings) -> SearchSpace:
         _check_backbones(settings, space)
         return space
     recipes = {field: load_recipe(getattr(settings, field)) for field in RECIPES}
+    if settings.unlabelled:
+        open_unlabelled(Path(settings.unlabelled))  # listed now, and decoded after the others
+        check_unlabelled(recipes["trial_recipe"], given=True, is_taught=True)
     if settings.taught_by:
         check_teacher(recipes["trial_recipe"], given=True)
         check_shared_lesson(recipes["supernet_recipe"], given=settings.strategy == "supernet")
@@ -569,6 +587,25 @@ def keep_mentor(
 
     key = write_teacher_files(folder / MENTOR, teacher(open_data(folder / DATA)))
     return _changed(settings, {"mentor": key})
+
+
+def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:
+    """Decode images without classes into a run's folder; return the settings with their place.
+
+    Raises:
+        ValueError: If there are none, one is damaged, or they are too many.
+    """
+    if not settings.unlabelled:
+        return settings
+    from supernet.data import open_data, prepare_unlabelled
+
+    images = prepare_unlabelled(Path(settings.unlabelled), open_data(folder / DATA), folder)
+    return replace(
+        settings,
+        unlabelled_kept=images.folder.name,
+        num_unlabelled=images.count,
+        num_left_out=images.left_out,
+    )
 
 
 def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
@@ -635,7 +672,7 @@ def _check_free(folder: Path) -> None:
     is_half_made = (
         has_token(folder / LOCK)
         and SPACE not in names
-        and all(name in (DATA, START, TEACHER, MENTOR) or _MADE.fullmatch(name) for name in names)
+        and all(map(_is_made, names))
         and _has_recorded_nothing(folder)
     )
     if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
@@ -643,6 +680,12 @@ def _check_free(folder: Path) -> None:
             f"{folder} is in use, and a run is never overwritten. "
             "Continue it with --resume, or name another folder with --out."
         )
+
+
+def _is_made(name: str) -> bool:
+    """Tell whether the making of a run writes something of this name."""
+    is_folder = name in (DATA, START, TEACHER, MENTOR) or _UNLABELLED.fullmatch(name)
+    return bool(is_folder or _MADE.fullmatch(name))
 
 
 def _has_recorded_nothing(folder: Path) -> bool:

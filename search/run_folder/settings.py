@@ -69,6 +69,11 @@ class RunSettings:
             graft has its own teacher, which it begins with.
         mentor: Key of the folder ``mentor``, in which a run keeps that teacher; empty until it
             does. See `supernet.training.teacher_files`.
+        unlabelled: Folder of images without classes that a graft learns on as well, as typed; empty
+            for none.
+        unlabelled_kept: Name of the folder in which a run keeps them, decoded; empty until it does.
+        num_unlabelled: How many it keeps.
+        num_left_out: Images of the test split that were among them.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
@@ -105,6 +110,10 @@ class RunSettings:
     teacher: str = ""
     taught_by: str = ""
     mentor: str = ""
+    unlabelled: str = ""
+    unlabelled_kept: str = ""
+    num_unlabelled: int = 0
+    num_left_out: int = 0
     start: str = ""
     space: str = ""
     sampler: str = "guided"
@@ -220,11 +229,25 @@ class RunSettings:
                 "with a classifier"
             )
             raise ValueError(f"{why}, got --teacher {self.taught_by} as well. Leave --teacher out.")
+        if self.unlabelled and self.strategy != GRAFT:
+            raise ValueError(
+                "What a search learns on images without classes is what the network of --from says "
+                f"about them, got --unlabelled {self.unlabelled} and no --from. Add --from "
+                "CHECKPOINT, or give them to search retrain --teacher."
+            )
         if not self.classifies and self.strategy == "zero-cost":
             raise ValueError(
                 f"Zero-cost scores are of classifiers, got --task {self.task}. Choose --strategy "
                 "supernet or proxy."
             )
+
+    @property
+    def unlabelled_line(self) -> str:
+        """How many images without classes a run keeps; empty for none."""
+        if not self.unlabelled_kept:
+            return ""
+        test = f"; {self.num_left_out:,} are test images, and left out" if self.num_left_out else ""
+        return f"{self.num_unlabelled:,} images without classes of {self.unlabelled}{test}"
 
     @property
     def classifies(self) -> bool:

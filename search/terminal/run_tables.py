@@ -18,6 +18,7 @@ from search.plan import (
     device_rate,
     horizon_text,
     idle_devices,
+    library_text,
     more_text,
     plan_warnings,
     supernet_text,
@@ -44,7 +45,7 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
     judged_by = "by a zero-cost score" if plan.strategy == "zero-cost" else "with inherited weights"
     epochs = "epoch" if plan.trust_rung == 1 else "epochs"
     work = {
-        "library": "parts learn to do what the teacher's blocks do",
+        "library": library_text(plan),
         "score": f"about {plan.num_scored:,} networks judged: parts alone, pairs, some assemblies",
         "supernet": supernet_text(plan),
         "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} {epochs}",
@@ -121,6 +122,8 @@ def status_table(run: RunFolder) -> Table:
     table.add_row("strategy", f"{run.settings.strategy}{judged_by}")
     if run.settings.taught_by:
         table.add_row("teacher", f"{run.settings.taught_by}: all trainings learn from it")
+    if images := run.settings.unlabelled_line:
+        table.add_row("unlabelled", images)
     table.add_row("asked", format_seconds(budget.amount_seconds, device))
     table.add_row("spent", f"{format_seconds(spent, device)} ({spent:.1f} device-seconds)")
     table.add_row("left", format_seconds(budget.amount_seconds - spent, device))

@@ -28,7 +28,7 @@ from search.workers.supernet_worker import (
     train_task,
 )
 from searchspace.architecture import Architecture
-from supernet.data import ImageData
+from supernet.data import ImageData, Split, with_unlabelled
 from supernet.grafting import (
     LibraryTrainer,
     PartKey,
@@ -57,9 +57,12 @@ class GraftJob(Job):
 
     Attributes:
         shares: Over how many trainers the parts are split; 0 before that is decided.
+        unlabelled: Name of the folder of images without classes, which are learned on as well;
+            empty for none.
     """
 
     shares: int = 0
+    unlabelled: str = ""
 
     def open_data(self) -> ImageData:
         """Open the run's images, normalised as for the teacher."""
@@ -90,6 +93,13 @@ class GraftJob(Job):
             fingerprint=found.fingerprint,
         )
 
+    def train_split(self, data: ImageData, share: float = 1.0) -> Split:
+        """See `Job`; with that share of the images without classes behind them."""
+        labelled = Job.train_split(self, data, share)
+        if not self.unlabelled:
+            return labelled
+        return with_unlabelled(labelled, self.files.fetch(self.unlabelled), share=share)
+
     def library(self) -> dict[str, Tensor]:
         """Read the parts, whichever trainers they come from."""
         return load_library([self.files.fetch(share_name(n)) for n in range(self.shares)])
@@ -104,7 +114,8 @@ def make_graft_job(settings: RunSettings, folder: Path, data: ImageData) -> Graf
     """Describe a graft to its workers; see `job.make_job`."""
     plain = make_job(settings, folder, data)
     names = (name for name in Job.__dataclass_fields__)
-    return GraftJob(**{name: getattr(plain, name) for name in names})
+    given: dict[str, Any] = {name: getattr(plain, name) for name in names}
+    return GraftJob(**given, unlabelled=settings.unlabelled_kept)
 
 
 class GraftWorker:
@@ -180,6 +191,7 @@ class GraftWorker:
             tuple(keys),
             self._data,
             job.supernet_recipe,
+            split=job.train_split(self._data),
             total_steps=total_steps,
             seed=job.seed,
             device=job.device,
@@ -190,7 +202,7 @@ class GraftWorker:
     def _time_healing(self, architecture: Architecture) -> float:
         job = self._job
         options = TrainingOptions(
-            train_split=self._data.split("train"),
+            train_split=job.train_split(self._data),
             eval_split=self._data.split("search"),
             seed=job.seed,
             device=job.device,

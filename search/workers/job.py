@@ -17,7 +17,7 @@ from searchspace.architecture import Architecture
 from searchspace.deployment import Deployment
 from searchspace.latency_table import LatencyTable
 from searchspace.space import SearchSpace
-from supernet.data import ImageData, open_data
+from supernet.data import ImageData, Split, open_data
 from supernet.mixers import WeightSharing
 from supernet.recipes import Recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
@@ -78,6 +78,10 @@ class Job:
         """
         key = self.mentor_key
         return read_teacher_files(self.files.fetch(MENTOR), key) if key else None
+
+    def train_split(self, data: ImageData, share: float = 1.0) -> Split:
+        """Return what networks that are trained alone learn on: a share of the training images."""
+        return data.split("train").first(share)
 
     def measure_costs(self, network: nn.Module, architecture: Architecture) -> Measured:
         """Measure the costs of a network that the run weighs."""

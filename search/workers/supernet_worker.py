@@ -431,7 +431,7 @@ def train_task(
         on_epoch(epoch.epoch)
 
     options = TrainingOptions(
-        train_split=data.split("train").first(task.images),
+        train_split=job.train_split(data, task.images),
         eval_split=data.split("search"),
         seed=task.seed,
         device=job.device,

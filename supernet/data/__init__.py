@@ -3,6 +3,7 @@
 from supernet.data.arrays import OnProgress, Split, square
 from supernet.data.decoding import decode_image
 from supernet.data.files import read_regular
+from supernet.data.folders import open_unlabelled
 from supernet.data.image_data import (
     CROP_FRACTION,
     DATA_FILE,
@@ -12,7 +13,12 @@ from supernet.data.image_data import (
     prepare_data,
 )
 from supernet.data.streaming import StreamedImages
-from supernet.data.unlabelled import Unlabelled, prepare_unlabelled
+from supernet.data.unlabelled import (
+    Unlabelled,
+    check_unlabelled_files,
+    prepare_unlabelled,
+    with_unlabelled,
+)
 
 __all__ = [
     "CROP_FRACTION",
@@ -22,11 +28,14 @@ __all__ = [
     "Split",
     "StreamedImages",
     "Unlabelled",
+    "check_unlabelled_files",
     "decode_image",
     "mend_data",
     "open_data",
+    "open_unlabelled",
     "prepare_data",
     "prepare_unlabelled",
     "read_regular",
     "square",
+    "with_unlabelled",
 ]

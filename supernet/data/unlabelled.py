@@ -59,10 +59,34 @@ class Unlabelled:
 
     def added_to(self, labelled: Split) -> Split:
         """Return the images of a split and these, whose class is -1."""
-        images, labels = load_arrays(self.folder, _STEM)
-        assert isinstance(labelled.images, np.ndarray)  # `prepare_unlabelled` has seen to it.
-        joined = JoinedImages(labelled.images, images)
-        return Split(joined, np.concatenate([labelled.labels, labels]))
+        return with_unlabelled(labelled, self.folder)
+
+
+def with_unlabelled(labelled: Split, folder: Path, *, share: float = 1.0) -> Split:
+    """Return the images of a split, and those without classes that lie in a folder.
+
+    Args:
+        folder: That `prepare_unlabelled` made.
+        share: Of the images without classes, the first ones: a fair sample.
+    """
+    more = Split(*load_arrays(folder, _STEM)).first(share)
+    assert isinstance(labelled.images, np.ndarray)  # `prepare_unlabelled` has seen to it.
+    assert isinstance(more.images, np.ndarray)
+    joined = JoinedImages(labelled.images, more.images)
+    return Split(joined, np.concatenate([labelled.labels, more.labels]))
+
+
+def check_unlabelled_files(folder: Path) -> None:
+    """See that images which `prepare_unlabelled` left in a folder are whole.
+
+    Raises:
+        ValueError: If they are gone or damaged.
+    """
+    if not (is_sound(folder, _STEM) and (folder / _PRINT).is_file()):
+        raise ValueError(
+            f"A run keeps the images without classes that it began with, and those in {folder} are "
+            "damaged or gone. Restore the folder from a copy, or begin another run."
+        )
 
 
 def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from supernet.data import ImageData
+from supernet.data import ImageData, Split
 from supernet.grafting.assembly import ORDER
 from supernet.grafting.parts import Part, PartKey, new_part
 from supernet.grafting.records import record_blocks
@@ -59,6 +59,7 @@ class LibraryTrainer:
         teacher: The trained network, in eval mode.
         keys: Which parts.
         data: Images; the train split is learned from.
+        split: Learned from instead, e.g. with images that have no class.
         recipe: Batches, augmentation, optimiser, and the largest gradient of a part.
         total_steps: Length of the schedule, a cosine with a short warm-up.
         seed: Of weights, order and augmentation.
@@ -76,6 +77,7 @@ class LibraryTrainer:
         *,
         total_steps: int,
         seed: int,
+        split: Split | None = None,
         device: str = "cpu",
         order: Mapping[str, Tensor] | None = None,
         loader_workers: int = 0,
@@ -88,7 +90,7 @@ class LibraryTrainer:
             new_part(teacher, key, seed=derived_seed(seed, "part", str(key))) for key in self.keys
         ).to(device)
         self.errors = [1.0] * len(self.keys)
-        split = data.split("train")
+        split = data.split("train") if split is None else split
         self._steps_per_epoch = steps_per_epoch(len(split), recipe)
         self._loader = TrainLoader(split, data, recipe, workers=loader_workers)
         self._optimizer = build_optimizer(self.parts, recipe) if self.keys else None
