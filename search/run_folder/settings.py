@@ -222,13 +222,19 @@ class RunSettings:
                 f"{'--from ' + self.graft_from if self.teacher else 'no --from'}."
             )
         if self.taught_by and (self.graft_from or not self.classifies):
-            why = (
-                "A graft learns from the network that it begins with (--from)"
-                if self.graft_from
-                else f"The networks of a search with --task {self.task} have no classes in common "
-                "with a classifier"
+            why, instead = "A graft learns from the network that it begins with (--from)", ""
+            if not self.classifies:
+                why = (
+                    f"A search with --task {self.task} trains detectors or segmenters on labels "
+                    "alone"
+                )
+                instead = (
+                    " The networks that it finds can learn from a larger one of the task: search "
+                    f"transfer RUN --arch ID --task {self.task} --data DATA --teacher FOLDER."
+                )
+            raise ValueError(
+                f"{why}, got --teacher {self.taught_by} as well. Leave --teacher out.{instead}"
             )
-            raise ValueError(f"{why}, got --teacher {self.taught_by} as well. Leave --teacher out.")
         if self.unlabelled and self.strategy != GRAFT:
             raise ValueError(
                 "What a search learns on images without classes is what the network of --from says "
