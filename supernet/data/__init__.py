@@ -12,7 +12,7 @@ from supernet.data.image_data import (
     open_data,
     prepare_data,
 )
-from supernet.data.streaming import StreamedImages
+from supernet.data.streaming import JoinedStreams, StreamedImages
 from supernet.data.unlabelled import (
     Unlabelled,
     check_unlabelled_files,
@@ -24,6 +24,7 @@ __all__ = [
     "CROP_FRACTION",
     "DATA_FILE",
     "ImageData",
+    "JoinedStreams",
     "OnProgress",
     "Split",
     "StreamedImages",

@@ -22,7 +22,7 @@ from PIL import Image
 from searchspace import durable
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
-from supernet.data.streaming import StreamedImages
+from supernet.data.streaming import JoinedStreams, StreamedImages
 
 OnProgress: TypeAlias = Callable[[int, int], None]
 
@@ -65,7 +65,7 @@ class Split:
         labels: Shape (num_images,), the index of each image's class; -1 where it has none.
     """
 
-    images: npt.NDArray[np.uint8] | StreamedImages | JoinedImages
+    images: npt.NDArray[np.uint8] | StreamedImages | JoinedImages | JoinedStreams
     labels: IntArray
 
     def __len__(self) -> int:

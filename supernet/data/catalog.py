@@ -9,13 +9,15 @@ import numpy as np
 from PIL import Image
 
 from supernet.data.decoding import shown
-from supernet.data.folders import open_folder
+from supernet.data.folders import open_folder, open_unlabelled
 from supernet.data.source import Fetched, Source
 from supernet.data.splits import IntArray
 from supernet.data.tars import open_tar
 from supernet.data.webdataset import open_webdataset
 
 DIGITS = "digits"
+# Of a folder of images without classes, as it is recorded; nobody can name it as data.
+UNLABELLED_PREFIX = "unlabelled:"
 TIMM_PREFIXES = ("torch/", "hfds/", "tfds/", "wds/")
 ACCEPTED = (
     "Accepted are 'digits', a folder with train/ and val/ or test/ that hold one folder of images "
@@ -72,6 +74,8 @@ def open_source(source: str, *, img_size: int) -> Source:
         from supernet.data.timm_readers import open_timm
 
         return open_timm(name, root=root or None)
+    if source.startswith(UNLABELLED_PREFIX):
+        return open_unlabelled(Path(source.removeprefix(UNLABELLED_PREFIX)))
     path = Path(source)
     if path.is_dir():
         return open_folder(path)

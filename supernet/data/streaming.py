@@ -54,6 +54,32 @@ class StreamedImages:
         return [names[position] for position in self.positions.tolist()]
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedStreams:
+    """Two streams of images, one after the other."""
+
+    first: StreamedImages
+    second: StreamedImages
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: slice) -> JoinedStreams:
+        """Return a run of images."""
+        start, stop, step = rows.indices(len(self))
+        assert step == 1
+        number = len(self.first)
+        second = slice(max(start - number, 0), max(stop - number, 0))
+        return JoinedStreams(self.first[start:stop], self.second[second])
+
+    def read(self, rows: IntArray) -> list[Image.Image]:
+        """Decode the images of some rows; see `StreamedImages`."""
+        is_first = rows < len(self.first)
+        first = iter(self.first.read(rows[is_first]))
+        second = iter(self.second.read(rows[~is_first] - len(self.first)))
+        return [next(first if own else second) for own in is_first.tolist()]
+
+
 @lru_cache(maxsize=4)
 def listed(source: str, img_size: int) -> Source:
     """List a source once in a process; the workers that it forks share the list.

@@ -1,4 +1,4 @@
-"""Images without classes, to learn from a teacher on: a folder of them, decoded once.
+"""Images without classes, to learn from a teacher on: a folder of them, decoded once or streamed.
 
 What is an image, which links are followed and what is refused is as in `supernet.data.folders`.
 """
@@ -6,11 +6,16 @@ What is an image, which links are followed and what is refused is as in `superne
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from configs.reading import read_json
 from searchspace import durable
 from supernet.data.arrays import (
     GIB,
@@ -22,16 +27,21 @@ from supernet.data.arrays import (
     is_sound,
     load_arrays,
     locked,
+    read_array,
     remove_arrays,
     write_split,
 )
+from supernet.data.catalog import UNLABELLED_PREFIX
 from supernet.data.decoding import shown
 from supernet.data.folders import open_unlabelled
 from supernet.data.image_data import MEMORY_LIMIT_BYTES, ImageData
 from supernet.data.source import Source
 from supernet.data.splits import IntArray
+from supernet.data.streaming import JoinedStreams, StreamedImages, listed
 
 _STEM, _PRINT = "unlabelled", "fingerprint.txt"
+# Of images that are streamed: where they are, and which of them with what content.
+_STREAM, _ROWS = "stream.json", "rows.npy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +50,9 @@ class Unlabelled:
 
     Attributes:
         name: Of the folder that they come from.
-        folder: Where they lie decoded.
+        folder: Where they lie decoded, or where it is written down which are streamed.
         count: How many.
-        fingerprint: Hash of the decoded images.
+        fingerprint: Hash of the decoded images; of the files of those that are streamed.
         left_out: Images of the test split that were among them.
     """
 
@@ -67,13 +77,21 @@ def with_unlabelled(labelled: Split, folder: Path, *, share: float = 1.0) -> Spl
 
     Args:
         folder: That `prepare_unlabelled` made.
-        share: Of the images without classes, the first ones: a fair sample.
+        share: Of the images without classes, spread evenly: they lie in the order of their names.
+
+    Raises:
+        ValueError: If they are streamed and not what they were.
     """
-    more = Split(*load_arrays(folder, _STEM)).first(share)
-    assert isinstance(labelled.images, np.ndarray)  # `prepare_unlabelled` has seen to it.
-    assert isinstance(more.images, np.ndarray)
-    joined = JoinedImages(labelled.images, more.images)
-    return Split(joined, np.concatenate([labelled.labels, more.labels]))
+    every = slice(None, None, max(round(1 / share), 1))
+    if isinstance(labelled.images, StreamedImages):
+        more = _read_stream(folder)[every]
+        labels = np.full(len(more), -1, dtype=labelled.labels.dtype)
+        both: JoinedStreams | JoinedImages = JoinedStreams(labelled.images, more)
+    else:
+        images, labels = load_arrays(folder, _STEM)
+        assert isinstance(labelled.images, np.ndarray)
+        both, labels = JoinedImages(labelled.images, images[every]), labels[every]
+    return Split(both, np.concatenate([labelled.labels, labels]))
 
 
 def check_unlabelled_files(folder: Path) -> None:
@@ -82,11 +100,10 @@ def check_unlabelled_files(folder: Path) -> None:
     Raises:
         ValueError: If they are gone or damaged.
     """
-    if not (is_sound(folder, _STEM) and (folder / _PRINT).is_file()):
-        raise ValueError(
-            f"A run keeps the images without classes that it began with, and those in {folder} are "
-            "damaged or gone. Restore the folder from a copy, or begin another run."
-        )
+    if (folder / _STREAM).is_file():
+        _read_stream(folder)
+    elif not (is_sound(folder, _STEM) and (folder / _PRINT).is_file()):
+        raise _not_whole(folder)
 
 
 def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
@@ -97,17 +114,13 @@ def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
 
     Args:
         root: Holds the images, at any depth.
-        data: The labelled ones: theirs is the size.
+        data: The labelled ones: theirs is the size, and beside those that are streamed these are
+            streamed as well, from where they are.
         parent: Where a folder of them is made.
 
     Raises:
-        ValueError: If there are none, one is damaged, they are too many, or ``data`` is streamed.
+        ValueError: If there are none, one is damaged, or they are too many to be stored.
     """
-    if data.is_streamed:
-        raise ValueError(
-            f"Unlabelled images are decoded and stored beside those of {data.name}, which are too "
-            "many for that and streamed. Take a part of them, or a smaller --img-size."
-        )
     source = open_unlabelled(root)
     everything = np.arange(len(source.names))
     digests = source.digests(everything)
@@ -119,6 +132,8 @@ def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
             f"--unlabelled {root}: there is no image in it but those of the test split. Name a "
             "folder of others."
         )
+    if data.is_streamed:
+        return _streamed(source, root, positions, digests, folder_of=parent, img_size=data.img_size)
     if array_bytes(len(positions), data.stored_size) > MEMORY_LIMIT_BYTES:
         raise ValueError(
             f"Unlabelled images are stored decoded, in at most {MEMORY_LIMIT_BYTES / GIB:.3g} GiB, "
@@ -136,6 +151,85 @@ def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
         count=len(positions),
         fingerprint=(folder / _PRINT).read_text(encoding="utf-8"),
         left_out=int(is_test.sum()),
+    )
+
+
+def _streamed(
+    source: Source,
+    root: Path,
+    positions: IntArray,
+    digests: IntArray,
+    *,
+    folder_of: Path,
+    img_size: int,
+) -> Unlabelled:
+    """Write down where images are, instead of decoding them.
+
+    Args:
+        digests: Of all images of the source.
+    """
+    rows = np.stack([positions, digests[positions]])
+    about = {
+        "source": f"{UNLABELLED_PREFIX}{root.resolve()}",
+        "img_size": img_size,
+        "listing": source.fingerprint(),
+        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
+    }
+    key = _checksum(about)
+    folder = folder_of / f"unlabelled-{key[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        content = io.BytesIO()
+        np.save(content, rows, allow_pickle=False)
+        durable.write_bytes(folder / _ROWS, content.getvalue())
+        durable.write_text(folder / _STREAM, json.dumps(about | {"checksum": key}) + "\n")
+    return Unlabelled(
+        name=shown(root.name) or shown(str(root)),
+        folder=folder,
+        count=len(positions),
+        fingerprint=key,
+        left_out=len(digests) - len(positions),
+    )
+
+
+def _read_stream(folder: Path) -> StreamedImages:
+    """Read what `_streamed` wrote, after a look whether the images are still there.
+
+    Raises:
+        ValueError: If they are not, or it is damaged.
+    """
+    try:
+        about: Any = read_json(folder / _STREAM)
+        rows = read_array(folder / _ROWS, np.int64)
+        is_whole = about.pop("checksum") == _checksum(about)
+        is_whole &= hashlib.sha256(rows.tobytes()).hexdigest() == about["rows"]
+        source, img_size = str(about["source"]), int(about["img_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_whole(folder) from error
+    if not is_whole:
+        raise _not_whole(folder)
+    root = source.removeprefix(UNLABELLED_PREFIX)
+    if not Path(root).is_dir():
+        raise ValueError(
+            f"Images without classes are streamed from {shown(root)}, which is not there any more. "
+            "Put it back at this path."
+        )
+    if listed(source, img_size).fingerprint() != about["listing"]:
+        raise ValueError(
+            f"The images below {shown(root)} must not change during a run, and there are others "
+            "now. Restore them."
+        )
+    return StreamedImages(source, img_size, *rows)
+
+
+def _checksum(about: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _not_whole(folder: Path) -> ValueError:
+    return ValueError(
+        f"A run keeps the images without classes that it began with, and those in {folder} are "
+        "damaged or gone. Restore the folder from a copy, or begin another run."
     )
 
 

@@ -23,7 +23,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from supernet.data import CROP_FRACTION, ImageData, Split, StreamedImages
+from supernet.data import CROP_FRACTION, ImageData, JoinedStreams, Split, StreamedImages
 from supernet.recipes import Recipe
 from supernet.training.augmentation import Augmentation, IntArray, PixelArray, normalize
 from supernet.training.finishing import Finish, normalized
@@ -406,7 +406,7 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
         chunk = slice(first, first + self.batch_size)
         labels = torch.from_numpy(np.array(self.split.labels[chunk]))
         stored = self.split.images
-        if isinstance(stored, StreamedImages):
+        if isinstance(stored, StreamedImages | JoinedStreams):
             return self._transformed(stored.read(np.arange(first, first + len(labels)))), labels
         return self._cropped(stored[chunk]), labels
 

@@ -68,6 +68,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "strategy": ("best", "fair", "graft", ""),
         "from_": ("nothing/here", "checkpoint.pth", "run", "run:3", "list.json", LONG, ""),
         "arch": ("swin_t", "unknown", ""),
+        "unlabelled": ("nowhere", "checkpoint.pth", "cells", LONG, ""),
         "sampler": ("guidd", ""),
         "track": ("comet", ""),
         "task": ("detect", "", "semantic"),

@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supernet.data import ImageData, prepare_data, prepare_unlabelled
+from supernet.data import (
+    ImageData,
+    check_unlabelled_files,
+    prepare_data,
+    prepare_unlabelled,
+    with_unlabelled,
+)
 from supernet.data.arrays import JoinedImages
-from tests.tiny_data import noise, write_images
+from supernet.data.streaming import JoinedStreams, listed
+from supernet.training import train_batches
+from tests.tiny_data import PLAIN, changed, noise, write_images
 
 
 @pytest.fixture
@@ -150,11 +158,107 @@ def test_a_pipe_is_no_image(data: ImageData, folder: Path, tmp_path: Path) -> No
     assert prepare_unlabelled(folder, data, tmp_path / "run").count == 5
 
 
-def test_they_are_not_added_to_streamed_images_nor_without_end(
+def test_they_are_not_stored_without_end(
     data: ImageData, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="too many for that and streamed"):
-        prepare_unlabelled(folder, data.streamed(), tmp_path / "run")
     monkeypatch.setattr("supernet.data.unlabelled.MEMORY_LIMIT_BYTES", 5 * 8 * 8 * 3 - 1)
     with pytest.raises(ValueError, match="Take a part of them"):
         prepare_unlabelled(folder, data, tmp_path / "run")
+
+
+def test_beside_streamed_images_they_are_streamed(
+    data: ImageData, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(next((tmp_path / "images" / "test").rglob("*.png")), folder / "copy.png")
+    found = prepare_unlabelled(folder, data.streamed(), tmp_path / "run")
+    assert (found.count, found.left_out) == (5, 1)
+    assert not list((tmp_path / "run").rglob("*_images.npy"))
+
+    labelled = data.streamed().full_train()
+    joined = found.added_to(labelled)
+    number = len(labelled)
+    np.testing.assert_array_equal(joined.labels, [*labelled.labels, *[-1] * 5])
+    assert isinstance(joined.images, JoinedStreams)
+    files = sorted(path for path in folder.rglob("*.*") if path.suffix != ".txt")
+    expected = {pixels_of(path).tobytes() for path in files if path.name != "copy.png"}
+    read = joined.images.read(np.arange(number, number + 5))
+    assert {np.asarray(image).tobytes() for image in read} == expected
+    rows = np.array([number + 4, 0, number, number - 1, 0])
+    alone = [*labelled.images.read(np.array([0, number - 1])), *(read[4], read[0])]
+    for image, place in zip(joined.images.read(rows), (2, 0, 3, 1, 0), strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(alone[place]))
+    few = joined.first((number + 2) / (number + 5))
+    assert len(few.images) == len(few) == number + 2
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_share_of_them_is_spread_over_all(
+    data: ImageData, folder: Path, tmp_path: Path, streams: bool
+) -> None:
+    images = data.streamed() if streams else data
+    found = prepare_unlabelled(folder, images, tmp_path / "run")
+    labelled = images.full_train()
+    whole = found.added_to(labelled)
+    part = with_unlabelled(labelled, found.folder, share=0.5)
+    number = len(labelled)
+    assert (part.labels < 0).sum() == len(part.images) - number == 3  # of five every second
+    for mine, theirs in zip(range(number, number + 3), (0, 2, 4), strict=True):
+        one = part.images.read(np.array([mine]))
+        two = whole.images.read(np.array([number + theirs]))
+        np.testing.assert_array_equal(np.asarray(one[0]), np.asarray(two[0]))
+
+
+def test_streamed_ones_that_change_are_refused(
+    data: ImageData, folder: Path, tmp_path: Path
+) -> None:
+    found = prepare_unlabelled(folder, data.streamed(), tmp_path / "run")
+    labelled = data.streamed().full_train()
+    number = len(labelled)
+    first = folder / "a" / "c.png"
+    before = first.read_bytes()
+    shutil.copy(folder / "b.png", first)
+    with pytest.raises(ValueError, match=r"the image .*c\.png is not what it was"):
+        found.added_to(labelled).images.read(np.arange(number, number + 5))
+    first.write_bytes(before)
+
+    shutil.copy(folder / "b.png", folder / "z.png")
+    listed.cache_clear()
+    with pytest.raises(ValueError, match="must not change during a run, and there are others now"):
+        check_unlabelled_files(found.folder)
+    (folder / "z.png").unlink()
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"not there any more\. Put it back"):
+        check_unlabelled_files(found.folder)
+
+
+@pytest.mark.parametrize("name", ["stream.json", "rows.npy"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped"])
+def test_damaged_notes_of_streamed_ones_are_one_message(
+    data: ImageData, folder: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    found = prepare_unlabelled(folder, data.streamed(), tmp_path / "run")
+    file = found.folder / name
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    wrong = {"cut": content[:-20], "empty": b"", "flipped": bytes(content)}
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(wrong[damage])
+    with pytest.raises(ValueError, match="damaged or gone"):
+        check_unlabelled_files(found.folder)
+
+
+def test_streamed_or_stored_they_come_in_the_same_batches(
+    data: ImageData, folder: Path, tmp_path: Path
+) -> None:
+    recipe = changed("quick", **PLAIN, batch_size=8)
+    both = []
+    for images in (data, data.streamed()):
+        split = prepare_unlabelled(folder, images, tmp_path / "run").added_to(images.full_train())
+        both.append(list(train_batches(split, images, recipe, epoch=1, seed=3)))
+    stored, streamed = both
+    assert len(stored) == len(streamed) > 1
+    for (_, mine), (_, theirs) in zip(stored, streamed, strict=True):
+        assert mine.tolist() == theirs.tolist()
+    assert any(-1 in labels.tolist() for _, labels in stored)
