@@ -34,6 +34,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from search.workers.measured_costs import time_latency
+from searchspace.deployment import Deployment
 from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
@@ -120,7 +122,7 @@ def kernels(check: Check) -> None:
     images = torch.randn(2, 3, space.img_size, space.img_size, device=check.device)
     precisions = ("none",) if check.is_tiny else ("none", "bf16", "fp16")
     worst: dict[str, tuple[float, float]] = dict.fromkeys(precisions, (0.0, 0.0))
-    for _ in range(1 if check.is_tiny else 10):
+    for number in range(1 if check.is_tiny else 10):
         architecture = space.sample(rng)
 
         def run(formulation: str, amp: str, architecture: object = architecture) -> list[Tensor]:
@@ -136,6 +138,7 @@ def kernels(check: Check) -> None:
         for amp in precisions:
             errors = [difference(*both) for both in zip(run("auto", amp), right, strict=True)]
             worst[amp] = (max(worst[amp][0], errors[0]), max(worst[amp][1], errors[1]))
+            say(f"network {number}, {amp}: logits {errors[0]:.1e}, gradients {errors[1]:.1e}")
     for amp, (logits, gradients) in worst.items():
         say(
             f"networks, {amp}: logits differ by {logits:.1e}, gradients by {gradients:.1e}",
@@ -324,13 +327,21 @@ def group(check: Check) -> None:
 
 
 def latency(check: Check) -> None:
-    """One image: what `--objectives latency` ranks."""
-    from search.workers.measured_costs import time_latency
-
+    """Small batches, as `--objectives latency` times them: eager, and without Python's part."""
+    deployments = (
+        Deployment(),
+        Deployment(precision="bf16"),
+        Deployment(target="cuda-graph"),
+        Deployment(target="cuda-graph", precision="bf16"),
+        Deployment(target="cuda-graph", precision="bf16", batch=8),
+    )
     for name in PRESETS[: 1 if check.is_tiny else None]:
         architecture = preset(name)
-        found = time_latency(build_subnet(architecture).to(check.device).eval(), architecture)
-        say(f"latency of {name}: {found['latency_ms']:.2f} ms")
+        network = build_subnet(architecture).to(check.device).eval()
+        for deployment in deployments if check.is_gpu else deployments[:1]:
+            found = time_latency(network, architecture, deployment)
+            interval = f"{found.latency_low_ms:.2f} to {found.latency_high_ms:.2f}"
+            say(f"{name}, {deployment}: {found.latency_ms:.2f} ms ({interval})")
 
 
 def jpegs(check: Check) -> None:
