@@ -45,7 +45,7 @@ from supernet.kernels import VARIABLE, compare_kernels, depthwise_conv
 from supernet.network import Supernet, build_subnet, extraction_error
 from supernet.recipes import Recipe, load_recipe
 from supernet.shared_weights import SupernetTrainer
-from supernet.training import AMP_DTYPES, TrainingOptions, TrainingStopped, train
+from supernet.training import AMP_DTYPES, EpochReport, TrainingOptions, TrainingStopped, train
 from supernet.training.batches import TrainLoader
 
 PRESETS = ("swin_t", "dwconv_t", "elsa_swin_t", "net7n_t", "id_dwconv_t")
@@ -263,16 +263,16 @@ def training(check: Check) -> None:
     )
     architecture = check.space.first() if check.is_tiny else preset("dwconv_t")
 
-    def go(folder: str, epochs: int) -> tuple[dict[str, Tensor], list[object]]:
+    def go(folder: str, epochs: int) -> tuple[dict[str, Tensor], list[EpochReport]]:
         torch.manual_seed(0)
-        network, seen = build_subnet(architecture, 0.1), []
+        network, seen = build_subnet(architecture, 0.1), list[EpochReport]()
         options = TrainingOptions(
             train_split=data.split("train"),
             eval_split=data.split("search"),
             seed=0,
             device=check.device,
             out=check.folder / folder,
-            on_epoch=lambda report: seen.append(report),
+            on_epoch=seen.append,
             should_stop=lambda: len(seen) >= epochs,
             loader_workers=workers_of(check),
         )
