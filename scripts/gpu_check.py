@@ -15,6 +15,7 @@ import io
 import math
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -48,6 +50,8 @@ from supernet.shared_weights import SupernetTrainer
 from supernet.training import AMP_DTYPES, EpochReport, TrainingOptions, TrainingStopped, train
 from supernet.training.batches import TrainLoader
 
+# Devices times seconds of the search: enough for a front on one GPU.
+SEARCHED_SECONDS = 120
 PRESETS = ("swin_t", "dwconv_t", "elsa_swin_t", "net7n_t", "id_dwconv_t")
 
 
@@ -369,6 +373,25 @@ def jpegs(check: Check) -> None:
         say(f"nvJPEG decodes {1e3 * len(files) / took:,.0f} JPEGs/s")
 
 
+def search(check: Check) -> None:
+    """A whole search on the device, killed on the way and resumed, where Ray is installed."""
+    if find_spec("ray") is None:
+        say("no search: Ray is not installed")
+        return
+    if check.is_tiny:
+        say("no search: `make run` is one on a CPU")
+        return
+    command, run = [sys.executable, "-m", "search", "run"], str(check.folder / "run")
+    budget = f"{SEARCHED_SECONDS}{'gpu' if check.is_gpu else 'cpu'}-seconds"
+    begun = subprocess.Popen([*command, "--budget", budget, "--out", run], start_new_session=True)
+    time.sleep(SEARCHED_SECONDS / 2)
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
+    say(f"killed after {SEARCHED_SECONDS / 2:.0f} s")
+    done = subprocess.run([*command, "--resume", "--out", run], check=False)
+    say(f"resumed: status {done.returncode}", f"expected: 0, and {budget} spent")
+
+
 def poison(check: Check) -> None:
     """A process whose CUDA context is spoilt must end, and not condemn the next networks."""
     if not check.is_gpu:
@@ -396,7 +419,7 @@ SECTIONS: Mapping[str, Callable[[Check], None]] = {
     one.__name__: one
     for one in (
         *(environment, kernels, batches, supernet, steps, training, operators),
-        *(group, latency, jpegs, poison),
+        *(group, latency, jpegs, poison, search),
     )
 }
 
