@@ -7,6 +7,7 @@ clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from search.plan import PHASES, StepTimes
 from search.record import Measured, Trial
 from search.results import SUPERNET, is_trained_alone
 from search.run_folder import RunSettings, write_teacher
-from search.scheduling import TrialTask
+from search.scheduling import BudgetSpent, TrialTask
 from search.trust import report_of
 from search.workers.graft_worker import GRAFT_WORK, GraftJudge, GraftWorker, heal
 from searchspace.architecture import Architecture, Stage
@@ -233,3 +234,26 @@ def test_images_of_other_classes_are_refused(
     others = replace(teacher, class_names=("cat", "dog"))
     with pytest.raises(ValueError, match=r"keeps the classes.*cat, dog.*--start"):
         others.seen_by(images)
+
+
+def test_parts_that_cannot_learn_on_are_judged_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = graft_of(tmp_path, monkeypatch)
+    assert run.enter(kill_after=3.0) == "killed"
+    with run.record() as record:
+        record.close_orphans()
+        attempt = record.start_attempt("library", devices=1)
+        # A start takes a second here, as measuring did: what is left pays for one, not for two.
+        run.clock.work_for(50 - 1.5 - record.spent(PHASES))
+        record.finish_attempt(attempt, outcome="interrupted")
+    learned = load_library([run.folder / "library" / "0"])
+
+    with suppress(BudgetSpent):
+        assert run.enter() == "done"
+
+    found = load_library([run.folder / "library" / "0"])
+    assert all(torch.equal(value, found[name]) for name, value in learned.items())
+    assert [one for one in trials_of(run) if one.fidelity == SUPERNET and one.state == "done"]
+    with run.record() as record:
+        assert record.spent(PHASES) <= 50 + EPOCH
