@@ -185,7 +185,7 @@ def test_trainings_that_differ_have_different_names(tmp_path: Path) -> None:
 class Inline:
     """Stands in for the Ray cluster: what is submitted runs at once."""
 
-    devices = 2
+    devices = node_devices = 2
 
     def __init__(self, *, device: str, address: str | None) -> None:
         assert (device, address) == ("cpu", None)
