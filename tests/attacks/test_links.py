@@ -11,7 +11,7 @@ import pytest
 
 from search.cli.app import main
 from search.record.claim import take_claim
-from search.run_folder.folder import create_run, own_run, resume_run
+from search.run_folder import create_run, own_run, resume_run
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import (
     CACHE_VARIABLE,

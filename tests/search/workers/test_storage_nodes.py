@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.faults import small_work
-from search.run_folder.folder import create_run
+from search.run_folder import create_run
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import CACHE_VARIABLE, DATA, SUPERNET, StorageError
 from search.scheduling.tasks import TrialTask, checkpoint_name
