@@ -71,7 +71,7 @@ def transfer(
         make_console().say(remark)
     from search.transferring.queue import TransferPlan, find_dense_teacher
 
-    mentor = None if teacher is None else find_dense_teacher(teacher, found)
+    whom = None if teacher is None else find_dense_teacher(teacher, found)
     if is_run:
         plan = TransferPlan(
             recipe=chosen,
@@ -79,7 +79,7 @@ def transfer(
             data_source=str(Path(data).resolve()),
             seeds=seed,
             start=start,
-            teacher=mentor,
+            teacher=whom,
             devices=devices,
             workers=workers,
         )
@@ -87,7 +87,7 @@ def transfer(
         return
     for number in seed:
         own = folder if len(seed) == 1 else folder / f"s{number}"
-        _transfer_one(target, found, chosen, own, start, mentor, number, devices, workers, data)
+        _transfer_one(target, found, chosen, own, start, whom, number, devices, workers, data)
 
 
 def _check_target(

@@ -54,6 +54,7 @@ from searchspace.space import SearchSpace
 if TYPE_CHECKING:
     from supernet.data import ImageData
     from supernet.data.dense import SearchedData
+    from supernet.training import Teacher
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
@@ -140,18 +141,19 @@ class RunFolder:
                 "this is for classifiers. Train them with `search transfer`."
             )
 
-    def check_mentor(self) -> None:
-        """See that the teacher whom the networks learn from is the one that the run began with.
+    def mentor(self) -> Teacher | None:
+        """Read whom all trainings of the run learn from, where there is somebody.
 
         Raises:
-            ValueError: If it is gone, damaged, or another.
+            ValueError: If it is gone, damaged, or not the one that the run began with.
         """
         if self.teacher is not None:
-            self.teacher.state()
-        if self.settings.mentor:
-            from supernet.training import read_teacher_files
+            return self.teacher.mentor()
+        if not self.settings.mentor:
+            return None
+        from supernet.training import read_teacher_files
 
-            read_teacher_files(self.folder / MENTOR, self.settings.mentor)
+        return read_teacher_files(self.folder / MENTOR, self.settings.mentor)
 
     def share_data(self) -> None:
         """Let the devices find what the run was given, unless they do already."""
@@ -269,7 +271,7 @@ def resume_run(
         changes |= {} if sampler is None else {"sampler": sampler}
         run = replace(run, settings=replace(run.settings, **changes))
         run.files.check(is_new=False)
-        run.check_mentor()
+        run.mentor()
         _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()
