@@ -46,6 +46,7 @@ MODULES = (
     "supernet/shared_weights/calibration.py",
     "supernet/shared_weights/ema.py",
     "supernet/shared_weights/shared_adamw.py",
+    "supernet/shared_weights/shared_training.py",
     "supernet/shared_weights/strategies.py",
     "supernet/shared_weights/trainer.py",
     "supernet/shared_weights/usage.py",

@@ -38,7 +38,7 @@ from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import Supernet, build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
-from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
+from supernet.shared_weights import Progress, SharedTraining, SupernetTrainer, most_devices
 from supernet.training import (
     EpochReport,
     Teacher,
@@ -77,29 +77,6 @@ class GroupJob(Protocol):
         """Processes that make batches for a worker."""
 
 
-class SharedTrainer(Protocol):
-    """Trains shared weights, together with the other processes of the default group."""
-
-    step: int
-    total_steps: int
-    world_size: int
-
-    def run(self, steps: int) -> Progress:
-        """Take so many steps, or fewer where the schedule ends."""
-
-    def rewind(self) -> None:
-        """Go back to the first step with the weights that there are."""
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint."""
-
-    def snapshot(self) -> Snapshot:
-        """Copy what a checkpoint holds; steps go on while it is written."""
-
-    def load(self, folder: Path) -> bool:
-        """Go on from what `save` wrote; False when there is nothing."""
-
-
 class GroupWorker(ABC):
     """Holds a supernet and its trainer on one device; several of them train it together.
 
@@ -116,18 +93,18 @@ class GroupWorker(ABC):
     def __init__(self, job: GroupJob, *, threads: int) -> None:
         set_up_process(job, threads)
         self._job = job
-        self.trainer: SharedTrainer | None = None
+        self.trainer: SharedTraining | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
 
     @abstractmethod
-    def make_trainer(self, total_steps: int) -> SharedTrainer:
+    def make_trainer(self, total_steps: int) -> SharedTraining:
         """Make the trainer of the run's supernet."""
 
     @abstractmethod
-    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SharedTrainer, int]:
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SharedTraining, int]:
         """Make a trainer whose steps are timed.
 
         Returns:
@@ -235,7 +212,7 @@ class GroupWorker(ABC):
         write(self.folder)
         self._job.files.publish(SUPERNET, self.folder)
 
-    def time_steps(self, trainer: SharedTrainer) -> float:
+    def time_steps(self, trainer: SharedTraining) -> float:
         """Time a step of a new trainer's, in seconds, with the making of its images."""
         steps = trainer.total_steps
         # The same steps once before: kernels are compiled when an architecture first needs them.
