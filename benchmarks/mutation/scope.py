@@ -25,6 +25,7 @@ MODULES = (
     "search/scheduling/halving.py",
     "search/scheduling/judging.py",
     "search/scheduling/promotion.py",
+    "search/scheduling/trial_costs.py",
     "search/scheduling/trials.py",
     "search/trust/judge_choice.py",
     "search/retraining/ladder.py",
