@@ -62,7 +62,7 @@ def transfer(
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)
     is_run = (Path(target) / "record.db").exists() or (Path(target) / "record.conninfo").exists()
     _check_target(target, arch, out, ray_address, is_run=is_run)
-    _check_task(chosen, task)
+    chosen.check_task(task)
     folder = Path(target) if is_run else (out or Path("."))
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
     found = open_dense_data(data, task, unpack_to=unpack_to)
@@ -108,14 +108,6 @@ def _check_target(
             f"{target!r} is no folder of a run: its network trains here, without --ray-address and "
             f"--arch (got {arch or 'none'}), and leaves the folder that --out names. Write --out "
             "FOLDER."
-        )
-
-
-def _check_task(recipe: DenseRecipe, task: str) -> None:
-    if recipe.task != task:
-        raise ValueError(
-            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task {task}. "
-            "Choose another recipe; search recipes lists them."
         )
 
 

@@ -91,7 +91,7 @@ def create_run(
         )
     space = _check(settings)
     address = folder / RECORD if database is None else _new_schema(database, folder.name)
-    with _made_folder(folder), claimed(folder) as claim:
+    with durable.made_folder(folder), claimed(folder) as claim:
         _check_free(folder)  # by now nobody else changes it
         refuse_links(folder)
         new = _NewRun(folder, settings, address, claim, teacher)
@@ -227,12 +227,7 @@ def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:
     check_backbone(space)
     if settings.task != "semantic":
         require_pycocotools()
-    recipe = load_dense_recipe(settings.trial_recipe)
-    if recipe.task != settings.task:
-        raise ValueError(
-            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task "
-            f"{settings.task}. Choose another recipe; search recipes lists them."
-        )
+    load_dense_recipe(settings.trial_recipe).check_task(settings.task)
 
 
 def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
@@ -352,20 +347,6 @@ def _has_recorded_nothing(folder: Path) -> bool:
             return not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
-
-
-@contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; on an error remove those that were made, where empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _keep_recipe(folder: Path, field: str, name: str, kind: str) -> None:

@@ -17,7 +17,6 @@ from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
 from supernet.dense.backbone import norm_kind
 from supernet.dense.batches import TrainOrder, make_shard, train_batches
-from supernet.dense.judging import Judgement, judge
 from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
 from supernet.dense.proposals import ImageSize
@@ -30,7 +29,6 @@ from supernet.shared_weights import (
     SharedTraining,
     UsedWeights,
     load_shared,
-    recalibrate,
     shared_optimizer,
 )
 from supernet.training import derived_seed, own_device
@@ -139,26 +137,6 @@ def calibration_batches(split: DenseSplit, recipe: DenseRecipe) -> list[DenseBat
     order = TrainOrder(split, recipe, 0)
     plans = order.shards(0)[:CALIBRATION_SHARDS]
     return [make_shard(split, recipe, plan, 0) for plan in plans]
-
-
-def judge_inherited(
-    supernet: DenseNetwork,
-    architecture: Architecture,
-    split: DenseSplit,
-    recipe: DenseRecipe,
-    calibration: Sequence[DenseBatch],
-    *,
-    device: str = "cpu",
-) -> Judgement:
-    """Judge an architecture with inherited weights: extract, recalibrate, evaluate.
-
-    Args:
-        split: To judge on, from images that the supernet did not learn from.
-        calibration: See `calibration_batches`; on the device.
-    """
-    network = extract_dense(supernet, architecture)
-    recalibrate(network, calibration)
-    return judge(network, split, recipe, device=device)
 
 
 def load_dense_supernet(

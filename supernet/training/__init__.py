@@ -46,7 +46,13 @@ from supernet.training.training import (
     train,
     train_steps,
 )
-from supernet.training.training_step import AMP_DTYPES, BatchStatistics, add_up, process_place
+from supernet.training.training_step import (
+    AMP_DTYPES,
+    BatchStatistics,
+    add_up,
+    process_place,
+    stops_all,
+)
 
 __all__ = [
     "AMP_DTYPES",
@@ -89,6 +95,7 @@ __all__ = [
     "seen_share",
     "starvation",
     "steps_per_epoch",
+    "stops_all",
     "train",
     "train_batches",
     "train_steps",

@@ -34,7 +34,13 @@ from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import LabelMaps
-from supernet.training.training_step import BatchStatistics, Gradients, add_up, process_place
+from supernet.training.training_step import (
+    BatchStatistics,
+    Gradients,
+    add_up,
+    process_place,
+    stops_all,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +143,7 @@ def train(
     device = training.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while len(training.history) < recipe.total_epochs:
-            if training.must_stop():
+            if stops_all(options.should_stop, training.device):
                 done = len(training.history)
                 raise TrainingStopped(f"Stopped after {done} of {recipe.total_epochs} epochs.")
             report = training.run_epoch()
@@ -221,14 +227,6 @@ class _Training:
             return None
         assert settings is not None  # `_check_options` has seen to it.
         return Lesson(teacher, settings, data.mean, data.std, self.device)
-
-    def must_stop(self) -> bool:
-        """Tell whether the caller of the first process wants to stop."""
-        wish = self.options.should_stop
-        stops = torch.tensor(wish is not None and wish(), device=self.device)
-        if self.world_size > 1:
-            dist.broadcast(stops, 0)
-        return bool(stops)
 
     def run_epoch(self) -> EpochReport | None:
         """Train for one epoch and write the checkpoint; None if it went back to the last one."""
