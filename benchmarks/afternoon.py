@@ -120,8 +120,8 @@ def search(arguments: argparse.Namespace) -> None:
     )
     results = tuner.fit()
     ray.shutdown()
-    rows = {}
-    for result in results:
+    rows: dict[str, dict[str, Any]] = {}
+    for result in map(results.__getitem__, range(len(results))):
         metrics = result.metrics or {}
         spent = (metrics.get("done_at", math.inf) - started) * cores
         if spent > budget.amount_seconds:

@@ -9,6 +9,7 @@ machine, with small work and the stopwatch of the fault suite; each takes minute
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def real(runs: int, seed: int) -> None:
         asked = round(devices * rng.uniform(60, 120))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": devices})
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             with Stopwatch() as stopwatch:
                 scene = Scene(folder / str(number), cluster, rng, stopwatch)
                 scene.start("--budget", f"{asked}gpu-seconds")

@@ -337,7 +337,7 @@ class _UntilWarm:
 
     def tell(self, judgements: Sequence[Judgement]) -> None:
         """Take note of who has answered."""
-        self._processes |= {judgement.measured.memory_mib for judgement in judgements}
+        self._processes |= {one.measured.memory_mib for one in judgements if one.measured}
         self._judging.tell(judgements)
 
 

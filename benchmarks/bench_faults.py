@@ -12,6 +12,7 @@ finished trials have left no checkpoints.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -340,7 +341,7 @@ def run_fault(name: str, *, seed: int, folder: Path, patience: float) -> dict[st
     try:
         nodes = [cluster.add_node(num_cpus=2, num_gpus=GPUS) for _ in range(NODES)]
         cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         with Stopwatch() as stopwatch:
             scene = Scene(folder, cluster, random.Random(f"{name}/{seed}"), stopwatch, nodes)
             scene.patience = patience

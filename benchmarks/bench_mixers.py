@@ -246,7 +246,8 @@ def measure_peak(batch: int, side: int, channels: int, heads: int, size: int) ->
 
     def run(images: int, side: int) -> None:
         inputs = leaves((images, side, side, heads, size**2), (images, side, side, channels))
-        y = aggregate(*inputs, size)
+        filters, values = inputs
+        y = aggregate(filters, values, size)
         torch.autograd.grad(y, inputs, y.detach())
 
     run(1, 8)

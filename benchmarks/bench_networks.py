@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.timing import clock_timer, cpu_timer, median_seconds, positive
-from searchspace import PRESETS, preset
+from searchspace.presets import PRESETS, preset
 from supernet.measuring.latency import device_name
 from supernet.mixers import MIXERS
 from supernet.network.supernet import build_subnet
@@ -162,7 +162,7 @@ class Timed:
     def __init__(self, name: str, setting: Setting) -> None:
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         self.setting = setting
-        self.network = build_subnet(preset(name)).to(setting.device, memory_format=layout)
+        self.network = build_subnet(preset(name)).to(setting.device).to(memory_format=layout)
         self.run: nn.Module | Callable[[Tensor], Tensor] = self.network
         if setting.compiled:
             self.run = torch.compile(self.network)

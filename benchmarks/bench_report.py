@@ -57,7 +57,7 @@ def main() -> None:
 def make_trials(number: int) -> tuple[Trial, ...]:
     """Make random networks judged with inherited weights, some of them trained alone as well."""
     rng, space = random.Random(0), load_space("swin_t")
-    networks = {}
+    networks: dict[str, Architecture] = {}
     while len(networks) < number:
         architecture = space.sample(rng)
         networks[architecture.key] = architecture

@@ -96,7 +96,7 @@ class Timms:
         self, network: nn.Module, root: Path, recipe: Recipe, device: str, workers: int
     ) -> None:
         self.network, self.recipe, self.device = network.to(device).train(), recipe, device
-        size = network.space.img_size  # type: ignore[attr-defined]
+        size: int = network.space.img_size  # type: ignore[assignment, union-attr]
         self.loader = create_loader(
             create_dataset("", root=str(root), split="train", is_training=True),
             input_size=(3, size, size),

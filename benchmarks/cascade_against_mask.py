@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from search.retraining.out_folder import RESULT_FILE
 from search.run_folder.targets import load_target
 from search.transferring.network import TransferOptions, transfer
-from search.transferring.result import RESULT_FILE
 from supernet.data.dense import open_dense_data
 from supernet.recipes.dense_recipe import DenseRecipe, load_dense_recipe, with_length
 

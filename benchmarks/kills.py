@@ -93,7 +93,7 @@ def main() -> int:
     base.mkdir(parents=True, exist_ok=True)
     folder, log = base / "run", base / "log.txt"
     points = sorted(rng.uniform(0, options.budget) for _ in range(options.kills))
-    words = ("--budget", f"{options.budget:g}cpu-seconds")
+    words: tuple[str, ...] = ("--budget", f"{options.budget:g}cpu-seconds")
     for number, point in enumerate(points, 1):
         driver = start(folder, log, *words)
         words = ("--resume",)

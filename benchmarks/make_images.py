@@ -29,7 +29,9 @@ def picture(rng: np.random.Generator) -> Image.Image:
     for side, strength in ((4, 80.0), (16, 40.0), (64, 20.0), (HEIGHT, 6.0)):
         noise = rng.normal(0.0, strength, (side, side * 4 // 3, 3)).astype(np.float32)
         for channel in range(3):
-            scaled = Image.fromarray(noise[..., channel]).resize((WIDTH, HEIGHT), Image.BICUBIC)
+            scaled = Image.fromarray(noise[..., channel]).resize(
+                (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+            )
             total[..., channel] += np.asarray(scaled)
     return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
 

@@ -12,6 +12,7 @@ stopwatch asks Ray which cores are held (`benchmarks/faults/stopwatch.py`) and k
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -208,7 +209,7 @@ def main() -> None:
         for _ in range(2):
             nodes.add()
         cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         with Stopwatch("CPU") as stopwatch:
             search_with_a_loss(nodes, options.minutes)
             retrain_with_a_loss(nodes, options.epochs)

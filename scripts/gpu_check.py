@@ -15,6 +15,7 @@ import io
 import math
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,6 +36,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from search.workers.measured_costs import time_latency
+from searchspace.deployment import Deployment
 from searchspace.presets import preset
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
@@ -43,9 +47,11 @@ from supernet.kernels import VARIABLE, compare_kernels, depthwise_conv
 from supernet.network import Supernet, build_subnet, extraction_error
 from supernet.recipes import Recipe, load_recipe
 from supernet.shared_weights import SupernetTrainer
-from supernet.training import AMP_DTYPES, TrainingOptions, TrainingStopped, train
+from supernet.training import AMP_DTYPES, EpochReport, TrainingOptions, TrainingStopped, train
 from supernet.training.batches import TrainLoader
 
+# Devices times seconds of the search: enough for a front on one GPU.
+SEARCHED_SECONDS = 120
 PRESETS = ("swin_t", "dwconv_t", "elsa_swin_t", "net7n_t", "id_dwconv_t")
 
 
@@ -120,7 +126,7 @@ def kernels(check: Check) -> None:
     images = torch.randn(2, 3, space.img_size, space.img_size, device=check.device)
     precisions = ("none",) if check.is_tiny else ("none", "bf16", "fp16")
     worst: dict[str, tuple[float, float]] = dict.fromkeys(precisions, (0.0, 0.0))
-    for _ in range(1 if check.is_tiny else 10):
+    for number in range(1 if check.is_tiny else 10):
         architecture = space.sample(rng)
 
         def run(formulation: str, amp: str, architecture: object = architecture) -> list[Tensor]:
@@ -136,6 +142,7 @@ def kernels(check: Check) -> None:
         for amp in precisions:
             errors = [difference(*both) for both in zip(run("auto", amp), right, strict=True)]
             worst[amp] = (max(worst[amp][0], errors[0]), max(worst[amp][1], errors[1]))
+            say(f"network {number}, {amp}: logits {errors[0]:.1e}, gradients {errors[1]:.1e}")
     for amp, (logits, gradients) in worst.items():
         say(
             f"networks, {amp}: logits differ by {logits:.1e}, gradients by {gradients:.1e}",
@@ -260,16 +267,16 @@ def training(check: Check) -> None:
     )
     architecture = check.space.first() if check.is_tiny else preset("dwconv_t")
 
-    def go(folder: str, epochs: int) -> tuple[dict[str, Tensor], list[object]]:
+    def go(folder: str, epochs: int) -> tuple[dict[str, Tensor], list[EpochReport]]:
         torch.manual_seed(0)
-        network, seen = build_subnet(architecture, 0.1), []
+        network, seen = build_subnet(architecture, 0.1), list[EpochReport]()
         options = TrainingOptions(
             train_split=data.split("train"),
             eval_split=data.split("search"),
             seed=0,
             device=check.device,
             out=check.folder / folder,
-            on_epoch=lambda report: seen.append(report),
+            on_epoch=seen.append,
             should_stop=lambda: len(seen) >= epochs,
             loader_workers=workers_of(check),
         )
@@ -324,13 +331,21 @@ def group(check: Check) -> None:
 
 
 def latency(check: Check) -> None:
-    """One image: what `--objectives latency` ranks."""
-    from search.workers.measured_costs import time_latency
-
+    """Small batches, as `--objectives latency` times them: eager, and without Python's part."""
+    deployments = (
+        Deployment(),
+        Deployment(precision="bf16"),
+        Deployment(target="cuda-graph"),
+        Deployment(target="cuda-graph", precision="bf16"),
+        Deployment(target="cuda-graph", precision="bf16", batch=8),
+    )
     for name in PRESETS[: 1 if check.is_tiny else None]:
         architecture = preset(name)
-        found = time_latency(build_subnet(architecture).to(check.device).eval(), architecture)
-        say(f"latency of {name}: {found['latency_ms']:.2f} ms")
+        network = build_subnet(architecture).to(check.device).eval()
+        for deployment in deployments if check.is_gpu else deployments[:1]:
+            found = time_latency(network, architecture, deployment)
+            interval = f"{found.latency_low_ms:.2f} to {found.latency_high_ms:.2f}"
+            say(f"{name}, {deployment}: {found.latency_ms:.2f} ms ({interval})")
 
 
 def jpegs(check: Check) -> None:
@@ -356,6 +371,25 @@ def jpegs(check: Check) -> None:
     if check.is_gpu:
         took = check.milliseconds(lambda: decode_jpeg(files, device="cuda"), 5)
         say(f"nvJPEG decodes {1e3 * len(files) / took:,.0f} JPEGs/s")
+
+
+def search(check: Check) -> None:
+    """A whole search on the device, killed on the way and resumed, where Ray is installed."""
+    if find_spec("ray") is None:
+        say("no search: Ray is not installed")
+        return
+    if check.is_tiny:
+        say("no search: `make run` is one on a CPU")
+        return
+    command, run = [sys.executable, "-m", "search", "run"], str(check.folder / "run")
+    budget = f"{SEARCHED_SECONDS}{'gpu' if check.is_gpu else 'cpu'}-seconds"
+    begun = subprocess.Popen([*command, "--budget", budget, "--out", run], start_new_session=True)
+    time.sleep(SEARCHED_SECONDS / 2)
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
+    say(f"killed after {SEARCHED_SECONDS / 2:.0f} s")
+    done = subprocess.run([*command, "--resume", "--out", run], check=False)
+    say(f"resumed: status {done.returncode}", f"expected: 0, and {budget} spent")
 
 
 def poison(check: Check) -> None:
@@ -385,7 +419,7 @@ SECTIONS: Mapping[str, Callable[[Check], None]] = {
     one.__name__: one
     for one in (
         *(environment, kernels, batches, supernet, steps, training, operators),
-        *(group, latency, jpegs, poison),
+        *(group, latency, jpegs, poison, search),
     )
 }
 

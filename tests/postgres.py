@@ -38,7 +38,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = folder / ".s.PGSQL.5432"
         self.url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", "postgres"]
+        initdb: list[str | Path] = [programs / "initdb", "-D", folder / "data", "-U", "postgres"]
         initdb += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         subprocess.run(initdb, cwd=folder, check=True, capture_output=True, **user)
 
@@ -47,8 +47,8 @@ class Server:
         import psycopg
 
         deadline = time.monotonic() + START_SECONDS
-        command = [self._programs / "postgres", "-D", self._folder / "data", *CONFIGURATION]
-        command += ["-h", "", "-k", self._folder]
+        command: list[str | Path] = [self._programs / "postgres", "-D", self._folder / "data"]
+        command += [*CONFIGURATION, "-h", "", "-k", self._folder]
         while True:
             # After a kill, it ends again while processes of its former life are there.
             if self._process is None or self._process.poll() is not None:
@@ -130,7 +130,7 @@ def _find_programs(user: dict[str, Any]) -> Path:
         folders.append(Path(package.origin).parent / "pginstall" / "bin")
     for folder in folders:
         # It must be readable for the user that runs it, too.
-        with_version = [folder / "initdb", "--version"]
+        with_version: list[str | Path] = [folder / "initdb", "--version"]
         try:
             subprocess.run(with_version, cwd="/", check=True, capture_output=True, **user)
         except (OSError, subprocess.CalledProcessError):

@@ -43,9 +43,11 @@ def write_run(folder: Path, trials: Iterable[Trial] = ()) -> Path:
             )
             if one.state in ("done", "failed"):
                 attempt = record.start_attempt(one.origin, devices=1, trial_id=trial_id)
-                outcome = "done" if one.state == "done" else "failed"
                 record.finish_attempt(
-                    attempt, outcome=outcome, measured=one.measured or None, cause=one.cause
+                    attempt,
+                    outcome="done" if one.state == "done" else "failed",
+                    measured=one.measured or None,
+                    cause=one.cause,
                 )
     return folder
 

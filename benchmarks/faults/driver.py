@@ -32,7 +32,7 @@ crew.LEAST_LIMIT_SECONDS = 6.0
 
 def retrain(options: argparse.Namespace) -> int:
     """Retrain networks with small work; exit like ``search retrain``."""
-    queue.attempt = retrain_small  # type: ignore[assignment]
+    queue.attempt = retrain_small  # type: ignore[attr-defined]
     console = Console(file=sys.stdout, width=100)
     plan = queue.RetrainPlan(recipe="digits", epochs=options.epochs, devices=options.devices)
     with open_run(options.folder, write=True) as run:
@@ -45,13 +45,13 @@ def retrain(options: argparse.Namespace) -> int:
 
 def train_together(devices: int) -> None:
     """Plan so many devices for every trial."""
-    plan_from_times = session.plan_from_times
+    plan_from_times = session.plan_from_times  # type: ignore[attr-defined]
 
     def plan(*given: Any, **named: Any) -> Plan:
         made = plan_from_times(*given, **named)
         return replace(made, rung_devices=(devices,) * len(made.rungs))
 
-    session.plan_from_times = plan  # type: ignore[assignment]
+    session.plan_from_times = plan  # type: ignore[attr-defined]
 
 
 def main() -> int:

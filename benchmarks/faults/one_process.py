@@ -160,7 +160,7 @@ def use_local_devices(counter: Counter) -> None:
 
     nn.modules.module.register_module_forward_pre_hook(passes)
     work = importlib.import_module("dataclasses").replace(WORK, supernet_worker=Foretold)
-    run.run_search.__kwdefaults__["work"] = work
+    run.run_search.__kwdefaults__["work"] = work  # type: ignore[index]
     for module, name, value in (
         (run, "Cluster", LocalDevices),
         (training_queue, "Cluster", LocalDevices),

@@ -26,9 +26,11 @@ import pytest
 
 # Slow to import, and never changed.
 LIBRARIES = ("numpy", "scipy.stats", "pandas", "torch", "torchvision", "timm", "optuna", "ray")
-PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not ray")
-# Plugins of the libraries are there before pytest could rewrite their assertions.
-PYTEST += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+PYTEST = (
+    *("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not ray"),
+    # Plugins of the libraries are there before pytest could rewrite their assertions.
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 # A change may let a test run on for ever.
 LEAST_SECONDS, TIMES_SLOWER = 60.0, 10.0
 # Quick tests are run together before the others: most changes are noticed by them.
@@ -187,7 +189,7 @@ class Reach:
         own = f"/test_{Path(module).stem}.py::"
         # A minute of the module's own tests must not crowd out the quick ones of others.
         ordered = sorted(entering, key=lambda t: (self.seconds[t] / (5 if own in t else 1), t))
-        total, chosen = 0.0, []
+        total, chosen = 0.0, list[str]()
         for test in ordered:
             total += self.seconds[test]
             if chosen and total > most_seconds:

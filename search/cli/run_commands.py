@@ -138,7 +138,7 @@ def run(
         typer.Option(
             rich_help_panel=LATENCY,
             help="eager, compiled, cuda-graph, onnxruntime, openvino or tensorrt.  "
-            "[default: eager]",
+            "[default: eager; cuda-graph on GPUs]",
         ),
     ] = None,
     batch: Annotated[

@@ -85,7 +85,8 @@ class RunSettings:
             ``ap_mask``), costs of `search.results.objectives` down; empty takes MACs.
         shares: Shares of the budget that the user fixed, by phase; see `search.plan`.
         latency_of, precision, batch: How networks will be run, for their latency, see
-            `searchspace.deployment.Deployment`; empty and None take one image, eager, float32.
+            `searchspace.deployment.Deployment`; empty and None take one image, float32,
+            eager on cores and a CUDA graph on GPUs.
         latency_table: Path of a table of latencies that is used instead of measuring; empty for
             none. It says itself how networks are run. A run keeps it as ``latency_table.json``.
         limits: Upper limits of costs. Those of closed-form costs are added to the space's, and
@@ -273,9 +274,14 @@ class RunSettings:
 
     @property
     def deployment(self) -> Deployment:
-        """How networks will be run, where no table says it."""
+        """How networks will be run, where no table says it.
+
+        On a GPU eager small batches take the time of Python's calls, whichever network it is
+        (docs/measurements/gpu.md), so that its kernels are launched at once there.
+        """
+        is_gpu = self.parsed_budget.device == "gpu"
         return Deployment(
-            target=self.latency_of or "eager",
+            target=self.latency_of or ("cuda-graph" if is_gpu else "eager"),
             precision=self.precision or "fp32",
             batch=1 if self.batch is None else self.batch,
         )

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -60,11 +61,13 @@ def formulation(tensor: Tensor) -> str:
 
 
 def serving(package: str, tensor: Tensor) -> str:
-    """Choose as `formulation` does, but torch where a package's own kernels were found wrong.
+    """Choose as `formulation` does, but torch where a package has no such kernels, or wrong ones.
 
-    A formulation that is forced is not questioned.
+    That those of a formulation that is forced are right is not questioned.
     """
     chosen = formulation(tensor)
+    if chosen in ("c", "triton") and not _has_kernels(package, chosen):
+        return "torch"
     if chosen not in ("c", "triton") or os.environ.get(VARIABLE) == chosen:
         return chosen
     return chosen if first_use.agrees(package, chosen, tensor.device, tensor.dtype) else "torch"
@@ -81,6 +84,13 @@ def module_for(package: str, tensor: Tensor) -> ModuleType:
 def has_triton() -> bool:
     """Tell whether Triton is installed (it comes with torch for Linux)."""
     return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def _has_kernels(package: str, formulation: str) -> bool:
+    """Tell whether a package has a formulation: AdamW's step has none in Triton."""
+    return importlib.util.find_spec(f"{package}.in_{formulation}") is not None
 
 
 def prefers_sdpa(queries: Tensor) -> bool:

@@ -271,7 +271,7 @@ class _Training:
             )
             amp = self.recipe.amp if self.device.type == "cuda" else "none"
             found = evaluate(network, batches, self.device, amp=amp)
-            counts += torch.tensor([found.correct, found.correct_top5, found.total])
+            counts += counts.new_tensor([found.correct, found.correct_top5, found.total])
         if self.world_size > 1:
             dist.broadcast(counts, 0)
         return Accuracy(*counts.tolist())
@@ -419,9 +419,9 @@ class _Training:
                 "A training goes on with the recipe, seed, network and images that it began with; "
                 f"the one in {out} had others. Choose another folder, or remove this one."
             )
-        load_model(self.network, str(folder / WEIGHTS_FILE), device=str(self.device))
+        load_model(self.network, str(folder / WEIGHTS_FILE))
         if self.ema is not None:
-            load_model(self.ema.module, str(folder / EMA_FILE), device=str(self.device))
+            load_model(self.ema.module, str(folder / EMA_FILE))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = [EpochReport(**report) for report in state["history"]]

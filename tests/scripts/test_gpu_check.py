@@ -19,7 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
 def test_a_dry_run_goes_through_what_is_quick(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = "environment,batches,supernet,training,operators,group,jpegs,poison"
+    quick = "environment,batches,supernet,training,operators,group,latency,jpegs,poison,search"
     assert run(monkeypatch, "--dry-run", "--only", quick) == 0
     said = capsys.readouterr().out
     assert "FAILED" not in said

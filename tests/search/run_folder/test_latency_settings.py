@@ -52,6 +52,21 @@ def test_what_is_not_weighed_is_not_described(option: str, value: object) -> Non
         RunSettings(**BASE, **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("budget", "said", "expected"),
+    [
+        ("1cpu-minute", {}, Deployment()),
+        ("1gpu-minute", {}, Deployment(target="cuda-graph")),
+        ("1gpu-minute", {"precision": "bf16"}, Deployment(target="cuda-graph", precision="bf16")),
+        ("1gpu-minute", {"latency_of": "eager"}, Deployment()),
+    ],
+)
+def test_on_gpus_a_graph_is_timed_unless_something_else_is_said(
+    budget: str, said: dict[str, str], expected: Deployment
+) -> None:
+    assert RunSettings(**{**WEIGHED, "budget": budget, **said}).deployment == expected
+
+
 @pytest.mark.parametrize(("option", "value"), [("latency_of", "eager"), ("batch", 4)])
 def test_a_table_says_itself_how_networks_are_run(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"t\.json says itself"):

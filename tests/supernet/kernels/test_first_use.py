@@ -237,3 +237,13 @@ def test_logging_is_the_only_voice(capfd: pytest.CaptureFixture[str], plant: Pla
     plant(differs)
     attend()
     assert capfd.readouterr().out == ""
+
+
+def test_an_operator_without_kernels_is_torchs_and_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU `auto` says Triton, and AdamW's step has none there."""
+    monkeypatch.setattr("supernet.kernels.select.formulation", lambda tensor: "triton")
+    with caplog.at_level(logging.WARNING):
+        assert serving("supernet.kernels.adamw", torch.zeros(1)) == "torch"
+    assert caplog.text == ""
