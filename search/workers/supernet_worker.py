@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,15 +24,14 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
 from search.record import Measured
-from search.run_folder import SUPERNET, Files
+from search.run_folder import SUPERNET
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
-from search.workers.job import Job, for_group, make_job, set_up_process
+from search.workers.job import Job, RunJob, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from searchspace.space import SearchSpace
 from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import Supernet, build_subnet
@@ -53,30 +51,6 @@ from supernet.training import (
 TIMED_STEPS = {"cpu": 3, "cuda": 20}
 
 
-class GroupJob(Protocol):
-    """What a group needs to know of a run's job."""
-
-    @property
-    def space(self) -> SearchSpace:
-        """What is searched."""
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-
-    @property
-    def files(self) -> Files:
-        """Where its devices find the files of a run."""
-
-    @property
-    def device(self) -> str:
-        """Torch device of one worker."""
-
-    @property
-    def loader_workers(self) -> int:
-        """Processes that make batches for a worker."""
-
-
 class GroupWorker(ABC):
     """Holds a supernet and its trainer on one device; several of them train it together.
 
@@ -90,7 +64,7 @@ class GroupWorker(ABC):
 
     num_random = 2
 
-    def __init__(self, job: GroupJob, *, threads: int) -> None:
+    def __init__(self, job: RunJob, *, threads: int) -> None:
         set_up_process(job, threads)
         self._job = job
         self.trainer: SharedTraining | None = None
