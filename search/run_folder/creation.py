@@ -14,6 +14,7 @@ from configs import config_names, config_path
 from search.plan import SHARES
 from search.record import Address, Claim, Record, RefusedError, has_token
 from search.run_folder.disk import is_disk_full
+from search.run_folder.files import DATA, MENTOR, START, TEACHER, Owner, StorageError
 from search.run_folder.folder import (
     ADDRESS,
     LOCK,
@@ -30,15 +31,7 @@ from search.run_folder.folder import (
 )
 from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
-from search.run_folder.storage import (
-    DATA,
-    MENTOR,
-    START,
-    TEACHER,
-    Owner,
-    StorageError,
-    open_files,
-)
+from search.run_folder.storage import open_files
 from search.run_folder.teacher import read_teacher
 from searchspace import durable
 from searchspace.space import SearchSpace

@@ -32,20 +32,19 @@ from search.record import (
     is_claimed,
     take_claim,
 )
-from search.run_folder.settings import RECIPES, RunSettings
-from search.run_folder.state import RunState
-from search.run_folder.storage import (
+from search.run_folder.files import (
     DATA,
     MENTOR,
-    OWNER,
     START,
     SUPERNET,
     TEACHER,
     Files,
     Owner,
     StorageError,
-    open_files,
 )
+from search.run_folder.settings import RECIPES, RunSettings
+from search.run_folder.state import RunState
+from search.run_folder.storage import OWNER, open_files
 from search.run_folder.teacher import TeacherFiles, read_teacher
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from search.run_folder import create_run, open_run, resume_run
+from search.run_folder.files import Owner
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import CACHE_VARIABLE, OWNER, Owner, Storage, storage_url
+from search.run_folder.storage import CACHE_VARIABLE, OWNER, Storage, storage_url
 from tests.attacks.test_ownership import snapshot
 
 
