@@ -23,6 +23,7 @@ from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer
+from supernet.training.recipe_checks import check_teacher, check_token_labels, check_unlabelled
 from supernet.training.seeding import derived_seed, seeded_globals
 from supernet.training.teacher_files import (
     digest_of,
@@ -39,9 +40,6 @@ from supernet.training.training import (
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
-    check_teacher,
-    check_token_labels,
-    check_unlabelled,
     own_device,
     train,
     train_steps,
