@@ -103,8 +103,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    names = ("data", "space", "recipe", "budget", "img_size", "epochs", "trial_epochs")
-    names = (*names, "members", "sizes", "seeds", "out")
+    names = (
+        *("data", "space", "recipe", "budget", "img_size", "epochs", "trial_epochs"),
+        *("members", "sizes", "seeds", "out"),
+    )
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if values["img_size"] is None:
         values["img_size"] = load_space(values["space"]).img_size

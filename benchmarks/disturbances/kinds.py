@@ -128,7 +128,7 @@ def disks(scene: Scene, known: Known) -> str:
     """The disk is full at some size of the run's folder; then there is space again."""
     kilobytes = scene.rng.randint(16, 1_200)
     of_retraining = scene.rng.random() < 0.3
-    words = START
+    words: tuple[str, ...] = START
     scene.place = "disk/run"
     with small_disk(scene.root / "disk", kilobytes * 1024) as enlarge:
         if of_retraining:

@@ -25,8 +25,10 @@ mixers:
   depthwise_conv: {kernel_size: [3, 5]}
   window_attention: {window_size: 2, num_heads: [1, 2, 4]}
 """
-START = ("run", "--budget", f"{BUDGET:.0f}cpu-seconds", "--data", "images", "--out", "RUN")
-START += ("--space", "tiny.yaml", "--recipe", "quick", "--sampler", "random")
+START = (
+    *("run", "--budget", f"{BUDGET:.0f}cpu-seconds", "--data", "images", "--out", "RUN"),
+    *("--space", "tiny.yaml", "--recipe", "quick", "--sampler", "random"),
+)
 RESUME = ("run", "--resume", "--out", "RUN")
 
 

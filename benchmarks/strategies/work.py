@@ -43,8 +43,8 @@ def _search(study: Study, arm: str, seed: int) -> None:
     # What was left before the record was complete, e.g. while images were decoded; a script of an
     # afternoon cannot go on.
     shutil.rmtree(folder, ignore_errors=True)
-    what = ("--data", study.data, "--img-size", study.img_size, "--space", study.space)
-    what = (*what, "--seed", seed, "--budget", study.budget)
+    what: tuple[str | int, ...] = ("--data", study.data, "--img-size", study.img_size)
+    what += ("--space", study.space, "--seed", seed, "--budget", study.budget)
     if arm in AFTERNOON:
         how = ("--sampler", arm, "--epochs", study.trial_epochs, "--cores", study.cores)
         _command("afternoon", *how, *what, "--out", folder)
