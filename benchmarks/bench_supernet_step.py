@@ -27,11 +27,8 @@ from supernet.mixers.weight_sharing import KERNELS, PROJECTIONS, WeightSharing
 from supernet.network.supernet import Supernet, extract
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.shared_weights.shared_adamw import SharedAdamW
-from supernet.shared_weights.trainer import (
-    accumulate_gradients,
-    apply_gradients,
-    build_shared_optimizer,
-)
+from supernet.shared_weights.shared_training import apply_gradients
+from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
 from supernet.shared_weights.usage import UsedWeights
 
 Step = Callable[[], object]

@@ -162,11 +162,10 @@ class Study:
     def _supernet(
         self, task: Task, networks: Sequence[Architecture]
     ) -> dict[str, dict[str, float]]:
-        from supernet.dense.shared import (
-            DenseSupernetTrainer,
-            calibration_batches,
-            judge_inherited,
-        )
+        from supernet.dense.judging import judge
+        from supernet.dense.network import extract_dense
+        from supernet.dense.shared import DenseSupernetTrainer, calibration_batches
+        from supernet.shared_weights import recalibrate
 
         data, recipe = self._dense(task, task.supernet_steps)
         learned, judged = data.held_out(0)
@@ -180,14 +179,13 @@ class Study:
             trainer.run(25)
             trainer.save(out)
         name, calibration = f"{task.name}-supernet", calibration_batches(learned, recipe)
-        return {
-            network.key: {
-                name: judge_inherited(
-                    trainer.supernet, network, judged, recipe, calibration
-                ).values()[task.measure]
-            }
-            for network in networks
-        }
+
+        def judged_inherited(architecture: Architecture) -> float:
+            network = extract_dense(trainer.supernet, architecture)
+            recalibrate(network, calibration)
+            return judge(network, judged, recipe).values()[task.measure]
+
+        return {network.key: {name: judged_inherited(network)} for network in networks}
 
 
 def classifier_recipe(epochs: int) -> Recipe:

@@ -45,7 +45,8 @@ from search.results.fidelity import SUPERNET, rung_fidelities
 from search.run_folder.settings import RunSettings
 from search.scheduling.judging import Judging
 from search.scheduling.promotion import Promotions
-from search.scheduling.trials import Choice, TrialCosts, TrialRunner
+from search.scheduling.trial_costs import TrialCosts
+from search.scheduling.trials import Choice, TrialRunner
 from searchspace.spec_file import load_space
 
 

@@ -45,7 +45,7 @@ def run_search(
     """Do what is left to do of a run.
 
     Args:
-        run: An open run; see `search.run_folder.folder`.
+        run: An open run; see `search.run_folder`.
         console: For what the user sees.
         ray_address: Of a cluster to join; None starts Ray on this machine.
         track: A tracker that gets its curves, one of `search.tracking.TRACKERS`.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What file systems say that cannot sync a folder; they do it with its files.
@@ -30,6 +32,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError:
         # On a full disk half a file would take the room of what is to be written next.
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; on an error remove those that were made, where empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
         raise
 
 

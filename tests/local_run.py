@@ -19,7 +19,8 @@ from search.phases import alone, measure, session, supernet
 from search.phases.session import Interrupted, Session
 from search.record.record import Record
 from search.run import search_with
-from search.run_folder.folder import RECORD, RunFolder, prepare_run_data
+from search.run_folder.creation import prepare_run_data
+from search.run_folder.folder import RECORD, RunFolder
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import Judgement
 from search.terminal.progress import ProgressView, StopSignals

@@ -21,7 +21,7 @@ from search.phases import session
 from search.plan import Plan
 from search.retraining import queue
 from search.run import run_search
-from search.run_folder.folder import create_run, open_run, resume_run
+from search.run_folder import create_run, open_run, resume_run
 from search.run_folder.settings import RunSettings
 from search.scheduling import trials
 

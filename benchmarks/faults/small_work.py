@@ -23,7 +23,8 @@ import numpy as np
 
 from search.plan import StepTimes
 from search.record import Measured
-from search.run_folder.storage import SUPERNET, Files, open_files
+from search.run_folder.files import SUPERNET, Files
+from search.run_folder.storage import open_files
 from search.scheduling.tasks import TrialTask, Work, checkpoint_name
 from searchspace.architecture import Architecture
 

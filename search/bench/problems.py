@@ -87,7 +87,7 @@ def macro_problem(path: Path, *, one_seed: bool = False) -> Problem:
         key=lambda digits: digits,
         known_losses=lambda digits: (None, float(losses[digits][1])),
     )
-    return _of_all(
+    return _scaled(
         "nas-bench-macro-1" if one_seed else "nas-bench-macro",
         ("error", "flops"),
         space,
@@ -137,7 +137,7 @@ def landscape_problem(name: str, landscape: Landscape) -> Problem:
         key=lambda digits: digits,
         known_losses=lambda digits: (None, float(judge(digits)[1])),
     )
-    return _of_all(
+    return _scaled(
         name, ("error", "cost"), space, points=landscape.losses, observe=observe, judge=judge
     )
 
@@ -268,7 +268,7 @@ def _effect(*what: Hashable, seed: int) -> float:
     return float(np.random.default_rng(zlib.crc32(repr((seed, what)).encode())).standard_normal())
 
 
-def _of_all(
+def _scaled(
     name: str,
     losses: tuple[str, ...],
     space: DesignSpace[Any],
@@ -276,9 +276,13 @@ def _of_all(
     points: Matrix,
     observe: Callable[[Any], Matrix],
     judge: Callable[[Any], Matrix],
+    evolved: Matrix | None = None,
+    full_is: str = "the true front",
 ) -> Problem:
-    """Scale by the losses of all designs: the error to its best and its 90 % quantile."""
-    low, high = points.min(axis=0), points.max(axis=0)
+    """Scale by the losses of designs and a front: the error to its best and its 90 % quantile."""
+    front = points if evolved is None else evolved
+    low = np.minimum(points.min(axis=0), front.min(axis=0))
+    high = points.max(axis=0)
     high[0] = np.quantile(points[:, 0], 0.9)
     return Problem(
         name=name,
@@ -288,8 +292,8 @@ def _of_all(
         judge=judge,
         low=low,
         high=high,
-        full=_scaled_volume(points, low, high),
-        full_is="the true front",
+        full=_scaled_volume(front, low, high),
+        full_is=full_is,
     )
 
 
@@ -313,18 +317,15 @@ def _synthetic(
     random = [one for one in random if space.is_allowed(one.design)]
     points = judged([one.design for one in random])
     evolved = _evolve(space, judged, random, points, rng)
-    low, high = np.minimum(points, evolved.min(axis=0)).min(axis=0), points.max(axis=0)
-    high[0] = np.quantile(points[:, 0], 0.9)
-    return Problem(
-        name=name,
-        losses=losses,
-        space=space,
+    return _scaled(
+        name,
+        losses,
+        space,
+        points=points,
+        evolved=evolved,
+        full_is=f"the front of {RANDOM_DESIGNS + EVOLVED_DESIGNS:,} noise-free evaluations",
         observe=observe,
         judge=judge,
-        low=low,
-        high=high,
-        full=_scaled_volume(evolved, low, high),
-        full_is=f"the front of {RANDOM_DESIGNS + EVOLVED_DESIGNS:,} noise-free evaluations",
     )
 
 

@@ -62,7 +62,7 @@ def transfer(
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)
     is_run = (Path(target) / "record.db").exists() or (Path(target) / "record.conninfo").exists()
     _check_target(target, arch, out, ray_address, is_run=is_run)
-    _check_task(chosen, task)
+    chosen.check_task(task)
     folder = Path(target) if is_run else (out or Path("."))
     unpack_to = folder / "transfer-data" if is_run else folder.with_name(f"{folder.name}-data")
     found = open_dense_data(data, task, unpack_to=unpack_to)
@@ -71,7 +71,7 @@ def transfer(
         make_console().say(remark)
     from search.transferring.queue import TransferPlan, find_dense_teacher
 
-    mentor = None if teacher is None else find_dense_teacher(teacher, found)
+    whom = None if teacher is None else find_dense_teacher(teacher, found)
     if is_run:
         plan = TransferPlan(
             recipe=chosen,
@@ -79,7 +79,7 @@ def transfer(
             data_source=str(Path(data).resolve()),
             seeds=seed,
             start=start,
-            teacher=mentor,
+            teacher=whom,
             devices=devices,
             workers=workers,
         )
@@ -87,7 +87,7 @@ def transfer(
         return
     for number in seed:
         own = folder if len(seed) == 1 else folder / f"s{number}"
-        _transfer_one(target, found, chosen, own, start, mentor, number, devices, workers, data)
+        _transfer_one(target, found, chosen, own, start, whom, number, devices, workers, data)
 
 
 def _check_target(
@@ -108,14 +108,6 @@ def _check_target(
             f"{target!r} is no folder of a run: its network trains here, without --ray-address and "
             f"--arch (got {arch or 'none'}), and leaves the folder that --out names. Write --out "
             "FOLDER."
-        )
-
-
-def _check_task(recipe: DenseRecipe, task: str) -> None:
-    if recipe.task != task:
-        raise ValueError(
-            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task {task}. "
-            "Choose another recipe; search recipes lists them."
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,12 +188,8 @@ def _measure_space(
     from search.deployed.measuring import table_of_space
 
     torch.set_num_threads(threads)
-    rng, status = random.Random(seed), make_console(stderr=True)
-    with status.status("Building networks ...") as shown:
-
-        def tell(done: int, total: int) -> None:
-            shown.update(f"{done} of {total} done")
-
+    rng = random.Random(seed)
+    with _progress("Building networks ...") as tell:
         if export is not None:
             with writing(export):
                 export.mkdir(parents=True, exist_ok=True)
@@ -211,6 +208,12 @@ def _measure_space(
         _say_exported(export, kit)
         return
     _show_table(space, table, checked, out=out, csv_file=csv_file)
+
+
+@contextmanager
+def _progress(text: str, what: str = "done") -> Iterator[Callable[[int, int], None]]:
+    with make_console(stderr=True).status(text) as shown:
+        yield lambda done, total: shown.update(f"{done} of {total} {what}")
 
 
 def _check_front(run: Path, asked: _Asked, threads: int, seed: int, *, export: Path | None) -> None:
@@ -237,12 +240,7 @@ def _check_front(run: Path, asked: _Asked, threads: int, seed: int, *, export: P
 
     torch.set_num_threads(threads)
     networks = {row.id: row.architecture for row in rows}
-    status = make_console(stderr=True)
-    with status.status("Building networks ...") as shown:
-
-        def tell(done: int, total: int) -> None:
-            shown.update(f"{done} of {total} done")
-
+    with _progress("Building networks ...") as tell:
         if export is not None:
             with writing(export):
                 export.mkdir(parents=True, exist_ok=True)
@@ -280,12 +278,7 @@ def _measure_parts(
     deployment.check(device="cuda" if target == "tensorrt" else "cpu", exports=False)
     if not kit.parts:
         _refuse_both("--parts of a run's front", {"--out": out, "--csv": csv_file})
-    status = make_console(stderr=True)
-    with status.status("Opening files ...") as shown:
-
-        def tell(done: int, total: int) -> None:
-            shown.update(f"{done} of {total} files timed")
-
+    with _progress("Opening files ...", what="files timed") as tell:
         found = measure_kit(
             folder, kit, target=target, threads=threads, rng=random.Random(seed), progress=tell
         )

@@ -114,30 +114,12 @@ def plan_here(
         started = time.monotonic()
         if source.ray_address is not None:
             times, found = measure_on_cluster(settings, folder, data, source.ray_address)
-        elif source.times is not None:
-            times = read_times(source.times)
-            _check_times_teacher(times, settings, source.times)
-        elif source.profile is not None:
-            if not isinstance(data, ImageData):
-                raise ValueError(
-                    f"The profiles of devices are of classifiers, got --task {settings.task}. "
-                    "Measure here, or take the times of a run or a file with --times."
-                )
-            if settings.taught_by:
-                raise ValueError(
-                    f"The profiles of devices know no teachers, got --teacher {settings.taught_by}."
-                    " Measure here, or take the times of a run with this teacher with --times."
-                )
-            times = profile_times(source.profile, settings, settings.load_space(), data)
+        elif source.times is not None or source.profile is not None:
+            times = _given_times(settings, source, data)
         else:
             compile_kernels()
             started = time.monotonic()
-            job, worker_class = _measuring(settings, folder, data, devices or found)
-            threads = 1 if settings.parsed_budget.device == "cpu" else 4
-            worker = worker_class(job, threads=threads)
-            times = worker.measure()
-            if settings.strategy == "supernet":
-                times = replace(times, supernet_step=worker.measure_supernet())
+            times = _measured_here(settings, folder, data, devices or found)
         took = time.monotonic() - started
         # In a run with a supernet, all devices are held meanwhile.
         held = (devices or found) if settings.strategy == "supernet" else 1
@@ -153,6 +135,39 @@ def plan_here(
             for factor in (1.0, 2.0)
         )
     return Planned(plan=plan, twice=twice, times=times)
+
+
+def _given_times(
+    settings: RunSettings, source: TimesFrom, data: ImageData | SearchedData
+) -> StepTimes:
+    """Read the times of a run or a file, or estimate them by a profile."""
+    if source.times is not None:
+        times = read_times(source.times)
+        _check_times_teacher(times, settings, source.times)
+        return times
+    assert source.profile is not None
+    if not isinstance(data, ImageData):
+        raise ValueError(
+            f"The profiles of devices are of classifiers, got --task {settings.task}. "
+            "Measure here, or take the times of a run or a file with --times."
+        )
+    if settings.taught_by:
+        raise ValueError(
+            f"The profiles of devices know no teachers, got --teacher {settings.taught_by}."
+            " Measure here, or take the times of a run with this teacher with --times."
+        )
+    return profile_times(source.profile, settings, settings.load_space(), data)
+
+
+def _measured_here(
+    settings: RunSettings, folder: Path, data: ImageData | SearchedData, devices: int
+) -> StepTimes:
+    job, worker_class = _measuring(settings, folder, data, devices)
+    worker = worker_class(job, threads=1 if settings.parsed_budget.device == "cpu" else 4)
+    times: StepTimes = worker.measure()
+    if settings.strategy == "supernet":
+        return replace(times, supernet_step=worker.measure_supernet())
+    return times
 
 
 def _check_times_teacher(times: StepTimes, settings: RunSettings, where: Path) -> None:

@@ -1,6 +1,5 @@
 """What a budget buys: the plan, the times it comes from, and the plan in words."""
 
-from search.plan.horizon import HORIZON
 from search.plan.in_words import (
     climbing_text,
     device_rate,
@@ -16,7 +15,7 @@ from search.plan.making import make_plan
 from search.plan.plan import END_SECONDS, END_SHARE, MorePlan, Plan
 from search.plan.revising import START_RESERVE, revise_plan
 from search.plan.rungs import ETA, MAX_EPOCHS
-from search.plan.shares import PHASES, SHARES, climbing_phase, split_shares
+from search.plan.shares import HORIZON, PHASES, SHARES, climbing_phase, split_shares
 from search.plan.step_times import StepModel, StepTimes
 
 __all__ = [

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 
 from search.plan.rungs import Rungs
 
-HORIZON = "horizon"
 # Of the recipe's epochs: the longer one where there is time for enough networks.
 RECIPE_SHARES = (0.5, 0.25)
 # As many as an interval of Kendall's tau needs (`search.trust.MIN_POINTS`); more than the most tell
 # little that is new.
 MIN_NETWORKS, MAX_NETWORKS = 5, 8
-# What it may take of the budget, and of the phase in which networks go up the rungs.
-BUDGET_SHARE, CLIMB_SHARE = 0.12, 1 / 3
 # Trials take longer than their steps: their workers start, the last ones wait for each other.
 MARGIN = 1.1
 

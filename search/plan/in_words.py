@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search.plan.horizon import HORIZON
 from search.plan.plan import Plan
 from search.plan.rungs import ETA, TRIAL_WALL_SHARE
-from search.plan.shares import climbing_phase
+from search.plan.shares import HORIZON, climbing_phase
 
 # With fewer epochs than that, inherited weights are hardly trained.
 FEW_EPOCHS = 20

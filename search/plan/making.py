@@ -79,14 +79,9 @@ def _needs(given: PlanInputs) -> dict[str, float]:
 
 def _rungs(given: PlanInputs, shares: BudgetShares) -> Rungs:
     return choose_rungs(
+        given,
         climb_seconds=shares.seconds(given.climb),
         trust_seconds=shares.seconds("trust") if "trust" in shares.by_phase else None,
-        epoch_seconds=given.epoch_seconds,
-        train_images=given.train_images,
-        devices=given.devices,
-        max_epochs=given.max_epochs,
-        longest_epochs=given.longest_epochs or given.max_epochs,
-        most_trial_devices=given.most_trial_devices,
     )
 
 

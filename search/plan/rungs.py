@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from search.plan.inputs import PlanInputs
+
 MIN_PROMOTED = 10
 # As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
 MIN_TRUST = 5
@@ -51,42 +53,23 @@ class Rungs:
         return dict(zip(self.epochs, self.devices, strict=False)).get(epochs, 1)
 
 
-def choose_rungs(
-    *,
-    climb_seconds: float,
-    trust_seconds: float | None,
-    epoch_seconds: float,
-    train_images: int,
-    devices: int,
-    max_epochs: int,
-    longest_epochs: int,
-    most_trial_devices: int,
-) -> Rungs:
+def choose_rungs(given: PlanInputs, *, climb_seconds: float, trust_seconds: float | None) -> Rungs:
     """Choose the rungs: short trainings where there is little time, else few and long ones.
 
     Args:
         climb_seconds: Device-seconds of the phase in which networks go up them.
         trust_seconds: Likewise of the trust phase, where there is one.
-        epoch_seconds: Device-seconds of an epoch of a middling network alone.
-        train_images: Of an epoch; 0 where that is not known.
-        devices: That work at the same time.
-        max_epochs: The most of a short training.
-        longest_epochs: The most of a long one.
-        most_trial_devices: That may train one network together.
     """
+    devices, epoch_seconds = given.devices, given.epoch_seconds
     alone_seconds = (trust_seconds or 0.0) + climb_seconds
     fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
-    epochs = max(1, min(int(alone_seconds / (fewest * epoch_seconds)), max_epochs))
-    are_large, longest = alone_seconds / epoch_seconds * train_images >= LARGE_IMAGES, 0
+    epochs = max(1, min(int(alone_seconds / (fewest * epoch_seconds)), given.max_epochs))
+    are_large = alone_seconds / epoch_seconds * given.train_images >= LARGE_IMAGES
     # Of what the phase takes on the clock.
     limit = climb_seconds / devices * TRIAL_WALL_SHARE
-    if are_large:
-        # A trial on all the devices that it may have.
-        wall = limit * most_trial_devices / epoch_seconds
-        affordable = climb_seconds / (MAX_RUNGS * LONG_TOP * epoch_seconds)
-        longest = int(min(affordable, wall, longest_epochs, MAX_EPOCHS))
+    longest = _longest(given, climb_seconds, limit) if are_large else 0
+    most = min(given.most_trial_devices, devices)
     if longest > epochs:
-        most = min(most_trial_devices, devices)
         rungs = _long_rungs(
             longest, climb_seconds, epoch_seconds=epoch_seconds, limit_seconds=limit, most=most
         )
@@ -97,7 +80,14 @@ def choose_rungs(
         return rungs
     passes = trust_seconds / epoch_seconds
     rungs = _trust_on(rungs, passes, devices=devices)
-    return _in_waves(rungs, passes, devices=devices, most=min(most_trial_devices, devices))
+    return _in_waves(rungs, passes, devices=devices, most=most)
+
+
+def _longest(given: PlanInputs, climb_seconds: float, limit_seconds: float) -> int:
+    """Return the most epochs of a long training, on all the devices that it may have."""
+    wall = limit_seconds * given.most_trial_devices / given.epoch_seconds
+    affordable = climb_seconds / (MAX_RUNGS * LONG_TOP * given.epoch_seconds)
+    return int(min(affordable, wall, given.longest_epochs or given.max_epochs, MAX_EPOCHS))
 
 
 def _long_rungs(

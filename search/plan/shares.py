@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from search.plan.horizon import BUDGET_SHARE, CLIMB_SHARE, HORIZON
-
+HORIZON = "horizon"
 # Shares of the budget by strategy, for the phases that it has. What measuring took comes off the
 # first phase's share, what a phase leaves over falls to the next ones; `finish` checks the
 # extraction and spends the rest on judging.
@@ -17,6 +16,8 @@ SHARES: Mapping[str, Mapping[str, float]] = {
     "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
     "graft": {"library": 0.3, "score": 0.12, "trust": 0.2, "search": 0.06, "promote": 0.32},
 }
+# What the horizon may take of the budget, and of the phase in which networks go up the rungs.
+HORIZON_SHARE, HORIZON_CLIMB_SHARE = 0.12, 1 / 3
 # What the budget pays for; retraining has a ledger of its own. The horizon has no share above: a
 # plan with time for it takes it from the phase in which networks go up the rungs.
 PHASES = (
@@ -143,7 +144,7 @@ class BudgetShares:
             return self.seconds(HORIZON)
         if climb in self.fixed:
             return 0.0
-        return min(BUDGET_SHARE * self.budget_seconds, CLIMB_SHARE * self.seconds(climb))
+        return min(HORIZON_SHARE * self.budget_seconds, HORIZON_CLIMB_SHARE * self.seconds(climb))
 
     def give_horizon(self, seconds: float, *, climb: str) -> BudgetShares:
         """Give the horizon its device-seconds; with 0 there is no such phase, and no share of it.

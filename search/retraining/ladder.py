@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from search.retraining.wanted import assembled, grafted_teacher
-from search.run_folder import GRAFT, MENTOR, RunFolder
+from search.retraining.wanted import assembled
+from search.run_folder import GRAFT, RunFolder
 from searchspace.architecture import Architecture
 from supernet.data import ImageData
 from supernet.network import Supernet, build_subnet, extract
@@ -27,7 +27,6 @@ from supernet.training import (
     TrainingOptions,
     eval_batches,
     evaluate,
-    read_teacher_files,
     train,
 )
 
@@ -209,9 +208,7 @@ def take_steps(
         raise ValueError(f"Unknown step {unknown[0]!r}. The steps{of_what} are {', '.join(known)}.")
     _check_has_supernet(run)
     architecture = run.architecture(architecture_id)
-    climb = _Climb(
-        run, architecture, teacher=_teacher(run), epochs=epochs, seed=seed, device=device
-    )
+    climb = _Climb(run, architecture, teacher=run.mentor(), epochs=epochs, seed=seed, device=device)
     try:
         ladder = _GraftLadder(climb, run, architecture_id) if is_graft else _Ladder(climb, run)
     except FileNotFoundError as error:
@@ -220,14 +217,6 @@ def take_steps(
         if step in steps:
             accuracy, about = judge()
             yield Step(step=step, accuracy=accuracy, about=about)
-
-
-def _teacher(run: RunFolder) -> Teacher | None:
-    """Find whom the trainings of the run learned from."""
-    if run.settings.strategy == GRAFT:
-        return grafted_teacher(run)
-    key = run.settings.mentor
-    return read_teacher_files(run.folder / MENTOR, key) if key else None
 
 
 def _check_has_supernet(run: RunFolder) -> None:

@@ -19,7 +19,7 @@ from search.retraining.finished import find_retrained
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
 from search.retraining.teachers import find_teacher
-from search.run_folder import DATA, LIBRARY, RunFolder, StorageError, TeacherFiles
+from search.run_folder import DATA, LIBRARY, RunFolder, StorageError
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
 from supernet.data import ImageData, Unlabelled, mend_data, prepare_data, prepare_unlabelled
@@ -248,28 +248,8 @@ def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
 
 def _teacher(run: RunFolder, text: str, data: ImageData) -> Teacher:
     """Find whom networks learn from: the network that a graft began with, or another."""
-    return grafted_teacher(run) if text == GRAFTED else find_teacher(text, data)
-
-
-def grafted_teacher(run: RunFolder) -> Teacher:
-    """Return the network that a graft began with as one that others learn from."""
-    found = run.teacher
-    assert found is not None
-    return Teacher(
-        network=_grafted(found).eval(),
-        name=run.settings.graft_from,
-        img_size=found.architecture.img_size,
-        num_classes=found.architecture.num_classes,
-        mean=found.mean,
-        std=found.std,
-        fingerprint=found.fingerprint,
-    )
-
-
-def _grafted(found: TeacherFiles) -> Supernet:
-    network = build_subnet(found.architecture)
-    network.load_state_dict(found.state())
-    return network
+    grafted = run.teacher if text == GRAFTED else None
+    return find_teacher(text, data) if grafted is None else grafted.mentor()
 
 
 def assembled(run: RunFolder, number: int) -> Supernet:
@@ -289,7 +269,7 @@ def assembled(run: RunFolder, number: int) -> Supernet:
         folders = [run.files.fetch(f"{LIBRARY}/{share}") for share in range(split[0])]
     except StorageError as error:
         raise ValueError(str(error)) from error
-    return assemble(run.architecture(number), _grafted(found), load_library(folders))
+    return assemble(run.architecture(number), found.network(), load_library(folders))
 
 
 def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] | None:

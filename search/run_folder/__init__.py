@@ -1,17 +1,8 @@
 """The folder of a run: its settings, its files, and how a user names what is in it."""
 
+from search.run_folder.creation import create_run, keep_mentor
 from search.run_folder.disk import FullDiskError, is_disk_full
-from search.run_folder.folder import (
-    RunFolder,
-    create_run,
-    keep_mentor,
-    open_run,
-    own_run,
-    resume_run,
-)
-from search.run_folder.settings import GRAFT, RunSettings, parse_shares
-from search.run_folder.state import DONE, RunState
-from search.run_folder.storage import (
+from search.run_folder.files import (
     DATA,
     LIBRARY,
     MENTOR,
@@ -20,11 +11,12 @@ from search.run_folder.storage import (
     TEACHER,
     Files,
     SharedFolder,
-    Storage,
     StorageError,
-    open_files,
-    storage_url,
 )
+from search.run_folder.folder import RunFolder, open_run, own_run, resume_run
+from search.run_folder.settings import GRAFT, RunSettings, parse_shares
+from search.run_folder.state import DONE, RunState
+from search.run_folder.storage import Storage, open_files, storage_url
 from search.run_folder.targets import load_target, run_and_id
 from search.run_folder.teacher import TeacherFiles, read_teacher, write_teacher
 

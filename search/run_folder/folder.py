@@ -3,10 +3,9 @@
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
 ``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
 recipe of the user's own), ``latency_table.json`` (where it was given one), ``mentor/``
-(whom its networks learn from, where there is somebody), ``unlabelled-.../`` (images without
-classes, likewise), ``data/`` (decoded images), ``supernet/`` (checkpoint), ``trials/``
-(checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the results),
-``report.html``, ``front.png``, ``retrain/``. With a storage
+(whom its networks learn from, where there is somebody), ``data/`` (decoded images), ``supernet/``
+(checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the
+results), ``report.html``, ``front.png``, ``retrain/``. With a storage
 (`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
@@ -16,52 +15,42 @@ the last that a new run writes. Who does not have the lock changes nothing.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from configs import config_names, config_path
 from search.budget import parse_budget
-from search.plan import SHARES
 from search.record import (
     Address,
     Claim,
     Record,
-    RefusedError,
     claimed_error,
     has_token,
     is_claimed,
     take_claim,
 )
-from search.run_folder.disk import is_disk_full
-from search.run_folder.settings import RECIPES, RunSettings
-from search.run_folder.state import RunState
-from search.run_folder.storage import (
+from search.run_folder.files import (
     DATA,
     MENTOR,
-    OWNER,
     START,
     SUPERNET,
     TEACHER,
     Files,
     Owner,
     StorageError,
-    open_files,
 )
+from search.run_folder.settings import RECIPES, RunSettings
+from search.run_folder.state import RunState
+from search.run_folder.storage import OWNER, open_files
 from search.run_folder.teacher import TeacherFiles, read_teacher
-from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
 # To look at a run needs no torch: what reads images and recipes is imported where it is used.
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from supernet.data import ImageData
     from supernet.data.dense import SearchedData
     from supernet.training import Teacher
@@ -73,18 +62,6 @@ RECORD = "record.db"
 ADDRESS = "record.conninfo"
 # The table of latencies that a run was given.
 TABLE = "latency_table.json"
-
-# What the making of a run writes, and so what it may find half-made, or remove again.
-_MADE = re.compile(
-    r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|search\.yaml|latency_table\.json|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
-)
-_UNLABELLED = re.compile(r"unlabelled-[0-9a-f]{16}")
-_MADE_DATA = re.compile(
-    r"data\.lock|"
-    r"((data|summary|skipped|task)\.json|(positions|labels|digests)\.npy|"
-    r"(train_search|test)_(images\.npy|labels\.npy|checksum\.txt))(\.partial)?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +140,30 @@ class RunFolder:
                 "this is for classifiers. Train them with `search transfer`."
             )
 
-    def check_mentor(self) -> None:
-        """See that the teacher whom the networks learn from is the one that the run began with.
-
-        And so are the images without classes that they learn on.
+    def mentor(self) -> Teacher | None:
+        """Read whom all trainings of the run learn from, where there is somebody.
 
         Raises:
-            ValueError: If it is gone, damaged, or another.
+            ValueError: If it is gone, damaged, or not the one that the run began with.
         """
         if self.teacher is not None:
-            self.teacher.state()
+            return self.teacher.mentor()
+        if not self.settings.mentor:
+            return None
+        from supernet.training import read_teacher_files
+
+        return read_teacher_files(self.folder / MENTOR, self.settings.mentor)
+
+    def check_unlabelled(self) -> None:
+        """See that the images without classes that the run keeps are whole.
+
+        Raises:
+            ValueError: If they are gone or damaged.
+        """
         if self.settings.unlabelled_kept:
             from supernet.data import check_unlabelled_files
 
             check_unlabelled_files(self.folder / self.settings.unlabelled_kept)
-        if self.settings.mentor:
-            from supernet.training import read_teacher_files
-
-            read_teacher_files(self.folder / MENTOR, self.settings.mentor)
 
     def share_data(self) -> None:
         """Let the devices find what the run was given, unless they do already."""
@@ -254,7 +237,7 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
-        settings = _with_kept_files(folder, RunSettings.from_dict(stored))
+        settings = with_kept_files(folder, RunSettings.from_dict(stored))
         yield RunFolder(folder, record, settings)
 
 
@@ -266,73 +249,9 @@ def own_run(folder: Path) -> Iterator[RunFolder]:
         ValueError: If it is no run, another process works on it, or a part of it is a link.
     """
     _address_of_run(folder)
-    with _claimed(folder), open_run(folder, write=True) as run:
+    with claimed(folder), open_run(folder, write=True) as run:
         run.record.claim()
         yield run
-
-
-@contextmanager
-def create_run(
-    folder: Path,
-    settings: RunSettings,
-    *,
-    database: str | None = None,
-    teacher: Callable[[ImageData], Teacher] | None = None,
-) -> Iterator[RunFolder]:
-    """Make the folder of a new run: check everything, read the data, then write the record.
-
-    What a process that was killed had begun to make is taken up.
-
-    Args:
-        folder: To make.
-        settings: What was asked for.
-        database: Address of a PostgreSQL database for the record; None keeps it in the folder.
-        teacher: Builds what the settings name as ``taught_by``, for the run's images.
-
-    Raises:
-        ValueError: If the folder is in use or any input is wrong; nothing is left behind.
-    """
-    _check_free(folder)
-    if bool(settings.taught_by) != (teacher is not None):
-        raise ValueError(
-            f"What builds a teacher goes with its name, got the name {settings.taught_by!r}. Give "
-            "both or none; see search.retraining.teachers."
-        )
-    space = _check(settings)
-    address = folder / RECORD if database is None else _new_schema(database, folder.name)
-    with _made_folder(folder), _claimed(folder) as claim:
-        _check_free(folder)  # by now nobody else changes it
-        refuse_links(folder)
-        new = _NewRun(folder, settings, address, claim, teacher)
-        try:
-            record = new.make(space)
-        except StorageError as error:
-            new.undo()
-            raise ValueError(str(error)) from error
-        except RefusedError as error:
-            is_full = is_disk_full(error, folder)
-            new.undo()
-            if not is_full:
-                raise
-            raise ValueError(
-                f"The record of {folder} cannot be written ({error}). "
-                "Free some space there, and run the same command again."
-            ) from error
-        except BaseException:
-            new.undo()
-            raise
-        began = True
-        try:
-            with record:
-                try:
-                    yield RunFolder(folder, record, _with_kept_files(folder, new.settings))
-                finally:
-                    began = RunState(record).has_plan
-        except ValueError:
-            # E.g. a budget that is too small, or a device that this machine does not have.
-            if not began:
-                new.undo()
-            raise
 
 
 @contextmanager
@@ -359,11 +278,12 @@ def resume_run(
                 f"A resumed run keeps its budget or gets a larger one of the same unit: it has "
                 f"{old}, got {new}. Leave --budget out to keep it."
             )
-        changes = {} if budget is None else {"budget": budget}
+        changes: dict[str, Any] = {} if budget is None else {"budget": budget}
         changes |= {} if sampler is None else {"sampler": sampler}
-        run = replace(run, settings=_changed(run.settings, changes))
+        run = replace(run, settings=replace(run.settings, **changes))
         run.files.check(is_new=False)
-        run.check_mentor()
+        run.mentor()
+        run.check_unlabelled()
         _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()
@@ -440,263 +360,23 @@ def refuse_links(folder: Path) -> None:
                 )
 
 
-class _NewRun:
-    """A run that is being made by the process that has the folder's lock."""
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: RunSettings,
-        address: Address,
-        claim: Claim,
-        teacher: Callable[[ImageData], Teacher] | None,
-    ) -> None:
-        self.settings, self._teacher = settings, teacher
-        self._folder, self._address, self._claim = folder, address, claim
-        self._files = open_files(settings.storage, folder)
-        self._has_storage = self._has_schema = False
-
-    def make(self, space: SearchSpace) -> Record:
-        """Write everything; return the record, claimed."""
-        folder = self._folder
-        self._files.check(is_new=True, token=self._claim.token)
-        prepare_run_data(self.settings, space, folder)
-        self.settings = settings = keep_mentor(self.settings, folder, self._teacher)
-        self.settings = settings = keep_unlabelled(settings, folder)
-        if settings.teacher:
-            shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
-        self._files.claim(Owner(self._claim.token, str(folder.resolve())))
-        self._has_storage = True
-        kind = "recipes" if settings.classifies else "recipes/dense"
-        for field in RECIPES:
-            _keep_recipe(folder, field, getattr(settings, field), kind)
-        # `_check_free` has seen that nothing was ever recorded there.
-        for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
-            (folder / name).unlink(missing_ok=True)
-        record = Record.create(self._address)
-        try:
-            record.claim()
-            if isinstance(self._address, str):
-                self._has_schema = True
-                durable.write_text(folder / ADDRESS, f"{self._address}\n")
-            record.set_meta("settings", settings.to_dict())
-            # From here on it is a run.
-            durable.write_text(folder / SPACE, space.source)
-        except BaseException:
-            record.close()
-            raise
-        return record
-
-    def undo(self) -> None:
-        """Remove what `make` wrote, and nothing else."""
-        if self._has_storage:
-            with suppress(StorageError):
-                self._files.remove(DATA)
-                self._files.disown()
-        if self._has_schema and isinstance(self._address, str):
-            from search.record.postgres import drop_schema
-
-            drop_schema(self._address)
-        data = self._folder / DATA
-        for name in (f"{DATA}/unpacked", START, TEACHER, MENTOR):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
-        if self.settings.unlabelled:
-            for path in self._folder.iterdir():
-                if _UNLABELLED.fullmatch(path.name):
-                    shutil.rmtree(path, ignore_errors=True)
-        for folder, pattern in ((data, _MADE_DATA), (self._folder, _MADE)):
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if pattern.fullmatch(path.name) and path != self._claim.path:
-                    path.unlink()
-        with suppress(OSError):
-            data.rmdir()
-        self._claim.remove()
-
-
-def _check(settings: RunSettings) -> SearchSpace:
-    """Look up everything that the settings name; return the space."""
-    from supernet.data import open_unlabelled
-    from supernet.recipes import load_recipe
-    from supernet.shared_weights import check_shared_lesson, check_strategy
-    from supernet.training import check_teacher, check_unlabelled
-
-    space = settings.load_space()
-    if "supernet" in SHARES[settings.strategy]:
-        check_strategy(settings.supernet_strategy, space)
-    if not settings.classifies:
-        _check_backbones(settings, space)
-        return space
-    recipes = {field: load_recipe(getattr(settings, field)) for field in RECIPES}
-    if settings.unlabelled:
-        open_unlabelled(Path(settings.unlabelled))  # listed now, and decoded after the others
-        check_unlabelled(recipes["trial_recipe"], given=True, is_taught=True)
-    if settings.taught_by:
-        check_teacher(recipes["trial_recipe"], given=True)
-        check_shared_lesson(recipes["supernet_recipe"], given=settings.strategy == "supernet")
-    if "latency_ms" in settings.objectives:
-        _check_latency(settings, space)
-    return space
-
-
-def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:
-    """Check what a search for detectors or segmenters needs."""
-    from searchspace.dense import check_backbone
-    from supernet.data.dense.masks import require_pycocotools
-    from supernet.recipes import load_dense_recipe
-
-    check_backbone(space)
-    if settings.task != "semantic":
-        require_pycocotools()
-    recipe = load_dense_recipe(settings.trial_recipe)
-    if recipe.task != settings.task:
-        raise ValueError(
-            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task "
-            f"{settings.task}. Choose another recipe; search recipes lists them."
-        )
-
-
-def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
-    """Read the images, and the weights that backbones begin with."""
-    if settings.classifies:
-        from supernet.data import prepare_data
-
-        images = prepare_data(settings.data, img_size=space.img_size, folder=folder / DATA)
-        if settings.teacher:
-            read_teacher(Path(settings.teacher)).seen_by(images)
-        if settings.latency_table:
-            with_classes = space.replace(num_classes=images.num_classes)
-            _check_latency(settings, with_classes, classes=True)
-            text = Path(settings.latency_table).read_text(encoding="utf-8")
-            durable.write_text(folder / TABLE, text)
-        return
-    from supernet.data.dense import prepare_searched
-
-    data = prepare_searched(settings.data, settings.task, seed=settings.seed, folder=folder / DATA)
-    if settings.start:
-        write_start_of(settings, space.replace(num_classes=data.num_classes), folder / START)
-
-
-def keep_mentor(
-    settings: RunSettings, folder: Path, teacher: Callable[[ImageData], Teacher] | None
-) -> RunSettings:
-    """Lay a teacher where the devices find it; return the settings with its key."""
-    if teacher is None:
-        return settings
-    from supernet.data import open_data
-    from supernet.training import write_teacher_files
-
-    key = write_teacher_files(folder / MENTOR, teacher(open_data(folder / DATA)))
-    return _changed(settings, {"mentor": key})
-
-
-def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:
-    """Decode images without classes into a run's folder; return the settings with their place.
+@contextmanager
+def claimed(folder: Path) -> Iterator[Claim]:
+    """Hold the folder's lock.
 
     Raises:
-        ValueError: If there are none, one is damaged, or they are too many.
+        ValueError: If another process does.
     """
-    if not settings.unlabelled:
-        return settings
-    from supernet.data import open_data, prepare_unlabelled
-
-    images = prepare_unlabelled(Path(settings.unlabelled), open_data(folder / DATA), folder)
-    return replace(
-        settings,
-        unlabelled_kept=images.folder.name,
-        num_unlabelled=images.count,
-        num_left_out=images.left_out,
-    )
-
-
-def write_start_of(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
-    """Keep the shared weights of the run that the settings name.
-
-    Raises:
-        ValueError: If there is none, or it is of another space.
-    """
-    from supernet.dense.start import write_start
-    from supernet.recipes import load_dense_recipe
-
-    with open_run(Path(settings.start)) as run:
-        if not run.state.supernet_is_trained:
-            raise ValueError(
-                f"{settings.start} has no trained supernet to start from. Let it go on first: "
-                "search run --resume, or leave --start out."
-            )
-        state = _shared_weights(run)
-    rules = load_dense_recipe(settings.trial_recipe).rules
     try:
-        write_start(folder, state, space, settings.sharing, rules)
-    except ValueError as error:
-        raise ValueError(
-            f"The supernet of {settings.start} cannot start this one: {error} Both need the same "
-            "space, --projections and --kernels."
-        ) from error
-
-
-def _shared_weights(run: RunFolder) -> dict[str, Tensor]:
-    """Read the shared weights of a run, of whatever task."""
-    from supernet.dense.shared import load_dense_supernet
-    from supernet.recipes import load_dense_recipe
-    from supernet.shared_weights import load_supernet
-
-    folder, space = run.supernet_folder(), run.space()
-    if run.settings.classifies:
-        return dict(load_supernet(folder, space).state_dict())
-    recipe = load_dense_recipe(run.settings.trial_recipe)
-    return dict(load_dense_supernet(folder, space, recipe, space.num_classes).state_dict())
-
-
-def _check_latency(settings: RunSettings, space: SearchSpace, *, classes: bool = False) -> None:
-    """Refuse a table of other networks, or what networks cannot be timed with here.
-
-    Args:
-        settings: Of the run.
-        space: Its space.
-        classes: Whether it has the classes of the data already.
-    """
-    table = settings.load_table()
-    if table is None:
-        device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
-        settings.deployment.check(device=device)
-        return
+        claim = take_claim(folder / LOCK)
+    except FileNotFoundError:  # another process has made the folder, failed, and removed it
+        claim = None
+    if claim is None:
+        raise claimed_error(folder)
     try:
-        table.check_space(space, classes=classes)
-    except ValueError as error:
-        raise ValueError(f"{settings.latency_table}: {error}") from error
-
-
-def _check_free(folder: Path) -> None:
-    """Refuse a folder that is in use; it may be missing, empty, or that of a run half-made."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-    is_half_made = (
-        has_token(folder / LOCK)
-        and SPACE not in names
-        and all(map(_is_made, names))
-        and _has_recorded_nothing(folder)
-    )
-    if (folder.exists() and not folder.is_dir()) or (names and not is_half_made):
-        raise ValueError(
-            f"{folder} is in use, and a run is never overwritten. "
-            "Continue it with --resume, or name another folder with --out."
-        )
-
-
-def _is_made(name: str) -> bool:
-    """Tell whether the making of a run writes something of this name."""
-    is_folder = name in (DATA, START, TEACHER, MENTOR) or _UNLABELLED.fullmatch(name)
-    return bool(is_folder or _MADE.fullmatch(name))
-
-
-def _has_recorded_nothing(folder: Path) -> bool:
-    address = record_address(folder)
-    if isinstance(address, Path) and not address.is_file():
-        return True
-    try:
-        with Record.open(address, read_only=True) as record:
-            return not RunState(record).has_plan and not record.ledger()
-    except ValueError:
-        return False  # whatever it is, it was not made a moment ago
+        yield claim
+    finally:
+        claim.release()
 
 
 def _address_of_run(folder: Path) -> Address:
@@ -720,66 +400,20 @@ def _no_run(folder: Path, *, is_ours: bool = False) -> ValueError:
     )
 
 
-@contextmanager
-def _claimed(folder: Path) -> Iterator[Claim]:
-    try:
-        claim = take_claim(folder / LOCK)
-    except FileNotFoundError:  # another process has made the folder, failed, and removed it
-        claim = None
-    if claim is None:
-        raise claimed_error(folder)
-    try:
-        yield claim
-    finally:
-        claim.release()
-
-
-@contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; on an error remove those that were made, where empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
-def _keep_recipe(folder: Path, field: str, name: str, kind: str) -> None:
-    """Keep the text of a recipe of the user's own: the file may change, or be gone."""
-    plain = _file_of(name)
-    if plain not in config_names(kind):
-        text = config_path(kind, plain).read_text(encoding="utf-8")
-        durable.write_text(folder / f"{field}.yaml", text)
-
-
-def _with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
+def with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
     """Let the settings name the recipes, and the table of latencies, that the run has kept."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for field in RECIPES:
         if (file := folder / f"{field}.yaml").is_file():
             name = getattr(settings, field)
-            kept[field] = f"{file.absolute()}{name.removeprefix(_file_of(name))}"
+            kept[field] = f"{file.absolute()}{name.removeprefix(file_of(name))}"
     if (file := folder / TABLE).is_file():
         kept["latency_table"] = str(file.absolute())
     if settings.teacher and (folder / TEACHER).is_dir():
         kept["teacher"] = str((folder / TEACHER).absolute())
-    return _changed(settings, kept)
+    return replace(settings, **kept)
 
 
-def _changed(settings: RunSettings, changes: Mapping[str, str]) -> RunSettings:
-    return RunSettings.from_dict(settings.to_dict() | dict(changes))
-
-
-def _file_of(recipe: str) -> str:
+def file_of(recipe: str) -> str:
     """Return a recipe's name or path without its size."""
     return recipe.rpartition(":")[0] or recipe
-
-
-def _new_schema(address: str, name: str) -> str:
-    from search.record.postgres import new_schema
-
-    return new_schema(address, name)

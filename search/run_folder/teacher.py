@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from supernet.data import ImageData
+    from supernet.network import Supernet
+    from supernet.training import Teacher
 
 ARCHITECTURE_FILE, WEIGHTS_FILE, ABOUT_FILE = (
     "architecture.json",
@@ -67,6 +69,36 @@ class TeacherFiles:
         if digest_of(found) != self.fingerprint:
             raise _unreadable(self.folder, f"{WEIGHTS_FILE} has other weights")
         return found
+
+    def network(self) -> Supernet:
+        """Build it, with its weights.
+
+        Raises:
+            ValueError: As `state`.
+        """
+        from supernet.network import build_subnet
+
+        network = build_subnet(self.architecture)
+        network.load_state_dict(self.state())
+        return network
+
+    def mentor(self) -> Teacher:
+        """Build it as the one whom all networks of the graft learn from.
+
+        Raises:
+            ValueError: As `state`.
+        """
+        from supernet.training import Teacher
+
+        return Teacher(
+            network=self.network().eval(),
+            name=self.name,
+            img_size=self.architecture.img_size,
+            num_classes=self.architecture.num_classes,
+            mean=self.mean,
+            std=self.std,
+            fingerprint=self.fingerprint,
+        )
 
     def seen_by(self, data: ImageData) -> ImageData:
         """Return the images normalised as for the teacher.

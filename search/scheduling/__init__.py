@@ -17,7 +17,8 @@ from search.scheduling.tasks import (
     last_line,
     outcome_of_error,
 )
-from search.scheduling.trials import MAX_LOST, Choice, TrialCosts, TrialRunner
+from search.scheduling.trial_costs import TrialCosts
+from search.scheduling.trials import MAX_LOST, Choice, TrialRunner
 
 __all__ = [
     "MAX_LOST",

@@ -169,11 +169,7 @@ def check_transfer(architecture: Target, recipe: DenseRecipe, task: str) -> None
     Raises:
         ValueError: If they do not.
     """
-    if recipe.task != task:
-        raise ValueError(
-            f"The recipe {recipe.name} is one for --task {recipe.task}, got --task {task}. "
-            "Choose another recipe; search recipes lists them."
-        )
+    recipe.check_task(task)
     check_target(architecture)
     if task != "semantic":
         require_pycocotools()

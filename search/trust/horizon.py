@@ -8,7 +8,7 @@ curves foretell of the full recipe.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +98,7 @@ def horizon_report(
     curves = {n: {p.epochs: p.top1 for p in c} for n, c in curves_of(trials).items()}
     lengths = sorted({epochs for curve in curves.values() for epochs in curve}, reverse=True)
     for longest in lengths:
-        rungs = []
-        for epochs in sorted(length for length in lengths if length < longest):
-            both = [c for c in curves.values() if epochs in c and longest in c]
-            if len(both) >= MIN_POINTS:
-                ends = ([c[epochs] for c in both], [c[longest] for c in both])
-                rungs.append(RungOrder(epochs=epochs, tau=kendall_tau_interval(*ends, rng=rng)))
-        if rungs:
+        if rungs := _orders(curves.values(), lengths, longest, rng):
             break
     else:
         return None
@@ -114,10 +108,26 @@ def horizon_report(
         recipe_epochs=recipe_epochs,
         num_kinds=len(_kinds(t.architecture for t in trials if t.architecture_id in there)),
         is_of_all=any(t.origin == HORIZON and _is_of(t, longest) for t in trials),
-        rungs=tuple(rungs),
+        rungs=rungs,
         held_out=forecast_held_out(curves_of(trials).values()),
         order=order,
     )
+
+
+def _orders(
+    curves: Collection[Mapping[int, float]],
+    lengths: Iterable[int],
+    longest: int,
+    rng: np.random.Generator,
+) -> tuple[RungOrder, ...]:
+    """Compare the orders after shorter trainings with that after the longest."""
+    found = []
+    for epochs in sorted(length for length in lengths if length < longest):
+        both = [curve for curve in curves if epochs in curve and longest in curve]
+        if len(both) >= MIN_POINTS:
+            ends = ([c[epochs] for c in both], [c[longest] for c in both])
+            found.append(RungOrder(epochs=epochs, tau=kendall_tau_interval(*ends, rng=rng)))
+    return tuple(found)
 
 
 def describe_held_out(found: HeldOut) -> str:

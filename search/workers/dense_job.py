@@ -7,13 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from search.run_folder import DATA, START, Files, RunSettings, open_files
-from search.workers.job import loader_workers_for
+from search.run_folder import DATA, START, RunSettings
+from search.workers.job import RunJob, fields_of
 from searchspace.architecture import Architecture
-from searchspace.space import SearchSpace
 from supernet.data.dense import SearchedData, open_searched
 from supernet.dense.start import read_start, start_of
-from supernet.mixers import WeightSharing
 from supernet.network import Supernet
 from supernet.recipes import DenseRecipe, load_dense_recipe
 
@@ -22,33 +20,20 @@ LEAST_SHARD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DenseJob:
-    """What a worker needs to know of a run; see `search.workers.job.Job` for what they share.
+class DenseJob(RunJob):
+    """What a worker needs to know of a run.
 
     Attributes:
         recipe: Heads, images, optimiser: of the shared weights and of networks trained alone.
         has_start: Whether backbones begin with the weights that the run was given.
     """
 
-    files: Files
-    space: SearchSpace
     recipe: DenseRecipe
-    strategy: str
-    supernet_strategy: str
-    sharing: WeightSharing
-    measured: tuple[str, ...]
-    seed: int
-    device: str
     has_start: bool
 
     def open_data(self) -> SearchedData:
         """Open the run's data."""
         return open_searched(self.files.fetch(DATA))
-
-    @property
-    def loader_workers(self) -> int:
-        """Processes that make batches for a worker, asked for where it runs."""
-        return loader_workers_for(self.device)
 
     def start(self) -> Supernet | None:
         """Read the weights that backbones begin with; None for fresh ones."""
@@ -64,24 +49,11 @@ class DenseJob:
 
 def make_dense_job(settings: RunSettings, folder: Path, data: SearchedData) -> DenseJob:
     """Describe a run to its workers."""
-    device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
-    stored = folder / "space.yaml"
-    space = settings.load_space(stored if stored.is_file() else None)
+    shared = fields_of(settings, folder, data.num_classes)
     recipe = load_dense_recipe(settings.trial_recipe)
-    if device == "cpu":  # published recipes are fp16
+    if shared["device"] == "cpu":  # published recipes are fp16
         recipe = recipe.model_copy(update={"amp": "none"})
-    return DenseJob(
-        files=open_files(settings.storage, folder),
-        space=space.replace(num_classes=data.num_classes),
-        recipe=recipe,
-        strategy=settings.strategy,
-        supernet_strategy=settings.supernet_strategy,
-        sharing=settings.sharing,
-        measured=settings.measured_objectives,
-        seed=settings.seed,
-        device=device,
-        has_start=bool(settings.start),
-    )
+    return DenseJob(**shared, recipe=recipe, has_start=bool(settings.start))
 
 
 def dense_for_group(job: DenseJob, data: SearchedData, devices: int) -> tuple[DenseJob, int]:

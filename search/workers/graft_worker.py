@@ -75,23 +75,11 @@ class GraftJob(Job):
 
     def teacher(self) -> Supernet:
         """Build the trained network, in eval mode on the device."""
-        found = self.teacher_files()
-        network = build_subnet(found.architecture)
-        network.load_state_dict(found.state())
-        return network.to(self.device).eval().requires_grad_(False)
+        return self.teacher_files().network().to(self.device).eval().requires_grad_(False)
 
     def mentor(self) -> Teacher:
         """Return the trained network as one that others learn from."""
-        found = self.teacher_files()
-        return Teacher(
-            network=self.teacher(),
-            name=found.name,
-            img_size=found.architecture.img_size,
-            num_classes=found.architecture.num_classes,
-            mean=found.mean,
-            std=found.std,
-            fingerprint=found.fingerprint,
-        )
+        return self.teacher_files().mentor()
 
     def train_split(self, data: ImageData, share: float = 1.0) -> Split:
         """See `Job`; with that share of the images without classes behind them."""

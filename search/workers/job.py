@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,44 +24,54 @@ from supernet.shared_weights import most_devices, recipe_of_group
 from supernet.training import Teacher, read_teacher_files
 
 
-class OnDevice(Protocol):
-    """A job, of whatever task."""
-
-    @property
-    def device(self) -> str:
-        """Torch device of one worker, ``cpu`` or ``cuda``."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What a worker needs to know of a run.
+class RunJob:
+    """What a worker needs to know of a run, of whatever task.
 
     Attributes:
         files: Where it finds the prepared data and the checkpoints.
         space: The space, with the classes of the data.
-        supernet_recipe: For the shared weights.
-        trial_recipe: For networks that are trained alone during the search.
         strategy: What networks are judged by, see `search.plan.SHARES`.
         supernet_strategy: How the supernet is trained.
         sharing: What the choices of its blocks share.
         measured: Costs to measure of every network that is judged, of `search.results.objectives`.
-        deployment: How networks will be run, for their latency.
-        table: Latencies of the parts of networks on another device, instead of measuring here.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
-        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
     """
 
     files: Files
     space: SearchSpace
-    supernet_recipe: Recipe
-    trial_recipe: Recipe
     strategy: str
     supernet_strategy: str
     sharing: WeightSharing
     measured: tuple[str, ...]
     seed: int
     device: str
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches for a worker, asked for where it runs.
+
+        A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches:
+        every other core has a worker too.
+        """
+        return max(count_cores() // count_gpus(), 1) if self.device == "cuda" else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(RunJob):
+    """What a worker needs to know of a run of classifiers.
+
+    Attributes:
+        supernet_recipe: For the shared weights.
+        trial_recipe: For networks that are trained alone during the search.
+        deployment: How networks will be run, for their latency.
+        table: Latencies of the parts of networks on another device, instead of measuring here.
+        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
+    """
+
+    supernet_recipe: Recipe
+    trial_recipe: Recipe
     deployment: Deployment = EAGER
     table: LatencyTable | None = None
     mentor_key: str = ""
@@ -90,26 +100,12 @@ class Job:
         )
 
     @property
-    def loader_workers(self) -> int:
-        """Processes that make batches for a worker, asked for where it runs."""
-        return loader_workers_for(self.device)
-
-    @property
     def eval_amp(self) -> str:
         """Precision in which networks are judged: on a GPU that of its matrix units."""
         return "bf16" if self.device == "cuda" else "none"
 
 
-def loader_workers_for(device: str) -> int:
-    """Return how many processes make batches for a worker on this machine.
-
-    A GPU is fed by its part of its machine's cores. A worker on a core makes its own batches: every
-    other core has a worker too.
-    """
-    return max(count_cores() // count_gpus(), 1) if device == "cuda" else 0
-
-
-def set_up_process(job: OnDevice, threads: int) -> None:
+def set_up_process(job: RunJob, threads: int) -> None:
     """Give this process its CPU threads, and on a GPU the matrix units for float32 as well."""
     torch.set_num_threads(threads)
     if job.device == "cuda":
@@ -137,24 +133,31 @@ def count_gpus(listed: Path = Path("/proc/driver/nvidia/gpus")) -> int:
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
     """Describe a run to its workers; ``folder`` holds the prepared data."""
-    device = "cuda" if settings.parsed_budget.device == "gpu" else "cpu"
-    stored = folder / "space.yaml"
-    space = settings.load_space(stored if stored.is_file() else None)
+    shared = fields_of(settings, folder, data.num_classes)
     return Job(
-        files=open_files(settings.storage, folder),
-        space=space.replace(num_classes=data.num_classes),
-        supernet_recipe=_recipe_on(device, settings.supernet_recipe),
-        trial_recipe=_recipe_on(device, settings.trial_recipe),
-        strategy=settings.strategy,
-        supernet_strategy=settings.supernet_strategy,
-        sharing=settings.sharing,
-        measured=settings.measured_objectives,
-        seed=settings.seed,
-        device=device,
+        **shared,
+        supernet_recipe=_recipe_on(shared["device"], settings.supernet_recipe),
+        trial_recipe=_recipe_on(shared["device"], settings.trial_recipe),
         deployment=settings.deployment,
         table=settings.load_table(),
         mentor_key=settings.mentor,
     )
+
+
+def fields_of(settings: RunSettings, folder: Path, num_classes: int) -> dict[str, Any]:
+    """Return the fields of `RunJob`, by their names."""
+    stored = folder / "space.yaml"
+    space = settings.load_space(stored if stored.is_file() else None)
+    return {
+        "files": open_files(settings.storage, folder),
+        "space": space.replace(num_classes=num_classes),
+        "strategy": settings.strategy,
+        "supernet_strategy": settings.supernet_strategy,
+        "sharing": settings.sharing,
+        "measured": settings.measured_objectives,
+        "seed": settings.seed,
+        "device": "cuda" if settings.parsed_budget.device == "gpu" else "cpu",
+    }
 
 
 def _recipe_on(device: str, name: str) -> Recipe:

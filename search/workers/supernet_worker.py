@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,20 +24,19 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from search.plan import StepTimes
 from search.record import Measured
-from search.run_folder import SUPERNET, Files
+from search.run_folder import SUPERNET
 from search.scheduling import TrialTask, Work, checkpoint_name, ending_spoilt
 from search.workers.group import join_group, joined, open_meeting
-from search.workers.job import Job, for_group, make_job, set_up_process
+from search.workers.job import Job, RunJob, for_group, make_job, set_up_process
 from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
-from searchspace.space import SearchSpace
 from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import Supernet, build_subnet
 from supernet.recipes import Recipe, in_shards, with_epochs
-from supernet.shared_weights import Progress, Snapshot, SupernetTrainer, most_devices
+from supernet.shared_weights import Progress, SharedTraining, SupernetTrainer, most_devices
 from supernet.training import (
     EpochReport,
     Teacher,
@@ -51,53 +49,6 @@ from supernet.training import (
 
 # Steps that are timed, after as many (of a network alone: after one) that warm kernels and caches.
 TIMED_STEPS = {"cpu": 3, "cuda": 20}
-
-
-class GroupJob(Protocol):
-    """What a group needs to know of a run's job."""
-
-    @property
-    def space(self) -> SearchSpace:
-        """What is searched."""
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-
-    @property
-    def files(self) -> Files:
-        """Where its devices find the files of a run."""
-
-    @property
-    def device(self) -> str:
-        """Torch device of one worker."""
-
-    @property
-    def loader_workers(self) -> int:
-        """Processes that make batches for a worker."""
-
-
-class SharedTrainer(Protocol):
-    """Trains shared weights, together with the other processes of the default group."""
-
-    step: int
-    total_steps: int
-    world_size: int
-
-    def run(self, steps: int) -> Progress:
-        """Take so many steps, or fewer where the schedule ends."""
-
-    def rewind(self) -> None:
-        """Go back to the first step with the weights that there are."""
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint."""
-
-    def snapshot(self) -> Snapshot:
-        """Copy what a checkpoint holds; steps go on while it is written."""
-
-    def load(self, folder: Path) -> bool:
-        """Go on from what `save` wrote; False when there is nothing."""
 
 
 class GroupWorker(ABC):
@@ -113,21 +64,21 @@ class GroupWorker(ABC):
 
     num_random = 2
 
-    def __init__(self, job: GroupJob, *, threads: int) -> None:
+    def __init__(self, job: RunJob, *, threads: int) -> None:
         set_up_process(job, threads)
         self._job = job
-        self.trainer: SharedTrainer | None = None
+        self.trainer: SharedTraining | None = None
         self.folder: Path | None = None
         self._store: Store | None = None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
 
     @abstractmethod
-    def make_trainer(self, total_steps: int) -> SharedTrainer:
+    def make_trainer(self, total_steps: int) -> SharedTraining:
         """Make the trainer of the run's supernet."""
 
     @abstractmethod
-    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SharedTrainer, int]:
+    def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[SharedTraining, int]:
         """Make a trainer whose steps are timed.
 
         Returns:
@@ -235,7 +186,7 @@ class GroupWorker(ABC):
         write(self.folder)
         self._job.files.publish(SUPERNET, self.folder)
 
-    def time_steps(self, trainer: SharedTrainer) -> float:
+    def time_steps(self, trainer: SharedTraining) -> float:
         """Time a step of a new trainer's, in seconds, with the making of its images."""
         steps = trainer.total_steps
         # The same steps once before: kernels are compiled when an architecture first needs them.

@@ -8,10 +8,9 @@ on it. A source whose arrays would be too large is streamed instead: decoded whe
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -236,7 +235,7 @@ def prepare_data(
     if (folder / DATA_FILE).exists():
         return _taken_up(folder, recorded, img_size, on_progress)
     opened = open_source(recorded, img_size=img_size)
-    with _made(folder), locked(folder):
+    with durable.made_folder(folder), locked(folder):
         # Another process may have been at it while this one waited.
         if (folder / DATA_FILE).exists():
             return _same_data(open_data(folder), recorded, img_size)
@@ -475,17 +474,3 @@ def _same_data(data: ImageData, source: str, img_size: int) -> ImageData:
             f"{img_size} pixels. Choose another folder."
         )
     return data
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; on an error remove those that were made, where empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise

@@ -1,14 +1,12 @@
 """Shared weights of detectors or segmenters: all backbones of a space under the same heads.
 
-The sibling of `supernet.shared_weights.trainer`: a step names its architectures, adds up the
-gradients of their losses on one batch, and changes what they use and nothing else. DetNAS (Chen et
-al. 2019, https://arxiv.org/abs/1903.10979) searches backbones so, after a phase of classification.
+The sibling of `supernet.shared_weights.trainer`. DetNAS (Chen et al. 2019,
+https://arxiv.org/abs/1903.10979) searches backbones so, after a phase of classification.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,36 +17,27 @@ from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
 from supernet.dense.backbone import norm_kind
 from supernet.dense.batches import TrainOrder, make_shard, train_batches
-from supernet.dense.judging import Judgement, judge
 from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
 from supernet.dense.proposals import ImageSize
 from supernet.dense.start import load_start
 from supernet.dense.training import build_optimizer, gradients_of_step
 from supernet.mixers import WeightSharing
+from supernet.network import Supernet
 from supernet.recipes import DenseRecipe
 from supernet.shared_weights import (
-    MAX_BAD_STEPS,
-    Progress,
-    SharedAdamW,
-    Snapshot,
+    SharedTraining,
     UsedWeights,
-    apply_gradients,
     load_shared,
-    load_training,
-    recalibrate,
     shared_optimizer,
-    strategy_named,
 )
-from supernet.training import derived_seed, own_device, process_place
+from supernet.training import derived_seed, own_device
 
 CALIBRATION_SHARDS = 8
 
 
-class DenseSupernetTrainer:
-    """Train the shared weights step by step; every step is a function of the seed and its number.
-
-    Processes of the default `torch.distributed` group share the shards of a batch.
+class DenseSupernetTrainer(SharedTraining):
+    """Trains the shared weights of backbones and their heads; see `SharedTraining`.
 
     Args:
         space: The backbones.
@@ -68,6 +57,9 @@ class DenseSupernetTrainer:
         ValueError: If there is nothing to learn from, or the start is of another space.
     """
 
+    recipe: DenseRecipe
+    supernet: DenseNetwork
+
     def __init__(
         self,
         space: SearchSpace,
@@ -82,9 +74,15 @@ class DenseSupernetTrainer:
         device: str = "cpu",
         loader_workers: int = 0,
     ) -> None:
-        self.space, self.recipe, self.seed = space, recipe, seed
-        self.strategy, self.total_steps = strategy_named(strategy), total_steps
-        self.device, self.workers = own_device(device), loader_workers
+        super().__init__(
+            space,
+            recipe,
+            strategy=strategy,
+            total_steps=total_steps,
+            seed=seed,
+            device=own_device(device),
+        )
+        self.workers = loader_workers
         self.order = TrainOrder(split, recipe, seed)
         torch.manual_seed(seed)
         options = dense_options(recipe, len(split.class_names))
@@ -92,76 +90,17 @@ class DenseSupernetTrainer:
         if start is not None:
             load_start(self.supernet, start)
         self.supernet.to(self.device)
-        self.optimizer: SharedAdamW = shared_optimizer(build_optimizer(self.supernet, recipe))
+        self.optimizer = shared_optimizer(build_optimizer(self.supernet, recipe))
         self.used_weights = UsedWeights(
             self.supernet, prefix="backbone.network.", rest_key=_norms_of
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
-        self.step = self._bad_steps = 0
-        self._extremes = (
-            space.extreme("macs", largest=True),
-            space.extreme("macs", largest=False),
-        )
-        self.rank, self.world_size = process_place()
-        self._batches: Iterator[list[DenseBatch]] = iter(())
 
-    def run(self, steps: int) -> Progress:
-        """Take so many steps, or fewer where the schedule ends."""
-        last = min(self.step + steps, self.total_steps)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            losses = [self._take_step() for _ in range(self.step, last)]
-        mean = sum(losses) / len(losses) if losses else float("nan")
-        return Progress(step=self.step, loss=mean, lr=self._learning_rate())
+    @property
+    def shared(self) -> Supernet:
+        """The backbones."""
+        return self.supernet.backbone.network
 
-    def rewind(self) -> None:
-        """Go back to the first step with the weights that there are, to take the same steps."""
-        self.step, self._batches = 0, iter(())
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
-        self._state().write(folder)
-
-    def snapshot(self) -> Snapshot:
-        """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
-        return self._state().copied()
-
-    def _state(self) -> Snapshot:
-        """Return what a checkpoint holds, as it is now."""
-        training = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "bad_steps": self._bad_steps,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        return Snapshot(
-            step=self.step,
-            supernet=self.supernet.backbone.network,
-            averaged=None,
-            training=training,
-            heads=self.supernet,
-        )
-
-    def load(self, folder: Path) -> bool:
-        """Go on from what `save` wrote; False when there is nothing."""
-        backbone = self.supernet.backbone.network
-        state = load_training(folder, backbone, None, device=self.device, heads=self.supernet)
-        if state is None:
-            return False
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.total_steps = state["step"], state["total_steps"]
-        self._bad_steps = state["bad_steps"]
-        self._batches = iter(())
-        return True
-
-    def _take_step(self) -> float:
-        rng = random.Random(f"{self.seed}/{self.step}")
-        architectures = self.strategy(self.space, rng, self._extremes)
-        self.supernet.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _gradients(self, architectures: Sequence[Architecture]) -> Tensor:
         loss = gradients_of_step(
             self.supernet,
             self._next_shards(),
@@ -172,28 +111,7 @@ class DenseSupernetTrainer:
             architectures=architectures,
             num_shards=self.recipe.num_shards,
         )
-        self._update(architectures)
-        self.step += 1
-        return loss
-
-    def _update(self, architectures: Sequence[Architecture]) -> None:
-        """Change the weights that the architectures use, unless their gradients are not finite.
-
-        Raises:
-            FloatingPointError: After `MAX_BAD_STEPS` steps in a row without a finite gradient.
-        """
-        self.scaler.unscale_(self.optimizer)
-        used = self.used_weights(architectures)
-        is_good = bool(apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad))
-        self._bad_steps = 0 if is_good else self._bad_steps + 1
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        if self._bad_steps >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at "
-                f"step {self.step} for architecture {architectures[0].key}. Lower the lr of the "
-                f"recipe {self.recipe.name}, or forbid the choices that diverge in the space file."
-            )
+        return torch.tensor(loss, dtype=torch.float64)
 
     def _next_shards(self) -> list[DenseBatch]:
         shards = next(self._batches, None)
@@ -219,26 +137,6 @@ def calibration_batches(split: DenseSplit, recipe: DenseRecipe) -> list[DenseBat
     order = TrainOrder(split, recipe, 0)
     plans = order.shards(0)[:CALIBRATION_SHARDS]
     return [make_shard(split, recipe, plan, 0) for plan in plans]
-
-
-def judge_inherited(
-    supernet: DenseNetwork,
-    architecture: Architecture,
-    split: DenseSplit,
-    recipe: DenseRecipe,
-    calibration: Sequence[DenseBatch],
-    *,
-    device: str = "cpu",
-) -> Judgement:
-    """Judge an architecture with inherited weights: extract, recalibrate, evaluate.
-
-    Args:
-        split: To judge on, from images that the supernet did not learn from.
-        calibration: See `calibration_batches`; on the device.
-    """
-    network = extract_dense(supernet, architecture)
-    recalibrate(network, calibration)
-    return judge(network, split, recipe, device=device)
 
 
 def load_dense_supernet(

@@ -41,6 +41,7 @@ from supernet.training import (
     latest_checkpoint,
     own_device,
     process_place,
+    stops_all,
     write_checkpoint,
     write_text,
 )
@@ -158,7 +159,7 @@ class _Training:
         losses: list[float] = []
         started = time.perf_counter()
         for shards in batches:
-            if self._must_stop():
+            if stops_all(self.options.should_stop, self.device):
                 if losses:
                     self._report(losses, started)
                 raise TrainingStopped(f"Stopped after {self.done} of {self.steps} steps.")
@@ -194,14 +195,6 @@ class _Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss
-
-    def _must_stop(self) -> bool:
-        """Tell whether the caller of the first process wants to stop."""
-        wish = self.options.should_stop
-        stops = torch.tensor(wish is not None and wish(), device=self.device)
-        if self.world_size > 1:
-            dist.broadcast(stops, 0)
-        return bool(stops)
 
     def _report(self, losses: Sequence[float], started: float) -> None:
         self.history.append(

@@ -87,10 +87,14 @@ def has_triton() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
 def _has_kernels(package: str, formulation: str) -> bool:
     """Tell whether a package has a formulation: AdamW's step has none in Triton."""
-    return importlib.util.find_spec(f"{package}.in_{formulation}") is not None
+    return _has_module(f"{package}.in_{formulation}")
+
+
+@functools.cache
+def _has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def prefers_sdpa(queries: Tensor) -> bool:

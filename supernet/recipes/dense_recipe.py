@@ -266,6 +266,18 @@ class DenseRecipe(_Part):
         """Name the length: ``12e`` or ``160000s``."""
         return f"{self.epochs:g}e" if self.epochs is not None else f"{self.steps}s"
 
+    def check_task(self, task: str) -> None:
+        """Refuse it for another task.
+
+        Raises:
+            ValueError: If it is of another one.
+        """
+        if self.task != task:
+            raise ValueError(
+                f"The recipe {self.name} is one for --task {self.task}, got --task {task}. "
+                "Choose another recipe; search recipes lists them."
+            )
+
     def is_decayed(self, name: str) -> bool:
         """Tell whether a parameter has weight decay."""
         return not any(fnmatchcase(name, pattern) for pattern in self.no_weight_decay)

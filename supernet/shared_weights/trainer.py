@@ -1,23 +1,16 @@
-"""Training the shared weights: the resumable, distributed trainer.
+"""Training the shared weights of classifiers: the resumable, distributed trainer.
 
-A step names its architectures (`strategies`), adds up their gradients on one batch, and changes
-what they use and nothing else (`usage`, `shared_adamw`). With a teacher all architectures of a step
-learn from what it says about that batch, which it is asked once.
+With a teacher all architectures of a step learn from what it says about its batch, which it is
+asked once.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
@@ -25,11 +18,11 @@ from supernet.data import ImageData
 from supernet.mixers import WeightSharing
 from supernet.network import Supernet
 from supernet.recipes import Recipe
-from supernet.shared_weights.checkpoint import load_training, save_supernet
 from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
-from supernet.shared_weights.strategies import DISTILLING, strategy_named
-from supernet.shared_weights.usage import Usage, UsedWeights
+from supernet.shared_weights.shared_training import SharedTraining, shared_optimizer
+from supernet.shared_weights.strategies import DISTILLING
+from supernet.shared_weights.usage import UsedWeights
 from supernet.training import (
     AMP_DTYPES,
     Lesson,
@@ -40,102 +33,20 @@ from supernet.training import (
     build_optimizer,
     check_teacher,
     derived_seed,
-    process_place,
     steps_per_epoch,
 )
 
-logger = logging.getLogger(__name__)
-
-MAX_BAD_STEPS = 20
 # Shards go through the network together up to so many images: fewer, larger operators, in memory
 # that every device has.
 PASS_IMAGES = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a training stands.
+class SupernetTrainer(SharedTraining):
+    """Trains a supernet; see `SharedTraining`.
 
-    Attributes:
-        step: Steps done.
-        loss: Mean of the last call's steps, over this process's images.
-        lr: Learning rate.
-        feed_seconds: That making this process's images of one step took, wherever they were made.
-    """
-
-    step: int
-    loss: float
-    lr: float
-    feed_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Snapshot:
-    """What a checkpoint holds; see `supernet.shared_weights.checkpoint.save_supernet`."""
-
-    step: int
-    supernet: Supernet
-    averaged: Supernet | None
-    training: Mapping[str, Any]
-    heads: nn.Module | None = None
-
-    def copied(self) -> Snapshot:
-        """Copy it into the CPU's memory."""
-        # What belongs together is copied together: the supernet may be a part of another network.
-        supernet, averaged, heads = copy.deepcopy((self.supernet, self.averaged, self.heads))
-        return replace(
-            self,
-            supernet=supernet.cpu(),
-            averaged=None if averaged is None else averaged.cpu(),
-            heads=None if heads is None else heads.cpu(),
-            training=_copied(self.training),
-        )
-
-    def write(self, folder: Path) -> None:
-        """Write the checkpoint."""
-        save_supernet(
-            folder,
-            step=self.step,
-            supernet=self.supernet,
-            averaged=self.averaged,
-            training=self.training,
-            heads=self.heads,
-        )
-
-
-@dataclass(slots=True)
-class _BadSteps:
-    """How many steps in a row were not taken, counted on the device.
-
-    Attributes:
-        in_a_row: Until now.
-        most_in_a_row: Ever.
-        last: The number of the last one.
-    """
-
-    in_a_row: Tensor
-    most_in_a_row: Tensor
-    last: Tensor
-
-    @classmethod
-    def none(cls, device: torch.device, in_a_row: int = 0) -> _BadSteps:
-        """Begin to count, after so many."""
-        return cls(*torch.tensor([in_a_row, in_a_row, 0], device=device).unbind())
-
-    def count(self, applies: Tensor, step: int) -> None:
-        """Count a step."""
-        self.in_a_row = torch.where(applies, 0, self.in_a_row + 1)
-        self.most_in_a_row = torch.maximum(self.most_in_a_row, self.in_a_row)
-        self.last = torch.where(applies, self.last, step)
-
-
-class SupernetTrainer:
-    """Train a supernet step by step; every step is a function of the seed and its number.
-
-    Several processes (ranks of the default `torch.distributed` group) train one supernet: all of
-    them the same architectures, each on its own shards of the batch, which it alone makes. Their
-    gradients are weighted by their images and summed: how many processes share the shards changes
-    the rounding of sums, and nothing else but the draws of dropped paths.
+    Each process alone makes its shards of the batch. Their gradients are weighted by their images
+    and summed: how many processes share the shards changes the rounding of sums, and nothing else
+    but the draws of dropped paths.
 
     Args:
         space: The space; its number of classes is the data's.
@@ -154,6 +65,9 @@ class SupernetTrainer:
         ValueError: If the recipe does not do, or has fewer shards than there are processes.
     """
 
+    recipe: Recipe
+    supernet: Supernet
+
     def __init__(
         self,
         space: SearchSpace,
@@ -168,16 +82,20 @@ class SupernetTrainer:
         loader_workers: int = 0,
         teacher: Teacher | None = None,
     ) -> None:
-        _check(recipe, strategy)
+        _check(recipe)
         check_shared_lesson(recipe, given=teacher is not None)
-        self.space, self.data, self.recipe = space, data, recipe
-        self.strategy, self.total_steps, self.seed = strategy, total_steps, seed
-        self.device = torch.device(device)
+        super().__init__(
+            space,
+            recipe,
+            strategy=strategy,
+            total_steps=total_steps,
+            seed=seed,
+            device=torch.device(device),
+        )
         torch.manual_seed(seed)
         self.supernet = Supernet(space, recipe.drop_path, sharing=sharing).to(self.device)
         self.optimizer = build_shared_optimizer(self.supernet, recipe)
         self.used_weights = UsedWeights(self.supernet)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.ema = (
             None
             if recipe.ema_decay is None
@@ -188,12 +106,6 @@ class SupernetTrainer:
             if teacher is None or recipe.distillation is None
             else Lesson(teacher, recipe.distillation, data.mean, data.std, self.device)
         )
-        self.step, self._bad = 0, _BadSteps.none(self.device)
-        self._extremes = (
-            space.extreme("macs", largest=True),
-            space.extreme("macs", largest=False),
-        )
-        self.rank, self.world_size = process_place()
         split = data.split("train")
         self._epoch_steps = steps_per_epoch(len(split), recipe)
         self._loader = TrainLoader(
@@ -204,86 +116,17 @@ class SupernetTrainer:
             world_size=self.world_size,
             workers=loader_workers,
         )
-        self._batches: Iterator[list[Shard]] = iter(())
-        self._feed_seconds = 0.0
 
-    def run(self, steps: int) -> Progress:
-        """Take so many steps, or fewer where the schedule ends."""
-        last, self._feed_seconds = min(self.step + steps, self.total_steps), 0.0
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            losses = []
-            while self.step < last:
-                losses.append(self._take_step())
-                if len(losses) % MAX_BAD_STEPS == 0:
-                    self._check_bad_steps()
-        # Read once a call: what waits for a number of the device at every step leaves it idle.
-        loss = torch.stack(losses).mean().item() if losses else float("nan")
-        self._check_bad_steps()
-        return Progress(
-            step=self.step,
-            loss=loss,
-            lr=self._learning_rate(),
-            feed_seconds=self._feed_seconds / max(len(losses), 1),
-        )
+    @property
+    def shared(self) -> Supernet:
+        """All of it."""
+        return self.supernet
 
-    def rewind(self) -> None:
-        """Go back to the first step with the weights that there are, to take the same steps."""
-        self.step, self._batches = 0, iter(())
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint; see `supernet.shared_weights.checkpoint`."""
-        self._state().write(folder)
-
-    def snapshot(self) -> Snapshot:
-        """Copy what a checkpoint holds into the CPU's memory; steps go on while it is written."""
-        return self._state().copied()
-
-    def _state(self) -> Snapshot:
-        """Return what a checkpoint holds, as it is now."""
-        training = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "bad_steps": int(self._bad.in_a_row),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        averaged = None if self.ema is None else self.ema.supernet
-        return Snapshot(
-            step=self.step, supernet=self.supernet, averaged=averaged, training=training
-        )
-
-    def load(self, folder: Path) -> bool:
-        """Go on from what `save` wrote; False when there is nothing."""
-        averaged = None if self.ema is None else self.ema.supernet
-        state = load_training(folder, self.supernet, averaged, device=self.device)
-        if state is None:
-            return False
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.total_steps = state["step"], state["total_steps"]
-        self._bad = _BadSteps.none(self.device, state["bad_steps"])
-        self._batches = iter(())
-        return True
-
-    def _take_step(self) -> Tensor:
+    def _gradients(self, architectures: Sequence[Architecture]) -> Tensor:
+        """Leave the gradients of the next batch; return the mean loss of this process."""
         shards = self._next_shards()
-        architectures = self._architectures(self.step)
         # Dropped paths are a function of the step, so that a checkpoint holds no random state.
         torch.manual_seed(derived_seed(self.seed, "step", self.step, self.rank))
-        self.supernet.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(architectures, shards)
-        if self.world_size > 1:
-            # The ranks ran the same architectures: the same parameters have gradients everywhere.
-            add_up([p.grad for p in self.supernet.parameters() if p.grad is not None])
-        self._update(architectures)
-        self.step += 1
-        return loss
-
-    def _gradients(self, architectures: Sequence[Architecture], shards: Sequence[Shard]) -> Tensor:
-        """Add up the gradients of this process's shards; return the mean loss over its images."""
         total = sum(shard.share for shard in shards)
         losses = []
         for images, targets, share in passes_of(shards, self.device):
@@ -300,40 +143,10 @@ class SupernetTrainer:
                 progress=self.step / self.total_steps,
             )
             losses.append(loss * (share / total))
+        if self.world_size > 1:
+            # The ranks ran the same architectures: the same parameters have gradients everywhere.
+            add_up([p.grad for p in self.supernet.parameters() if p.grad is not None])
         return torch.stack(losses).sum()
-
-    def _architectures(self, step: int) -> list[Architecture]:
-        """Name the architectures of a step."""
-        rng = random.Random(f"{self.seed}/{step}")
-        return strategy_named(self.strategy)(self.space, rng, self._extremes)
-
-    def _update(self, architectures: Sequence[Architecture]) -> None:
-        """Change the weights that the architectures use, unless their gradients are not finite."""
-        self.scaler.unscale_(self.optimizer)
-        used = self.used_weights(architectures)
-        # One diverging architecture must not spoil the weights of all.
-        applies = apply_gradients(self.optimizer, used, clip_grad=self.recipe.clip_grad)
-        if self.ema is not None:
-            self.ema.update(self.supernet, self.optimizer, used, applies)
-        self._bad.count(applies, self.step)
-        if self.scaler.is_enabled():
-            self.scaler.update()
-
-    def _check_bad_steps(self) -> None:
-        """See that not all of many steps in a row had gradients that are not finite.
-
-        Raises:
-            FloatingPointError: After `MAX_BAD_STEPS` of them.
-        """
-        if int(self._bad.most_in_a_row) < MAX_BAD_STEPS:
-            return
-        last = int(self._bad.last)
-        raise FloatingPointError(
-            f"The supernet's gradients were not finite in {MAX_BAD_STEPS} steps, at last at step "
-            f"{last} for architecture {self._architectures(last)[0].key}. Lower the recipe's lr, "
-            "or forbid the choices that diverge in the space file."
-            f"{'' if self._lesson is None else self._lesson.blame()}"
-        )
 
     def _next_shards(self) -> list[Shard]:
         shards = next(self._batches, None)
@@ -421,43 +234,9 @@ def accumulate_gradients(
     return torch.tensor(float("nan")) if first is None else first
 
 
-def apply_gradients(optimizer: SharedAdamW, used: Usage, *, clip_grad: float | None) -> Tensor:
-    """Clip the gradients and change the used weights, unless a gradient is not finite.
-
-    Args:
-        clip_grad: Largest norm of all gradients; None for any.
-
-    Returns:
-        Whether the weights were changed; on the device, where nobody has waited for it.
-    """
-    trained = [parameter for parameter in used if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if clip_grad is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, clip_grad, norm)
-    applies = norm.isfinite()
-    optimizer.update(used, applies)
-    return applies
-
-
 def build_shared_optimizer(supernet: Supernet, recipe: Recipe) -> SharedAdamW:
     """Build the recipe's AdamW for shared weights: its groups, learning rate, decay and betas."""
     return shared_optimizer(build_optimizer(supernet, recipe))
-
-
-def shared_optimizer(wanted: torch.optim.Optimizer) -> SharedAdamW:
-    """Turn an AdamW into one for shared weights."""
-    names = ("params", "lr", "betas", "eps", "weight_decay")
-    groups = [{name: group[name] for name in names} for group in wanted.param_groups]
-    return SharedAdamW(groups, fused=True)
-
-
-def _copied(value: Any) -> Any:
-    """Copy the tensors of nested dictionaries and lists into the CPU's memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: _copied(part) for name, part in value.items()}
-    return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 def check_shared_lesson(recipe: Recipe, *, given: bool) -> None:
@@ -471,10 +250,9 @@ def check_shared_lesson(recipe: Recipe, *, given: bool) -> None:
         )
 
 
-def _check(recipe: Recipe, strategy: str) -> None:
+def _check(recipe: Recipe) -> None:
     if recipe.optimizer != "adamw":
         raise ValueError(
             "Shared weights are trained with adamw, which leaves unused ones alone, got the "
             f"optimizer {recipe.optimizer!r} in the recipe {recipe.name!r}. Write adamw there."
         )
-    strategy_named(strategy)

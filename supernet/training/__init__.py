@@ -23,6 +23,7 @@ from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, read_csv, starvation
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer
+from supernet.training.recipe_checks import check_teacher, check_token_labels, check_unlabelled
 from supernet.training.seeding import derived_seed, seeded_globals
 from supernet.training.teacher_files import (
     digest_of,
@@ -39,14 +40,17 @@ from supernet.training.training import (
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
-    check_teacher,
-    check_token_labels,
-    check_unlabelled,
     own_device,
     train,
     train_steps,
 )
-from supernet.training.training_step import AMP_DTYPES, BatchStatistics, add_up, process_place
+from supernet.training.training_step import (
+    AMP_DTYPES,
+    BatchStatistics,
+    add_up,
+    process_place,
+    stops_all,
+)
 
 __all__ = [
     "AMP_DTYPES",
@@ -89,6 +93,7 @@ __all__ = [
     "seen_share",
     "starvation",
     "steps_per_epoch",
+    "stops_all",
     "train",
     "train_batches",
     "train_steps",

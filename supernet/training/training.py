@@ -32,9 +32,16 @@ from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, to_csv
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.optimization import build_optimizer, build_scheduler
+from supernet.training.recipe_checks import check_teacher, check_token_labels, check_unlabelled
 from supernet.training.seeding import derived_seed
 from supernet.training.token_labels import LabelMaps
-from supernet.training.training_step import BatchStatistics, Gradients, add_up, process_place
+from supernet.training.training_step import (
+    BatchStatistics,
+    Gradients,
+    add_up,
+    process_place,
+    stops_all,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +144,7 @@ def train(
     device = training.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while len(training.history) < recipe.total_epochs:
-            if training.must_stop():
+            if stops_all(options.should_stop, training.device):
                 done = len(training.history)
                 raise TrainingStopped(f"Stopped after {done} of {recipe.total_epochs} epochs.")
             report = training.run_epoch()
@@ -221,14 +228,6 @@ class _Training:
             return None
         assert settings is not None  # `_check_options` has seen to it.
         return Lesson(teacher, settings, data.mean, data.std, self.device)
-
-    def must_stop(self) -> bool:
-        """Tell whether the caller of the first process wants to stop."""
-        wish = self.options.should_stop
-        stops = torch.tensor(wish is not None and wish(), device=self.device)
-        if self.world_size > 1:
-            dist.broadcast(stops, 0)
-        return bool(stops)
 
     def run_epoch(self) -> EpochReport | None:
         """Train for one epoch and write the checkpoint; None if it went back to the last one."""
@@ -483,55 +482,6 @@ def _check_options(recipe: Recipe, options: TrainingOptions) -> None:
 def has_unlabelled(split: Split) -> bool:
     """Tell whether some images of a split have no class."""
     return bool((split.labels < 0).any())
-
-
-def check_unlabelled(recipe: Recipe, *, given: bool, is_taught: bool) -> None:
-    """Refuse images without classes where there is nothing to learn on them."""
-    if not given:
-        return
-    if not is_taught:
-        raise ValueError(
-            "What is learned on images without classes is what a teacher says about them. Add "
-            "--teacher, or leave --unlabelled out."
-        )
-    settings = recipe.distillation
-    assert settings is not None  # `check_teacher` has seen to it.
-    if not (settings.weight or settings.tokens or settings.features or settings.labels_from):
-        raise ValueError(
-            f"The teacher counts for nothing in {recipe.name}, so that there is nothing to learn "
-            "on images without classes. Give its distillation a weight, or leave --unlabelled out."
-        )
-
-
-def check_teacher(recipe: Recipe, *, given: bool) -> None:
-    """Refuse a teacher where a recipe does not say how to learn from one, or learns from maps."""
-    if not given:
-        return
-    if recipe.distillation is None:
-        raise ValueError(
-            f"A teacher needs a recipe that says what its logits count for, and {recipe.name} has "
-            "no distillation. Add e.g. distillation: {weight: 0.1, temperature: 3.0} to a copy."
-        )
-    if recipe.compile and (recipe.distillation.tokens or recipe.distillation.features):
-        raise ValueError(
-            f"{recipe.name} learns from what a network makes on the way, which hooks note, and "
-            "compile leaves hooks out. Write compile: false, or tokens: 0 and features: 0."
-        )
-    if recipe.token_labels is not None:
-        raise ValueError(
-            f"{recipe.name} learns from a teacher's label maps already (token_labels). Leave the "
-            "teacher out, or write token_labels: null."
-        )
-
-
-def check_token_labels(recipe: Recipe, *, given: bool) -> None:
-    """Refuse label maps that a recipe has no use for, and a recipe that lacks them."""
-    if (recipe.token_labels is None) == given:
-        raise ValueError(
-            "A recipe with token_labels needs the label maps of its images, and only such a one: "
-            f"{recipe.name} has {'none' if recipe.token_labels is None else 'token_labels'}. Give "
-            "the folder of the maps (--token-labels), or leave it out."
-        )
 
 
 def _timed(batches: Iterator[list[Shard]]) -> Iterator[tuple[list[Shard], float]]:

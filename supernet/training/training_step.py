@@ -7,7 +7,7 @@ for two). Dropped paths are drawn anew for every shard, from a seed of its numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -206,6 +206,14 @@ class BatchStatistics:
             buffer.copy_(before)
         for count, before in zip(self._counts, self._counts_before, strict=True):
             count.copy_(before)
+
+
+def stops_all(wish: Callable[[], bool] | None, device: torch.device) -> bool:
+    """Tell whether the caller of the first process wants all of them to stop."""
+    stops = torch.tensor(wish is not None and wish(), device=device)
+    if process_place()[1] > 1:
+        dist.broadcast(stops, 0)
+    return bool(stops)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

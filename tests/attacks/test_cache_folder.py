@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from search.run_folder.storage import CACHE_VARIABLE, Storage, StorageError, storage_url
+from search.run_folder.files import StorageError
+from search.run_folder.storage import CACHE_VARIABLE, Storage, storage_url
 
 
 @pytest.fixture

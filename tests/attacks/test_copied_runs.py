@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search.run_folder import folder as folders
-from search.run_folder.folder import create_run, open_run, resume_run
+from search.run_folder import create_run, open_run, resume_run
+from search.run_folder.files import Owner
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import CACHE_VARIABLE, OWNER, Storage, storage_url
 from tests.attacks.test_ownership import snapshot
@@ -115,7 +115,7 @@ def test_who_is_killed_on_the_way_into_the_storage_is_not_locked_out(
 
     enter = Storage.enter
 
-    def killed(self: Storage, owner: folders.Owner) -> None:
+    def killed(self: Storage, owner: Owner) -> None:
         if step == "after the storage":
             enter(self, owner)
         raise Killed

@@ -8,7 +8,7 @@ import pytest
 
 from search.record.record import Record
 from search.record.schema import RefusedError
-from search.run_folder.folder import create_run
+from search.run_folder import create_run
 from search.run_folder.settings import RunSettings
 
 

@@ -11,15 +11,10 @@ import pytest
 
 from search.cli.app import main
 from search.record.claim import take_claim
-from search.run_folder.folder import create_run, own_run, resume_run
+from search.run_folder import create_run, own_run, resume_run
+from search.run_folder.files import SharedFolder, StorageError
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import (
-    CACHE_VARIABLE,
-    SharedFolder,
-    Storage,
-    StorageError,
-    storage_url,
-)
+from search.run_folder.storage import CACHE_VARIABLE, Storage, storage_url
 from searchspace import durable
 from tests.attacks.test_ownership import snapshot
 from tests.tiny_run import write_run

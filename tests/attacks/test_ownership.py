@@ -6,7 +6,6 @@ The steps of the first are held open by events, so nothing here depends on how f
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,10 +17,10 @@ from typing import Any
 import pytest
 
 import supernet.data
+from search.record import claim as claims
 from search.record.claim import is_claimed, take_claim
 from search.record.record import Record
-from search.run_folder import folder as folders
-from search.run_folder.folder import create_run, open_run, own_run, resume_run
+from search.run_folder import create_run, creation, open_run, own_run, resume_run
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import OWNER, storage_url
 from tests.postgres import Server
@@ -125,14 +124,14 @@ def test_of_two_that_begin_at_the_same_instant_one_wins(
     # Both have seen that the folder is free before either goes on, and the winner works until the
     # other has ended.
     both, ended = threading.Barrier(2), threading.Event()
-    check, seen = folders._check, threading.local()
+    check, seen = creation._check, threading.local()
 
     def check_and_wait(settings: RunSettings) -> Any:
         space = check(settings)
         both.wait(60)
         return space
 
-    monkeypatch.setattr(folders, "_check", check_and_wait)
+    monkeypatch.setattr(creation, "_check", check_and_wait)
     outcomes: list[str] = []
 
     def drive(name: str) -> None:
@@ -233,22 +232,6 @@ def test_of_two_runs_that_ask_for_one_storage_one_gets_it(tmp_path: Path, held: 
     assert (tmp_path / "storage" / OWNER).is_file()
 
 
-def test_a_storage_is_free_again_when_the_run_never_began(tmp_path: Path) -> None:
-    settings = RunSettings(
-        data="digits", budget="10cpu-minutes", storage=storage_url(str(tmp_path / "storage"))
-    )
-
-    def too_small() -> None:
-        with create_run(tmp_path / "run", settings) as run:
-            run.share_data()
-            raise ValueError("the budget is too small")
-
-    for _ in range(2):
-        with pytest.raises(ValueError, match="too small"):
-            too_small()
-    assert snapshot(tmp_path) == {}
-
-
 def test_a_schema_is_dropped_only_by_who_made_it(
     postgres: Server, tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,117 +246,6 @@ def test_a_schema_is_dropped_only_by_who_made_it(
         pass
 
     assert dropped == []
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import supernet.data
-from search.run_folder import folder
-from search.run_folder.settings import RunSettings
-step = sys.argv[3]
-def killed(*arguments, **options):
-    if step == "after":
-        real(*arguments, **options)
-    os.kill(os.getpid(), signal.SIGKILL)
-holder = {"create": folder.Record, "prepare_data": supernet.data}.get(sys.argv[2], folder)
-real = getattr(holder, sys.argv[2])
-setattr(holder, sys.argv[2], killed)
-settings = RunSettings(data="digits", budget="10cpu-minutes")
-with folder.create_run(Path(sys.argv[1]), settings):
-    pass
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        ("refuse_links", "after"),
-        ("prepare_data", "before"),
-        ("prepare_data", "after"),
-        ("_keep_recipe", "after"),
-        ("create", "after"),
-    ],
-)
-def test_the_same_command_takes_up_what_was_killed_on_the_way(
-    tmp_path: Path, name: str, step: str
-) -> None:
-    out = tmp_path / "run"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(out), name, step], cwd=ROOT, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-
-    with pytest.raises(ValueError, match="without --resume"), resume_run(out, None):
-        pass
-    with pytest.raises(ValueError, match="without --resume"), open_run(out):
-        pass
-    with create_run(out, SETTINGS) as run:
-        assert run.data().num_classes == 10
-        run.record.set_meta("plan", {})
-    with resume_run(out, None) as run:
-        assert run.space().num_classes == 10
-
-
-@pytest.mark.parametrize("left", ["record.db.partial", "space.yaml.partial"])
-def test_what_was_cut_off_is_made_anew(tmp_path: Path, left: str) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    claim = take_claim(out / folders.LOCK)
-    assert claim is not None
-    claim.release()
-    (out / left).write_bytes(b"cut off")
-
-    with create_run(out, SETTINGS) as run:
-        run.record.set_meta("plan", {})
-
-    with open_run(out) as run:
-        assert run.settings == SETTINGS
-
-
-@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
-def test_a_run_that_lost_its_space_is_not_made_anew(
-    tmp_path: Path, request: pytest.FixtureRequest, where: str
-) -> None:
-    server = request.getfixturevalue("postgres") if where == "postgresql" else None
-    with working(tmp_path / "run", database=server and server.url):
-        pass
-    (tmp_path / "run" / "space.yaml").unlink()
-    before = snapshot(tmp_path)
-
-    with pytest.raises(ValueError, match="is in use"), create_run(tmp_path / "run", SETTINGS):
-        pass
-
-    assert snapshot(tmp_path) == before
-
-
-def test_what_is_not_a_half_made_run_is_not_taken_up(tmp_path: Path) -> None:
-    for name in ("data", "record.db", "run.lock"):
-        out = tmp_path / f"with {name}"
-        out.mkdir()
-        (out / name).write_text("mine")
-        with pytest.raises(ValueError, match="is in use"), create_run(out, SETTINGS):
-            pass
-        assert snapshot(out) == {name: b"mine"}
-
-
-def test_only_what_was_written_is_removed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    prepare = supernet.data.prepare_data
-
-    def disturbed(*arguments: Any, **options: Any) -> Any:
-        prepare(*arguments, **options)
-        (out / "data" / "notes.txt").write_text("mine")
-        (out / "space.yaml.bak").write_text("mine")
-        raise ValueError("an image is damaged")
-
-    monkeypatch.setattr(supernet.data, "prepare_data", disturbed)
-    with pytest.raises(ValueError, match="damaged"), create_run(out, SETTINGS):
-        pass
-
-    assert snapshot(out) == {"data/notes.txt": b"mine", "space.yaml.bak": b"mine"}
 
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
@@ -406,7 +278,7 @@ def test_a_lock_whose_file_was_removed_is_worth_nothing(
     lock = tmp_path / "run.lock"
     first = take_claim(lock)
     assert first is not None
-    flock = folders.take_claim.__globals__["fcntl"].flock
+    flock = claims.fcntl.flock
 
     def removed_meanwhile(descriptor: int, how: int) -> None:
         # The first gives up between the second's opening of the file and its locking.

@@ -10,7 +10,7 @@ import yaml
 
 from configs import config_path
 from search.cli import app, run_commands
-from search.run_folder.folder import create_run, open_run, resume_run
+from search.run_folder import create_run, open_run, resume_run
 from search.run_folder.settings import SAMPLERS, RunSettings
 from search.sampling.asking import SAMPLERS as KNOWN_SAMPLERS
 from supernet.recipes.recipe import load_recipe

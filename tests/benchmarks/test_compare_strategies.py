@@ -10,26 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare_strategies
-from benchmarks.compare_strategies import (
-    COLUMNS,
-    Found,
-    Member,
-    Row,
-    Study,
+from benchmarks.strategies import found as finding
+from benchmarks.strategies import work
+from benchmarks.strategies.found import found_by
+from benchmarks.strategies.rows import COLUMNS, Row, read_rows, rows_of, write_rows
+from benchmarks.strategies.singles import single_networks
+from benchmarks.strategies.study import Found, Member, Study, choose_members
+from benchmarks.strategies.tables import (
     best_top1,
-    choose_members,
     front_hypervolume,
     gain_over_single,
     half_width,
     log_hypervolume,
-    read_rows,
-    rows_of,
-    run_study,
     tables,
-    write_rows,
 )
-from benchmarks.study_singles import single_networks
+from benchmarks.strategies.work import run_study
 from search.record.record import Record
 from search.retraining.model_card import RetrainResult
 from search.retraining.out_folder import RESULT_FILE
@@ -131,8 +126,8 @@ class Program:
         self.commands: list[tuple[str, ...]] = []
         self.retrained: list[tuple[str, int]] = []
         self.kill_at = -1
-        patch.setattr(compare_strategies, "_command", self)
-        patch.setattr(compare_strategies, "_retrain", self.retrain)
+        patch.setattr(work, "_command", self)
+        patch.setattr(work, "_retrain", self.retrain)
 
     def __call__(self, *words: object) -> None:
         self.commands.append(tuple(map(str, words)))
@@ -252,7 +247,7 @@ def test_a_run_that_was_begun_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_script_s_front_is_that_of_its_trials(tmp_path: Path) -> None:
     # 2 costs less than 3 and is as good as it will be; 5 is the best.
     write_script(tmp_path / "tpe-s0", (3, 5, 2))
-    found = compare_strategies._found(study(tmp_path), "tpe", 0)
+    found = found_by(study(tmp_path), "tpe", 0)
     assert isinstance(found, Found)
     assert [member.key for member in found.front] == [network(n).key for n in (2, 3, 5)]
     assert found.run["spent_seconds"] == "30"
@@ -261,7 +256,7 @@ def test_the_script_s_front_is_that_of_its_trials(tmp_path: Path) -> None:
 
 def test_a_volume_is_reached_when_a_hundredth_is_lacking() -> None:
     spent, volumes = [1.0, 2.0, 3.0, 4.0], [0.5, 0.98, 0.991, 1.0]
-    assert compare_strategies._until_final(spent, volumes) == 3.0
+    assert finding._until_final(spent, volumes) == 3.0
 
 
 def test_over_the_logarithm_twice_the_cost_is_as_far_everywhere() -> None:

@@ -31,12 +31,11 @@ from searchspace.spec_file import load_space
 from supernet.data import ImageData, open_data
 from supernet.data.dense import open_dense_data
 from supernet.dense.judging import judge
-from supernet.dense.network import DenseOptions, build_dense
+from supernet.dense.network import DenseOptions, build_dense, extract_dense
 from supernet.dense.options import dense_options
 from supernet.dense.shared import (
     DenseSupernetTrainer,
     calibration_batches,
-    judge_inherited,
     load_dense_supernet,
 )
 from supernet.dense.training import DenseTeacher, DenseTrainingOptions, train_dense
@@ -44,6 +43,7 @@ from supernet.kernels.select import VARIABLE
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import build_subnet, extraction_error
 from supernet.recipes.recipe import Recipe
+from supernet.shared_weights.calibration import recalibrate
 from supernet.shared_weights.trainer import SupernetTrainer
 from supernet.training.training import TrainingOptions, TrainingStopped, train
 from tests import tiny_dense
@@ -306,5 +306,6 @@ def test_shared_weights_under_heads_train_and_are_read_again(name: str, tmp_path
         tmp_path / "checkpoint", small, chosen, len(split.class_names)
     ).to(NAME)
     calibration = [one.to(torch.device(NAME)) for one in calibration_batches(split, chosen)]
-    judged = judge_inherited(supernet, small.first(), split, chosen, calibration, device=NAME)
-    assert judged.images == len(split)
+    network = extract_dense(supernet, small.first())
+    recalibrate(network, calibration)
+    assert judge(network, split, chosen, device=NAME).images == len(split)

@@ -229,7 +229,7 @@ def test_what_does_not_go_together_is_said(changes: dict[str, Any], words: str) 
 
 
 def test_the_kept_recipe_is_the_one_that_was_given(tmp_path: Path) -> None:
-    from search.run_folder.folder import create_run
+    from search.run_folder import create_run
 
     settings = settings_of(tmp_path, "semantic")
     with create_run(tmp_path / "run", settings) as run:

@@ -17,8 +17,8 @@ from PIL import Image
 from search.cli.config_file import keep_options, read_options
 from search.phases.planning import plan_from_times
 from search.plan import PHASES, StepTimes
-from search.run_folder import RunSettings
-from search.run_folder.folder import create_run, keep_unlabelled, resume_run
+from search.run_folder import RunSettings, create_run, resume_run
+from search.run_folder.creation import keep_unlabelled
 from search.terminal import plan_table
 from search.workers.graft_worker import GraftWorker, make_graft_job
 from supernet.data import open_data
@@ -213,12 +213,12 @@ def test_what_was_killed_while_they_were_decoded_is_begun_again(
 ) -> None:
     settings = graft_settings(tmp_path / "of", unlabelled=str(write_more(tmp_path / "more")))
     with monkeypatch.context() as patch:
-        patch.setattr("search.run_folder.folder._NewRun.undo", lambda self: None)
+        patch.setattr("search.run_folder.creation._NewRun.undo", lambda self: None)
 
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("search.run_folder.folder.Record.create", killed)
+        patch.setattr("search.run_folder.creation.Record.create", killed)
         with pytest.raises(KeyboardInterrupt), create_run(tmp_path / "run", settings):
             pass
     assert list((tmp_path / "run").glob("unlabelled-*"))

@@ -23,7 +23,7 @@ from configs.installation import install_command
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record
 from search.record.schema import Address, DatabaseLostError, open_database
-from search.run_folder.folder import create_run, resume_run
+from search.run_folder import create_run, resume_run
 from search.run_folder.settings import RunSettings
 from tests.postgres import Server, new_place
 

@@ -16,7 +16,7 @@ from search.plan import MorePlan
 from search.record import Measured
 from search.record.record import AttemptOutcome, Record
 from search.report.closing import print_closing, write_report
-from search.run_folder.folder import create_run
+from search.run_folder import create_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
 from tests.search.plan.test_large_plans import plan_of

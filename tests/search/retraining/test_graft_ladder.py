@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from search.retraining.ladder import GRAFT_STEPS, take_steps
-from search.retraining.wanted import assembled, grafted_teacher
+from search.retraining.wanted import assembled
 from search.run_folder import open_run
 from search.run_folder.folder import RunFolder
 from searchspace.graft_space import replacements
@@ -55,7 +55,7 @@ def test_each_step_is_what_it_says(graft: Path) -> None:
                 train_split=data.split("train"),
                 eval_split=data.split("search"),
                 seed=3,
-                teacher=grafted_teacher(run),
+                teacher=run.mentor(),
             )
             return train(network, data, recipe, options).accuracy
 
@@ -72,7 +72,7 @@ def test_nothing_replaced_is_the_teacher(graft: Path) -> None:
     with open_run(graft) as run:
         (own,) = [t for t in run.record.trials() if t.key == TEACHER.key]
         data = run.data()
-        network = grafted_teacher(run).network
+        network = run.teacher.network()
         expected = evaluate(network, list(eval_batches(data.split("search"), data, 100)), "cpu")
         steps = ("assembled", "recalibrated")
         for step in take_steps(run, own.architecture_id, steps=steps, epochs=1):

@@ -13,7 +13,7 @@ from torch import nn
 from search.record.record import Record
 from search.retraining import ladder
 from search.retraining.ladder import STEPS, take_steps
-from search.run_folder.folder import RunFolder, create_run
+from search.run_folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
 from supernet.data import ImageData

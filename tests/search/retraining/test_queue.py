@@ -26,7 +26,7 @@ from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan, resized, retrain_members
 from search.retraining.training_queue import FAILED
-from search.run_folder.folder import RunFolder, create_run
+from search.run_folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Elsa, WindowAttention
@@ -185,7 +185,7 @@ def test_trainings_that_differ_have_different_names(tmp_path: Path) -> None:
 class Inline:
     """Stands in for the Ray cluster: what is submitted runs at once."""
 
-    devices = 2
+    devices = node_devices = 2
 
     def __init__(self, *, device: str, address: str | None) -> None:
         assert (device, address) == ("cpu", None)

@@ -110,8 +110,8 @@ def test_what_was_killed_while_it_was_made_is_taken_up(tmp_path: Path, teacher: 
     build = look_for_teacher(settings.taught_by)
     with pytest.MonkeyPatch.context() as patch:
         # A kill undoes nothing.
-        patch.setattr("search.run_folder.folder._NewRun.undo", lambda self: None)
-        patch.setattr("search.run_folder.folder.Record.create", killed)
+        patch.setattr("search.run_folder.creation._NewRun.undo", lambda self: None)
+        patch.setattr("search.run_folder.creation.Record.create", killed)
         with pytest.raises(Killed), create_run(tmp_path / "run", settings, teacher=build):
             pass
     assert (tmp_path / "run" / MENTOR).is_dir()

@@ -15,15 +15,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
+from search.run_folder.files import SharedFolder, StorageError
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import (
-    CACHE_VARIABLE,
-    SharedFolder,
-    Storage,
-    StorageError,
-    open_files,
-    storage_url,
-)
+from search.run_folder.storage import CACHE_VARIABLE, Storage, open_files, storage_url
 from tests.object_store import object_store
 
 FORK = multiprocessing.get_context("fork")

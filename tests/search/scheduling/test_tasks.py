@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from search.run_folder.disk import FullDiskError, is_disk_full
-from search.run_folder.storage import StorageError
+from search.run_folder.files import StorageError
 from search.scheduling.tasks import (
     SPOILT_STATUS,
     Outcome,

@@ -12,7 +12,8 @@ import pytest
 from search.plan import Plan
 from search.record.record import Record
 from search.scheduling.tasks import START_SECONDS
-from search.scheduling.trials import MIN_KNOWN, Choice, TrialCosts, TrialRunner
+from search.scheduling.trial_costs import MIN_KNOWN, TrialCosts
+from search.scheduling.trials import Choice, TrialRunner
 from tests.clock import Clock
 from tests.tiny_engine import SPACE, VALUES, plan_of, runner
 

@@ -8,7 +8,7 @@ import pytest
 
 from search.record.record import Record
 from search.run_folder.disk import FullDiskError
-from search.run_folder.storage import StorageError
+from search.run_folder.files import StorageError
 from search.scheduling.tasks import Outcome
 from search.scheduling.trials import MAX_LOST
 from tests.tiny_engine import VALUES, runner

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from search.run_folder.files import DATA
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import DATA
 from search.workers import supernet_worker
 from search.workers.job import Job, make_job
 from supernet.data import prepare_data

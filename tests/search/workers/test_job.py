@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.run_folder.files import DATA
 from search.run_folder.settings import RunSettings
-from search.run_folder.storage import DATA
 from search.workers.job import Job, make_job, set_up_process
 from supernet.data import prepare_data
 from supernet.recipes.recipe import dump_recipe, load_recipe

@@ -18,7 +18,7 @@ from search.retraining.network import RetrainOptions, retrain
 from search.workers.job import Job, for_group
 from search.workers.supernet_worker import SupernetWorker
 from supernet.recipes.recipe import load_recipe
-from supernet.shared_weights import trainer as trainer_module
+from supernet.shared_weights import shared_training
 
 
 def test_a_group_meets_at_an_address_that_the_name_of_the_machine_has_no_part_in(
@@ -114,13 +114,13 @@ def test_steps_are_taken_while_a_checkpoint_of_before_them_is_written(
     worker.train(2)
     assert worker.trainer is not None
     before = {n: v.clone() for n, v in worker.trainer.supernet.state_dict().items()}
-    write = trainer_module.save_supernet
+    write = shared_training.save_supernet
 
     def held(folder: Path, **what: Any) -> None:
         assert may_write.wait(60)
         write(folder, **what)
 
-    monkeypatch.setattr(trainer_module, "save_supernet", held)
+    monkeypatch.setattr(shared_training, "save_supernet", held)
     monkeypatch.setattr(type(worker.job.files), "publish", lambda *_: published.append(True))
     worker.save(True)
     worker.train(3)
@@ -147,7 +147,7 @@ def test_what_goes_wrong_while_a_checkpoint_is_written_is_told_by_the_next(
     worker.start(9)
     worker.train(1)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "save_supernet", fail)
+        patch.setattr(shared_training, "save_supernet", fail)
         worker.save(True)
         with pytest.raises(OSError, match="No space left"):
             worker.save()

@@ -12,15 +12,17 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.data.dense import DenseSplit, open_dense_data
+from supernet.dense.judging import judge
+from supernet.dense.network import extract_dense
 from supernet.dense.shared import (
     DenseSupernetTrainer,
     calibration_batches,
     dense_extraction_error,
-    judge_inherited,
     load_dense_supernet,
 )
 from supernet.network.supernet import Supernet
 from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.shared_weights import recalibrate
 from tests.tiny_dense import recipe, write_data
 
 TASKS = {"semantic": "cells_semantic", "detection": "cells_detection", "instance": "mask_rcnn_1x"}
@@ -128,9 +130,10 @@ def test_judging_extracts_recalibrates_and_leaves_the_supernet_alone(
     architecture = space().sample(random.Random(7))
     assert dense_extraction_error(loaded, architecture, batches[0]) == 0.0
     before = {name: value.clone() for name, value in loaded.state_dict().items()}
-    first = judge_inherited(loaded, architecture, images, chosen, batches)
-    again = judge_inherited(loaded, architecture, images, chosen, batches)
-    assert first.values() == again.values()
+    first, again = extract_dense(loaded, architecture), extract_dense(loaded, architecture)
+    for network in (first, again):
+        recalibrate(network, batches)
+    assert judge(first, images, chosen).values() == judge(again, images, chosen).values()
     assert all(loaded.state_dict()[name].equal(value) for name, value in before.items())
 
 

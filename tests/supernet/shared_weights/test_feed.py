@@ -17,6 +17,7 @@ from torch import Tensor
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.data import ImageData, open_data, prepare_data
 from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.shared_weights import shared_training
 from supernet.shared_weights import trainer as trainer_module
 from supernet.shared_weights.group import MOST_BATCH, most_devices, recipe_of_group
 from supernet.shared_weights.trainer import PASS_IMAGES, SupernetTrainer, passes_of
@@ -136,7 +137,7 @@ def test_two_processes_train_what_one_does(
 def test_more_processes_than_shards_are_refused(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "process_place", lambda: (2, 3))
+    monkeypatch.setattr(shared_training, "process_place", lambda: (2, 3))
     with pytest.raises(ValueError, match="2 shards and 3 processes"):
         trainer(data, recipe(BATCH // 2))
 

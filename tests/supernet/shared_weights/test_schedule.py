@@ -72,7 +72,7 @@ def test_bad_steps_count_only_in_a_row(data: ImageData, monkeypatch: pytest.Monk
     good = [*[False] * 19, True, *[False] * 19, True, *[False] * 20]
     outcomes = iter(good)
     monkeypatch.setattr(
-        "supernet.shared_weights.trainer.apply_gradients",
+        "supernet.shared_weights.shared_training.apply_gradients",
         lambda *_, **__: torch.tensor(next(outcomes)),
     )
     with pytest.raises(FloatingPointError, match="not finite in 20 steps"):

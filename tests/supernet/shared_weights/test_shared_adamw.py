@@ -17,11 +17,8 @@ from supernet.network.supernet import Supernet, extract
 from supernet.recipes.recipe import load_recipe
 from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
-from supernet.shared_weights.trainer import (
-    accumulate_gradients,
-    apply_gradients,
-    build_shared_optimizer,
-)
+from supernet.shared_weights.shared_training import apply_gradients
+from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
 from supernet.shared_weights.usage import Mask, UsedWeights, _join, _trace
 from tests.supernet.kernels.formulations import use
 from tests.supernet.network.test_supernet import SPACE, randomise, samples

@@ -295,14 +295,14 @@ def test_a_student_comes_nearer_to_what_it_learns(data: ImageData, what: str) ->
         torch.manual_seed(0)
         network = build_subnet(ARCHITECTURE)
         settings = {"weight": 1.0, "temperature": 1.0, what: amount}
-        mentor = teacher(build_subnet(ARCHITECTURE))
+        one = teacher(build_subnet(ARCHITECTURE))
         recipe = changed(RECIPE, distillation=settings, epochs=40)
         options = TrainingOptions(
-            train_split=data.full_train(), eval_split=data.test_split(), seed=1, teacher=mentor
+            train_split=data.full_train(), eval_split=data.test_split(), seed=1, teacher=one
         )
         train(network, data, recipe, options)
         asked = Distillation(**{**settings, what: 1.0})
-        lesson = Lesson(mentor, asked, data.mean, data.std, torch.device("cpu"))
+        lesson = Lesson(one, asked, data.mean, data.std, torch.device("cpu"))
         images = torch.randn(6, 3, 8, 8)
         with torch.no_grad(), lesson.watching(network.eval()) as seen:
             network(images)

@@ -1,0 +1,1 @@
+"""Trouble for runs and retrainings; see `benchmarks/trouble.py`."""

@@ -1,0 +1,1 @@
+"""Which strategy finds the better front; see `benchmarks/compare_strategies.py`."""

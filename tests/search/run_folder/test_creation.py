@@ -1,0 +1,151 @@
+"""A run is made whole or not at all: what was cut off is taken up, what is not ours is kept.
+
+Of two processes that make one at once: tests/attacks/test_ownership.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import supernet.data
+from search.record.claim import take_claim
+from search.run_folder import create_run, open_run, resume_run
+from search.run_folder.folder import LOCK
+from search.run_folder.settings import RunSettings
+from search.run_folder.storage import storage_url
+from tests.attacks.test_ownership import SETTINGS, snapshot, working
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_storage_is_free_again_when_the_run_never_began(tmp_path: Path) -> None:
+    settings = RunSettings(
+        data="digits", budget="10cpu-minutes", storage=storage_url(str(tmp_path / "storage"))
+    )
+
+    def too_small() -> None:
+        with create_run(tmp_path / "run", settings) as run:
+            run.share_data()
+            raise ValueError("the budget is too small")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too small"):
+            too_small()
+    assert snapshot(tmp_path) == {}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import supernet.data
+from search.run_folder import creation
+from search.run_folder.settings import RunSettings
+step = sys.argv[3]
+def killed(*arguments, **options):
+    if step == "after":
+        real(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+holder = {"create": creation.Record, "prepare_data": supernet.data}.get(sys.argv[2], creation)
+real = getattr(holder, sys.argv[2])
+setattr(holder, sys.argv[2], killed)
+settings = RunSettings(data="digits", budget="10cpu-minutes")
+with creation.create_run(Path(sys.argv[1]), settings):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("refuse_links", "after"),
+        ("prepare_data", "before"),
+        ("prepare_data", "after"),
+        ("_keep_recipe", "after"),
+        ("create", "after"),
+    ],
+)
+def test_the_same_command_takes_up_what_was_killed_on_the_way(
+    tmp_path: Path, name: str, step: str
+) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(out), name, step], cwd=ROOT, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+    with pytest.raises(ValueError, match="without --resume"), resume_run(out, None):
+        pass
+    with pytest.raises(ValueError, match="without --resume"), open_run(out):
+        pass
+    with create_run(out, SETTINGS) as run:
+        assert run.data().num_classes == 10
+        run.record.set_meta("plan", {})
+    with resume_run(out, None) as run:
+        assert run.space().num_classes == 10
+
+
+@pytest.mark.parametrize("left", ["record.db.partial", "space.yaml.partial"])
+def test_what_was_cut_off_is_made_anew(tmp_path: Path, left: str) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    claim = take_claim(out / LOCK)
+    assert claim is not None
+    claim.release()
+    (out / left).write_bytes(b"cut off")
+
+    with create_run(out, SETTINGS) as run:
+        run.record.set_meta("plan", {})
+
+    with open_run(out) as run:
+        assert run.settings == SETTINGS
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_a_run_that_lost_its_space_is_not_made_anew(
+    tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    server = request.getfixturevalue("postgres") if where == "postgresql" else None
+    with working(tmp_path / "run", database=server and server.url):
+        pass
+    (tmp_path / "run" / "space.yaml").unlink()
+    before = snapshot(tmp_path)
+
+    with pytest.raises(ValueError, match="is in use"), create_run(tmp_path / "run", SETTINGS):
+        pass
+
+    assert snapshot(tmp_path) == before
+
+
+def test_what_is_not_a_half_made_run_is_not_taken_up(tmp_path: Path) -> None:
+    for name in ("data", "record.db", "run.lock"):
+        out = tmp_path / f"with {name}"
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(ValueError, match="is in use"), create_run(out, SETTINGS):
+            pass
+        assert snapshot(out) == {name: b"mine"}
+
+
+def test_only_what_was_written_is_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    prepare = supernet.data.prepare_data
+
+    def disturbed(*arguments: Any, **options: Any) -> Any:
+        prepare(*arguments, **options)
+        (out / "data" / "notes.txt").write_text("mine")
+        (out / "space.yaml.bak").write_text("mine")
+        raise ValueError("an image is damaged")
+
+    monkeypatch.setattr(supernet.data, "prepare_data", disturbed)
+    with pytest.raises(ValueError, match="damaged"), create_run(out, SETTINGS):
+        pass
+
+    assert snapshot(out) == {"data/notes.txt": b"mine", "space.yaml.bak": b"mine"}
