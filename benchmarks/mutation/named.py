@@ -36,7 +36,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "trials are trained on search",
         WORKER,
-        'train_split=data.split("train")',
+        "train_split=job.train_split(data, task.images)",
         'train_split=data.split("search")',
         "tests/search/test_image_roles.py",
     ),

@@ -39,6 +39,7 @@ OPTIONS = {
     "--task": "semantic",
     "--start": "other",
     "--from": "other",
+    "--unlabelled": "images",
     "--arch": "swin_t",
     "--teacher": "runs/other:3",
     "--storage": "there",
