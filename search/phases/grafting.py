@@ -41,8 +41,8 @@ from supernet.training import latest_checkpoint
 
 SAVE_EVERY_SECONDS = 30.0
 CALL_SECONDS = 2.0
-# A schedule is shortened where it would take so much more than its share.
-SLOWER_SHARE = 0.1
+# The end of a schedule moves where the pace has changed by so much.
+RESCHEDULE_SHARE = 0.1
 # Parts have learned enough after so many passes over the images.
 MAX_LIBRARY_EPOCHS = 60
 # Pairs are a sample: a tenth of the singles, and not more than that many.
@@ -125,10 +125,15 @@ def _split(session: Session, plan: Plan) -> tuple[int, int]:
         assert times is not None
         seconds = plan.spent_by_end["library"] - session.spent() - devices * session.start_seconds
         steps = int(seconds / max(times.supernet_step, 1e-9))
-        images = max(plan.train_images, 1)
-        most = MAX_LIBRARY_EPOCHS * images // max(times.supernet_batch, 1)
-        known = session.state.library = (devices, max(min(steps, most), 1))
+        known = session.state.library = (devices, max(min(steps, _most_steps(session, plan)), 1))
     return known
+
+
+def _most_steps(session: Session, plan: Plan) -> int:
+    """Return how many steps parts take at most, however much time there is."""
+    times = session.state.times
+    assert times is not None
+    return MAX_LIBRARY_EPOCHS * max(plan.train_images, 1) // max(times.supernet_batch, 1)
 
 
 def _train_shares(session: Session, plan: Plan) -> None:
@@ -169,7 +174,8 @@ def _train_together(
 ) -> None:
     """Let each worker train its share to the end, with checkpoints on the way.
 
-    Where steps are slower than measured the schedule ends earlier, to keep the phase's share.
+    The schedule follows the pace: it ends earlier, or later, than was planned. The first steps are
+    slow, for they compile kernels and start the processes that make batches.
     """
     tick = session.tick("library")
     steps = [
@@ -183,8 +189,9 @@ def _train_together(
         seconds = (time.monotonic() - started) / at_a_time
         at_a_time = max(round(CALL_SECONDS / max(seconds, 1e-6)), 1)
         fitting = _fitting(session, plan, seconds * len(workers)) + min(one[0] for one in found)
-        if fitting < total * (1 - SLOWER_SHARE):
-            total = max(fitting, 1)
+        fitting = max(min(fitting, _most_steps(session, plan)), 1)
+        if abs(fitting - total) > total * RESCHEDULE_SHARE:
+            total = fitting
             session.state.library = (shares, total)
             call_all(workers, "reschedule", total, while_waiting=tick)
         step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)

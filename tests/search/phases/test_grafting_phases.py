@@ -6,10 +6,12 @@ clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,7 +119,7 @@ def graft_of(folder: Path, patch: pytest.MonkeyPatch, budget: str = "50cpu-secon
     for file in Path(run.settings.teacher).iterdir():
         (teacher / file.name).write_bytes(file.read_bytes())
     patch.setattr(grafting, "MAX_LIBRARY_EPOCHS", 16)  # steps here
-    patch.setattr(grafting, "SLOWER_SHARE", 1.0)  # the pace is of the wall clock
+    patch.setattr(grafting, "RESCHEDULE_SHARE", math.inf)  # the pace is of the wall clock
     patch.setattr(grafting, "call", _call)
     patch.setattr(grafting, "call_all", lambda actors, *rest, **more: [_call(*actors, *rest)])
     return run
@@ -219,6 +221,31 @@ def test_a_graft_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     ends = [run.enter(stop_after=9.0) for _ in range(9)]
     assert ends[0] == "stopped"
     assert ends[-1] == "done"
+
+
+def test_slow_first_steps_do_not_shorten_what_the_parts_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device the first steps compile kernels: here each of four takes a second, not .2."""
+    run = graft_of(tmp_path, monkeypatch)
+    taken: list[float] = []
+
+    class Worker(run.work.supernet_worker):  # type: ignore[misc, name-defined]
+        def train(self, steps: int) -> tuple[int, float]:
+            run.clock.work_for(0.8 if len(taken) < 4 else 0.0)
+            taken.append(run.clock.now)
+            return super().train(steps)
+
+    run.work = replace(run.work, supernet_worker=Worker)
+    monkeypatch.setattr(grafting, "time", SimpleNamespace(monotonic=run.clock))
+    monkeypatch.setattr(grafting, "CALL_SECONDS", STEP)
+    monkeypatch.setattr(grafting, "RESCHEDULE_SHARE", 0.1)
+    monkeypatch.setattr(grafting, "MAX_LIBRARY_EPOCHS", 64)  # steps here
+    run.enter()
+    share = 0.3 * 50
+    assert len(taken) > 0.6 * share / STEP
+    with run.record() as record:
+        assert record.spent_by_phase()["library"] < 1.1 * share
 
 
 def test_images_of_other_classes_are_refused(
