@@ -14,6 +14,7 @@ from typing import Any, Self
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage
+from sqlalchemy.pool import NullPool
 
 from search.sampling.asking import SAMPLERS, Asking, study_trial
 from search.sampling.design_space import DesignSpace, Draw, draw
@@ -123,7 +124,8 @@ class Mirror:
 
     def __init__(self, path: Path, *, name: str, losses: Sequence[str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = RDBStorage(f"sqlite:///{path}")
+        # A connection ends with its use: a file that cannot be read leaves none open.
+        self._storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=name,

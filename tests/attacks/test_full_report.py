@@ -14,8 +14,10 @@ from pathlib import Path
 import optuna
 import pytest
 import typer
+from optuna.storages import RDBStorage
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 from typer.testing import CliRunner
 
 from search.cli import dense_commands
@@ -142,8 +144,13 @@ def test_a_transfer_whose_report_does_not_fit_ends_in_the_same_way(
 
 def trials_of(run: RunFolder) -> list[tuple[str, list[float]]]:
     """Read the copy as optuna-dashboard does."""
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run.folder / MIRROR}")
-    return [(trial.user_attrs["architecture"], trial.values) for trial in study.trials]
+    url = f"sqlite:///{run.folder / MIRROR}"
+    storage = RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    study = optuna.load_study(study_name=None, storage=storage)
+    try:
+        return [(trial.user_attrs["architecture"], trial.values) for trial in study.trials]
+    finally:
+        storage.remove_session()
 
 
 @pytest.mark.parametrize("seed", range(6))
