@@ -106,6 +106,18 @@ def trained(
     return network.state_dict()
 
 
+def trained_in_parts(trainer: Callable[[str], Any], folder: Path) -> Any:
+    """Train shared weights with a checkpoint on the way, and see that they are the processor's."""
+    expected, begun, found = trainer("cpu"), trainer(NAME), trainer(NAME)
+    expected.run(4)
+    begun.run(2)
+    begun.snapshot().write(folder)
+    assert found.load(folder)
+    found.run(2)
+    assert_same(found.supernet.state_dict(), expected.supernet.state_dict())
+    return found
+
+
 def test_the_second_device_refuses_what_a_gpu_refuses() -> None:
     there = torch.zeros(3, device=NAME)
     with pytest.raises(RuntimeError, match="same device"):
@@ -172,13 +184,7 @@ def test_shared_weights_train_and_are_read_again(
             teacher=tiny_teacher() if is_taught else None,
         )
 
-    expected, begun, found = trainer("cpu"), trainer(NAME), trainer(NAME)
-    expected.run(4)
-    begun.run(2)
-    begun.snapshot().write(tmp_path / "checkpoint")
-    assert found.load(tmp_path / "checkpoint")
-    found.run(2)
-    assert_same(found.supernet.state_dict(), expected.supernet.state_dict())
+    found = trained_in_parts(trainer, tmp_path / "checkpoint")
     images = torch.randn(2, 3, 8, 8).to(NAME)
     for seed in range(3):
         assert extraction_error(found.supernet, space().sample(random.Random(seed)), images) < 1e-5
@@ -294,13 +300,7 @@ def test_shared_weights_under_heads_train_and_are_read_again(name: str, tmp_path
             small, split, chosen, strategy="uniform", total_steps=4, seed=3, device=device
         )
 
-    expected, begun, found = trainer("cpu"), trainer(NAME), trainer(NAME)
-    expected.run(4)
-    begun.run(2)
-    begun.snapshot().write(tmp_path / "checkpoint")
-    assert found.load(tmp_path / "checkpoint")
-    found.run(2)
-    assert_same(found.supernet.state_dict(), expected.supernet.state_dict())
+    found = trained_in_parts(trainer, tmp_path / "checkpoint")
     found.snapshot().write(tmp_path / "checkpoint")
     supernet = load_dense_supernet(
         tmp_path / "checkpoint", small, chosen, len(split.class_names)
