@@ -15,7 +15,15 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
 from search.record import Measured, Record
-from search.scheduling import START_SECONDS, BudgetSpent, Judgement, Looks, Outcome, last_line
+from search.scheduling import (
+    START_SECONDS,
+    BudgetSpent,
+    Judgement,
+    Looks,
+    Outcome,
+    last_line,
+    late_seconds,
+)
 from searchspace.architecture import Architecture
 
 # A call to a judge is worth its cost when it lasts about so long.
@@ -108,6 +116,7 @@ class JudgeCrew:
         left: Device-seconds that may still be spent: no judge starts that does not fit, and at 0
             all end at once.
         start_seconds: Expected of a judge, until one was seen to start.
+        budget_seconds: Of the run: no more than a share of it is left over because looks come late.
 
     Attributes:
         start_seconds: The longest that a judge took from its start until it was ready.
@@ -125,8 +134,10 @@ class JudgeCrew:
         pace_seconds: float,
         left: Callable[[], float] = lambda: math.inf,
         start_seconds: float = 0.0,
+        budget_seconds: float = math.inf,
     ) -> None:
         self._left, self._expected_start = left, start_seconds
+        self._budget = budget_seconds
         self._cluster, self._worker, self._job = cluster, worker, job
         self._record, self._phase, self._most = record, phase, most
         self._pace = pace_seconds
@@ -185,7 +196,10 @@ class JudgeCrew:
             self._dismiss_dead(source)
             if source.should_stop():
                 stop_at = min(stop_at, time.monotonic() + STOP_SECONDS)
-            is_spent = self._left() <= len(self._judges) * looks.seconds()
+            late = late_seconds(
+                looks.seconds(), devices=len(self._judges), budget_seconds=self._budget
+            )
+            is_spent = self._left() <= late
             if time.monotonic() > stop_at or is_spent:
                 asking = asking and not is_spent
                 held = [self._dismiss(judge, "interrupted", "stopped") for judge in [*self._judges]]

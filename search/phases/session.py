@@ -152,6 +152,7 @@ class Session:
             pace_seconds=plan.judge_seconds,
             left=lambda: limit - self.spent(),
             start_seconds=self.start_seconds,
+            budget_seconds=self.budget.amount_seconds,
         )
 
     def estimator(self) -> Estimator:
@@ -329,7 +330,7 @@ class Session:
             if limit is None:
                 devices, amount = self.cluster.devices, self.budget.amount_seconds
                 limit = self.end_seconds
-                limit -= late_seconds(looks, devices=devices, budget_seconds=amount)
+                limit -= late_seconds(looks.seconds(), devices=devices, budget_seconds=amount)
             if self.spent() > limit:
                 raise BudgetSpent(f"The budget was spent in the phase {phase}; it ends here.")
             if may_stop:

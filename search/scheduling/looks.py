@@ -36,6 +36,6 @@ class Looks:
         return max(self._gaps)
 
 
-def late_seconds(looks: Looks, *, devices: float, budget_seconds: float) -> float:
-    """Take note of a look; return the device-seconds that pass until the next one may come."""
-    return min(looks.seconds() * devices, MOST_SHARE * budget_seconds)
+def late_seconds(gap: float, *, devices: float, budget_seconds: float) -> float:
+    """Return the device-seconds that are kept free for a look that comes after so many seconds."""
+    return min(gap * devices, MOST_SHARE * budget_seconds)

@@ -13,7 +13,7 @@ from search.plan import PHASES, Plan
 from search.record import AttemptOutcome, Measured, Record, Trial
 from search.results import searched_fidelities, trained_alone, trial_fidelities
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
-from search.scheduling.looks import MOST_SHARE
+from search.scheduling.looks import late_seconds as kept_free
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from search.scheduling.trial_costs import HANG_FACTOR, TrialCosts
 from searchspace.architecture import Architecture
@@ -431,7 +431,7 @@ class TrialRunner:
         if self._interrupted() or self.off_pace is not None:
             return True
         devices = max(self._held, sum(one.devices for one in self._running.values()))
-        late = min(late_seconds * devices, MOST_SHARE * self._plan.budget_seconds)
+        late = kept_free(late_seconds, devices=devices, budget_seconds=self._plan.budget_seconds)
         # It does not change its mind: what was ended for it would begin again.
         self._is_over = self._is_over or self._record.spent(PHASES) + late >= self._stop
         return self._is_over

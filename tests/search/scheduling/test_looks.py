@@ -37,13 +37,8 @@ def test_the_next_look_comes_as_late_as_the_latest_of_the_last_ones() -> None:
 
 
 def test_no_more_than_a_twentieth_of_the_budget_is_left_over() -> None:
-    clock = Clock()
-    looks = Looks(clock)
-    looks.seconds()
-    clock.now += 2.0
-    assert late_seconds(looks, devices=3, budget_seconds=1000.0) == 6.0
-    clock.now += 2.0
-    assert late_seconds(looks, devices=300, budget_seconds=1000.0) == 50.0
+    assert late_seconds(2.0, devices=3, budget_seconds=1000.0) == 6.0
+    assert late_seconds(2.0, devices=300, budget_seconds=1000.0) == 50.0
 
 
 @pytest.mark.parametrize(("late", "ends"), [(0.0, 998.0), (9.0, 989.0), (500.0, 948.0)])
@@ -81,9 +76,11 @@ def test_waiting_ends_at_the_look_before_the_end_of_the_budget(
         tick()
 
 
-@pytest.mark.parametrize(("late", "still"), [(0.25, 1), (6.0, 0)])
+@pytest.mark.parametrize(
+    ("late", "budget", "still"), [(0.25, 1000.0, 1), (6.0, 1000.0, 0), (6.0, 80.0, 1)]
+)
 def test_judges_end_at_the_look_before_the_end_of_the_budget(
-    late: float, still: int, record: Record, monkeypatch: pytest.MonkeyPatch
+    late: float, budget: float, still: int, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, asked = Clock(), [0]
     monkeypatch.setattr(crew_module.ray, "kill", lambda actor: None)
@@ -97,6 +94,7 @@ def test_judges_end_at_the_look_before_the_end_of_the_budget(
         most=None,
         pace_seconds=1.0,
         left=lambda: 5.0,
+        budget_seconds=budget,
     )
     crew._now = clock  # type: ignore[method-assign]
     attempt = record.start_attempt("search", devices=1)
