@@ -11,8 +11,10 @@ was trained before is not repeated, the test split is read once for each. The ro
 the CSV file as they come; with ``--table`` only what is there is summarised.
 
 - ``rank`` (G1): random networks of the graft, from one replacement to all places, are healed; tau
-  of the sum of scores, of that sum with pairs, of parameters and of MACs against their test
-  accuracy, with 95 % bootstrap intervals, over all and in the top third.
+  of the sum of scores, of that sum with pairs, of KL and accuracy as assembled (on the search
+  split, as the run judges), of parameters and of MACs against their test accuracy, with 95 %
+  bootstrap intervals, over all and in the top third. With two seeds or more also how well the order
+  of the second agrees with that of the first: no estimate can be expected to do better.
 - ``cheaper`` (G3): the best network by the sum within a share of the teacher's MACs, and the
   teacher itself trained on alike; the difference in points, paired by seed.
 - ``fronts`` (G2): the members of both fronts, retrained alike; the hypervolume of (test error,
@@ -29,7 +31,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -39,14 +41,19 @@ from scipy.stats import t as student
 
 from search.front import FrontQuery, choose_rows, judged_by, retarget
 from search.grafting import GraftScores, graft_networks, graft_scores
+from search.record import Measured
 from search.results import hypervolume
-from search.run_folder import RunFolder, open_run, own_run
+from search.run_folder import DATA, RunFolder, open_run, own_run
 from search.trust.ranking import compare
+from search.workers.graft_worker import GraftEvaluator, make_graft_job
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import SearchSpace
+from supernet.data import open_data
 
 CHANCE = 90.0
+# What no estimate can be expected to exceed: healing the same networks again.
+AGREEMENT = "healed with another seed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,15 +178,36 @@ def rank(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
         name: [scores.estimates(network)[name] for _, network in known]
         for name in scores.estimates(scores.teacher)
     }
+    judged = as_assembled(run, [network for _, network in known])
+    columns["KL as assembled"] = [-one.kl for one in judged]
+    columns["accuracy as assembled"] = [one.top1 for one in judged]
     columns["params"] = [float(count(network).params) for _, network in known]
     columns["macs"] = [float(count(network).macs) for _, network in known]
+    by_seed = [
+        [r.top1 for n, _ in known for r in rows.rows if (r.id, r.seed) == (n, seed)]
+        for seed in (0, 1)
+    ]
+    if len(by_seed[0]) == len(by_seed[1]):
+        columns[AGREEMENT] = by_seed[1]
     yield "| estimate | tau | 95 % | in the top third | networks |\n|---|---:|---:|---:|---:|"
     for name, values in columns.items():
-        found = compare(name, values, healed, rng=np.random.default_rng(0))
+        against = by_seed[0] if name == AGREEMENT else healed
+        found = compare(name, values, against, rng=np.random.default_rng(0))
         tau, top = found.tau, found.top_tau
         interval = "" if tau.low is None else f"{tau.low:.2f} to {tau.high:.2f}"
         said = "" if top.tau is None else f"{top.tau:.2f}"
         yield f"| {name} | {tau.tau or 0:.2f} | {interval} | {said} | {tau.num_points} |"
+
+
+def as_assembled(run: Path, networks: Sequence[Architecture]) -> list[Measured]:
+    """Judge networks of parts before they are healed, as the judges of the run do."""
+    with open_run(run) as folder:
+        split = folder.state.library
+        assert split is not None
+        data = open_data(folder.folder / DATA)
+        job = replace(make_graft_job(folder.settings, folder.folder, data), shares=split[0])
+        evaluator = GraftEvaluator(job, job.library())
+        return [evaluator.judge(network) for network in networks]
 
 
 def cheaper(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
