@@ -2,7 +2,7 @@
 
     python benchmarks/grafts.py rank RUN --networks 16 --epochs 20 --csv rank.csv
     python benchmarks/grafts.py cheaper RUN --share 0.75 --seeds 3 --csv cheaper.csv
-    python benchmarks/grafts.py fronts GRAFT SCRATCH --seeds 3 --members 5 --csv fronts.csv
+    python benchmarks/grafts.py fronts GRAFT SCRATCH GRAFT1 SCRATCH1 --members 5 --csv fronts.csv
     python benchmarks/grafts.py taught RUN --teacher TEACHER --seeds 3 --members 5 --csv taught.csv
 
 ``RUN`` and ``GRAFT`` are folders of finished grafts (``search run --from``; of ``taught``: of a
@@ -18,7 +18,8 @@ the CSV file as they come; with ``--table`` only what is there is summarised.
 - ``cheaper`` (G3): the best network by the sum within a share of the teacher's MACs, and the
   teacher itself trained on alike; the difference in points, paired by seed.
 - ``fronts`` (G2): the members of both fronts, retrained alike; the hypervolume of (test error,
-  MACs) with the reference point (90 %, MACs of the dearest member), in percent.
+  MACs) with the reference point (90 %, MACs of the dearest member), in percent. Each pair of runs
+  is a seed, whose retrainings have its number.
 - ``taught``: a front's members with and without a teacher, with the same recipe and seeds.
 """
 
@@ -30,7 +31,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -52,6 +53,7 @@ from searchspace.space import SearchSpace
 from supernet.data import open_data
 
 CHANCE = 90.0
+ARMS = ("graft", "scratch")
 # What no estimate can be expected to exceed: healing the same networks again.
 AGREEMENT = "healed with another seed"
 
@@ -122,10 +124,15 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def train_all(
-    rows: Rows, arm: str, run: Path, numbers: Sequence[int], seeds: int, words: Sequence[str]
+    rows: Rows,
+    arm: str,
+    run: Path,
+    numbers: Sequence[int],
+    seeds: Iterable[int],
+    words: Sequence[str],
 ) -> None:
     """Train networks with every seed, one seed after the other."""
-    for seed in range(seeds):
+    for seed in seeds:
         for number in numbers:
             if rows.has(arm, number, seed):
                 continue
@@ -170,7 +177,9 @@ def rank(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
         networks = drawn(folder.space(), scores, options.networks)
     numbers = numbered(run, networks)
     if not options.table:
-        train_all(rows, "healed", run, numbers, options.seeds, ("--epochs", str(options.epochs)))
+        train_all(
+            rows, "healed", run, numbers, range(options.seeds), ("--epochs", str(options.epochs))
+        )
     by_id = {row.id: [r.top1 for r in rows.rows if r.id == row.id] for row in rows.rows}
     known = [(n, a) for n, a in zip(numbers, networks, strict=True) if n in by_id]
     healed = [float(np.mean(by_id[number])) for number, _ in known]
@@ -221,7 +230,7 @@ def cheaper(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     (own,) = numbered(run, [teacher])
     if not options.table:
         for arm, number in (("teacher", own), ("graft", chosen)):
-            train_all(rows, arm, run, [number], options.seeds, words)
+            train_all(rows, arm, run, [number], range(options.seeds), words)
     yield from _differences(rows, "teacher", "graft", f"lost at {options.share:g} of the MACs")
 
 
@@ -231,30 +240,37 @@ def taught(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     numbers = members(run, options.members)
     words = ("--epochs", str(options.epochs))
     if not options.table:
-        train_all(rows, "labels", run, numbers, options.seeds, words)
+        train_all(rows, "labels", run, numbers, range(options.seeds), words)
         more = (*words, "--teacher", str(options.teacher))
-        train_all(rows, "taught", run, numbers, options.seeds, more)
+        train_all(rows, "taught", run, numbers, range(options.seeds), more)
     yield from _differences(rows, "taught", "labels", "gained with the teacher")
 
 
 def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     """Measure G2."""
-    runs = {"graft": options.run, "scratch": options.scratch}
+    runs: list[Path] = [options.run, *options.others]
+    if len(runs) % 2:
+        raise ValueError(f"Name a graft and a search from noise for each seed, got {len(runs)}.")
     words = ("--epochs", str(options.epochs))
-    for arm, run in runs.items():
-        if not options.table:
-            train_all(rows, arm, run, members(run, options.members), options.seeds, words)
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    for seed, pair in enumerate(pairs):
+        for arm, run in zip(ARMS, pair, strict=True):
+            if not options.table:
+                train_all(rows, arm, run, members(run, options.members), [seed], words)
     dearest = max((row.macs for row in rows.rows), default=1)
-    yield "| arm | hypervolume % by seed |\n|---|---|"
-    for arm in runs:
-        found = []
-        for seed in range(options.seeds):
+    boxes: dict[str, list[float]] = {}
+    for arm in ARMS:
+        for seed in range(len(pairs)):
             own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
             points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
-            if len(points):
-                box = hypervolume(points, np.array([CHANCE, dearest]))
-                found.append(f"{100 * box / (CHANCE * dearest):.2f}")
-        yield f"| {arm} | {', '.join(found)} |"
+            box = hypervolume(points, np.array([CHANCE, dearest])) if own else 0.0
+            boxes.setdefault(arm, []).append(100 * box / (CHANCE * dearest))
+    yield "| arm | hypervolume % by seed |\n|---|---|"
+    for arm, found in boxes.items():
+        yield f"| {arm} | {', '.join(f'{value:.2f}' for value in found)} |"
+    graft, scratch = (boxes[arm] for arm in ARMS)
+    gains = [one - two for one, two in zip(graft, scratch, strict=True)]
+    yield _mean_of(gains, "hypervolume of the graft above that of the search from noise")
 
 
 def members(run: Path, number: int) -> list[int]:
@@ -281,13 +297,16 @@ def _differences(rows: Rows, one: str, two: str, what: str) -> Iterator[str]:
     ]
     if not gains:
         return
-    half = (
-        float(student.ppf(0.975, len(gains) - 1)) * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
-        if len(gains) > 1
-        else float("nan")
-    )
+    yield _mean_of(gains, what)
+
+
+def _mean_of(gains: Sequence[float], what: str) -> str:
+    """Give a mean with its 95 % interval by Student's t."""
+    half = float("nan")
+    if len(gains) > 1:
+        half = float(student.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5)
     by_seed = ", ".join(f"{gain:+.2f}" for gain in gains)
-    yield f"Points {what}: {np.mean(gains):+.2f} (95 % +-{half:.2f}; by seed {by_seed})"
+    return f"Points {what}: {np.mean(gains):+.2f} (95 % +-{half:.2f}; by seed {by_seed})"
 
 
 STUDIES = {"rank": rank, "cheaper": cheaper, "fronts": fronts, "taught": taught}
@@ -298,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("run", type=Path)
-    parser.add_argument("scratch", type=Path, nargs="?")
+    parser.add_argument("others", type=Path, nargs="*")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--networks", type=int, default=16)
     parser.add_argument("--members", type=int, default=5)
