@@ -41,7 +41,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from search.front import FrontQuery, choose_rows, judged_by, retarget
-from search.grafting import GraftScores, graft_networks, graft_scores
+from search.grafting import KL, GraftScores, graft_networks, graft_scores
 from search.record import Measured
 from search.results import hypervolume
 from search.run_folder import DATA, RunFolder, open_run, own_run
@@ -188,7 +188,7 @@ def rank(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
         for name in scores.estimates(scores.teacher)
     }
     judged = as_assembled(run, [network for _, network in known])
-    columns["KL as assembled"] = [-one.kl for one in judged]
+    columns[KL] = [-one.kl for one in judged]
     columns["accuracy as assembled"] = [one.top1 for one in judged]
     columns["params"] = [float(count(network).params) for _, network in known]
     columns["macs"] = [float(count(network).macs) for _, network in known]

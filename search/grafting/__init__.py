@@ -4,6 +4,7 @@ from search.grafting.choosing import Choosable, choosable, choose, limits_betwee
 from search.grafting.networks import graft_networks, pair_networks, single_networks
 from search.grafting.scores import (
     ESTIMATES,
+    KL,
     PAIRS,
     SUM,
     GraftScores,
@@ -13,6 +14,7 @@ from search.grafting.scores import (
 
 __all__ = [
     "ESTIMATES",
+    "KL",
     "PAIRS",
     "SUM",
     "Choosable",

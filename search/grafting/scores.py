@@ -20,6 +20,9 @@ from searchspace.graft_space import Replacement, replacements
 # The names of the two as estimators; more is better, so they are negative sums.
 SUM, PAIRS = "sum of scores", "sum with pairs"
 ESTIMATES = (SUM, PAIRS)
+# That of a network that was assembled and judged as it is. It tells apart what accuracy, which
+# counts images, calls equal.
+KL = "KL as assembled"
 
 
 @dataclass(frozen=True, slots=True)

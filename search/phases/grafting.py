@@ -15,10 +15,12 @@ from typing import Any
 from search.cluster import JudgeCrew, WorkerLostError, call, call_all, hold_judges
 from search.grafting import (
     ESTIMATES,
+    KL,
     choosable,
     choose,
     graft_networks,
     graft_scores,
+    is_assembled,
     limits_between,
     pair_networks,
     single_networks,
@@ -262,10 +264,16 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
             session.view.say(report.verdict)
         chosen = best_by_sum(session)
         judge_warm(
-            session, crew, plan, phase, by=SUPERNET, first=chosen, proposes=estimator == SUPERNET
+            session,
+            crew,
+            plan,
+            phase,
+            by=SUPERNET,
+            first=chosen,
+            proposes=estimator in (KL, SUPERNET),
         )
-        if estimator in ESTIMATES:
-            _write_sums(session, estimator)
+        if estimator in (*ESTIMATES, KL):
+            _write_scores(session, estimator)
         session.state.judge_start_seconds = crew.start_seconds
     session.check_stop()
     if trains(estimator):
@@ -278,9 +286,12 @@ def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Arch
         return
     tick: Callable[[], None] = session.tick(phase, may_stop=True)
     scores = crew.call("proxy_scores", networks, while_waiting=tick)
-    sums = graft_scores(session.record.trials(), teacher_of(session))
+    trials = session.record.trials()
+    sums = graft_scores(trials, teacher_of(session))
+    judged = {one.key: {KL: -one.measured.kl} for one in trials if is_assembled(one)}
     session.state.proxy_scores = {
-        network.key: sums.estimates(network) | scores[network.key] for network in networks
+        network.key: sums.estimates(network) | judged.get(network.key, {}) | scores[network.key]
+        for network in networks
     }
 
 
@@ -303,12 +314,13 @@ def best_by_sum(session: Session) -> list[Architecture]:
     return chosen
 
 
-def _write_sums(session: Session, estimator: str) -> None:
+def _write_scores(session: Session, estimator: str) -> None:
     """Give every network that was judged its estimate as a score, which it is promoted by."""
     record, scores = session.record, graft_scores(session.record.trials(), teacher_of(session))
     known = {trial.key for trial in record.trials(fidelity=ZERO_COST)}
     for trial in record.trials(fidelity=SUPERNET, state="done"):
-        estimate = scores.estimates(trial.architecture).get(estimator)
+        known_estimates = {KL: -trial.measured.kl, **scores.estimates(trial.architecture)}
+        estimate = known_estimates.get(estimator)
         if estimate is None or trial.key in known:
             continue
         with record.together():

@@ -10,6 +10,9 @@ from search.plan.inputs import PlanInputs
 MIN_PROMOTED = 10
 # As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
 MIN_TRUST = 5
+# A graft compares more estimates, and its networks begin near their end: twice as many for half as
+# long say more.
+GRAFT_FACTOR = 2
 # And as many as there are devices, which would be idle.
 MAX_TRUST = 24
 # On a large cluster a trial is short enough for this many, one after the other, on each device:
@@ -62,7 +65,8 @@ def choose_rungs(given: PlanInputs, *, climb_seconds: float, trust_seconds: floa
     """
     devices, epoch_seconds = given.devices, given.epoch_seconds
     alone_seconds = (trust_seconds or 0.0) + climb_seconds
-    fewest = max(MIN_TRUST + MIN_PROMOTED, MIN_WAVES * devices)
+    factor = GRAFT_FACTOR if given.strategy == "graft" else 1
+    fewest = max((MIN_TRUST + MIN_PROMOTED) * factor, MIN_WAVES * devices)
     epochs = max(1, min(int(alone_seconds / (fewest * epoch_seconds)), given.max_epochs))
     are_large = alone_seconds / epoch_seconds * given.train_images >= LARGE_IMAGES
     # Of what the phase takes on the clock.

@@ -16,7 +16,7 @@ from search.front import (
     training_command,
     trials_of,
 )
-from search.grafting import ESTIMATES
+from search.grafting import ESTIMATES, KL
 from search.plan import PHASES
 from search.record import Trial
 from search.report import page as report
@@ -287,7 +287,7 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
     shown = (SUPERNET, PREDICTOR, *COSTS)
     for estimator in report.estimators:
         tau = estimator.tau
-        is_shown = estimator.name in (*shown, *ESTIMATES) or run.settings.strategy == ZERO_COST
+        is_shown = estimator.name in (*shown, *ESTIMATES, KL) or run.settings.strategy == ZERO_COST
         # Of too few networks for an interval, the order of two or three, nothing is said.
         if is_shown and tau.tau is not None and tau.low is not None:
             yield (

@@ -19,6 +19,7 @@ _ESTIMATORS = {
     "supernet": "accuracy with inherited weights",
     "sum of scores": "sum of the parts' scores",
     "sum with pairs": "that sum, with pairs",
+    "KL as assembled": "KL of the logits, as assembled",
     "params": "number of parameters",
     "macs": "MACs",
 }

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from search.grafting import ESTIMATES
+from search.grafting import ESTIMATES, KL
 from search.record import Trial
 from search.results import SUPERNET, Candidate, candidates, is_trained_alone
 from search.trust.predictor import MIN_NETWORKS, cross_validated
@@ -263,7 +263,7 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
 def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
     """Choose what a graft judges its networks by, and say why.
 
-    The sum of the scores of parts, that sum with pairs, or the networks judged as assembled,
+    The sum of the scores of parts, that sum with pairs, KL or accuracy of networks as assembled,
     whichever has the largest tau against healed networks, if it is positive and above those of
     parameters, MACs and every proxy; otherwise networks are healed for a short time. With fewer
     than `MIN_POINTS` networks nothing is known, and they are judged as assembled.
@@ -275,11 +275,13 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
             f"{num_points} healed networks are too few to say what ranks them ({MIN_POINTS} are "
             "needed); networks are judged as they are assembled, unchecked."
         )
-    own = [name for name in (*ESTIMATES, SUPERNET) if name in taus]
+    own = [name for name in (*ESTIMATES, KL, SUPERNET) if name in taus]
     best = max(own, key=lambda name: taus[name])
     rivals = {name: tau for name, tau in taus.items() if name not in (*own, PREDICTOR)}
     rival = max(rivals, key=lambda name: rivals[name])
-    words = {SUPERNET: "accuracy as they are assembled"}.get(best, best)
+    words = {SUPERNET: "accuracy as they are assembled", KL: "KL as they are assembled"}.get(
+        best, best
+    )
     found = f"tau {taus[best]:.2f} over {num_points} healed networks"
     if taus[best] > max(rivals[rival], 0.0):
         return best, (

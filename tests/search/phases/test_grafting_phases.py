@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from search.grafting import ESTIMATES, graft_scores, is_assembled
+from search.grafting import ESTIMATES, KL, graft_scores, is_assembled
 from search.phases import grafting
 from search.plan import PHASES, StepTimes
 from search.record import Measured, Trial
@@ -168,7 +168,7 @@ def test_a_graft_takes_all_its_phases_and_keeps_its_budget(whole: LocalRun) -> N
     assert any(is_trained_alone(one.fidelity) and one.origin == "promote" for one in trials)
     assert report is not None
     names = {estimator.name for estimator in report.estimators}
-    assert {SUPERNET, *ESTIMATES, "params", "macs", "nwot"} <= names
+    assert {SUPERNET, *ESTIMATES, KL, "params", "macs", "nwot"} <= names
 
 
 def whole_errors(record: Any) -> list[float]:

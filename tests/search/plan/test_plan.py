@@ -96,6 +96,17 @@ def test_networks_that_train_alone_get_what_the_supernet_would_have_had() -> Non
     assert proxy.num_promoted > 2 * supernet.num_promoted
 
 
+def test_a_graft_compares_its_estimates_on_more_and_shorter_trainings() -> None:
+    # Six networks, as a run on CIFAR-10 had, leave tau an interval as wide as what it can be.
+    plan = plan_of(500, strategy="graft")
+    alone = SHARES["graft"]["trust"] + SHARES["graft"]["promote"]
+    epoch = StepModel(POINTS)(sum(macs for macs, _ in POINTS) / 3) * 16
+    for_others = int(alone * 500 / epoch / 15)
+    assert plan.num_trust >= 10
+    assert 1 <= plan.trial_epochs <= for_others
+    assert plan_of(500, strategy="zero-cost").num_trust < 10
+
+
 def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--strategy zero-cost, shares are given to trust, hor"):
         split_shares(1000, {"supernet": 0.5}, strategy="zero-cost")

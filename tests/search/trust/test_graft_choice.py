@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.grafting import PAIRS, SUM
+from search.grafting import KL, PAIRS, SUM
 from search.results import SUPERNET
 from search.trust.ranking import EstimatorTrust, KendallTau, choose_estimator
 
@@ -20,6 +20,7 @@ def estimator(name: str, tau: float, number: int = 9) -> EstimatorTrust:
         ({SUM: 0.8, PAIRS: 0.7, SUPERNET: 0.6, "macs": 0.5, "nwot": 0.2}, SUM),
         ({SUM: 0.7, PAIRS: 0.8, SUPERNET: 0.6, "macs": 0.5, "nwot": 0.2}, PAIRS),
         ({SUM: 0.5, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.4, "nwot": 0.2}, SUPERNET),
+        ({SUM: 0.6, PAIRS: 0.5, KL: 0.8, SUPERNET: 0.7, "macs": 0.4, "nwot": 0.2}, KL),
         # What needs no parts ranks as well, or nothing agrees.
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.6, "nwot": 0.2}, "training"),
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.1, "nwot": 0.7}, "training"),
