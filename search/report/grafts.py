@@ -176,7 +176,7 @@ def blocks_png(story: GraftStory) -> bytes:
             axes.text(column, row, "own" if is_own else "", ha="center", va="center", fontsize=7)
             continue
         dark = value > math.sqrt(LEAST_KL * high)
-        text = f"{value:.3f}  {saved[row, column]:+.0f} %"
+        text = f"{value:.3f}  {round(float(saved[row, column])):+d} %"
         axes.text(
             column,
             row,
