@@ -76,7 +76,10 @@ def print_closing(run: RunFolder, console: Console) -> bool:
         *_horizon_lines(run),
     ):
         console.print(note, highlight=False, soft_wrap=True)
-    best = max(members, key=lambda member: member.top1)
+    # A graft's teacher, trained on, is on the chart to be compared with; it is there already.
+    teacher = None if run.teacher is None else run.teacher.architecture.key
+    new = [member for member in members if member.key != teacher] or members
+    best = max(new, key=lambda member: member.top1)
     console.print(
         f"Budget: {_spending(run)}.\n"
         f"Report: {run.report}\n\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from search.report import write_report
+from search.report import print_closing, write_report
 from search.report.closing import story_of
 from search.report.grafts import attention_line, blocks_png, graft_content
 from search.results import front
@@ -70,3 +72,15 @@ def test_the_page_has_the_section_and_others_have_none(graft: Path) -> None:
     assert "What was replaced" in page
     assert "cheaper or faster" in page
     assert graft_content(None, []) is None
+
+
+def test_what_to_type_next_names_another_network_than_the_teacher(graft: Path) -> None:
+    shown = StringIO()
+    with open_run(graft) as run:
+        trials = run.record.trials()
+        members = front(trials, objectives=("top1", "macs"))
+        # The teacher, trained on, is the most accurate of the front; it is there already.
+        assert max(members, key=lambda one: one.top1).key == TEACHER.key
+        assert print_closing(run, Console(file=shown, width=200))
+    named = int(shown.getvalue().rpartition("--arch ")[2])
+    assert named in {one.id for one in members if one.key != TEACHER.key}
