@@ -9,11 +9,19 @@ from searchspace.architecture import Architecture
 from searchspace.graft_space import Replacement, offered_replacements, with_replacements
 from searchspace.space import SearchSpace
 
+# Pairs are a sample: a part of the singles, and not more than that many.
+PAIR_SHARE, MOST_PAIRS = 0.25, 200
+
 
 def single_networks(space: SearchSpace, teacher: Architecture) -> list[Architecture]:
     """List the teacher, and then the teacher with one thing replaced, for everything offered."""
     singles = [with_replacements(teacher, [one]) for one in offered_replacements(space, teacher)]
     return [teacher, *singles]
+
+
+def num_pairs(num_singles: int) -> int:
+    """Return how many pairs are judged beside so many single replacements."""
+    return min(int(PAIR_SHARE * num_singles), MOST_PAIRS)
 
 
 def pair_networks(

@@ -22,6 +22,7 @@ from search.grafting import (
     graft_scores,
     is_assembled,
     limits_between,
+    num_pairs,
     pair_networks,
     single_networks,
 )
@@ -47,8 +48,6 @@ CALL_SECONDS = 2.0
 RESCHEDULE_SHARE = 0.1
 # Parts have learned enough after so many passes over the images.
 MAX_LIBRARY_EPOCHS = 60
-# Pairs are a sample: a tenth of the singles, and not more than that many.
-PAIR_SHARE, MOST_PAIRS = 0.25, 200
 NUM_LIMITS = 16
 CAVEAT = (
     "This answers: the same network, cheaper or faster. It is not a search for the best "
@@ -217,9 +216,8 @@ def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) 
     if session.owes_answer or not session.has_ended(plan, phase):
         space, teacher = session.space, teacher_of(session)
         singles = single_networks(space, teacher)
-        number = min(int(PAIR_SHARE * len(singles)), MOST_PAIRS)
         rng = random.Random(f"pairs/{session.settings.seed}")
-        pairs = pair_networks(space, teacher, number=number, rng=rng)
+        pairs = pair_networks(space, teacher, number=num_pairs(len(singles)), rng=rng)
         first = [*singles, *networks, *pairs]
         if not _left_to_score(session, first):
             return session.revise(plan, after=phase)

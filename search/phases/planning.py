@@ -262,8 +262,13 @@ def plan_from_times(
     devices: int,
     measured_seconds: float,
     times_budget: float = 1.0,
+    most_scored: int = 0,
 ) -> Plan:
-    """Split the budget of the settings (or a multiple of it) by what steps take."""
+    """Split the budget of the settings (or a multiple of it) by what steps take.
+
+    Args:
+        most_scored: Of a graft, see `PlanInputs`.
+    """
     lengths = _lengths(settings, data, devices)
     train_images = data.sizes["train"] + settings.num_unlabelled
     batch = lengths.supernet_batch
@@ -289,6 +294,7 @@ def plan_from_times(
         most_trial_devices=_most_trial_devices(settings, num_images=train_images),
         # Networks of a graft begin with weights: how their order changes is another question.
         recipe_epochs=0 if settings.strategy == GRAFT else lengths.recipe_epochs,
+        most_scored=most_scored,
     )
     return replace(make_plan(given), num_unlabelled=settings.num_unlabelled)
 

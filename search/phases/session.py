@@ -9,8 +9,17 @@ from dataclasses import replace
 
 from search.budget import format_seconds
 from search.cluster import Cluster, JudgeCrew
+from search.grafting import num_pairs, single_networks
 from search.phases.planning import DAY, MORE_DAYS, plan_from_times
-from search.plan import END_SECONDS, END_SHARE, START_RESERVE, MorePlan, Plan, revise_plan
+from search.plan import (
+    END_SECONDS,
+    END_SHARE,
+    MAX_TRUST,
+    START_RESERVE,
+    MorePlan,
+    Plan,
+    revise_plan,
+)
 from search.record import Trial
 from search.results import (
     SUPERNET,
@@ -249,7 +258,15 @@ class Session:
             devices=max(self.cluster.devices, 1),
             measured_seconds=self._measured_seconds(),
             times_budget=times_budget,
+            most_scored=self._most_scored(),
         )
+
+    def _most_scored(self) -> int:
+        """Count the networks whose judgement says what the parts of a graft are worth."""
+        if self.run.teacher is None:
+            return 0
+        singles = len(single_networks(self.space, self.run.teacher.architecture))
+        return singles + num_pairs(singles) + MAX_TRUST
 
     def _measured_seconds(self) -> float:
         """Return what measuring took until it was done; what later starts take is no part of it."""

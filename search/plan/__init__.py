@@ -14,7 +14,7 @@ from search.plan.inputs import SUPERNET_SHARD, PlanInputs, supernet_batch
 from search.plan.making import make_plan
 from search.plan.plan import END_SECONDS, END_SHARE, MorePlan, Plan
 from search.plan.revising import START_RESERVE, revise_plan
-from search.plan.rungs import ETA, MAX_EPOCHS
+from search.plan.rungs import ETA, MAX_EPOCHS, MAX_TRUST
 from search.plan.shares import HORIZON, PHASES, SHARES, climbing_phase, split_shares
 from search.plan.step_times import StepModel, StepTimes
 
@@ -24,6 +24,7 @@ __all__ = [
     "ETA",
     "HORIZON",
     "MAX_EPOCHS",
+    "MAX_TRUST",
     "PHASES",
     "SHARES",
     "START_RESERVE",

@@ -36,6 +36,8 @@ class PlanInputs:
         supernet_batch: Images of a step of the supernet.
         longest_epochs: Likewise where the budget is large; None takes ``max_epochs``.
         most_trial_devices: That may train one network together.
+        most_scored: Networks that are judged to learn what the parts of a graft are worth; 0 where
+            that is not known.
         recipe_epochs: Of the full recipe, towards which a few networks are trained on; 0 for none.
     """
 
@@ -55,6 +57,7 @@ class PlanInputs:
     longest_epochs: int | None = None
     most_trial_devices: int = 1
     recipe_epochs: int = 0
+    most_scored: int = 0
 
     @property
     def costs(self) -> StepModel:

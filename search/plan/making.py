@@ -17,6 +17,8 @@ from search.plan.shares import MIN_FINISH_SECONDS, BudgetShares, split_shares
 
 # More judgements hardly move a front; their time is worth more in promotion.
 MAX_JUDGED = 20_000
+# What judging takes was measured in a moment; what is not used goes on to the next phases.
+SCORE_MARGIN = 2.0
 
 
 def make_plan(given: PlanInputs) -> Plan:
@@ -74,7 +76,14 @@ def _needs(given: PlanInputs) -> dict[str, float]:
     most_steps = given.enough_supernet_steps
     # One step more, so that rounding takes none away.
     training = (most_steps + 1) * given.supernet_step if most_steps else math.inf
-    return {"search": judging, "finish": judging, "supernet": training}
+    scoring = SCORE_MARGIN * given.most_scored * given.judge_seconds
+    scoring += MIN_FINISH_SECONDS * given.devices
+    return {
+        "search": judging,
+        "finish": judging,
+        "supernet": training,
+        "score": scoring if given.most_scored else math.inf,
+    }
 
 
 def _rungs(given: PlanInputs, shares: BudgetShares) -> Rungs:

@@ -46,7 +46,7 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
     epochs = "epoch" if plan.trust_rung == 1 else "epochs"
     work = {
         "library": library_text(plan),
-        "score": f"about {plan.num_scored:,} networks judged: parts alone, pairs, some assemblies",
+        "score": f"time to judge {plan.num_scored:,} networks: parts alone, pairs, some assemblies",
         "supernet": supernet_text(plan),
         "trust": f"{plan.num_trust} networks alone for {plan.trust_rung} {epochs}",
         HORIZON: horizon_text(plan),

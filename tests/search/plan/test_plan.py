@@ -43,6 +43,7 @@ def plan_of(
     *,
     shares: Mapping[str, float] | None = None,
     max_epochs: int = 30,
+    scored: int = 0,
 ) -> Plan:
     return make_plan(
         PlanInputs(
@@ -57,6 +58,7 @@ def plan_of(
             retrain_steps=1000,
             strategy=strategy,
             fixed_shares=shares,
+            most_scored=scored,
         )
     )
 
@@ -105,6 +107,18 @@ def test_a_graft_compares_its_estimates_on_more_and_shorter_trainings() -> None:
     assert plan.num_trust >= 10
     assert 1 <= plan.trial_epochs <= for_others
     assert plan_of(500, strategy="zero-cost").num_trust < 10
+
+
+def test_scores_of_parts_get_the_time_of_as_many_judgements_as_there_are() -> None:
+    # 96 judgements took 1.2 minutes of a graft's 45, of which scores had 5.4 by the share.
+    by_share, known = plan_of(4000, strategy="graft"), plan_of(4000, strategy="graft", scored=96)
+    before, given = seconds_of(by_share), seconds_of(known)
+    assert given["score"] == pytest.approx(2 * 96 * 0.3 + 2 * MIN_FINISH_SECONDS)
+    moved = before["score"] - given["score"]
+    assert given["promote"] == pytest.approx(before["promote"] + moved)
+    assert known.num_scored >= 2 * 96
+    # Where there are more parts than the share pays for, it stays what it was.
+    assert plan_of(4000, strategy="graft", scored=9_000).planned == by_share.planned
 
 
 def test_a_share_of_a_phase_that_the_strategy_has_not_is_refused() -> None:
