@@ -36,9 +36,9 @@ class PlanInputs:
         supernet_batch: Images of a step of the supernet.
         longest_epochs: Likewise where the budget is large; None takes ``max_epochs``.
         most_trial_devices: That may train one network together.
+        recipe_epochs: Of the full recipe, towards which a few networks are trained on; 0 for none.
         most_scored: Networks that are judged to learn what the parts of a graft are worth; 0 where
             that is not known.
-        recipe_epochs: Of the full recipe, towards which a few networks are trained on; 0 for none.
     """
 
     budget_seconds: float

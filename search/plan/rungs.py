@@ -10,11 +10,11 @@ from search.plan.inputs import PlanInputs
 MIN_PROMOTED = 10
 # As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
 MIN_TRUST = 5
-# A graft compares more estimates, and its networks begin near their end: twice as many for half as
-# long say more.
-GRAFT_FACTOR = 2
 # And as many as there are devices, which would be idle.
 MAX_TRUST = 24
+# A graft compares more estimates, and its networks begin near their end: it has so many times more,
+# each healed for so much shorter. Over six, tau has an interval as wide as what it can be.
+GRAFT_FACTOR = 2
 # On a large cluster a trial is short enough for this many, one after the other, on each device:
 # else most devices would have nothing to do for most of the time.
 MIN_WAVES = 2
