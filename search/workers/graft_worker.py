@@ -28,10 +28,10 @@ from search.workers.supernet_worker import (
     train_task,
 )
 from searchspace.architecture import Architecture
+from searchspace.graft_space import Replacement
 from supernet.data import ImageData, Split, with_unlabelled
 from supernet.grafting import (
     LibraryTrainer,
-    PartKey,
     assemble,
     hidden_order,
     load_library,
@@ -123,7 +123,7 @@ class GraftWorker:
         self._name = ""
 
     @cached_property
-    def _keys(self) -> tuple[PartKey, ...]:
+    def _keys(self) -> tuple[Replacement, ...]:
         return part_keys(self._job.space, self._job.teacher_files().architecture)
 
     @ending_spoilt()
@@ -140,9 +140,7 @@ class GraftWorker:
     def start(self, number: int, shares: int, total_steps: int) -> int:
         """Take up a share of the parts; return the step that they are at."""
         self._name = share_name(number)
-        self._trainer = self._new_trainer(
-            self._keys[number::shares], total_steps=total_steps, with_order=number == 0
-        )
+        self._trainer = self._new_trainer(self._keys[number::shares], total_steps=total_steps)
         self._trainer.load(self._job.files.fetch(self._name))
         return self._trainer.step
 
@@ -166,14 +164,9 @@ class GraftWorker:
         self._trainer.save(folder)
         self._job.files.publish(self._name, folder)
 
-    def _new_trainer(
-        self, keys: Iterable[PartKey], *, total_steps: int, with_order: bool = False
-    ) -> LibraryTrainer:
+    def _new_trainer(self, keys: Iterable[Replacement], *, total_steps: int) -> LibraryTrainer:
         job, teacher = self._job, self._job.teacher()
-        order = None
-        if with_order:
-            images = calibration_images(self._data, job.supernet_recipe.batch_size, job.device)
-            order = hidden_order(teacher, images)
+        images = calibration_images(self._data, job.supernet_recipe.batch_size, job.device)
         return LibraryTrainer(
             teacher,
             tuple(keys),
@@ -183,7 +176,7 @@ class GraftWorker:
             total_steps=total_steps,
             seed=job.seed,
             device=job.device,
-            order=order,
+            order=hidden_order(teacher, images),
             loader_workers=job.loader_workers,
         )
 

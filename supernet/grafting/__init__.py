@@ -2,14 +2,13 @@
 
 from supernet.grafting.assembly import assemble
 from supernet.grafting.library import LibraryTrainer, load_library
-from supernet.grafting.parts import Part, PartKey, new_part, part_keys
+from supernet.grafting.parts import Part, new_part, part_keys
 from supernet.grafting.records import record_blocks
 from supernet.grafting.widths import hidden_order
 
 __all__ = [
     "LibraryTrainer",
     "Part",
-    "PartKey",
     "assemble",
     "hidden_order",
     "load_library",

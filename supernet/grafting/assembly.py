@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from supernet.grafting.parts import ATTENTION_NORM, PartKey
-from supernet.grafting.widths import kept
+from searchspace.graft_space import Replacement
+from supernet.grafting.parts import ATTENTION_NORM, block_name, part_name
 from supernet.network import Supernet, build_subnet
 
-# In a library: the order of an MLP's hidden channels.
-ORDER = "mlp_order"
 _MLP_NORMS = ("norms.attention_mlp.", "norms.conv_mlp.")
 
 
@@ -47,7 +45,8 @@ def assemble(
         if value is None or value.shape != wanted.shape:
             raise ValueError(
                 f"The library of the graft has no {name} for {architecture.key}, which is of "
-                "another graft. Name a network of this run."
+                "another graft, or of one before narrower MLPs learned. Name a network of this "
+                "run, or use the version of mixer-search that began it."
             )
         state[name] = value.detach().clone()
     network.load_state_dict(state, assign=True)
@@ -70,33 +69,25 @@ class _Source:
         is_of_block = words[0] == "stages" and len(words) == 4
         if not is_of_block:
             return self._state.get(name)
-        key = PartKey(
-            int(words[1]),
-            int(words[2]),
-            architecture.stages[int(words[1])].mixers[int(words[2])],
-        )
-        return self._of_block(architecture, key, words[3])
+        stage, block = int(words[1]), int(words[2])
+        return self._of_block(architecture, stage, block, words[3])
 
-    def _of_block(self, architecture: Architecture, key: PartKey, name: str) -> Tensor | None:
-        own = self._teacher.stages[key.stage].mixers[key.block]
-        if name.startswith(("mixers.", ATTENTION_NORM)) and key.mixer != own:
-            return self._library.get(f"{key}/{name}")
+    def _of_block(
+        self, architecture: Architecture, stage: int, block: int, name: str
+    ) -> Tensor | None:
+        own, new = self._teacher.stages[stage], architecture.stages[stage]
+        key = Replacement(stage=stage, block=block, mixer=new.mixers[block])
+        if name.startswith(("mixers.", ATTENTION_NORM)) and key.mixer != own.mixers[block]:
+            return self._library.get(f"{part_name(key)}/{name}")
+        if name.startswith("mlp.") and new.ratios[block] != own.ratios[block]:
+            key = Replacement(stage=stage, block=block, mlp_ratio=new.ratios[block])
+            return self._library.get(f"{part_name(key)}/{name}")
         if name.startswith(_MLP_NORMS):
-            return self._mlp_norm(key.place, name)
-        found = self._state.get(f"{key.place}.{name}")
-        if found is None or not name.startswith("mlp."):
-            return found
-        stage = architecture.stages[key.stage]
-        return self._narrowed(key.place, name, found, int(stage.dim * stage.ratios[key.block]))
+            return self._mlp_norm(block_name(key), name)
+        return self._state.get(f"{block_name(key)}.{name}")
 
     def _mlp_norm(self, place: str, name: str) -> Tensor | None:
         """Return the teacher's norm in front of the MLP, which has a name for each sort."""
         ending = name.rpartition(".")[2]
         names = (f"{place}.{norm}{ending}" for norm in _MLP_NORMS)
         return next((self._state[name] for name in names if name in self._state), None)
-
-    def _narrowed(self, place: str, name: str, value: Tensor, hidden: int) -> Tensor:
-        if name == "mlp.fc2.bias" or hidden == value.shape[name == "mlp.fc2.weight"]:
-            return value
-        channels = kept(self._library[f"{ORDER}/{place}"], hidden).to(value.device)
-        return value.index_select(int(name == "mlp.fc2.weight"), channels)

@@ -1,11 +1,11 @@
-"""The library: every part learns alone to do what the teacher's own mixer does.
+"""The library: every part learns alone to do what the teacher's own mixer or MLP does.
 
-A part is given what the teacher gives to the block, and learns to add what the teacher's mixer
-adds there. Its loss is the squared error over the square of what there is to learn,
+A part is given what the teacher gives to its mixer or MLP, and learns to add what those add there.
+Its loss is the squared error over the square of what there is to learn,
 ``|y - t|^2 / |t|^2`` (block-wise local distillation, as in Puzzle, Bercovich et al. 2024): 1 is
 what adding nothing has.
-Labels play no part, MLPs stay as they are. All parts learn from one pass of the teacher; no part
-knows of another, so they may be split over devices. A checkpoint goes on to the last bit.
+Labels play no part. All parts learn from one pass of the teacher; no part knows of another, so
+they may be split over devices. A checkpoint goes on to the last bit.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from searchspace.graft_space import Replacement
 from supernet.data import ImageData, Split
-from supernet.grafting.assembly import ORDER
-from supernet.grafting.parts import Part, PartKey, new_part
-from supernet.grafting.records import record_blocks
+from supernet.grafting.parts import Part, block_name, new_part, part_name
+from supernet.grafting.records import BlockRecord, Record, record_blocks
 from supernet.network import Supernet
 from supernet.recipes import Recipe
 from supernet.training import (
@@ -64,30 +64,30 @@ class LibraryTrainer:
         total_steps: Length of the schedule, a cosine with a short warm-up.
         seed: Of weights, order and augmentation.
         device: Torch device.
-        order: `hidden_order` of the teacher, kept with the parts; None keeps none.
+        order: `hidden_order` of the teacher, for narrower MLPs to start from.
         loader_workers: Processes that make batches.
     """
 
     def __init__(
         self,
         teacher: Supernet,
-        keys: Sequence[PartKey],
+        keys: Sequence[Replacement],
         data: ImageData,
         recipe: Recipe,
         *,
         total_steps: int,
         seed: int,
+        order: Mapping[str, Tensor],
         split: Split | None = None,
         device: str = "cpu",
-        order: Mapping[str, Tensor] | None = None,
         loader_workers: int = 0,
     ) -> None:
         self.teacher = teacher.to(device).eval().requires_grad_(False)
         self.keys, self.recipe, self.seed = tuple(keys), recipe, seed
         self.total_steps, self.step, self.device = total_steps, 0, torch.device(device)
-        self.order = dict(order or {})
         self.parts = nn.ModuleList(
-            new_part(teacher, key, seed=derived_seed(seed, "part", str(key))) for key in self.keys
+            new_part(teacher, key, seed=derived_seed(seed, "part", part_name(key)), order=order)
+            for key in self.keys
         ).to(device)
         self.errors = [1.0] * len(self.keys)
         split = data.split("train") if split is None else split
@@ -112,7 +112,11 @@ class LibraryTrainer:
         write_checkpoint(folder, self.step, self._write)
 
     def load(self, folder: Path) -> bool:
-        """Go on from what `save` wrote; False where there is nothing, or it is damaged."""
+        """Go on from what `save` wrote; False where there is nothing, or it is damaged.
+
+        Raises:
+            ValueError: If it has other parts.
+        """
         found = latest_checkpoint(folder)
         if found is None or damage(found):
             return False
@@ -120,8 +124,14 @@ class LibraryTrainer:
         state: dict[str, Any] = torch.load(
             found / STATE_FILE, map_location="cpu", weights_only=True
         )
+        if tensors.keys() != self._tensors().keys():
+            raise ValueError(
+                f"The library in {folder} has other parts than this version gives to the network: "
+                "before narrower MLPs learned it had none of them. Go on with the version of "
+                "mixer-search that began the run, or begin another run."
+            )
         for key, part in zip(self.keys, self.parts, strict=True):
-            start = f"{key}/"
+            start = f"{part_name(key)}/"
             own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
             part.load_state_dict(own)
         if self._optimizer is not None:
@@ -130,13 +140,16 @@ class LibraryTrainer:
         self.errors = [float(error) for error in state["errors"]]
         return True
 
-    def _write(self, folder: Path) -> None:
-        tensors = {
-            f"{key}/{name}": value.detach().cpu().contiguous()
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return what is stored of all parts, by its name in the library."""
+        return {
+            f"{part_name(key)}/{name}": value
             for key, part in zip(self.keys, self.parts, strict=True)
             for name, value in part.state_dict().items()
         }
-        tensors |= {f"{ORDER}/{name}": value.contiguous() for name, value in self.order.items()}
+
+    def _write(self, folder: Path) -> None:
+        tensors = {n: value.detach().cpu().contiguous() for n, value in self._tensors().items()}
         save_file(tensors, folder / PARTS_FILE)
         state = {
             "step": self.step,
@@ -159,20 +172,21 @@ class LibraryTrainer:
         self._next_step = self.step + 1
         return found
 
-    def _learn(self, shards: Sequence[Shard], records: Mapping[str, Any]) -> None:
+    def _learn(self, shards: Sequence[Shard], records: Mapping[str, BlockRecord]) -> None:
         if self._optimizer is None:
             return
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self._optimizer.zero_grad(set_to_none=True)
         errors = torch.zeros(len(self.keys), device=self.device)
+        learned = [_learned_from(records, key) for key in self.keys]
         for shard in shards:
             images, _ = shard.finished(self.device)
             with torch.no_grad():
                 self.teacher(images)
             losses = [
-                normalised_error(part(records[key.place].x), records[key.place].mixed)
-                for key, part in zip(self.keys, self.parts, strict=True)
+                normalised_error(part(record.given), record.added)
+                for part, record in zip(self.parts, learned, strict=True)
             ]
             (torch.stack(losses).sum() * shard.share).backward()
             errors += torch.stack(losses).detach() * shard.share
@@ -190,6 +204,12 @@ class LibraryTrainer:
             return peak * (self.step + 1) / warmup
         share = (self.step - warmup) / max(self.total_steps - warmup, 1)
         return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _learned_from(records: Mapping[str, BlockRecord], key: Replacement) -> Record:
+    """Return what a part is given and has to add."""
+    record = records[block_name(key)]
+    return record.mlp if key.mixer is None else record.mixer
 
 
 def normalised_error(found: Tensor, wanted: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""A part: a mixer, with the norm in front of it, that may stand where the teacher has another."""
+"""A part: a mixer or a narrower MLP that may stand where the teacher has its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,41 +12,26 @@ from searchspace.graft_space import Replacement, offered_replacements, with_repl
 from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import CONV_KINDS, Mixer, NoMixer
 from searchspace.space import SearchSpace
+from supernet.grafting.widths import narrowed_mlp
 from supernet.network import Supernet, build_block
 
 ATTENTION_NORM = "norms.attention."
 
 
-@dataclass(frozen=True, slots=True)
-class PartKey:
-    """Where a part stands, and which mixer it is."""
-
-    stage: int
-    block: int
-    mixer: Mixer
-
-    @property
-    def place(self) -> str:
-        """The name of its block in the network."""
-        return f"stages.{self.stage}.{self.block}"
-
-    def __str__(self) -> str:
-        return f"{self.place}/{describe_mixer(self.mixer)}"
-
-
-class Part(nn.Module):
+class MixerPart(nn.Module):
     """A mixer and the norm in front of it; its tensors have the names that they have in a block.
 
     Args:
         teacher: The architecture whose block it is for.
-        key: Which part.
+        key: Where it stands, and which mixer it is.
     """
 
-    def __init__(self, teacher: Architecture, key: PartKey) -> None:
+    def __init__(self, teacher: Architecture, key: Replacement) -> None:
         super().__init__()
-        replaced = Replacement(stage=key.stage, block=key.block, mixer=key.mixer)
-        block = build_block(with_replacements(teacher, [replaced]), key.stage, key.block)
-        self.mixer, self.mixers, self.norms = key.mixer, block.mixers, nn.ModuleDict()
+        assert key.mixer is not None
+        block = build_block(with_replacements(teacher, [key]), key.stage, key.block)
+        self.mixer: Mixer = key.mixer
+        self.mixers, self.norms = block.mixers, nn.ModuleDict()
         if key.mixer.kind not in CONV_KINDS:
             self.norms["attention"] = block.norms["attention"]
 
@@ -57,36 +42,80 @@ class Part(nn.Module):
         return mixed
 
 
-def part_keys(space: SearchSpace, teacher: Architecture) -> tuple[PartKey, ...]:
-    """List the parts that must learn: every mixer offered but the teacher's own, and none."""
+class MlpPart(nn.Module):
+    """A narrower MLP; the norm in front of it is the teacher's and no part of it.
+
+    Args:
+        teacher: The architecture whose block it is for.
+        key: Where it stands, and its ratio.
+    """
+
+    def __init__(self, teacher: Architecture, key: Replacement) -> None:
+        super().__init__()
+        self.mlp = build_block(with_replacements(teacher, [key]), key.stage, key.block).mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C), behind the norm, to what is added to it."""
+        added: Tensor = self.mlp(x, self.mlp.hidden)
+        return added
+
+
+Part = MixerPart | MlpPart
+
+
+def part_name(key: Replacement) -> str:
+    """Name a part in the library."""
+    what = f"MLP {key.mlp_ratio:g}" if key.mixer is None else describe_mixer(key.mixer)
+    return f"{block_name(key)}/{what}"
+
+
+def block_name(key: Replacement) -> str:
+    """Name the block in the network that a part is for."""
+    return f"stages.{key.stage}.{key.block}"
+
+
+def part_keys(space: SearchSpace, teacher: Architecture) -> tuple[Replacement, ...]:
+    """List the parts that must learn: all that is offered but the teacher's own, and no mixer."""
     return tuple(
-        PartKey(one.stage, one.block, one.mixer)
+        one
         for one in offered_replacements(space, teacher)
-        if one.mixer is not None
-        and not isinstance(one.mixer, NoMixer)
-        # Where the teacher mixes nothing there is nothing to learn from.
-        and not isinstance(teacher.stages[one.stage].mixers[one.block], NoMixer)
+        if one.mixer is None
+        or not (
+            isinstance(one.mixer, NoMixer)
+            # Where the teacher mixes nothing there is nothing to learn from.
+            or isinstance(teacher.stages[one.stage].mixers[one.block], NoMixer)
+        )
     )
 
 
-def new_part(teacher: Supernet, key: PartKey, *, seed: int) -> Part:
-    """Make a part that has not learned yet: the teacher's weights where names and shapes agree.
+def new_part(
+    teacher: Supernet, key: Replacement, *, seed: int, order: Mapping[str, Tensor]
+) -> Part:
+    """Make a part that has not learned yet, of the teacher's weights as far as there are any.
 
-    A name is that of the same layer of the block's own mixer, of whatever kind.
+    A mixer has them where names and shapes agree; a name is that of the same layer of the block's
+    own mixer, of whatever kind. A narrower MLP has the most important hidden channels.
 
     Args:
         teacher: The trained network.
         key: Which part.
         seed: Of the weights that the teacher has not.
+        order: Of the hidden channels of MLPs, from `hidden_order`.
     """
     architecture = teacher.only
     assert architecture is not None
+    block = teacher.get_submodule(block_name(key))
+    if key.mixer is None:
+        narrow = MlpPart(architecture, key)
+        channels = order[block_name(key)][: narrow.mlp.hidden]
+        narrow.mlp.load_state_dict(narrowed_mlp(block.get_submodule("mlp").state_dict(), channels))
+        return narrow
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        part = Part(architecture, key)
+        part = MixerPart(architecture, key)
     own = architecture.stages[key.stage].mixers[key.block]
     state = part.state_dict()
-    for name, value in teacher.get_submodule(key.place).state_dict().items():
+    for name, value in block.state_dict().items():
         ours = name.replace(f"mixers.{own.kind}.", f"mixers.{key.mixer.kind}.")
         if ours in state and state[ours].shape == value.shape:
             state[ours] = value.detach().clone()

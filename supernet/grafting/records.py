@@ -1,13 +1,14 @@
-"""What the blocks of a network are given, and what their mixers make of it: noted by hooks."""
+"""What mixers and MLPs of a network are given, and what they make of it: noted by hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from searchspace.mixers import NoMixer
@@ -15,11 +16,24 @@ from supernet.network import Supernet
 
 
 @dataclass(slots=True)
-class BlockRecord:
-    """The last batch of a block: its map (B, H, W, C), and what its mixer added to it."""
+class Record:
+    """The last batch of a mixer or an MLP: maps (B, H, W, C).
 
-    x: Tensor | None = None
-    mixed: Tensor | None = None
+    Attributes:
+        given: To a mixer as the block gets it, in front of the norm; to an MLP behind its norm.
+        added: What it adds to the block's map.
+    """
+
+    given: Tensor = field(default_factory=lambda: torch.empty(0))
+    added: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """What is noted of a block."""
+
+    mixer: Record
+    mlp: Record
 
 
 @contextmanager
@@ -36,12 +50,17 @@ def record_blocks(network: Supernet) -> Iterator[dict[str, BlockRecord]]:
     for index, stage in enumerate(architecture.stages):
         for number, mixer in enumerate(stage.mixers):
             name = f"stages.{index}.{number}"
-            record = records[name] = BlockRecord()
+            record = records[name] = BlockRecord(Record(), Record())
             block = network.get_submodule(name)
-            handles.append(block.register_forward_pre_hook(partial(_note_input, record)))
+            mlp = block.get_submodule("mlp")
+            handles += [
+                block.register_forward_pre_hook(partial(_note_given, record.mixer)),
+                mlp.register_forward_pre_hook(partial(_note_given, record.mlp)),
+                mlp.register_forward_hook(partial(_note_added, record.mlp)),
+            ]
             if not isinstance(mixer, NoMixer):
                 mixing = block.get_submodule(f"mixers.{mixer.kind}")
-                handles.append(mixing.register_forward_hook(partial(_note_output, record)))
+                handles.append(mixing.register_forward_hook(partial(_note_added, record.mixer)))
     try:
         yield records
     finally:
@@ -49,11 +68,11 @@ def record_blocks(network: Supernet) -> Iterator[dict[str, BlockRecord]]:
             handle.remove()
 
 
-def _note_input(record: BlockRecord, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    record.x = arguments[0]
+def _note_given(record: Record, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    record.given = arguments[0]
 
 
-def _note_output(
-    record: BlockRecord, module: nn.Module, arguments: tuple[Any, ...], output: Tensor
+def _note_added(
+    record: Record, module: nn.Module, arguments: tuple[Any, ...], output: Tensor
 ) -> None:
-    record.mixed = output
+    record.added = output

@@ -7,7 +7,7 @@ the most important ones, in the order in which they stand, with the teacher's we
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -49,9 +49,15 @@ def hidden_order(network: Supernet, batches: Iterable[Tensor]) -> dict[str, Tens
     return found
 
 
-def kept(order: Tensor, hidden: int) -> Tensor:
-    """Return the channels that an MLP of so many keeps, in the order in which they stand."""
-    return order[:hidden].sort().values
+def narrowed_mlp(state: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
+    """Return the state of an MLP that has only some hidden channels, in the order they stand in."""
+    kept = channels.sort().values.to(state["fc1.bias"].device)
+    return {
+        "fc1.weight": state["fc1.weight"].index_select(0, kept),
+        "fc1.bias": state["fc1.bias"].index_select(0, kept),
+        "fc2.weight": state["fc2.weight"].index_select(1, kept),
+        "fc2.bias": state["fc2.bias"],
+    }
 
 
 def _adder(sums: dict[str, Tensor], name: str) -> Any:

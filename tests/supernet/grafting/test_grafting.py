@@ -22,7 +22,14 @@ from searchspace.graft_space import (
 from searchspace.mixers import DepthwiseConv, GlobalAttention, Mixer, NoMixer, WindowAttention
 from searchspace.space import SearchSpace
 from supernet.data import ImageData
-from supernet.grafting import LibraryTrainer, assemble, hidden_order, load_library, part_keys
+from supernet.grafting import (
+    LibraryTrainer,
+    assemble,
+    hidden_order,
+    load_library,
+    part_keys,
+    record_blocks,
+)
 from supernet.grafting.library import PARTS_FILE, normalised_error
 from supernet.network import Supernet, build_subnet
 from supernet.training import latest_checkpoint
@@ -147,11 +154,12 @@ def test_a_stage_of_both_sorts_keeps_each_blocks_sort() -> None:
 
 def test_parts_start_from_the_teachers_weights_where_names_and_shapes_agree() -> None:
     from searchspace.mixers import NeighborhoodAttention
-    from supernet.grafting import PartKey, new_part
+    from supernet.grafting import new_part
 
     teacher = trained(TEACHERS["attention"])
-    key = PartKey(0, 1, NeighborhoodAttention(kernel_size=3, num_heads=2))
-    part = new_part(teacher, key, seed=0).state_dict()
+    mixer = NeighborhoodAttention(kernel_size=3, num_heads=2)
+    key = Replacement(stage=0, block=1, mixer=mixer)
+    part = new_part(teacher, key, seed=0, order={}).state_dict()
     theirs = teacher.get_submodule("stages.0.1").state_dict()
     assert torch.equal(part["norms.attention.weight"], theirs["norms.attention.weight"])
     shared = {
@@ -165,7 +173,9 @@ def test_parts_start_from_the_teachers_weights_where_names_and_shapes_agree() ->
         assert same == fits
 
 
-def test_a_narrower_mlp_keeps_the_channels_that_add_most(data: ImageData, tmp_path: Path) -> None:
+def test_a_narrower_mlp_starts_from_the_channels_that_add_most(
+    data: ImageData, tmp_path: Path
+) -> None:
     """By the rule's definition: the mean of ``|GELU(h)|`` times the length of its column."""
     architecture = TEACHERS["attention"]
     teacher = trained(architecture)
@@ -180,18 +190,39 @@ def test_a_narrower_mlp_keeps_the_channels_that_add_most(data: ImageData, tmp_pa
     columns = [float(block.mlp.fc2.weight[:, h].detach().norm()) for h in range(16)]
     sizes = [float(hidden[..., h].abs().mean()) * columns[h] for h in range(16)]
     best = sorted(sorted(range(16), key=lambda h: -sizes[h])[:8])
-    trainer = LibraryTrainer(
-        teacher, [], data, RECIPE, total_steps=0, seed=0, order=hidden_order(teacher, [images])
-    )
+    key, order = Replacement(stage=0, block=1, mlp_ratio=1.0), hidden_order(teacher, [images])
+    trainer = LibraryTrainer(teacher, [key], data, RECIPE, total_steps=0, seed=0, order=order)
     trainer.save(tmp_path / "library")
     library = load_library([tmp_path / "library"])
-    narrower = with_replacements(architecture, [Replacement(stage=0, block=1, mlp_ratio=1.0)])
-    network = assemble(narrower, teacher, library)
+    network = assemble(with_replacements(architecture, [key]), teacher, library)
     mlp = network.get_submodule("stages.0.1.mlp")
     assert torch.equal(mlp.fc1.weight, block.mlp.fc1.weight[best])
     assert torch.equal(mlp.fc1.bias, block.mlp.fc1.bias[best])
     assert torch.equal(mlp.fc2.weight, block.mlp.fc2.weight[:, best])
     assert torch.equal(mlp.fc2.bias, block.mlp.fc2.bias)
+
+
+def test_mlps_learn_what_the_teachers_add(data: ImageData) -> None:
+    """All channels have nothing left to learn; half of them come nearer than they were cut."""
+    teacher = trained(TEACHERS["attention"])
+    order = hidden_order(teacher, [torch.randn(4, 3, 16, 16)])
+    keys = [Replacement(stage=0, block=1, mlp_ratio=ratio) for ratio in (2.0, 1.0)]
+    images = torch.randn(6, 3, 16, 16)
+
+    def errors() -> list[float]:
+        with torch.no_grad(), record_blocks(teacher) as records:
+            teacher(images)
+            record = records["stages.0.1"].mlp
+            return [
+                float(normalised_error(part(record.given), record.added)) for part in trainer.parts
+            ]
+
+    trainer = LibraryTrainer(teacher, keys, data, RECIPE, total_steps=60, seed=0, order=order)
+    cut = errors()
+    trainer.run(60)
+    learned = errors()
+    assert cut[0] == 0.0
+    assert learned[1] < 0.8 * cut[1]
 
 
 def test_the_error_is_that_of_the_definition() -> None:
@@ -258,3 +289,11 @@ def test_a_part_that_is_missing_is_said(data: ImageData, tmp_path: Path) -> None
         assemble(with_replacements(TEACHERS["attention"], [first]), teacher, {})
     with pytest.raises(ValueError, match="there is none"):
         load_library([tmp_path / "nothing"])
+
+
+def test_a_library_of_other_parts_is_said(data: ImageData, tmp_path: Path) -> None:
+    """As those were that had no narrower MLPs."""
+    teacher, space = trained(TEACHERS["attention"]), graft_space(TEACHERS["attention"])
+    trainer_of(teacher, space, data, steps=1, most=2).save(tmp_path)
+    with pytest.raises(ValueError, match="has other parts than this version"):
+        trainer_of(teacher, space, data, steps=1, most=3).load(tmp_path)
