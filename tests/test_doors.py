@@ -58,7 +58,7 @@ ENTRIES = {
     # It needs pycocotools, which is an extra.
     "supernet.dense": {
         *("distillation", "judging", "network", "options", "pictures", "shared", "start"),
-        *("timm_backbone", "training"),
+        *("target", "teacher_files", "timm_backbone", "training"),
     },
     "supernet.data": {"dense.masks"},
     # timm's import registers our models, also in the middle of ours.

@@ -11,6 +11,8 @@ from PIL import Image
 
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, Mixer, WindowAttention
+from supernet.dense.distillation import DenseTeacher
+from supernet.dense.network import DenseNetwork
 from supernet.recipes.dense_recipe import DenseRecipe, load_dense_recipe
 
 COLOURS = ((200, 40, 40), (40, 40, 200))
@@ -92,3 +94,17 @@ def recipe(name: str, **changes: Any) -> DenseRecipe:
     small |= {"train_images": images, "schedule": schedule, "name": f"tiny_{name}"}
     small["test_images"] = {"short_side": 48, "longest_side": 80}
     return DenseRecipe.model_validate({**values, **small, **changes})
+
+
+def dense_teacher(
+    network: DenseNetwork, chosen: DenseRecipe, *, name: str = "a teacher", fingerprint: str = "one"
+) -> DenseTeacher:
+    """Make a teacher of a network on `architecture`, or one whose own network plays no part."""
+    return DenseTeacher(
+        network=network.eval(),
+        name=name,
+        fingerprint=fingerprint,
+        target=architecture(),
+        recipe=chosen,
+        num_classes=network.options.num_classes,
+    )

@@ -51,7 +51,10 @@ Share = Annotated[
 ]
 Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
-TAUGHT = "Let all networks learn from it, too: timm:NAME[:FILE], PRESET:FILE, RUN:ID or a folder."
+TAUGHT = (
+    "Let all networks learn from it, too: timm:NAME[:FILE], PRESET:FILE, RUN:ID or a folder; with "
+    "--task the folder of a transfer."
+)
 Teacher = Annotated[str | None, typer.Option(rich_help_panel=TRAINING, help=TAUGHT)]
 Track = Annotated[
     str | None,

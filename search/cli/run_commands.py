@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -41,9 +41,7 @@ from search.cli.options import (
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from search.run_folder import RunFolder, RunSettings, TeacherFiles
-    from supernet.data import ImageData
-    from supernet.training import Teacher as FoundTeacher
+    from search.run_folder import BuildsTeacher, RunFolder, RunSettings, TeacherFiles
 
 # What may be given with --resume; all else is decided when a run begins.
 RESUMABLE = {"budget", "out", "resume", "sampler", "ray_address", "track"}
@@ -260,7 +258,7 @@ def run(
             command=shlex.join(["search", *sys.argv[1:]]),
         )
         begun = settings
-        mentor = _look_for(teacher)
+        mentor = _look_for(settings)
         if ray_address is not None or settings.parsed_budget.device == "gpu":
             from search.cluster import check_devices
 
@@ -361,7 +359,7 @@ def plan(
         taught_by=teacher or "",
         storage=storage or "",
     )
-    mentor = _look_for(teacher)
+    mentor = _look_for(settings)
     check_output(save_times)
     source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
@@ -412,10 +410,15 @@ def _teacher_of(text: str | None, arch: str | None) -> Iterator[TeacherFiles | N
         yield read_teacher(Path(folder))
 
 
-def _look_for(text: str | None) -> Callable[[ImageData], FoundTeacher] | None:
+def _look_for(settings: RunSettings) -> BuildsTeacher | None:
     """Look for a teacher before images are read, which may take long."""
-    if text is None:
+    text = settings.taught_by
+    if not text:
         return None
+    if not settings.classifies:
+        from search.transferring.queue import look_for_dense_teacher
+
+        return look_for_dense_teacher(text)
     from search.retraining.teachers import look_for_teacher
 
     return look_for_teacher(text)

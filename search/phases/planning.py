@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
 from search.plan import MAX_EPOCHS, Plan, PlanInputs, StepTimes, make_plan
-from search.run_folder import DATA, GRAFT, MENTOR, RunSettings, keep_mentor
+from search.run_folder import DATA, GRAFT, MENTOR, BuildsTeacher, RunSettings, keep_mentor
 from search.workers import compile_kernels, work_of
 from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
@@ -22,7 +22,7 @@ from supernet.recipes import load_dense_recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
 
 if TYPE_CHECKING:
-    from supernet.training import Teacher
+    pass
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125
@@ -86,7 +86,7 @@ def plan_here(
     devices: int | None,
     times_from: TimesFrom | None = None,
     say: Callable[[str], None] | None = None,
-    teacher: Callable[[ImageData], Teacher] | None = None,
+    teacher: BuildsTeacher | None = None,
 ) -> Planned:
     """Find out what steps take, and plan the budget and twice as much. Nothing is left behind.
 

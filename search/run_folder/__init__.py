@@ -1,6 +1,6 @@
 """The folder of a run: its settings, its files, and how a user names what is in it."""
 
-from search.run_folder.creation import create_run, keep_mentor
+from search.run_folder.creation import BuildsTeacher, create_run, keep_mentor
 from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.files import (
     DATA,
@@ -29,6 +29,7 @@ __all__ = [
     "START",
     "SUPERNET",
     "TEACHER",
+    "BuildsTeacher",
     "Files",
     "FullDiskError",
     "RunFolder",

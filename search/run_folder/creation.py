@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from configs import config_names, config_path
 from search.plan import SHARES
@@ -40,8 +40,9 @@ from searchspace.space import SearchSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from supernet.data import ImageData
-    from supernet.training import Teacher
+
+# From the run's images to the teacher: of classifiers, or of detectors and segmenters.
+BuildsTeacher: TypeAlias = "Callable[[Any], Any]"
 
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
@@ -62,7 +63,7 @@ def create_run(
     settings: RunSettings,
     *,
     database: str | None = None,
-    teacher: Callable[[ImageData], Teacher] | None = None,
+    teacher: BuildsTeacher | None = None,
 ) -> Iterator[RunFolder]:
     """Make the folder of a new run: check everything, read the data, then write the record.
 
@@ -114,7 +115,7 @@ class _NewRun:
         settings: RunSettings,
         address: Address,
         claim: Claim,
-        teacher: Callable[[ImageData], Teacher] | None,
+        teacher: BuildsTeacher | None,
     ) -> None:
         self.settings, self._teacher = settings, teacher
         self._folder, self._address, self._claim = folder, address, claim
@@ -254,17 +255,39 @@ def prepare_run_data(settings: RunSettings, space: SearchSpace, folder: Path) ->
         _write_start(settings, space.replace(num_classes=data.num_classes), folder / START)
 
 
-def keep_mentor(
-    settings: RunSettings, folder: Path, teacher: Callable[[ImageData], Teacher] | None
-) -> RunSettings:
-    """Lay a teacher where the devices find it; return the settings with its key."""
+def keep_mentor(settings: RunSettings, folder: Path, teacher: BuildsTeacher | None) -> RunSettings:
+    """Lay a teacher where the devices find it; return the settings with its key.
+
+    Raises:
+        ValueError: If it cannot teach the networks of the run.
+    """
     if teacher is None:
         return settings
+    if not settings.classifies:
+        return replace(settings, mentor=_keep_dense_mentor(settings, folder, teacher))
     from supernet.data import open_data
     from supernet.training import write_teacher_files
 
     key = write_teacher_files(folder / MENTOR, teacher(open_data(folder / DATA)))
     return replace(settings, mentor=key)
+
+
+def _keep_dense_mentor(settings: RunSettings, folder: Path, teacher: BuildsTeacher) -> str:
+    from supernet.data.dense import open_searched
+    from supernet.dense.distillation import check_dense_teacher
+    from supernet.dense.network import build_dense
+    from supernet.dense.options import dense_options
+    from supernet.dense.teacher_files import write_dense_teacher
+    from supernet.recipes import load_dense_recipe
+
+    data = open_searched(folder / DATA)
+    found = teacher(data.dense)
+    # All networks of a space have maps of the same shapes: their patches have one size.
+    smallest = settings.load_space().extreme("macs", largest=False)
+    recipe = load_dense_recipe(settings.trial_recipe)
+    student = build_dense(SearchSpace.of(smallest), dense_options(recipe, data.num_classes))
+    check_dense_teacher(student, found)
+    return write_dense_teacher(folder / MENTOR, found)
 
 
 def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:

@@ -53,6 +53,7 @@ from searchspace.space import SearchSpace
 if TYPE_CHECKING:
     from supernet.data import ImageData
     from supernet.data.dense import SearchedData
+    from supernet.dense.distillation import DenseTeacher
     from supernet.training import Teacher
 
 LOCK = "run.lock"
@@ -141,7 +142,7 @@ class RunFolder:
             )
 
     def mentor(self) -> Teacher | None:
-        """Read whom all trainings of the run learn from, where there is somebody.
+        """Read whom all trainings of a run of classifiers learn from, where there is somebody.
 
         Raises:
             ValueError: If it is gone, damaged, or not the one that the run began with.
@@ -153,6 +154,14 @@ class RunFolder:
         from supernet.training import read_teacher_files
 
         return read_teacher_files(self.folder / MENTOR, self.settings.mentor)
+
+    def dense_mentor(self) -> DenseTeacher | None:
+        """See `mentor`, for a run of detectors or segmenters."""
+        if not self.settings.mentor:
+            return None
+        from supernet.dense.teacher_files import read_dense_teacher
+
+        return read_dense_teacher(self.folder / MENTOR, self.settings.mentor)
 
     def check_unlabelled(self) -> None:
         """See that the images without classes that the run keeps are whole.
@@ -282,7 +291,7 @@ def resume_run(
         changes |= {} if sampler is None else {"sampler": sampler}
         run = replace(run, settings=replace(run.settings, **changes))
         run.files.check(is_new=False)
-        run.mentor()
+        run.mentor() if run.settings.classifies else run.dense_mentor()
         run.check_unlabelled()
         _take_storage(run)
         run.record.close_orphans()

@@ -222,19 +222,10 @@ class RunSettings:
                 f"--from CHECKPOINT, got --strategy {self.strategy}, --task {self.task} and "
                 f"{'--from ' + self.graft_from if self.teacher else 'no --from'}."
             )
-        if self.taught_by and (self.graft_from or not self.classifies):
-            why, instead = "A graft learns from the network that it begins with (--from)", ""
-            if not self.classifies:
-                why = (
-                    f"A search with --task {self.task} trains detectors or segmenters on labels "
-                    "alone"
-                )
-                instead = (
-                    " The networks that it finds can learn from a larger one of the task: search "
-                    f"transfer RUN --arch ID --task {self.task} --data DATA --teacher FOLDER."
-                )
+        if self.taught_by and self.graft_from:
             raise ValueError(
-                f"{why}, got --teacher {self.taught_by} as well. Leave --teacher out.{instead}"
+                "A graft learns from the network that it begins with (--from), got --teacher "
+                f"{self.taught_by} as well. Leave --teacher out."
             )
         if self.unlabelled and self.strategy != GRAFT:
             raise ValueError(

@@ -15,8 +15,8 @@ from torch.multiprocessing.spawn import ProcessContext, spawn
 from search.retraining.out_folder import RESULT_FILE
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.result import TransferResult, open_transferred
-from search.transferring.target import Target
 from supernet.data.dense import DenseData
+from supernet.dense.target import Target
 from supernet.dense.training import StepReport
 from supernet.recipes import DenseRecipe
 from supernet.training import TrainingStopped

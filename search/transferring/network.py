@@ -22,7 +22,7 @@ from search.transferring.result import (
     TransferResult,
     read_result,
 )
-from search.transferring.target import Target, check_target, choices_of, count_target
+from search.transferring.target import check_target, count_target
 from supernet.data.dense import DenseData, DenseSplit
 from supernet.data.dense.masks import require_pycocotools
 from supernet.dense.distillation import DenseTeacher, check_dense_teacher
@@ -31,6 +31,7 @@ from supernet.dense.network import DenseNetwork, Segmenter, build_dense
 from supernet.dense.options import dense_options
 from supernet.dense.pictures import draw_classes, draw_objects, draw_truth, side_by_side
 from supernet.dense.start import load_start
+from supernet.dense.target import Target, choices_of
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
 from supernet.recipes import DenseRecipe, dump_dense_recipe
 from supernet.training import WEIGHTS_FILE, digest_of, remove_checkpoints, write_text

@@ -6,8 +6,9 @@ Their results stand in the record at fidelities of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,17 +32,18 @@ from search.transferring.attempt import attempt
 from search.transferring.network import TransferOptions, build_network, check_transfer
 from search.transferring.result import (
     FOLDER,
+    Transferred,
     TransferResult,
     is_transfer,
     open_transferred,
     result_text,
 )
-from search.transferring.target import Target
 from searchspace.architecture import describe
 from supernet.data.dense import DenseData
 from supernet.dense.distillation import DenseTeacher, check_dense_teacher
 from supernet.dense.network import extract_dense
 from supernet.dense.shared import load_dense_supernet
+from supernet.dense.target import Target
 from supernet.dense.timm_backbone import TimmTarget, timm_features
 from supernet.dense.training import METRICS_FILE, StepReport, read_csv
 from supernet.exchange.published import convert, read_checkpoint
@@ -201,10 +203,26 @@ def find_dense_teacher(text: str, data: DenseData) -> DenseTeacher:
     Raises:
         ValueError: If there is none, or it learnt another task or other classes.
     """
+    return look_for_dense_teacher(text)(data)
+
+
+def look_for_dense_teacher(text: str) -> Callable[[DenseData], DenseTeacher]:
+    """Look whether there is a teacher, before there are images; see `find_dense_teacher`.
+
+    Returns:
+        What builds it, for the images that it is to teach.
+
+    Raises:
+        ValueError: If there is none.
+    """
     try:
         found = open_transferred(Path(text))
     except (OSError, ValueError) as error:
         raise ValueError(f"--teacher {text}: {error}") from error
+    return partial(_taught_by, text, found)
+
+
+def _taught_by(text: str, found: Transferred, data: DenseData) -> DenseTeacher:
     if (found.result.task, found.result.class_names) != (data.task, data.class_names):
         raise ValueError(
             f"The teacher {text} learnt --task {found.result.task} with the classes "
@@ -212,7 +230,14 @@ def find_dense_teacher(text: str, data: DenseData) -> DenseTeacher:
             f"{data.task} with {', '.join(data.class_names[:3])} .... Name one of the same."
         )
     network = found.network()
-    return DenseTeacher(network=network, name=text, fingerprint=digest_of(network.state_dict()))
+    return DenseTeacher(
+        network=network,
+        name=text,
+        fingerprint=digest_of(network.state_dict()),
+        target=found.architecture,
+        recipe=found.recipe,
+        num_classes=len(found.result.class_names),
+    )
 
 
 def load_weights(path: Path, architecture: Target) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from safetensors.torch import load_model
 from configs.reading import read_json, typed
 from search.record import Measured
 from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
-from search.transferring.target import Target, choices_of, read_target
 from supernet.dense.network import DenseNetwork, build_dense
 from supernet.dense.options import dense_options
+from supernet.dense.target import Target, choices_of, read_target
 from supernet.recipes import DenseRecipe, load_dense_recipe
 from supernet.training import WEIGHTS_FILE, changed_file
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeAlias
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,11 +13,9 @@ from searchspace.cost import Cost
 from searchspace.dense import TASK_SIZES, check_backbone
 from searchspace.dense_cost import count_dense, count_heads
 from searchspace.mixer_cost import total
-from searchspace.space import SearchSpace
+from supernet.dense.target import Target
 from supernet.dense.timm_backbone import PREFIX, TimmBackbone, TimmTarget
 from supernet.recipes import DenseRecipe
-
-Target: TypeAlias = Architecture | TimmTarget
 
 
 def transfer_target(text: str) -> Target:
@@ -31,18 +27,6 @@ def transfer_target(text: str) -> Target:
     if text.startswith(PREFIX):
         return TimmTarget(text.removeprefix(PREFIX))
     return load_target(text)
-
-
-def read_target(stored: Mapping[str, Any]) -> Target:
-    """Read what `Architecture.to_dict` or `TimmTarget.to_dict` wrote."""
-    if "timm" in stored:
-        return TimmTarget(str(stored["timm"]))
-    return Architecture.from_dict(dict(stored))
-
-
-def choices_of(target: Target) -> SearchSpace | TimmTarget:
-    """Return what `build_dense` builds it from."""
-    return target if isinstance(target, TimmTarget) else SearchSpace.of(target)
 
 
 def check_target(target: Target) -> None:

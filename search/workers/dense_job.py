@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from search.run_folder import DATA, START, RunSettings
+from search.run_folder import DATA, MENTOR, START, RunSettings
 from search.workers.job import RunJob, fields_of
 from searchspace.architecture import Architecture
 from supernet.data.dense import SearchedData, open_searched
+from supernet.dense.distillation import DenseTeacher
 from supernet.dense.start import read_start, start_of
+from supernet.dense.teacher_files import read_dense_teacher
 from supernet.network import Supernet
 from supernet.recipes import DenseRecipe, load_dense_recipe
 
@@ -34,6 +36,15 @@ class DenseJob(RunJob):
     def open_data(self) -> SearchedData:
         """Open the run's data."""
         return open_searched(self.files.fetch(DATA))
+
+    def mentor(self) -> DenseTeacher | None:
+        """Read whom the networks learn from, where there is somebody.
+
+        Raises:
+            ValueError: If it is not the one that the run began with.
+        """
+        key = self.mentor_key
+        return read_dense_teacher(self.files.fetch(MENTOR), key) if key else None
 
     def start(self) -> Supernet | None:
         """Read the weights that backbones begin with; None for fresh ones."""

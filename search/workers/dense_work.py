@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from search.workers.supernet_worker import (
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
+from supernet.dense.distillation import DenseTeacher
 from supernet.dense.judging import judge
 from supernet.dense.network import (
     DenseNetwork,
@@ -66,6 +68,10 @@ class DenseSupernetWorker(GroupWorker):
         self.job = job
         self.data = job.open_data()
 
+    @cached_property
+    def _mentor(self) -> DenseTeacher | None:
+        return self.job.mentor()
+
     @ending_spoilt()
     def measure(self) -> StepTimes:
         """Time steps of the smallest, the largest and a random network, and judging the last."""
@@ -85,6 +91,7 @@ class DenseSupernetWorker(GroupWorker):
             supernet_batch=recipe.batch_size,
             judged_images=self.data.sizes["search"],
             amp=recipe.amp,
+            teacher=self.job.mentor_key,
         )
 
     def timed_trainer(self, steps: int, *, is_alone: bool) -> tuple[DenseSupernetTrainer, int]:
@@ -123,6 +130,7 @@ class DenseSupernetWorker(GroupWorker):
             start=start,
             device=self.job.device,
             loader_workers=self.job.loader_workers,
+            teacher=self._mentor,
         )
 
     def _time_training(self, architecture: Architecture) -> float:
@@ -256,6 +264,7 @@ def train_dense_alone(
         out=out,
         on_report=report,
         loader_workers=job.loader_workers,
+        teacher=job.mentor(),
     )
     on_epoch(0)
     try:

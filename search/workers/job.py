@@ -37,6 +37,7 @@ class RunJob:
         measured: Costs to measure of every network that is judged, of `search.results.objectives`.
         seed: Of the run.
         device: Torch device of one worker, ``cpu`` or ``cuda``.
+        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
     """
 
     files: Files
@@ -47,6 +48,7 @@ class RunJob:
     measured: tuple[str, ...]
     seed: int
     device: str
+    mentor_key: str = ""
 
     @property
     def loader_workers(self) -> int:
@@ -67,14 +69,12 @@ class Job(RunJob):
         trial_recipe: For networks that are trained alone during the search.
         deployment: How networks will be run, for their latency.
         table: Latencies of the parts of networks on another device, instead of measuring here.
-        mentor_key: Of the folder of whom the networks learn from; empty for nobody.
     """
 
     supernet_recipe: Recipe
     trial_recipe: Recipe
     deployment: Deployment = EAGER
     table: LatencyTable | None = None
-    mentor_key: str = ""
 
     def open_data(self) -> ImageData:
         """Open the prepared images of the run."""
@@ -140,7 +140,6 @@ def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:
         trial_recipe=_recipe_on(shared["device"], settings.trial_recipe),
         deployment=settings.deployment,
         table=settings.load_table(),
-        mentor_key=settings.mentor,
     )
 
 
@@ -157,6 +156,7 @@ def fields_of(settings: RunSettings, folder: Path, num_classes: int) -> dict[str
         "measured": settings.measured_objectives,
         "seed": settings.seed,
         "device": "cuda" if settings.parsed_budget.device == "gpu" else "cpu",
+        "mentor_key": settings.mentor,
     }
 
 

@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from searchspace.architecture import Architecture
 from supernet.dense.network import DenseNetwork, Detector
+from supernet.dense.target import Target
+from supernet.recipes import DenseRecipe
 
 PYRAMID_WEIGHT, LOGITS_WEIGHT = 6.0, 5.0
 _PROBE_PIXELS = 64
@@ -31,11 +34,17 @@ class DenseTeacher:
         network: Never trained.
         name: As it was asked for.
         fingerprint: Of its weights.
+        target: What it stands on.
+        recipe: That it was trained with, which says what heads it has.
+        num_classes: Of its head.
     """
 
     network: DenseNetwork
     name: str
     fingerprint: str
+    target: Target
+    recipe: DenseRecipe
+    num_classes: int
 
 
 @dataclass(slots=True)
@@ -56,12 +65,19 @@ class DenseLesson:
     def __init__(self, teacher: DenseTeacher, device: torch.device) -> None:
         self.name = teacher.name
         self._network = teacher.network.requires_grad_(False).to(device).eval()
+        self._speaks = torch.ones((), dtype=torch.bool, device=device)
 
     @contextmanager
-    def watching(self, network: nn.Module) -> Iterator[Watched]:
-        """Note what a network makes of the batches that pass while the block runs."""
+    def watching(
+        self, network: DenseNetwork, architecture: Architecture | None = None
+    ) -> Iterator[Watched]:
+        """Note what a network makes of the batches that pass while the block runs.
+
+        Args:
+            architecture: With which it is called, see `DenseNetwork`.
+        """
         seen = Watched()
-        handle = _watched_part(network).register_forward_hook(
+        handle = _watched_part(network, architecture).register_forward_hook(
             lambda module, given, out: setattr(seen, "maps", _maps_of(network, out))
         )
         try:
@@ -72,8 +88,18 @@ class DenseLesson:
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return what the teacher makes of images (B, 3, H, W)."""
-        made = _watched_part(self._network)(self._network.backbone(images, None))
-        return _maps_of(self._network, made)
+        made = self._network.part_of_maps(None)(self._network.backbone(images, None))
+        maps = _maps_of(self._network, made)
+        for one in maps:
+            # Without waiting for a GPU.
+            self._speaks = self._speaks & one.isfinite().all()
+        return maps
+
+    def blame(self) -> str:
+        """Say that the teacher has made maps of no numbers, where it has; empty otherwise."""
+        if bool(self._speaks):
+            return ""
+        return f" The teacher {self.name} makes maps that are no finite numbers: take another."
 
     def loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the losses by name: of maps of a pyramid, or of the logits alone."""
@@ -96,8 +122,13 @@ def places_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(mine, theirs, reduction="sum", log_target=True) / mine[..., 0].numel()
 
 
-def check_dense_teacher(student: DenseNetwork, teacher: DenseTeacher) -> None:
+def check_dense_teacher(
+    student: DenseNetwork, teacher: DenseTeacher, architecture: Architecture | None = None
+) -> None:
     """Refuse a teacher whose maps have other shapes than the student's, or are no finite numbers.
+
+    Args:
+        architecture: Of a student with shared weights.
 
     Raises:
         ValueError: Then.
@@ -105,10 +136,11 @@ def check_dense_teacher(student: DenseNetwork, teacher: DenseTeacher) -> None:
     images = torch.zeros(1, 3, _PROBE_PIXELS, _PROBE_PIXELS)
     shapes = []
     with torch.no_grad():
-        for network in (student, teacher.network):
+        for network, asked in ((student, architecture), (teacher.network, None)):
             is_training = network.training
             # A clone would cost memory; in eval mode nothing of it changes.
-            made = _watched_part(network.eval())(network.backbone(images, None))
+            backbone = network.eval().backbone
+            made = network.part_of_maps(asked)(backbone(images, asked))
             network.train(is_training)
             maps = _maps_of(network, made)
             shapes.append([tuple(one.shape[1:]) for one in maps])
@@ -132,9 +164,9 @@ def _normalised(maps: Tensor) -> Tensor:
     return (maps - mean) / (std + 1e-6)
 
 
-def _watched_part(network: nn.Module) -> nn.Module:
-    part = network.pyramid if isinstance(network, Detector) else network.head
-    assert isinstance(part, nn.Module)
+def _watched_part(network: DenseNetwork, architecture: Architecture | None) -> nn.Module:
+    """Return the module whose forward makes the maps; of narrower networks it is another one."""
+    part: nn.Module = next(iter(network.part_of_maps(architecture).modules()))
     return part
 
 

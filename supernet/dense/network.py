@@ -114,7 +114,7 @@ class Detector(nn.Module):
         architecture = self.backbone.checked(architecture)
         strides = self.backbone.strides(architecture)
         strides = [*strides, 2 * strides[-1]]
-        maps = self._pyramid_of(architecture)(self.backbone(batch.images, architecture))
+        maps = self.part_of_maps(architecture)(self.backbone(batch.images, architecture))
         outputs, anchors = self.proposals(maps), self.proposals.anchors(maps, strides)
         proposals = self.proposals.propose(outputs, anchors, batch.sizes)
         if not self.training:
@@ -128,13 +128,14 @@ class Detector(nn.Module):
     def select(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the state of the architecture's own detector."""
         state = _prefixed(self.backbone.select(architecture), "backbone")
-        state |= state_of_part(self._pyramid_of(architecture), "pyramid")
+        state |= state_of_part(self.part_of_maps(architecture), "pyramid")
         for name in ("proposals", "regions"):
             state |= state_of_part(getattr(self, name), name)
         return state
 
-    def _pyramid_of(self, architecture: Architecture | None) -> Any:
-        dims = self.backbone.dims_of(architecture)
+    def part_of_maps(self, architecture: Architecture | None) -> Any:
+        """Return the pyramid for an architecture's maps: a module, or its `NarrowPart`."""
+        dims = self.backbone.dims_of(self.backbone.checked(architecture))
         channels = self.options.head.channels
         return _fitting(
             self._narrow, self.pyramid, self.backbone, dims, lambda: FeaturePyramid(dims, channels)
@@ -166,7 +167,7 @@ class Segmenter(nn.Module):
         architecture = self.backbone.checked(architecture)
         maps = self.backbone(batch.images, architecture)
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        logits = resize(self._head_of(architecture)(maps), size)
+        logits = resize(self.part_of_maps(architecture)(maps), size)
         if not self.training:
             return logits
         if batch.labels is None:
@@ -180,7 +181,7 @@ class Segmenter(nn.Module):
     def select(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the state of the architecture's own segmenter."""
         state = _prefixed(self.backbone.select(architecture), "backbone")
-        state |= state_of_part(self._head_of(architecture), "head")
+        state |= state_of_part(self.part_of_maps(architecture), "head")
         return state | state_of_part(self._auxiliary_of(architecture), "auxiliary")
 
     def _new_head(self, dims: Sequence[int]) -> UPerHead:
@@ -191,8 +192,9 @@ class Segmenter(nn.Module):
         options = self.options
         return AuxiliaryHead(dims[-2], options.head, options.num_classes, options.dropout)
 
-    def _head_of(self, architecture: Architecture | None) -> Any:
-        dims = self.backbone.dims_of(architecture)
+    def part_of_maps(self, architecture: Architecture | None) -> Any:
+        """Return the head for an architecture's maps: a module, or its `NarrowPart`."""
+        dims = self.backbone.dims_of(self.backbone.checked(architecture))
         return _fitting(self._narrow, self.head, self.backbone, dims, lambda: self._new_head(dims))
 
     def _auxiliary_of(self, architecture: Architecture | None) -> Any:

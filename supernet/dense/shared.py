@@ -17,6 +17,7 @@ from searchspace.space import SearchSpace
 from supernet.data.dense import DenseSplit
 from supernet.dense.backbone import norm_kind
 from supernet.dense.batches import TrainOrder, make_shard, train_batches
+from supernet.dense.distillation import DenseLesson, DenseTeacher
 from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
 from supernet.dense.proposals import ImageSize
@@ -52,6 +53,7 @@ class DenseSupernetTrainer(SharedTraining):
         start: Weights of a supernet of the same space to begin with; None: fresh ones.
         device: Torch device.
         loader_workers: Processes that make the batches of this one; 0 for itself.
+        teacher: Whom all architectures learn from as well.
 
     Raises:
         ValueError: If there is nothing to learn from, or the start is of another space.
@@ -73,6 +75,7 @@ class DenseSupernetTrainer(SharedTraining):
         start: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
         loader_workers: int = 0,
+        teacher: DenseTeacher | None = None,
     ) -> None:
         super().__init__(
             space,
@@ -83,6 +86,7 @@ class DenseSupernetTrainer(SharedTraining):
             device=own_device(device),
         )
         self.workers = loader_workers
+        self._lesson = None if teacher is None else DenseLesson(teacher, self.device)
         self.order = TrainOrder(split, recipe, seed)
         torch.manual_seed(seed)
         options = dense_options(recipe, len(split.class_names))
@@ -110,6 +114,7 @@ class DenseSupernetTrainer(SharedTraining):
             scaler=self.scaler,
             architectures=architectures,
             num_shards=self.recipe.num_shards,
+            lesson=self._lesson,
         )
         return torch.tensor(loss, dtype=torch.float64)
 
@@ -127,6 +132,9 @@ class DenseSupernetTrainer(SharedTraining):
             )
             shards = next(self._batches)
         return shards
+
+    def _blame(self) -> str:
+        return "" if self._lesson is None else self._lesson.blame()
 
     def _learning_rate(self) -> float:
         return self.recipe.lr_at(min(self.step, self.total_steps), self.total_steps)

@@ -257,7 +257,7 @@ class _Training:
 
 
 def gradients_of_step(
-    network: nn.Module,
+    network: DenseNetwork,
     shards: Sequence[DenseBatch],
     seed: int,
     *,
@@ -270,12 +270,14 @@ def gradients_of_step(
 ) -> float:
     """Leave a step's gradients in the parameters and return its mean loss, over all processes.
 
+    A teacher is asked once for each shard, whatever learns from it.
+
     Args:
         shards: This process's part of the batch.
         seed: Of the step.
         architectures: Whose mean loss it is; None for a network of one.
         num_shards: Of the whole batch; None where every process has as many as this one.
-        lesson: Of a teacher, for a network of one architecture.
+        lesson: Of a teacher, whom all architectures learn from.
     """
     rank, world_size = process_place()
     count = num_shards or len(shards) * world_size
@@ -284,9 +286,12 @@ def gradients_of_step(
     for index, shard in enumerate(shards):
         torch.manual_seed(derived_seed(seed, "shard", rank + index * world_size))
         batch = shard.to(device)
+        precision = torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
+        with precision:
+            said = None if lesson is None else lesson.maps(batch.images)
         for architecture in architectures:
-            with torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none"):
-                parts = _losses(network, batch, architecture, lesson)
+            with precision:
+                parts = _losses(network, batch, architecture, lesson, said)
             loss = torch.stack([value.float() for value in parts.values()]).sum()
             loss = loss / (count * len(architectures))
             scaler.scale(loss).backward()
@@ -304,17 +309,18 @@ def gradients_of_step(
 
 
 def _losses(
-    network: nn.Module,
+    network: DenseNetwork,
     batch: DenseBatch,
     architecture: Architecture | None,
     lesson: DenseLesson | None,
+    said: Sequence[Tensor] | None,
 ) -> dict[str, Tensor]:
-    if lesson is None:
+    if lesson is None or said is None:
         plain: dict[str, Tensor] = network(batch, architecture)
         return plain
-    with lesson.watching(network) as seen:
+    with lesson.watching(network, architecture) as seen:
         parts: dict[str, Tensor] = network(batch, architecture)
-    return parts | lesson.loss(seen.maps, lesson.maps(batch.images))
+    return parts | lesson.loss(seen.maps, said)
 
 
 def build_optimizer(network: nn.Module, recipe: DenseRecipe) -> torch.optim.Optimizer:

@@ -157,6 +157,9 @@ class SupernetTrainer(SharedTraining):
         self._feed_seconds += sum(shard.read_seconds + shard.augment_seconds for shard in shards)
         return shards
 
+    def _blame(self) -> str:
+        return "" if self._lesson is None else self._lesson.blame()
+
     def _learning_rate(self) -> float:
         peak = self.recipe.peak_lr(self.recipe.batch_size)
         warmup = max(1, min(self.total_steps // 10, 5 * self._epoch_steps))

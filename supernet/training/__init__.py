@@ -27,6 +27,8 @@ from supernet.training.recipe_checks import check_teacher, check_token_labels, c
 from supernet.training.seeding import derived_seed, seeded_globals
 from supernet.training.teacher_files import (
     digest_of,
+    keep_network,
+    kept_network,
     make_teacher,
     read_teacher_files,
     write_teacher_files,
@@ -82,6 +84,8 @@ __all__ = [
     "digest_of",
     "eval_batches",
     "evaluate",
+    "keep_network",
+    "kept_network",
     "latest_checkpoint",
     "make_teacher",
     "own_device",

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import timm
 import torch
@@ -25,6 +25,14 @@ from supernet.network import Supernet, build_subnet
 from supernet.training.distillation import Teacher
 
 WEIGHTS_FILE, ABOUT_FILE = "model.safetensors", "teacher.json"
+
+
+class _HasFingerprint(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+
+
+Kept = TypeVar("Kept", bound=_HasFingerprint)
 
 
 def make_teacher(
@@ -70,13 +78,7 @@ def write_teacher_files(folder: Path, teacher: Teacher) -> str:
         "std": list(teacher.std),
         "fingerprint": teacher.fingerprint,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # Tied weights are written twice: safetensors takes no tensors that share memory.
-    state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
-    durable.sync(folder / WEIGHTS_FILE)
-    durable.write_text(folder / ABOUT_FILE, json.dumps(about, indent=1))
-    return _key(about)
+    return keep_network(folder, network, about)
 
 
 def read_teacher_files(folder: Path, key: str) -> Teacher:
@@ -88,13 +90,11 @@ def read_teacher_files(folder: Path, key: str) -> Teacher:
     Raises:
         ValueError: If it is gone, damaged, or another.
     """
-    try:
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        if _key(about) != key:
-            raise ValueError(f"{ABOUT_FILE} is not the one that was written")
+
+    def make(about: dict[str, Any], state: Mapping[str, Tensor]) -> Teacher:
         network = _network_of(about)
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        found = make_teacher(
+        network.load_state_dict(state)
+        return make_teacher(
             network,
             about["name"],
             img_size=about["img_size"],
@@ -103,6 +103,45 @@ def read_teacher_files(folder: Path, key: str) -> Teacher:
             std=about["std"],
             timm_name=about["timm_name"],
         )
+
+    return kept_network(folder, key, make)
+
+
+def keep_network(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> str:
+    """Write the two files of a network.
+
+    Args:
+        about: Whatever it is built by, in JSON, with its ``name`` and ``fingerprint``.
+
+    Returns:
+        The key of the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Tied weights are written twice: safetensors takes no tensors that share memory.
+    state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+    durable.sync(folder / WEIGHTS_FILE)
+    durable.write_text(folder / ABOUT_FILE, json.dumps(about, indent=1))
+    return _key(about)
+
+
+def kept_network(
+    folder: Path, key: str, make: Callable[[dict[str, Any], Mapping[str, Tensor]], Kept]
+) -> Kept:
+    """Read what `keep_network` wrote.
+
+    Args:
+        key: That the folder must have.
+        make: From what is known about it and its weights to a teacher.
+
+    Raises:
+        ValueError: If it is gone, damaged, or another.
+    """
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        if _key(about) != key:
+            raise ValueError(f"{ABOUT_FILE} is not the one that was written")
+        found = make(about, load_file(folder / WEIGHTS_FILE))
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError),
         *(RuntimeError, SafetensorError),

@@ -42,6 +42,7 @@ from supernet.dense.training import DenseTeacher, DenseTrainingOptions, train_de
 from supernet.kernels.select import VARIABLE
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import build_subnet, extraction_error
+from supernet.recipes import DenseRecipe
 from supernet.recipes.recipe import Recipe
 from supernet.shared_weights.calibration import recalibrate
 from supernet.shared_weights.trainer import SupernetTrainer
@@ -269,7 +270,7 @@ def test_detectors_and_segmenters_train_and_are_judged(
         torch.manual_seed(0)
         network = build_dense(SearchSpace.of(tiny_dense.architecture()), wanted, chosen.drop_path)
         options = DenseTrainingOptions(
-            seed=3, device=device, teacher=dense_teacher(wanted) if is_taught else None
+            seed=3, device=device, teacher=dense_teacher(wanted, chosen) if is_taught else None
         )
         train_dense(network.to(device), data.train, chosen, options)
         assert judge(network, data.train, chosen, device=device).measures
@@ -277,10 +278,10 @@ def test_detectors_and_segmenters_train_and_are_judged(
     assert_same(found[1], found[0])
 
 
-def dense_teacher(wanted: DenseOptions) -> DenseTeacher:
+def dense_teacher(wanted: DenseOptions, chosen: DenseRecipe) -> DenseTeacher:
     torch.manual_seed(7)
     network = build_dense(SearchSpace.of(tiny_dense.architecture()), wanted)
-    return DenseTeacher(network=network.eval(), name="a teacher", fingerprint="one")
+    return tiny_dense.dense_teacher(network, chosen)
 
 
 @pytest.mark.parametrize("name", DENSE[:3])
@@ -297,7 +298,14 @@ def test_shared_weights_under_heads_train_and_are_read_again(name: str, tmp_path
 
     def trainer(device: str) -> DenseSupernetTrainer:
         return DenseSupernetTrainer(
-            small, split, chosen, strategy="uniform", total_steps=4, seed=3, device=device
+            small,
+            split,
+            chosen,
+            strategy="uniform",
+            total_steps=4,
+            seed=3,
+            device=device,
+            teacher=dense_teacher(dense_options(chosen, len(split.class_names)), chosen),
         )
 
     found = trained_in_parts(trainer, tmp_path / "checkpoint")

@@ -6,6 +6,7 @@ so that a run can be killed at a given second and its budget is kept exactly.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,12 @@ from search.plan import PHASES, StepTimes
 from search.record import Measured
 from search.report.closing import print_closing, write_report
 from search.results import front
+from search.run_folder import MENTOR, create_run, keep_mentor, resume_run
 from search.run_folder.folder import RunFolder
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import TrialTask, Work
+from search.transferring.network import TransferOptions, transfer
+from search.transferring.queue import look_for_dense_teacher
 from search.workers.dense_job import make_dense_job
 from search.workers.dense_work import (
     DENSE_WORK,
@@ -30,9 +34,11 @@ from search.workers.dense_work import (
     train_dense_alone,
 )
 from searchspace.cost import count
+from supernet.data.dense import open_dense_data
+from supernet.recipes import load_dense_recipe
 from supernet.recipes.dense_recipe import dump_dense_recipe
 from tests.local_run import Clock, LocalRun
-from tests.tiny_dense import recipe, write_data
+from tests.tiny_dense import architecture, recipe, write_data
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -177,6 +183,90 @@ def test_killed_again_and_again_it_ends_with_the_same_results(
     assert all(found[key] == expected[key] for key in alone)
 
 
+@pytest.mark.parametrize("task", RECIPES)
+def test_a_search_learns_from_a_transfer_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Shared weights and networks that are trained alone; it goes on where the transfer is gone."""
+    settings = settings_of(tmp_path, task)
+    plain = local_run(tmp_path / "plain", settings, monkeypatch)
+    taught_by = transferred(tmp_path, settings)
+    settings = replace(settings, taught_by=str(taught_by))
+    build = look_for_dense_teacher(settings.taught_by)
+    taught = local_run(tmp_path / "taught", settings, monkeypatch)
+    taught.settings = settings = keep_mentor(settings, taught.folder, build)
+    with taught.record() as record:
+        record.set_meta("settings", settings.to_dict())
+    shutil.rmtree(taught_by)
+    results = []
+    for run in (plain, taught):
+        assert run.enter(kill_after=9.0) == "killed"
+        assert run.enter() == "done"
+        with run.record() as record:
+            assert record.spent(PHASES) <= 60.0 * 1.01
+            results.append(results_of(record))
+    together = results[0].keys() & results[1].keys()
+    alone = [key for key in together if key[1].startswith("train-")]
+    assert alone
+    # A loss has the teacher's part.
+    assert all(results[1][key].losses != results[0][key].losses for key in alone)
+
+
+def test_who_cannot_teach_a_search_is_said_before_anything_is_left(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "semantic")
+    taught_by = transferred(tmp_path, settings)
+    with pytest.raises(ValueError, match="is not the folder of a transfer"):
+        look_for_dense_teacher(str(tmp_path / "images"))
+    other = replace(settings_of(tmp_path, "detection"), taught_by=str(taught_by))
+    with (
+        pytest.raises(ValueError, match="learnt --task semantic"),
+        create_run(tmp_path / "run", other, teacher=look_for_dense_teacher(str(taught_by))),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+    coarse = SPACE.replace("patch_size: 4", "patch_size: 2")
+    (tmp_path / "tiny.yaml").write_text(coarse)
+    fine = replace(settings, taught_by=str(taught_by))
+    with (
+        pytest.raises(ValueError, match="of the same shapes"),
+        create_run(tmp_path / "run", fine, teacher=look_for_dense_teacher(str(taught_by))),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_copy_of_its_transfer(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "semantic")
+    taught_by = transferred(tmp_path, settings)
+    settings = replace(settings, taught_by=str(taught_by))
+    build = look_for_dense_teacher(settings.taught_by)
+    with create_run(tmp_path / "run", settings, teacher=build) as run:
+        run.record.set_meta("plan", {})
+    weights = tmp_path / "run" / MENTOR / "model.safetensors"
+    with resume_run(tmp_path / "run", None) as run:
+        found = run.dense_mentor()
+    assert found is not None
+    assert found.name == str(taught_by)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with (
+        pytest.raises(ValueError, match="has other weights"),
+        resume_run(tmp_path / "run", "2cpu-minutes"),
+    ):
+        pass
+
+
+def transferred(tmp_path: Path, settings: RunSettings) -> Path:
+    """Train a network as a teacher of the settings' task; return its folder."""
+    data = open_dense_data(settings.data, settings.task, unpack_to=tmp_path / "unpacked")
+    recipe_file = load_dense_recipe(settings.trial_recipe)
+    out = tmp_path / f"teacher-{settings.task}"
+    options = TransferOptions(out=out, seed=1, data_source=settings.data, threads=1)
+    transfer(architecture(), data, recipe_file, options)
+    return out
+
+
 def results_of(record: Any) -> dict[tuple[str, str], Measured]:
     return {
         (trial.key, trial.fidelity): replace(trial.measured, seconds=0.0)
@@ -229,8 +319,6 @@ def test_what_does_not_go_together_is_said(changes: dict[str, Any], words: str) 
 
 
 def test_the_kept_recipe_is_the_one_that_was_given(tmp_path: Path) -> None:
-    from search.run_folder import create_run
-
     settings = settings_of(tmp_path, "semantic")
     with create_run(tmp_path / "run", settings) as run:
         (tmp_path / "semantic.yaml").unlink()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 import pytest
-import typer
 
-from search.cli.app import app
 from search.retraining.teachers import look_for_teacher
 from search.run_folder import MENTOR, RunSettings, create_run, open_run, resume_run
 from search.run_folder.folder import RunFolder
@@ -145,20 +142,6 @@ def test_who_has_a_teacher_already_takes_no_other() -> None:
             taught_by="y",
             img_size=8,
         )
-
-
-@pytest.mark.parametrize("task", ["semantic", "detection", "instance"])
-def test_a_search_of_another_task_says_where_its_networks_get_a_teacher(task: str) -> None:
-    with pytest.raises(ValueError, match="on labels alone, got --teacher y") as refused:
-        RunSettings(data="cells", budget="1cpu-minute", task=task, taught_by="y")
-    # What it names are options of that command.
-    _, _, words = str(refused.value).partition("search transfer ")
-    known = {
-        option
-        for parameter in typer.main.get_command(app).commands["transfer"].params  # type: ignore[attr-defined]
-        for option in parameter.opts
-    }
-    assert {"--task", "--data", "--teacher"} <= set(re.findall("--[a-z]+", words)) <= known
 
 
 def test_a_teacher_has_a_name_and_a_name_a_teacher(tmp_path: Path, teacher: Path) -> None:

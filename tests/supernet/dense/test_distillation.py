@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseData
 from supernet.dense import training
@@ -24,12 +25,16 @@ from supernet.dense.distillation import (
     pearson_distance,
     places_divergence,
 )
-from supernet.dense.network import DenseNetwork, build_dense
+from supernet.dense.network import DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
-from supernet.dense.training import DenseTrainingOptions, train_dense
+from supernet.dense.shared import DenseSupernetTrainer
+from supernet.dense.teacher_files import read_dense_teacher, write_dense_teacher
+from supernet.dense.training import DenseTrainingOptions, gradients_of_step, train_dense
 from supernet.recipes.dense_recipe import DenseRecipe
+from supernet.training import digest_of
+from tests.supernet.dense.test_shared import space
 from tests.supernet.dense.test_training import open_for
-from tests.tiny_dense import CONV, architecture, recipe, write_data
+from tests.tiny_dense import CONV, architecture, dense_teacher, recipe, write_data
 
 NAMES = ["cells_semantic", "cells_detection"]
 CPU = torch.device("cpu")
@@ -48,7 +53,7 @@ def network_of(chosen: DenseRecipe, data: DenseData, seed: int, *mixers: Any) ->
 
 def teacher_of(chosen: DenseRecipe, data: DenseData, fingerprint: str = "one") -> DenseTeacher:
     network = network_of(chosen, data, 5, CONV, CONV, CONV, CONV)
-    return DenseTeacher(network=network.eval(), name="a teacher", fingerprint=fingerprint)
+    return dense_teacher(network, chosen, fingerprint=fingerprint)
 
 
 def trained(
@@ -139,7 +144,7 @@ def test_a_network_comes_nearer_to_its_teacher_which_learns_nothing(
     images = shards[0].images
 
     def distance(network: DenseNetwork) -> float:
-        own = DenseLesson(DenseTeacher(network=network, name="", fingerprint=""), CPU)
+        own = DenseLesson(dense_teacher(network, chosen), CPU)
         losses = lesson.loss(own.maps(images), lesson.maps(images)).values()
         return float(torch.stack(list(losses)).sum())
 
@@ -175,7 +180,8 @@ def test_a_teacher_of_another_kind_is_refused(folder: Path) -> None:
     found = {name: recipe(name) for name in NAMES}
     networks = {n: network_of(c, open_for(folder, c), 0) for n, c in found.items()}
     for name, other in zip(NAMES, NAMES[::-1], strict=True):
-        teacher = DenseTeacher(network=networks[other], name="x", fingerprint="")
+        teacher = dense_teacher(networks[other], found[other])
+        networks[other].train()
         with pytest.raises(ValueError, match="Name a teacher of the same task and head"):
             check_dense_teacher(networks[name], teacher)
     chosen = found["cells_detection"]
@@ -187,3 +193,83 @@ def test_a_teacher_of_another_kind_is_refused(folder: Path) -> None:
         check_dense_teacher(networks["cells_detection"], mute)
     check_dense_teacher(networks["cells_detection"], teacher_of(chosen, open_for(folder, chosen)))
     assert all(network.training for network in networks.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shared_weights_learn_from_it_as_the_extracted_network_does(
+    folder: Path, name: str
+) -> None:
+    """At every width; and the teacher is asked once for all architectures of a step."""
+    chosen = recipe(name, drop_path=0.0)
+    data = open_for(folder, chosen)
+    lesson = DenseLesson(teacher_of(chosen, data), CPU)
+    torch.manual_seed(0)
+    supernet = build_dense(space(), dense_options(chosen, len(data.class_names)))
+    order = TrainOrder(data.train, chosen, seed=0)
+    shards = next(iter(train_batches(order, 0, 1, rank=0, world_size=1, workers=0)))[:1]
+    asked: list[int] = []
+    lesson._network.backbone.register_forward_hook(lambda *_: asked.append(1))
+
+    def loss(network: DenseNetwork, *asked: Architecture | None, taught: bool = True) -> float:
+        return gradients_of_step(
+            network,
+            shards,
+            5,
+            device=CPU,
+            amp="none",
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            architectures=asked,
+            lesson=lesson if taught else None,
+        )
+
+    networks = [space().extreme("macs", largest=largest) for largest in (True, False)]
+    for network in networks:
+        own = extract_dense(supernet, network)
+        inside, outside = loss(supernet, network), loss(own, None)
+        assert inside == pytest.approx(outside, rel=1e-5)
+        assert inside > loss(supernet, network, taught=False) * 1.0001
+    asked.clear()
+    loss(supernet, *networks)
+    assert len(asked) == 1
+
+
+def test_a_taught_supernet_goes_on_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    chosen = recipe("cells_semantic")
+    data = open_for(folder, chosen)
+
+    def trainer(teacher: DenseTeacher | None) -> DenseSupernetTrainer:
+        return DenseSupernetTrainer(
+            space(), data.train, chosen, strategy="uniform", total_steps=3, seed=1, teacher=teacher
+        )
+
+    whole, plain = trainer(teacher_of(chosen, data)), trainer(None)
+    whole.run(3)
+    plain.run(3)
+    assert differing(whole.supernet, plain.supernet)
+    broken = trainer(teacher_of(chosen, data))
+    broken.run(1)
+    broken.save(tmp_path)
+    again = trainer(teacher_of(chosen, data))
+    assert again.load(tmp_path)
+    again.run(2)
+    assert differing(whole.supernet, again.supernet) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kept_teacher_says_the_same(folder: Path, tmp_path: Path, name: str) -> None:
+    chosen = recipe(name)
+    data = open_for(folder, chosen)
+    network = network_of(chosen, data, 5)
+    own = dense_teacher(network, chosen, fingerprint=digest_of(network.state_dict()))
+    key = write_dense_teacher(tmp_path, own)
+    kept = read_dense_teacher(tmp_path, key)
+    images = torch.randn(1, 3, 64, 64)
+    said = [DenseLesson(one, CPU).maps(images) for one in (own, kept)]
+    assert all(torch.equal(a, b) for a, b in zip(*said, strict=True))
+    with pytest.raises(ValueError, match="keeps the teacher that it began with"):
+        read_dense_teacher(tmp_path, key[::-1])
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="has other weights"):
+        read_dense_teacher(tmp_path, key)
