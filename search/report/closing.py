@@ -71,7 +71,7 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     for note in (
         *((passed,) if passed else ()),
         *_notes(run),
-        *(gain.sentence() for gain in mixing_gains(found)[-1:]),
+        *_mixing_lines(run, found),
         *_trust_lines(run),
         *_horizon_lines(run),
     ):
@@ -236,6 +236,13 @@ def _commands(run: RunFolder) -> str:
         f"{command} && "
         f"{shell_command('search', 'run', '--resume', '--out', run.folder, '--budget', budget)}"
     )
+
+
+def _mixing_lines(run: RunFolder, found: Sequence[Candidate]) -> list[str]:
+    """Say whether mixing paid; of a graft, whose networks of one mixer are its teacher, nothing."""
+    if run.settings.teacher:
+        return []
+    return [gain.sentence() for gain in mixing_gains(found)[-1:]]
 
 
 def _notes(run: RunFolder) -> Iterator[str]:

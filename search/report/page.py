@@ -301,7 +301,8 @@ def _content(
         "facts": _facts(report, judged),
         "notes": report.notes,
         "front": front_content(judged, objectives=report.objectives),
-        "mixing": mixing_content(mixing_gains(top)),
+        # The networks of one mixer of a graft are its teacher, narrowed.
+        "mixing": mixing_content(() if report.graft else mixing_gains(top)),
         "passed": passed_over(report.trials),
         "choices": choices_content(
             payload["importance"], front_traits(list(members.values()), rest)

@@ -71,6 +71,8 @@ def test_the_page_has_the_section_and_others_have_none(graft: Path) -> None:
         page = run.report.read_text("utf-8")
     assert "What was replaced" in page
     assert "cheaper or faster" in page
+    # Its networks of one mixer are the teacher and what is narrower: they are no rivals of mixes.
+    assert "Did mixing pay?" not in page
     assert graft_content(None, []) is None
 
 
@@ -82,5 +84,6 @@ def test_what_to_type_next_names_another_network_than_the_teacher(graft: Path) -
         # The teacher, trained on, is the most accurate of the front; it is there already.
         assert max(members, key=lambda one: one.top1).key == TEACHER.key
         assert print_closing(run, Console(file=shown, width=200))
+    assert "ixing " not in shown.getvalue()
     named = int(shown.getvalue().rpartition("--arch ")[2])
     assert named in {one.id for one in members if one.key != TEACHER.key}
