@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from search.grafting import KL, PAIRS, SUM
 from search.report.sections import columns, enumerate_words
-from search.results import Candidate, MixingGain, describe_fidelity, retraining_label
+from search.results import SUPERNET, Candidate, MixingGain, describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
 from search.terminal import format_count, format_interval
 from search.trust import MIN_POINTS, HorizonReport, KendallTau, TrustReport
@@ -16,10 +17,10 @@ MOST_TRAITS = 10
 SIGNIFICANT = 0.05
 
 _ESTIMATORS = {
-    "supernet": "accuracy with inherited weights",
-    "sum of scores": "sum of the parts' scores",
-    "sum with pairs": "that sum, with pairs",
-    "KL as assembled": "KL of the logits, as assembled",
+    SUPERNET: "accuracy with inherited weights",
+    SUM: "sum of the parts' scores",
+    PAIRS: "that sum, with pairs",
+    KL: "KL of the logits, as assembled",
     "params": "number of parameters",
     "macs": "MACs",
 }
