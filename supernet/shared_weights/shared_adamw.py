@@ -17,13 +17,53 @@ is: there many small tensors at once are faster than few elements of each.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from supernet.kernels import Part, Rule, update_parts
-from supernet.shared_weights.usage import Box, Usage, narrowed
+from supernet.shared_weights.usage import Box, Mask, Usage, narrowed
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Block:
+    """What a step may change of a parameter, cut once: views of it and of its state.
+
+    Attributes:
+        whole: The parameter's memory and its state, whose views they are.
+        box: Where in the parameter they are.
+        part: The views; in place of its gradient stands the parameter.
+    """
+
+    whole: tuple[int, Tensor, Tensor, Tensor]
+    box: Box
+    part: Part
+
+    @classmethod
+    def of(
+        cls, parameter: Tensor, state: dict[str, Tensor], mask: Mask | None, values: Tensor
+    ) -> _Block:
+        """Cut a block; on a GPU it is all of the parameter."""
+        step, mean, square = state["step"], state["exp_avg"], state["exp_avg_sq"]
+        whole = (parameter.data_ptr(), step, mean, square)
+        box: Box = ()
+        if mask is not None and parameter.device.type == "cpu":
+            values, box = mask.inside, mask.box
+            step = narrowed(step, box)
+        cut = parameter.detach()[box]
+        return cls(whole, box, Part(cut, cut, values, mean[box], square[box], step, {}))
+
+    def is_of(self, parameter: Tensor, state: dict[str, Tensor]) -> bool:
+        """Tell whether the parameter and its state are still where they were."""
+        address, step, mean, square = self.whole
+        return (
+            state.get("step") is step
+            and state.get("exp_avg") is mean
+            and state.get("exp_avg_sq") is square
+            and parameter.data_ptr() == address
+        )
 
 
 class SharedAdamW(torch.optim.AdamW):
@@ -32,6 +72,11 @@ class SharedAdamW(torch.optim.AdamW):
     The state has torch's names (``step``, ``exp_avg``, ``exp_avg_sq``); ``step`` has a shape that
     broadcasts to its parameter's once that was used in part.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # Masks are few and the same objects in every step, see `usage.UsedWeights`.
+        self._blocks: dict[tuple[Tensor, Mask | None], _Block] = {}
 
     def update(self, used: Usage, applies: Tensor | None = None) -> None:
         """Take a step with the gradients that are there, on the used elements only.
@@ -80,25 +125,17 @@ class SharedAdamW(torch.optim.AdamW):
     ) -> Part:
         """Return the block of a parameter that a step may change."""
         mask = used[parameter]
-        values = torch.ones((), device=parameter.device) if mask is None else mask.values
-        state = self._state_in_parts(parameter, values)
-        step = state["step"]
-        box: Box = ()
-        if mask is not None and parameter.device.type == "cpu":
-            values, box = mask.inside, mask.box
-            step = narrowed(step, box)
-        gradient = gradient[box]
+        known = self._blocks.get((parameter, mask))
+        if known is None or not known.is_of(parameter, self.state[parameter]):
+            values = torch.ones((), device=parameter.device) if mask is None else mask.values
+            state = self._state_in_parts(parameter, values)
+            known = self._blocks[parameter, mask] = _Block.of(parameter, state, mask, values)
+        part = known.part._replace(gradient=gradient[known.box])
         if applies is not None:
-            values = values * applies
-            gradient = torch.where(applies, gradient, 0.0)
-        return Part(
-            parameter=parameter[box],
-            gradient=gradient,
-            mask=values,
-            mean=state["exp_avg"][box],
-            square=state["exp_avg_sq"][box],
-            step=step,
-        )
+            part = part._replace(
+                gradient=torch.where(applies, part.gradient, 0.0), mask=part.mask * applies
+            )
+        return part
 
     def _state_in_parts(self, parameter: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the parameter's state, with a step count for each part of the mask."""

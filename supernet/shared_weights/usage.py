@@ -95,6 +95,8 @@ class UsedWeights:
         self._parts: dict[Hashable, Usage] = {}
         # The different ones of each parameter, as they were traced and where the parameter is.
         self._masks: dict[Tensor, list[tuple[Mask, Mask]]] = {}
+        self._as_traced: dict[Mask, Mask] = {}
+        self._joins: dict[tuple[Mask, Mask], Mask] = {}
 
     def __call__(self, architectures: Iterable[Architecture]) -> Usage:
         """Map each parameter that is used to None (all of it) or a mask of the used elements.
@@ -111,8 +113,26 @@ class UsedWeights:
             if any(key not in self._parts for key in keys.values()):
                 self._look_up(architecture, keys)
             for key in keys.values():
-                _join(found, self._parts[key])
+                self._join(found, self._parts[key])
         return found
+
+    def _join(self, found: Usage, part: Usage) -> None:
+        """Add what a part uses to what is used already."""
+        for parameter, mask in part.items():
+            known = found.get(parameter, mask)
+            if known is mask:
+                found[parameter] = mask
+            elif known is None or mask is None:
+                found[parameter] = None
+            else:
+                found[parameter] = self._joined(parameter, known, mask)
+
+    def _joined(self, parameter: Tensor, one: Mask, other: Mask) -> Mask:
+        """Return the mask of both: the same object each time, as few as there are."""
+        if (one, other) not in self._joins:
+            both = self._as_traced[one].joined(self._as_traced[other])
+            self._joins[one, other] = self._shared_mask(parameter, both)
+        return self._joins[one, other]
 
     def _look_up(self, architecture: Architecture, keys: dict[str, Hashable]) -> None:
         traced = self._traced_supernet()
@@ -161,8 +181,10 @@ class UsedWeights:
             is_alike = traced.box == mask.box and traced.values.shape == mask.values.shape
             if is_alike and torch.equal(traced.values, mask.values):
                 return placed
-        known.append((mask, Mask(mask.values.to(parameter.device), mask.box)))
-        return known[-1][1]
+        placed = Mask(mask.values.to(parameter.device), mask.box)
+        known.append((mask, placed))
+        self._as_traced[placed] = mask
+        return placed
 
 
 def _trace(parameters: Sequence[Tensor], selected: Sequence[Tensor]) -> Usage:
@@ -209,11 +231,3 @@ def _part_keys(architecture: Architecture) -> Iterator[tuple[str, Hashable]]:
             name = f"stages.{index}.{block}."
             yield name, (name, network, settings, mixer)
     yield "", ("", network, tuple(rest))
-
-
-def _join(found: Usage, part: Usage) -> None:
-    """Add what a part uses to what is used already."""
-    for parameter, mask in part.items():
-        known = found.get(parameter, mask)
-        both = None if known is None or mask is None else known.joined(mask)
-        found[parameter] = mask if known is mask else both

@@ -15,6 +15,8 @@ from supernet.kernels.library import load
 
 # Of the tables of bias corrections; betas that reach beyond are left to torch.
 MOST_ENTRIES = 1 << 20
+# At the beginning of a row; sizes follow, then the strides of parameter, gradient and the rest.
+_NUM_ADDRESSES = 6
 
 
 def serves(parts: Sequence[Part], rule: Rule) -> bool:
@@ -59,6 +61,21 @@ def _fits(part: Part, most_axes: int) -> bool:
 
 def _row(part: Part, axes: int) -> list[int]:
     """Describe a part as adamw.c reads it: addresses, sizes, strides."""
+    if part.memory is None:
+        return _new_row(part, axes)
+    row: list[int] | None = part.memory.get("row")
+    if row is None:
+        row = part.memory["row"] = _new_row(part, axes)
+    else:
+        # The gradient is another tensor in each step.
+        row[1] = part.gradient.data_ptr()
+        steps = part.gradient.stride()
+        end = _NUM_ADDRESSES + 3 * axes
+        row[end - len(steps) : end] = steps
+    return row
+
+
+def _new_row(part: Part, axes: int) -> list[int]:
     full = (part.parameter, part.gradient, part.mean, part.square)
     shared = (part.mask, part.step)
     shape = part.parameter.shape

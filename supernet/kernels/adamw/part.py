@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,8 @@ class Part(NamedTuple):
         parameter, gradient, mean, square: Of one shape; all but the gradient are changed.
         mask: 1 where the step uses an element, 0 elsewhere; broadcasts to ``step`` and the block.
         step: How many steps used an element before this one; broadcasts to the block; changed.
+        memory: Where a kernel may note what it knows of all but the gradient, for later steps of
+            the same tensors. None: it notes nothing.
     """
 
     parameter: Tensor
@@ -22,6 +24,7 @@ class Part(NamedTuple):
     mean: Tensor
     square: Tensor
     step: Tensor
+    memory: dict[str, Any] | None = None
 
 
 class Rule(NamedTuple):

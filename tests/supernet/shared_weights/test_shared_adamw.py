@@ -19,7 +19,7 @@ from supernet.shared_weights.ema import SharedEma
 from supernet.shared_weights.shared_adamw import SharedAdamW
 from supernet.shared_weights.shared_training import apply_gradients
 from supernet.shared_weights.trainer import accumulate_gradients, build_shared_optimizer
-from supernet.shared_weights.usage import Mask, UsedWeights, _join, _trace
+from supernet.shared_weights.usage import Mask, UsedWeights, _trace
 from tests.supernet.kernels.formulations import use
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
 
@@ -249,6 +249,36 @@ def test_all_that_is_kept_of_a_weight_is_where_the_weight_is(
     assert kept["step"].shape == ((4, 1) if is_part else ())
 
 
+@pytest.mark.parametrize("change", ["weights", "state", "both"])
+def test_what_is_remembered_of_a_block_is_where_the_weight_is_now(change: str) -> None:
+    """A weight or a state that was put elsewhere is the one that later steps change."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 5)
+    rows, columns = torch.zeros(6, 1), torch.zeros(1, 5)
+    rows[1:3], columns[:, 2:] = 1, 1
+    masks = [Mask.of(rows), Mask.of(columns)]
+    gradients = [torch.randn(6, 5) for _ in range(8)]
+
+    def taught(moves: bool) -> list[Tensor]:
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = SharedAdamW([weight], lr=0.1, weight_decay=0.1)
+        for number, gradient in enumerate(gradients):
+            if moves and number in (3, 6):
+                if change != "state":
+                    weight.data = weight.data.clone()
+                if change != "weights":
+                    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            mask = masks[number % 2]
+            # Of another memory layout now and then.
+            given = gradient * mask.values
+            weight.grad = given.t().contiguous().t() if number % 3 == 2 else given
+            optimizer.update({weight: mask})
+        return [weight.detach(), *optimizer.state[weight].values()]
+
+    for moved, stayed in zip(taught(True), taught(False), strict=True):
+        assert torch.equal(moved, stayed)
+
+
 def test_what_was_never_used_was_used_no_times() -> None:
     weight = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = SharedAdamW([weight], lr=0.1)
@@ -280,7 +310,11 @@ def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
     mask = usage[part]
     assert mask is not None
     assert mask.values.flatten().tolist() == [0, 1, 1, 0]
-    some, other = (Mask.of(torch.tensor(rows)) for rows in ([[1.0], [0.0]], [[0.0], [1.0]]))
+    used = UsedWeights(Supernet(load_space("digits")))
+    some, other = (
+        used._shared_mask(whole, Mask.of(torch.tensor(rows)))
+        for rows in ([[1.0], [0.0]], [[0.0], [1.0]])
+    )
     for first, second, expected in (
         (some, None, None),
         (None, some, None),
@@ -289,10 +323,14 @@ def test_what_is_used_as_a_whole_and_in_part_is_used_as_a_whole() -> None:
         (some, other, [1, 1]),
     ):
         found: dict[Tensor, Mask | None] = {whole: first}
-        _join(found, {whole: second, part: some})
+        used._join(found, {whole: second, part: some})
         value = found[whole]
         assert (None if value is None else value.values.flatten().tolist()) == expected
         assert found[part] is some
+    # A step remembers blocks by their masks: there are as few as can be.
+    both = used._joined(whole, some, other)
+    assert used._joined(whole, other, some) is both
+    assert used._joined(whole, both, some) is both
 
 
 def test_masks_are_told_apart_by_their_values() -> None:
