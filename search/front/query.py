@@ -28,7 +28,7 @@ from search.results import (
     searched_fidelities,
     to_json,
 )
-from search.run_folder import RunFolder, open_run
+from search.run_folder import RunFolder, RunSettings, open_run
 from search.terminal import front_table, shell_command
 
 # How each column is sorted: its value, and whether the largest comes first.
@@ -72,16 +72,28 @@ class FrontQuery:
 
 
 def training_command(run: RunFolder, *members: object) -> str:
-    """Say how networks are trained for good.
+    """Say how networks are trained for good, with the teacher and the images of their search.
 
     Args:
         members: What names them: ``--arch``, an id, and so on.
     """
     settings = run.settings
     if settings.classifies:
-        return shell_command("search", "retrain", run.folder, *members)
+        more = ("--unlabelled", settings.unlabelled) if settings.unlabelled else ()
+        taught = ("--teacher", settings.taught_by) if _retrains_taught(settings) else ()
+        return shell_command("search", "retrain", run.folder, *members, *taught, *more)
     options = ("--task", settings.task, "--data", settings.data, "--recipe", settings.trial_recipe)
-    return shell_command("search", "transfer", run.folder, *members, *options)
+    taught = ("--teacher", settings.taught_by) if settings.taught_by else ()
+    return shell_command("search", "transfer", run.folder, *members, *options, *taught)
+
+
+def _retrains_taught(settings: RunSettings) -> bool:
+    """Tell whether the search had a teacher, and the full recipe says how to learn from one."""
+    if not settings.taught_by:
+        return False
+    from supernet.recipes import load_recipe  # brings torch
+
+    return load_recipe(settings.retrain_recipe).distillation is not None
 
 
 def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:

@@ -15,10 +15,12 @@ import typer
 from PIL import Image
 
 from search.cli.config_file import keep_options, read_options
+from search.front import training_command
 from search.phases.planning import plan_from_times
 from search.plan import PHASES, StepTimes
 from search.run_folder import RunSettings, create_run, resume_run
 from search.run_folder.creation import keep_unlabelled
+from search.run_folder.folder import RunFolder
 from search.terminal import plan_table
 from search.workers.graft_worker import GraftWorker, make_graft_job
 from supernet.data import open_data
@@ -258,3 +260,10 @@ def test_a_file_of_options_has_them(tmp_path: Path) -> None:
     options = {str(option.name).rstrip("_"): option for option in command.params}
     found = read_options(str(tmp_path / "search.yaml"), options, typer.Context(command))
     assert found["unlabelled"] == "more images"
+
+
+def test_what_to_type_next_learns_on_the_same_images(whole: LocalRun) -> None:
+    with whole.record() as record:
+        run = RunFolder(whole.folder, record, whole.settings)
+        command = training_command(run, "--arch", 3)
+    assert command.endswith(f"--arch 3 --unlabelled {whole.settings.unlabelled}")

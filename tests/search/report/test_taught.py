@@ -68,6 +68,8 @@ def test_status_report_and_last_words_name_the_teacher(
             assert (TEACHER_NAME in text) == is_taught
         assert ("All trainings of this run learned from" in page) == is_taught
         assert ("<dt>Teacher</dt>" in page) == is_taught
+        # What to type next learns from it, too.
+        assert (f"--teacher '{TEACHER_NAME}'" in last) == is_taught
 
 
 def test_comparing_with_a_taught_run_says_so(runs: tuple[Path, Path]) -> None:
