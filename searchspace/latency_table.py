@@ -356,13 +356,18 @@ def covering(space: SearchSpace, rng: random.Random) -> list[Architecture]:
     """
     options: dict[tuple[int, int], list[Stage]] = {}
     for index, choices in enumerate(space.stages):
-        blocks = [space.mixers_of(index, block) for block in range(choices.max_depth)]
+        # A ratio of the block's own goes with each of its mixers: together they are a part.
+        own_ratios = choices.block_mlp_ratios or [(None,)] * choices.max_depth
+        blocks = [
+            list(product(space.mixers_of(index, block), own_ratios[block]))
+            for block in range(choices.max_depth)
+        ]
         for dim in choices.dims:
-            options[index, dim] = [
-                choices.chosen(dim, [mixers[number % len(mixers)] for mixers in blocks], ratio)
-                for ratio in choices.mlp_ratios
-                for number in range(max(map(len, blocks)))
-            ]
+            options[index, dim] = []
+            for ratio, number in product(choices.mlp_ratios, range(max(map(len, blocks)))):
+                mixers, own = zip(*(pairs[number % len(pairs)] for pairs in blocks), strict=True)
+                ratios = [one for one in own if one is not None]
+                options[index, dim].append(choices.chosen(dim, mixers, ratio, ratios))
             rng.shuffle(options[index, dim])
     first, networks = space.first(), list[Architecture]()
     used = Counter[tuple[int, int]]()

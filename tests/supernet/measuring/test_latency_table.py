@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from searchspace.deployment import Deployment
+from searchspace.graft_space import graft_space
 from searchspace.latency_table import (
     Latency,
     LatencyTable,
     Part,
     covering,
     macro_of,
+    macro_of_space,
     median_interval,
     parts_of,
 )
@@ -23,6 +25,7 @@ from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from supernet.measuring.latency_table import _modules_of, measure_table
 from supernet.network.supernet import build_subnet
+from tests.tiny_graft import TEACHER
 
 SPACE = load_space("digits")
 
@@ -33,7 +36,7 @@ def table_of(space: SearchSpace) -> LatencyTable:
         part for network in covering(space, random.Random(0)) for part in parts_of(network)
     )
     return LatencyTable(
-        macro=macro_of(space.first()),
+        macro=macro_of_space(space),
         deployment=Deployment(),
         device="an abacus",
         threads=1,
@@ -53,6 +56,13 @@ def test_covering_networks_have_every_part_that_random_ones_have(name: str) -> N
 
     assert {part for network in drawn for part in parts_of(network)} <= covered
     assert {str(macro_of(network)) for network in drawn} == {str(macro_of(networks[0]))}
+
+
+def test_a_table_of_a_graft_predicts_all_of_its_networks() -> None:
+    """A block's own ratios of the MLP go with each of its mixers."""
+    space, rng = graft_space(TEACHER), random.Random(1)
+    table = table_of(space)
+    assert all(table.predict(space.sample(rng)) > 0 for _ in range(200))
 
 
 def test_a_prediction_is_the_sum_of_the_parts() -> None:
