@@ -52,7 +52,8 @@ class Stage:
             channels; 0 for none (Han et al. 2022, Table 14: 16).
         local_conv: Kernel size of an extra depth-wise convolution in front of the MLP; 0 for none
             (Huang et al. 2021, Shuffle Transformer; Han et al. 2022, Table 6: 7).
-        block_mlp_ratios: The MLP ratio of each block, where one has another than ``mlp_ratio``;
+        block_mlp_ratios: The MLP ratio of each block, where one has another than ``mlp_ratio``; a
+            block with 0 has no MLP, nor a norm in front of it;
             else empty.
     """
 
@@ -83,7 +84,7 @@ class Stage:
                 "A stage needs an integer dim >= 1 and at least one mixer, "
                 f"got dim={self.dim!r} and {len(self.mixers)} mixers."
             )
-        for ratio in (self.mlp_ratio, *self.block_mlp_ratios):
+        for ratio in (self.mlp_ratio, *filter(None, self.block_mlp_ratios)):
             if not 1 <= self.dim * ratio < float("inf"):
                 raise ValueError(
                     "mlp_ratio * dim, the hidden width of the MLP, must be >= 1 and finite, "

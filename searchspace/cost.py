@@ -126,7 +126,8 @@ def _count_block(
         norm=stage.norm,
         rules=rules,
     )
-    cost += count_norm(dim, stage.norm) + _count_mlp(dim, int(dim * mlp_ratio), tokens)
+    if mlp_ratio:
+        cost += count_norm(dim, stage.norm) + _count_mlp(dim, int(dim * mlp_ratio), tokens)
     if stage.se_reduction and not isinstance(mixer, NoMixer):
         cost += _count_mlp(dim, dim // stage.se_reduction, 1)
     if stage.local_conv:

@@ -1,9 +1,9 @@
 """The space around a trained network: what each of its blocks may be replaced by.
 
 The macro-architecture is the teacher's: stages, widths, depths, image size. Each block offers its
-own mixer, others, and no mixer; and its own MLP, or a narrower one. The norms of a stage are those
-that the teacher has, also around mixers that would have others by default, so that its MLPs find
-what they were trained behind.
+own mixer, others, and no mixer; and its own MLP, a narrower one, or none. A block with neither does
+nothing. The norms of a stage are those that the teacher has, also around mixers that would have
+others by default, so that its MLPs find what they were trained behind.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from searchspace.mixers import (
 )
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 
-# What is left of an MLP's hidden channels.
-MLP_SHARES = (1.0, 0.75, 0.5, 0.25)
+# What is left of an MLP's hidden channels; of none, there is no MLP.
+MLP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 HEAD_DIM = 32
 KERNEL_SIZES = (3, 7)
 IDDW_GROUPS = 8
@@ -40,7 +40,7 @@ class Replacement:
         stage: Number of its stage.
         block: Its number in the stage.
         mixer: Its mixer, or None where the MLP is meant.
-        mlp_ratio: Its MLP ratio, or 0 where the mixer is meant.
+        mlp_ratio: Its MLP ratio, 0 for no MLP; without a meaning where the mixer is meant.
     """
 
     stage: int
@@ -49,8 +49,14 @@ class Replacement:
     mlp_ratio: float = 0.0
 
     def __str__(self) -> str:
-        what = f"MLP {self.mlp_ratio:g}" if self.mixer is None else describe_mixer(self.mixer)
-        return f"stage {self.stage}, block {self.block}: {what}"
+        return f"stage {self.stage}, block {self.block}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """Name what there is instead."""
+        if self.mixer is not None:
+            return describe_mixer(self.mixer)
+        return f"MLP {self.mlp_ratio:g}" if self.mlp_ratio else "no MLP"
 
 
 def graft_space(teacher: Architecture, offered: SearchSpace | None = None) -> SearchSpace:
@@ -230,6 +236,6 @@ def _narrower(dim: int, ratio: float) -> tuple[float, ...]:
     widths: dict[int, float] = {}
     for share in MLP_SHARES:
         hidden = int(dim * ratio * share)
-        if hidden >= 1:
+        if hidden >= 1 or not ratio * share:
             widths.setdefault(hidden, ratio * share)
     return tuple(widths.values())

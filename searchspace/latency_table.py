@@ -106,7 +106,7 @@ class Part:
 
     def __str__(self) -> str:
         mixer = f" {describe_mixer(self.mixer)}" if self.mixer else ""
-        ratio = f" m{self.mlp_ratio:g}" if self.mlp_ratio else ""
+        ratio = f" m{self.mlp_ratio:g}" if self.mlp_ratio or self.mixer else ""
         return f"{self.name}{mixer}{ratio} c{'-'.join(map(str, self.dims))}"
 
 

@@ -232,13 +232,14 @@ def _lost(story: GraftStory, member: Candidate) -> str:
 
 
 def _short(one: Replacement) -> str:
-    what = f"MLP {one.mlp_ratio:g}" if one.mixer is None else describe_mixer(one.mixer)
-    return f"{one.stage}.{one.block} {what}"
+    return f"{one.stage}.{one.block} {one.what}"
 
 
 def _label(one: Replacement, teacher: Architecture) -> str:
     if one.mixer is not None:
         return _without_heads(one.mixer, teacher.stages[one.stage].mixers[one.block])
+    if not one.mlp_ratio:
+        return one.what
     return f"MLP {100 * one.mlp_ratio / teacher.stages[one.stage].ratios[one.block]:.0f} %"
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.graft_space import Replacement, offered_replacements, with_replacements
-from searchspace.mixer_text import describe_mixer
 from searchspace.mixers import CONV_KINDS, Mixer, NoMixer
 from searchspace.space import SearchSpace
 from supernet.grafting.widths import narrowed_mlp
@@ -52,7 +51,9 @@ class MlpPart(nn.Module):
 
     def __init__(self, teacher: Architecture, key: Replacement) -> None:
         super().__init__()
-        self.mlp = build_block(with_replacements(teacher, [key]), key.stage, key.block).mlp
+        mlp = build_block(with_replacements(teacher, [key]), key.stage, key.block).mlp
+        assert mlp is not None
+        self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C), behind the norm, to what is added to it."""
@@ -65,8 +66,7 @@ Part = MixerPart | MlpPart
 
 def part_name(key: Replacement) -> str:
     """Name a part in the library."""
-    what = f"MLP {key.mlp_ratio:g}" if key.mixer is None else describe_mixer(key.mixer)
-    return f"{block_name(key)}/{what}"
+    return f"{block_name(key)}/{key.what}"
 
 
 def block_name(key: Replacement) -> str:
@@ -75,17 +75,16 @@ def block_name(key: Replacement) -> str:
 
 
 def part_keys(space: SearchSpace, teacher: Architecture) -> tuple[Replacement, ...]:
-    """List the parts that must learn: all that is offered but the teacher's own, and no mixer."""
-    return tuple(
-        one
-        for one in offered_replacements(space, teacher)
-        if one.mixer is None
-        or not (
-            isinstance(one.mixer, NoMixer)
-            # Where the teacher mixes nothing there is nothing to learn from.
-            or isinstance(teacher.stages[one.stage].mixers[one.block], NoMixer)
-        )
-    )
+    """List the parts that must learn: all that is offered, but no mixer and no MLP."""
+    return tuple(one for one in offered_replacements(space, teacher) if _learns(one, teacher))
+
+
+def _learns(one: Replacement, teacher: Architecture) -> bool:
+    if one.mixer is None:
+        return one.mlp_ratio > 0
+    # Where the teacher mixes nothing there is nothing to learn from.
+    own = teacher.stages[one.stage].mixers[one.block]
+    return not isinstance(one.mixer, NoMixer) and not isinstance(own, NoMixer)
 
 
 def new_part(

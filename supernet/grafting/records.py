@@ -52,12 +52,11 @@ def record_blocks(network: Supernet) -> Iterator[dict[str, BlockRecord]]:
             name = f"stages.{index}.{number}"
             record = records[name] = BlockRecord(Record(), Record())
             block = network.get_submodule(name)
-            mlp = block.get_submodule("mlp")
-            handles += [
-                block.register_forward_pre_hook(partial(_note_given, record.mixer)),
-                mlp.register_forward_pre_hook(partial(_note_given, record.mlp)),
-                mlp.register_forward_hook(partial(_note_added, record.mlp)),
-            ]
+            handles.append(block.register_forward_pre_hook(partial(_note_given, record.mixer)))
+            if stage.ratios[number]:
+                mlp = block.get_submodule("mlp")
+                handles.append(mlp.register_forward_pre_hook(partial(_note_given, record.mlp)))
+                handles.append(mlp.register_forward_hook(partial(_note_added, record.mlp)))
             if not isinstance(mixer, NoMixer):
                 mixing = block.get_submodule(f"mixers.{mixer.kind}")
                 handles.append(mixing.register_forward_hook(partial(_note_added, record.mixer)))

@@ -8,7 +8,7 @@ the most important ones, in the order in which they stand, with the teacher's we
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,10 @@ def hidden_order(network: Supernet, batches: Iterable[Tensor]) -> dict[str, Tens
     """
     sums: dict[str, Tensor] = {}
     handles = []
-    for index, stage in enumerate(network.stages):
-        for number in range(len(cast(nn.ModuleList, stage))):
+    architecture = network.only
+    assert architecture is not None
+    for index, stage in enumerate(architecture.stages):
+        for number in (number for number, ratio in enumerate(stage.ratios) if ratio):
             name = f"stages.{index}.{number}"
             layer = network.get_submodule(f"{name}.mlp.fc1")
             handles.append(layer.register_forward_hook(_adder(sums, name)))

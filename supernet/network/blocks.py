@@ -57,7 +57,7 @@ class BlockOptions:
     """What a block has beside its mixers: see `searchspace.architecture.Stage` and `Family`.
 
     Attributes:
-        mlp_ratio: Hidden channels of the largest MLP over ``dim``.
+        mlp_ratio: Hidden channels of the largest MLP over ``dim``; 0 for none, nor its norms.
         drop_path: Probability of dropping a residual branch of an image in training.
         norm_eps: Added to the variance by layer norms.
     """
@@ -94,16 +94,17 @@ class Block(nn.Module):
         self.norms = nn.ModuleDict()
         if not kinds.keys() <= CONV_KINDS:
             mixes = kinds.keys() - CONV_KINDS != {NoMixer.kind}
-            for name in ("attention", "attention_mlp")[0 if mixes else 1 :]:
+            wanted = {"attention": mixes, "attention_mlp": options.mlp_ratio > 0}
+            for name in (name for name, is_wanted in wanted.items() if is_wanted):
                 self.norms[name] = build_norm(
                     dim, place.norm, default="layer", eps=options.norm_eps
                 )
-        if kinds.keys() & CONV_KINDS:
+        if kinds.keys() & CONV_KINDS and options.mlp_ratio > 0:
             self.norms["conv_mlp"] = build_norm(dim, place.norm, default="batch")
         has_se = options.se_reduction and kinds.keys() != {NoMixer.kind}
         self.se = SqueezeExcite(dim, options.se_reduction) if has_se else None
         self.local = LocalConv(place, options.local_conv) if options.local_conv else None
-        self.mlp = Mlp(dim, int(dim * options.mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * options.mlp_ratio)) if options.mlp_ratio else None
         self.rules = place.rules
         self.drop_path = DropPath(options.drop_path)
 
@@ -111,30 +112,34 @@ class Block(nn.Module):
         """Return the state of the block that has only this mixer and MLP."""
         state = self._mixer(mixer).select(mixer)
         found = {f"mixers.{mixer.kind}.{name}": value for name, value in state.items()}
-        for name in _norms_of(mixer):
+        for name in _norms_of(mixer, mlp_ratio):
             found |= state_of(self.norms[name], f"norms.{name}")
         for name in ("se", "local"):
             is_used = name != "se" or not isinstance(mixer, NoMixer)
             if is_used and getattr(self, name) is not None:
                 found |= state_of(getattr(self, name), name)
-        mlp = self.mlp.select(int(self.dim * mlp_ratio))
-        return found | {f"mlp.{name}": value for name, value in mlp.items()}
+        if mlp_ratio and self.mlp is not None:
+            mlp = self.mlp.select(int(self.dim * mlp_ratio))
+            found |= {f"mlp.{name}": value for name, value in mlp.items()}
+        return found
 
     def forward(self, x: Tensor, mixer: Mixer, mlp_ratio: float) -> Tensor:
         """Transform a map (B, H, W, C) with one of the block's mixers and MLPs."""
         mix = self._mixer(mixer)
-        *before, before_mlp = (self.norms[name] for name in _norms_of(mixer))
         # The published VOLO never drops its outlook blocks; they get no rate.
         drop = _kept if isinstance(mixer, OutlookAttention) else self.drop_path
         if not isinstance(mixer, NoMixer):
-            mixed = self._with_border(mix, before[0](x) if before else x, mixer)
+            normed = x if mixer.kind in CONV_KINDS else self.norms["attention"](x)
+            mixed = self._with_border(mix, normed, mixer)
             if self.se is not None:
                 mixed = self.se(mixed)
             x = x + drop(mixed)
         if self.local is not None:
             x = x + self.local(x)
-        hidden = int(self.dim * mlp_ratio)
-        return x + drop(self.mlp(before_mlp(x), hidden))
+        if not mlp_ratio or self.mlp is None:
+            return x
+        before_mlp = self.norms[_norms_of(mixer, mlp_ratio)[-1]]
+        return x + drop(self.mlp(before_mlp(x), int(self.dim * mlp_ratio)))
 
     def _with_border(self, mix: Any, x: Tensor, mixer: Mixer) -> Tensor:
         """Mix a map that is padded first, where the rules say so."""
@@ -148,8 +153,9 @@ class Block(nn.Module):
 
     def unused(self, x: Tensor, mixer: Mixer, mlp_ratio: float) -> tuple[str, ...]:
         """Say how the names of weights start that `forward` does not need."""
-        used = _norms_of(mixer)
+        used = _norms_of(mixer, mlp_ratio)
         return (
+            *(("mlp.",) if not mlp_ratio else ()),
             *(f"mixers.{kind}." for kind in self.mixers if kind != mixer.kind),
             *(f"norms.{name}." for name in self.norms if name not in used),
         )
@@ -199,8 +205,9 @@ def _kept(branch: Tensor) -> Tensor:
     return branch
 
 
-def _norms_of(mixer: Mixer) -> tuple[str, ...]:
-    """Name the norms in front of the mixer (if any) and of the MLP."""
-    if isinstance(mixer, NoMixer):
-        return ("attention_mlp",)
-    return ("conv_mlp",) if mixer.kind in CONV_KINDS else ("attention", "attention_mlp")
+def _norms_of(mixer: Mixer, mlp_ratio: float) -> tuple[str, ...]:
+    """Name the norms in front of the mixer and of the MLP, where there are any."""
+    is_conv = mixer.kind in CONV_KINDS
+    before_mixer = () if is_conv or isinstance(mixer, NoMixer) else ("attention",)
+    before_mlp = ("conv_mlp" if is_conv else "attention_mlp",) if mlp_ratio else ()
+    return *before_mixer, *before_mlp

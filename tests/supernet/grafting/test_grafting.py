@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ TEACHERS = {
     "convolutions": network_of((DepthwiseConv(kernel_size=3),) * 2),
     "both": network_of((DepthwiseConv(kernel_size=3), WINDOW)),
     "volo": network_of((WINDOW,), (GlobalAttention(num_heads=2),), family="volo"),
+    "bare": Architecture(
+        img_size=16,
+        patch_size=2,
+        num_classes=2,
+        stages=(Stage(dim=8, mixers=(WINDOW, WINDOW), mlp_ratio=2, block_mlp_ratios=(0, 2)),),
+    ),
     "twins": network_of((WINDOW, GlobalAttention(num_heads=2, sr_ratio=2)), family="twins"),
 }
 
@@ -136,6 +143,29 @@ def test_networks_of_the_space_are_ordinary_ones(
                 names = [name.replace("conv_mlp", "attention_mlp")]
                 names += [name.replace("attention_mlp", "conv_mlp")]
                 assert any(one in old and torch.equal(value, old[one]) for one in names)
+
+
+def test_a_block_without_mixer_and_mlp_does_and_costs_nothing(
+    data: ImageData, tmp_path: Path
+) -> None:
+    architecture = TEACHERS["attention"]
+    teacher, space = trained(architecture), graft_space(architecture)
+    nothing = [
+        Replacement(stage=0, block=1, mixer=NoMixer()),
+        Replacement(stage=0, block=1, mlp_ratio=0.0),
+    ]
+    assert set(nothing) <= set(offered_replacements(space, architecture))
+    emptied = with_replacements(architecture, nothing)
+    shallow = architecture.replace(
+        stages=(replace(architecture.stages[0], mixers=(WINDOW,)), architecture.stages[1])
+    )
+    assert count(emptied) == count(shallow)
+    network = assemble(emptied, teacher, library_of(teacher, space, data, tmp_path))
+    plain = build_subnet(shallow).eval()
+    plain.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network(images), plain(images))
 
 
 def test_the_last_block_of_volo_keeps_its_heads() -> None:
