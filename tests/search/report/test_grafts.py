@@ -11,7 +11,7 @@ from rich.console import Console
 
 from search.report import print_closing, write_report
 from search.report.closing import story_of
-from search.report.grafts import attention_line, blocks_png, graft_content
+from search.report.grafts import _grid, attention_line, blocks_png, graft_content
 from search.results import front
 from search.run_folder import open_run
 from search.terminal import PlainConsole
@@ -60,6 +60,7 @@ def test_the_picture_is_drawn(graft: Path, tmp_path: Path) -> None:
     with open_run(graft) as run:
         story = story_of(run, run.record.trials())
     assert story is not None
+    assert _grid(story)[1][-4:] == ["MLP 75 %", "MLP 50 %", "MLP 25 %", "no MLP"]
     (tmp_path / "blocks.png").write_bytes(blocks_png(story))
     with Image.open(tmp_path / "blocks.png") as picture:
         assert min(picture.size) > 300
