@@ -113,7 +113,7 @@ def stages(draw: st.DrawFn, dim: int | None = None) -> Stage:
     dim = dim or draw(st.sampled_from((4, 6, 8, 12, 16)))
     blocks = draw(st.lists(mixers(dim), min_size=1, max_size=3))
     ratio = st.sampled_from((0.5, 1.0, 2.5, 4.0))
-    own = st.lists(ratio, min_size=len(blocks), max_size=len(blocks))
+    own = st.lists(ratio | st.just(0.0), min_size=len(blocks), max_size=len(blocks))
     return Stage(
         dim=dim,
         mixers=tuple(blocks),
