@@ -258,7 +258,7 @@ def run(
             command=shlex.join(["search", *sys.argv[1:]]),
         )
         begun = settings
-        mentor = _look_for(settings)
+        mentor = _look_for(teacher, settings)
         if ray_address is not None or settings.parsed_budget.device == "gpu":
             from search.cluster import check_devices
 
@@ -359,7 +359,7 @@ def plan(
         taught_by=teacher or "",
         storage=storage or "",
     )
-    mentor = _look_for(settings)
+    mentor = _look_for(teacher, settings)
     check_output(save_times)
     source = TimesFrom(ray_address=ray_address, times=times, profile=device, storage=storage)
     console = make_console()
@@ -410,10 +410,9 @@ def _teacher_of(text: str | None, arch: str | None) -> Iterator[TeacherFiles | N
         yield read_teacher(Path(folder))
 
 
-def _look_for(settings: RunSettings) -> BuildsTeacher | None:
+def _look_for(text: str | None, settings: RunSettings) -> BuildsTeacher | None:
     """Look for a teacher before images are read, which may take long."""
-    text = settings.taught_by
-    if not text:
+    if text is None:
         return None
     if not settings.classifies:
         from search.transferring.queue import look_for_dense_teacher
