@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.budget import count_cores
 from search.phases.step_times import profile_times, read_times, times_for
@@ -20,9 +20,6 @@ from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
 from supernet.recipes import load_dense_recipe, load_recipe
 from supernet.shared_weights import most_devices, recipe_of_group
-
-if TYPE_CHECKING:
-    pass
 
 # In a small search a network is trained for at most this share of the full recipe's epochs.
 MAX_TRIAL_SHARE = 0.125

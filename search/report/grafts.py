@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,13 +238,13 @@ def _short(one: Replacement) -> str:
 def _label(one: Replacement, teacher: Architecture) -> str:
     if one.mixer is not None:
         return _without_heads(one.mixer, teacher.stages[one.stage].mixers[one.block])
-    share = _share_of(teacher)(one)
+    share = _mlp_share(one, teacher)
     return f"MLP {100 * share:.0f} %" if share else one.what
 
 
-def _share_of(teacher: Architecture) -> Callable[[Replacement], float]:
-    """Return what tells how much of a block's MLP a replacement leaves."""
-    return lambda one: one.mlp_ratio / teacher.stages[one.stage].ratios[one.block]
+def _mlp_share(one: Replacement, teacher: Architecture) -> float:
+    """Return how much of a block's MLP a replacement leaves."""
+    return one.mlp_ratio / teacher.stages[one.stage].ratios[one.block]
 
 
 def _without_heads(mixer: Mixer, own: Mixer) -> str:
@@ -260,9 +260,8 @@ def _grid(story: GraftStory) -> tuple[np.ndarray, list[str], list[tuple[int, int
     places = [(i, b) for i, stage in enumerate(story.teacher.stages) for b in range(stage.depth)]
     labels = {one: _label(one, story.teacher) for one in singles}
     mixers = sorted({labels[one] for one in singles if one.mixer is not None})
-    narrower = sorted((one for one in singles if one.mixer is None), key=_share_of(story.teacher))
-    widths = list(dict.fromkeys(labels[one] for one in reversed(narrower)))
-    rows = [*mixers, *widths]
+    shares = {labels[o]: _mlp_share(o, story.teacher) for o in singles if o.mixer is None}
+    rows = [*mixers, *sorted(shares, key=lambda label: -shares[label])]
     grid = np.full((len(rows), len(places)), np.nan)
     for one, kl in singles.items():
         grid[rows.index(labels[one]), places.index((one.stage, one.block))] = kl

@@ -94,11 +94,11 @@ class Block(nn.Module):
         self.norms = nn.ModuleDict()
         if not kinds.keys() <= CONV_KINDS:
             mixes = kinds.keys() - CONV_KINDS != {NoMixer.kind}
-            wanted = {"attention": mixes, "attention_mlp": options.mlp_ratio > 0}
-            for name in (name for name, is_wanted in wanted.items() if is_wanted):
-                self.norms[name] = build_norm(
-                    dim, place.norm, default="layer", eps=options.norm_eps
-                )
+            for name, is_used in (("attention", mixes), ("attention_mlp", options.mlp_ratio > 0)):
+                if is_used:
+                    self.norms[name] = build_norm(
+                        dim, place.norm, default="layer", eps=options.norm_eps
+                    )
         if kinds.keys() & CONV_KINDS and options.mlp_ratio > 0:
             self.norms["conv_mlp"] = build_norm(dim, place.norm, default="batch")
         has_se = options.se_reduction and kinds.keys() != {NoMixer.kind}
