@@ -122,13 +122,8 @@ def places_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(mine, theirs, reduction="sum", log_target=True) / mine[..., 0].numel()
 
 
-def check_dense_teacher(
-    student: DenseNetwork, teacher: DenseTeacher, architecture: Architecture | None = None
-) -> None:
+def check_dense_teacher(student: DenseNetwork, teacher: DenseTeacher) -> None:
     """Refuse a teacher whose maps have other shapes than the student's, or are no finite numbers.
-
-    Args:
-        architecture: Of a student with shared weights.
 
     Raises:
         ValueError: Then.
@@ -136,11 +131,10 @@ def check_dense_teacher(
     images = torch.zeros(1, 3, _PROBE_PIXELS, _PROBE_PIXELS)
     shapes = []
     with torch.no_grad():
-        for network, asked in ((student, architecture), (teacher.network, None)):
+        for network in (student, teacher.network):
             is_training = network.training
             # A clone would cost memory; in eval mode nothing of it changes.
-            backbone = network.eval().backbone
-            made = network.part_of_maps(asked)(backbone(images, asked))
+            made = network.part_of_maps(None)(network.eval().backbone(images, None))
             network.train(is_training)
             maps = _maps_of(network, made)
             shapes.append([tuple(one.shape[1:]) for one in maps])

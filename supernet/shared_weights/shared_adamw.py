@@ -133,7 +133,9 @@ class SharedAdamW(torch.optim.AdamW):
         part = known.part._replace(gradient=gradient[known.box])
         if applies is not None:
             part = part._replace(
-                gradient=torch.where(applies, part.gradient, 0.0), mask=part.mask * applies
+                gradient=torch.where(applies, part.gradient, 0.0),
+                mask=part.mask * applies,
+                memory=None,  # which is of the other mask
             )
         return part
 
