@@ -185,17 +185,18 @@ def _train_together(
     ]
     step, saved, at_a_time = min(steps), time.monotonic(), 1
     while step < total:
-        started = time.monotonic()
-        found = call_all(workers, "train", at_a_time, while_waiting=tick)
-        seconds = (time.monotonic() - started) / at_a_time
+        taken, started = min(at_a_time, total - step), time.monotonic()
+        found = call_all(workers, "train", taken, while_waiting=tick)
+        seconds = (time.monotonic() - started) / taken
         at_a_time = max(round(CALL_SECONDS / max(seconds, 1e-6)), 1)
-        fitting = _fitting(session, plan, seconds * len(workers)) + min(one[0] for one in found)
-        fitting = max(min(fitting, _most_steps(session, plan)), 1)
+        step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
+        fitting = _fitting(
+            session, plan, seconds, step=step, learning=len(workers), shares=shares - numbers[0]
+        )
         if abs(fitting - total) > total * RESCHEDULE_SHARE:
             total = fitting
             session.state.library = (shares, total)
             call_all(workers, "reschedule", total, while_waiting=tick)
-        step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
         session.show("library", f"step {step:,} of {total:,}, mean error {error:.3f}")
         if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
             call_all(workers, "save", while_waiting=tick)
@@ -204,10 +205,20 @@ def _train_together(
     call_all(workers, "save", while_waiting=tick)
 
 
-def _fitting(session: Session, plan: Plan, pace: float) -> int:
-    """Return how many steps fit in what is left of the share; a step takes so many seconds."""
-    left = plan.spent_by_end["library"] - session.spent()
-    return max(int(left / max(pace, 1e-9)), 0)
+def _fitting(
+    session: Session, plan: Plan, seconds: float, *, step: int, learning: int, shares: int
+) -> int:
+    """Return how many steps of each share fit in what is left of the phase.
+
+    Args:
+        seconds: Device-seconds of a step of a share.
+        step: That the shares which are learning are at.
+        learning: How many these are; where there are too few devices, the others come later.
+        shares: How many are to learn, with these.
+    """
+    left = max(plan.spent_by_end["library"] - session.spent(), 0.0)
+    fitting = int((left / max(seconds, 1e-9) + learning * step) / shares)
+    return max(min(fitting, _most_steps(session, plan)), 1)
 
 
 def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) -> Plan:
