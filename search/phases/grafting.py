@@ -6,6 +6,7 @@ less cost, and says nothing about which architecture would be best for the image
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from search.phases.promote import promote
 from search.phases.session import Session
 from search.phases.trust import train_networks
 from search.plan import HORIZON, Plan
-from search.record import Measured
+from search.record import Measured, Trial
 from search.results import SUPERNET, ZERO_COST
 from search.scheduling import MAX_LOST, BudgetSpent
 from search.trust import report_of, trains
@@ -264,6 +265,9 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
     if session.has_ended(plan, phase):
         return
     with hold_judges(session.crew(plan, phase)) as crew:
+        # Those that a plan made anew has healed instead, or beside, are not judged yet.
+        judge_warm(session, crew, plan, phase, by=SUPERNET, first=networks, proposes=False)
+        session.check_stop()
         _estimate(session, crew, phase, networks)
         estimator = session.estimator()
         report = report_of(
@@ -290,22 +294,26 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
 
 
 def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]) -> None:
-    """Estimate the trust networks by all that is not trained, once."""
-    if session.state.proxy_scores is not None:
-        return
+    """Estimate the trust networks by all that is not trained, each once."""
+    known = session.state.proxy_scores or {}
+    new = [network for network in networks if network.key not in known]
     tick: Callable[[], None] = session.tick(phase, may_stop=True)
-    scores = crew.call("proxy_scores", networks, while_waiting=tick)
+    scores = crew.call("proxy_scores", new, while_waiting=tick) if new else {}
     trials = session.record.trials()
     sums = graft_scores(trials, teacher_of(session))
     judged = {one.key: {KL: -one.measured.kl} for one in trials if is_assembled(one)}
-    session.state.proxy_scores = {
-        network.key: sums.estimates(network) | judged.get(network.key, {}) | scores[network.key]
-        for network in networks
+    found = {one.key: sums.estimates(one) | judged.get(one.key, {}) for one in networks}
+    # Sums may be of more parts than when the network was estimated first.
+    session.state.proxy_scores = known | {
+        key: own | scores[key] if key in scores else {**known[key], **own}
+        for key, own in found.items()
     }
 
 
 def best_by_sum(session: Session) -> list[Architecture]:
     """Choose the networks with the least sum of scores for limits of the MACs, each once.
+
+    All of them are within the limits of the run.
 
     What was judged in the search phase counts as chosen before, so that a resumed run goes on.
     """
@@ -313,11 +321,14 @@ def best_by_sum(session: Session) -> list[Architecture]:
     scores = graft_scores(trials, teacher_of(session))
     if not scores.singles:
         return []
+    limits = session.space.limits
     found = choosable(session.space, scores, lambda architecture: count(architecture).macs)
+    params = choosable(session.space, scores, lambda architecture: count(architecture).params)
+    also = [(params, limits["params"])] if "params" in limits else []
     known = [t.architecture for t in trials if t.fidelity == SUPERNET and t.origin != "search"]
     chosen: list[Architecture] = []
-    for limit in limits_between(found, NUM_LIMITS):
-        network = choose(found, limit, without=[*known, *chosen])
+    for limit in limits_between(found, NUM_LIMITS, most=limits.get("macs", math.inf)):
+        network = choose(found, limit, without=[*known, *chosen], also=also)
         if network is not None and session.space.violation(network) is None:
             chosen.append(network)
     return chosen
@@ -337,5 +348,12 @@ def _write_scores(session: Session, estimator: str) -> None:
                 trial.architecture_id, fidelity=ZERO_COST, seed=trial.seed, origin="search"
             )
             attempt = record.start_attempt("search", devices=0, trial_id=number)
-            measured = Measured(score=estimate, seconds=0.0)
-            record.finish_attempt(attempt, outcome="done", measured=measured)
+            record.finish_attempt(attempt, outcome="done", measured=_as_score(trial, estimate))
+
+
+def _as_score(judged: Trial, estimate: float) -> Measured:
+    """Return an estimate beside the costs that were measured when its network was judged."""
+    none = math.nan
+    return replace(
+        judged.measured, score=estimate, seconds=0.0, top1=none, correct=none, total=none, kl=none
+    )
