@@ -41,6 +41,7 @@ from search.trust import report_of, trains
 from search.workers import GraftJob, share_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.grafting import load_library
 from supernet.training import latest_checkpoint
 
 SAVE_EVERY_SECONDS = 30.0
@@ -91,7 +92,12 @@ def trust_networks(session: Session, plan: Plan) -> list[Architecture]:
 
 
 def train_library(session: Session, plan: Plan) -> Plan:
-    """Let all parts learn, on all devices; a worker that was lost is followed by another."""
+    """Let all parts learn, on all devices; a worker that was lost is followed by another.
+
+    Raises:
+        ValueError: If they have learned, and cannot be read any more.
+    """
+    _check_library(session)
     lost = 0
     while True:
         try:
@@ -108,6 +114,14 @@ def train_library(session: Session, plan: Plan) -> Plan:
     shares, _ = _split(session, plan)
     session.job = replace(_job(session), shares=shares)
     return session.revise(plan, after="library")
+
+
+def _check_library(session: Session) -> None:
+    """Look whether parts that have learned can be read, before any device is held for them."""
+    known = session.state.library
+    if known is None or session.state.library_done < known[0] or not session.may_judge:
+        return
+    load_library([session.run.files.fetch(share_name(number)) for number in range(known[0])])
 
 
 def _job(session: Session) -> GraftJob:
