@@ -152,8 +152,9 @@ def test_as_a_backbone_a_member_begins_with_its_parts(graft: Path) -> None:
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
-def test_a_teacher_that_is_gone_is_missed_where_the_run_keeps_it(graft: Path) -> None:
+def test_a_teacher_that_is_gone_is_missed_where_the_run_keeps_it(tmp_path: Path) -> None:
     """And not in the folder of a moment that it was copied from."""
+    graft = write_graft(tmp_path / "run")
     with own_run(graft) as run:
         about = run.record.get_meta("settings")
         run.record.set_meta("settings", {**about, "teacher": "/tmp/of-a-moment"})
