@@ -77,12 +77,12 @@ def graft_space(teacher: Architecture, offered: SearchSpace | None = None) -> Se
         )
     plain = SearchSpace.of(teacher)
     stages = tuple(_stage_choices(teacher, index, offered) for index in range(len(teacher.stages)))
-    limits = {} if offered is None else offered.limits
     return plain.replace(
         name=f"graft of {describe(teacher)}",
         about="What the blocks of a trained network may be replaced by",
         stages=stages,
-        limits=limits,
+        limits={} if offered is None else offered.limits,
+        source="" if offered is None else offered.source,
     )
 
 
@@ -173,10 +173,14 @@ def _stage_choices(teacher: Architecture, index: int, offered: SearchSpace | Non
     stage, size = teacher.stages[index], teacher.resolutions[index]
     choices = []
     for block, own in enumerate(stage.mixers):
-        if offered is None:
-            others: Sequence[Mixer] = usual_mixers(stage, own)
+        if isinstance(own, NoMixer):
+            others: Sequence[Mixer] = ()  # there is nothing that another one could learn from
+        elif offered is None:
+            others = usual_mixers(stage, own)
         else:
-            others = offered.mixers_of(index, min(block, offered.stages[index].max_depth - 1))
+            given = offered.stages[index]
+            # On this network's maps: its images may be of another size than the space's.
+            others = given.choices_of(min(block, given.max_depth - 1)).mixers(size)
         listed = _listed(teacher, index, block, others, size)
         choices.append(MixerChoices(kinds={}, listed=listed))
     return StageChoices(

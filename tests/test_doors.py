@@ -51,6 +51,7 @@ ENTRIES = {
         "teachers",
         "together",
         "training_queue",
+        "wanted",
     },
     "search.transferring": {
         *("alone", "costs", "evaluate", "network", "predicting", "queue", "result", "target"),

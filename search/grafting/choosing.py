@@ -8,6 +8,7 @@ scores as small as can be, the sum of the costs within the limit. SciPy's HiGHS 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from search.grafting.scores import GraftScores
 from searchspace.architecture import Architecture
 from searchspace.graft_space import Replacement, with_replacements
 from searchspace.space import SearchSpace
+
+# By how much HiGHS lets a constraint be broken.
+FEASIBLE = 1e-6
 
 Cost = Callable[[Architecture], float]
 
@@ -99,6 +103,7 @@ def choose(
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    limits, first = ((found, limit), *also), len(found.blocks)
     number = len(found.scores)
     rows, low, high = [], [], []
     start = 0
@@ -109,7 +114,7 @@ def choose(
         low.append(1.0)
         high.append(1.0)
         start += len(options)
-    for limited, most in ((found, limit), *also):
+    for limited, most in limits:
         # Costs are scaled: HiGHS takes a millionth for feasible, and MACs are many millions.
         scale = max(float(np.abs(limited.costs).max()), 1e-12)
         rows.append(limited.costs / scale)
@@ -122,11 +127,17 @@ def choose(
             integrality=np.ones(number),
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(np.array(rows), np.array(low), np.array(high)),
+            options={"mip_rel_gap": 0.0},  # else a ten-thousandth more is good enough
         )
         if answer.x is None:
             return None
         picked = np.round(answer.x) == 1
         network = _network(found, picked)
+        if any(limited.cost(network) > most for limited, most in limits):
+            # Within for HiGHS, and beyond by what it takes for nothing.
+            for row in range(first, first + len(limits)):
+                high[row] -= 2 * FEASIBLE
+            continue
         if network.key not in known:
             return network
         rows.append(picked.astype(float))
@@ -134,8 +145,14 @@ def choose(
         high.append(len(found.blocks) - 1.0)
 
 
-def limits_between(found: Choosable, number: int) -> list[float]:
-    """Return limits from the cheapest network to the teacher, evenly, the dearest first."""
+def limits_between(found: Choosable, number: int, *, most: float = math.inf) -> list[float]:
+    """Return limits from the cheapest network to the teacher, evenly, the dearest first.
+
+    Args:
+        most: That is wanted at all; where it is below the teacher it is the first limit.
+    """
+    if most < found.base:
+        return [float(x) for x in np.linspace(most, found.least, number)]
     return [float(x) for x in np.linspace(found.base, found.least, number + 1)[1:]]
 
 

@@ -6,6 +6,7 @@ less cost, and says nothing about which architecture would be best for the image
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -33,13 +34,14 @@ from search.phases.promote import promote
 from search.phases.session import Session
 from search.phases.trust import train_networks
 from search.plan import HORIZON, Plan
-from search.record import Measured
+from search.record import Measured, Trial
 from search.results import SUPERNET, ZERO_COST
 from search.scheduling import MAX_LOST, BudgetSpent
 from search.trust import report_of, trains
 from search.workers import GraftJob, share_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.grafting import load_library
 from supernet.training import latest_checkpoint
 
 SAVE_EVERY_SECONDS = 30.0
@@ -90,7 +92,12 @@ def trust_networks(session: Session, plan: Plan) -> list[Architecture]:
 
 
 def train_library(session: Session, plan: Plan) -> Plan:
-    """Let all parts learn, on all devices; a worker that was lost is followed by another."""
+    """Let all parts learn, on all devices; a worker that was lost is followed by another.
+
+    Raises:
+        ValueError: If they have learned, and cannot be read any more.
+    """
+    _check_library(session)
     lost = 0
     while True:
         try:
@@ -107,6 +114,14 @@ def train_library(session: Session, plan: Plan) -> Plan:
     shares, _ = _split(session, plan)
     session.job = replace(_job(session), shares=shares)
     return session.revise(plan, after="library")
+
+
+def _check_library(session: Session) -> None:
+    """Look whether parts that have learned can be read, before any device is held for them."""
+    known = session.state.library
+    if known is None or session.state.library_done < known[0] or not session.may_judge:
+        return
+    load_library([session.run.files.fetch(share_name(number)) for number in range(known[0])])
 
 
 def _job(session: Session) -> GraftJob:
@@ -185,17 +200,18 @@ def _train_together(
     ]
     step, saved, at_a_time = min(steps), time.monotonic(), 1
     while step < total:
-        started = time.monotonic()
-        found = call_all(workers, "train", at_a_time, while_waiting=tick)
-        seconds = (time.monotonic() - started) / at_a_time
+        taken, started = min(at_a_time, total - step), time.monotonic()
+        found = call_all(workers, "train", taken, while_waiting=tick)
+        seconds = (time.monotonic() - started) / taken
         at_a_time = max(round(CALL_SECONDS / max(seconds, 1e-6)), 1)
-        fitting = _fitting(session, plan, seconds * len(workers)) + min(one[0] for one in found)
-        fitting = max(min(fitting, _most_steps(session, plan)), 1)
+        step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
+        fitting = _fitting(
+            session, plan, seconds, step=step, learning=len(workers), shares=shares - numbers[0]
+        )
         if abs(fitting - total) > total * RESCHEDULE_SHARE:
             total = fitting
             session.state.library = (shares, total)
             call_all(workers, "reschedule", total, while_waiting=tick)
-        step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
         session.show("library", f"step {step:,} of {total:,}, mean error {error:.3f}")
         if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
             call_all(workers, "save", while_waiting=tick)
@@ -204,10 +220,20 @@ def _train_together(
     call_all(workers, "save", while_waiting=tick)
 
 
-def _fitting(session: Session, plan: Plan, pace: float) -> int:
-    """Return how many steps fit in what is left of the share; a step takes so many seconds."""
-    left = plan.spent_by_end["library"] - session.spent()
-    return max(int(left / max(pace, 1e-9)), 0)
+def _fitting(
+    session: Session, plan: Plan, seconds: float, *, step: int, learning: int, shares: int
+) -> int:
+    """Return how many steps of each share fit in what is left of the phase.
+
+    Args:
+        seconds: Device-seconds of a step of a share.
+        step: That the shares which are learning are at.
+        learning: How many these are; where there are too few devices, the others come later.
+        shares: How many are to learn, with these.
+    """
+    left = max(plan.spent_by_end["library"] - session.spent(), 0.0)
+    fitting = int((left / max(seconds, 1e-9) + learning * step) / shares)
+    return max(min(fitting, _most_steps(session, plan)), 1)
 
 
 def score_parts(session: Session, plan: Plan, networks: Sequence[Architecture]) -> Plan:
@@ -253,6 +279,9 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
     if session.has_ended(plan, phase):
         return
     with hold_judges(session.crew(plan, phase)) as crew:
+        # Those that a plan made anew has healed instead, or beside, are not judged yet.
+        judge_warm(session, crew, plan, phase, by=SUPERNET, first=networks, proposes=False)
+        session.check_stop()
         _estimate(session, crew, phase, networks)
         estimator = session.estimator()
         report = report_of(
@@ -279,22 +308,26 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
 
 
 def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]) -> None:
-    """Estimate the trust networks by all that is not trained, once."""
-    if session.state.proxy_scores is not None:
-        return
+    """Estimate the trust networks by all that is not trained, each once."""
+    known = session.state.proxy_scores or {}
+    new = [network for network in networks if network.key not in known]
     tick: Callable[[], None] = session.tick(phase, may_stop=True)
-    scores = crew.call("proxy_scores", networks, while_waiting=tick)
+    scores = crew.call("proxy_scores", new, while_waiting=tick) if new else {}
     trials = session.record.trials()
     sums = graft_scores(trials, teacher_of(session))
     judged = {one.key: {KL: -one.measured.kl} for one in trials if is_assembled(one)}
-    session.state.proxy_scores = {
-        network.key: sums.estimates(network) | judged.get(network.key, {}) | scores[network.key]
-        for network in networks
+    found = {one.key: sums.estimates(one) | judged.get(one.key, {}) for one in networks}
+    # Sums may be of more parts than when the network was estimated first.
+    session.state.proxy_scores = known | {
+        key: own | scores[key] if key in scores else {**known[key], **own}
+        for key, own in found.items()
     }
 
 
 def best_by_sum(session: Session) -> list[Architecture]:
     """Choose the networks with the least sum of scores for limits of the MACs, each once.
+
+    All of them are within the limits of the run.
 
     What was judged in the search phase counts as chosen before, so that a resumed run goes on.
     """
@@ -302,11 +335,14 @@ def best_by_sum(session: Session) -> list[Architecture]:
     scores = graft_scores(trials, teacher_of(session))
     if not scores.singles:
         return []
+    limits = session.space.limits
     found = choosable(session.space, scores, lambda architecture: count(architecture).macs)
+    params = choosable(session.space, scores, lambda architecture: count(architecture).params)
+    also = [(params, limits["params"])] if "params" in limits else []
     known = [t.architecture for t in trials if t.fidelity == SUPERNET and t.origin != "search"]
     chosen: list[Architecture] = []
-    for limit in limits_between(found, NUM_LIMITS):
-        network = choose(found, limit, without=[*known, *chosen])
+    for limit in limits_between(found, NUM_LIMITS, most=limits.get("macs", math.inf)):
+        network = choose(found, limit, without=[*known, *chosen], also=also)
         if network is not None and session.space.violation(network) is None:
             chosen.append(network)
     return chosen
@@ -326,5 +362,12 @@ def _write_scores(session: Session, estimator: str) -> None:
                 trial.architecture_id, fidelity=ZERO_COST, seed=trial.seed, origin="search"
             )
             attempt = record.start_attempt("search", devices=0, trial_id=number)
-            measured = Measured(score=estimate, seconds=0.0)
-            record.finish_attempt(attempt, outcome="done", measured=measured)
+            record.finish_attempt(attempt, outcome="done", measured=_as_score(trial, estimate))
+
+
+def _as_score(judged: Trial, estimate: float) -> Measured:
+    """Return an estimate beside the costs that were measured when its network was judged."""
+    none = math.nan
+    return replace(
+        judged.measured, score=estimate, seconds=0.0, top1=none, correct=none, total=none, kl=none
+    )

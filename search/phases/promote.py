@@ -16,6 +16,8 @@ def promote(session: Session, plan: Plan) -> None:
 
     The best of one mixer at several costs come first, so that the front is seen beside them.
     """
+    if session.has_ended(plan, "promote"):
+        return  # a larger budget may know better by what to judge
     estimator = session.estimator()
     if trains(estimator):
         judge_by_training(session, plan, "promote", estimator)
@@ -32,12 +34,14 @@ def promote(session: Session, plan: Plan) -> None:
         base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
-        limits=session.settings.measured_limits,
+        # Of a graft what parts are worth is judged beyond the limits, too.
+        limits={**session.space.limits, **session.settings.measured_limits},
         forecast=forecast,
     )
     if estimator == SUPERNET:  # a zero-cost score is no accuracy
         singles = singles_to_promote(trials, fidelity=SUPERNET, num_promoted=plan.num_promoted)
-        promotions.put_first(singles, list(epochs)[-1])
+        within = [one for one in singles if session.space.violation(one) is None]
+        promotions.put_first(within, list(epochs)[-1])
 
     def choose() -> Choice | None:
         chosen = promotions.next()

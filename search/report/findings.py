@@ -172,7 +172,7 @@ def published_content(published: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warning(taus: Mapping[str, KendallTau]) -> str:
     supernet = taus.get("supernet")
-    if supernet is None:
+    if supernet is None or KL in taus:  # of a graft the verdict says it
         return ""
     others = [t.tau for name, t in taus.items() if name != "supernet" and t.tau is not None]
     if others and (supernet.tau is None or supernet.tau <= max(others)):

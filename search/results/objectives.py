@@ -41,8 +41,11 @@ def quality_of(objectives: Sequence[str]) -> str | None:
 
 
 def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
-    """Tell whether what was measured of a trial that is done keeps to upper limits."""
-    return all(trial.measured.value(name) <= most for name, most in limits.items())
+    """Tell whether the costs of a trial that is done keep to upper limits."""
+    return all(
+        (getattr(trial, name) if name in CLOSED_FORM else trial.measured.value(name)) <= most
+        for name, most in limits.items()
+    )
 
 
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from configs.files import read_object, reading
 from search.retraining.finished import find_retrained
-from search.retraining.out_folder import ARCHITECTURE_FILE, RESULT_FILE
+from search.retraining.out_folder import ARCHITECTURE_FILE, RECIPE_FILE, RESULT_FILE
 from search.run_folder import load_target, run_and_id, write_teacher
 from searchspace.architecture import Architecture
 from supernet.exchange.published import convert, read_checkpoint
 from supernet.network import build_subnet
 from supernet.training import digest_of
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,7 @@ def find_source(text: str, arch: str | None) -> GraftSource:
             f"--arch says what a file of weights was trained as, and {text} says it itself. Leave "
             "--arch out."
         )
-    if (path / ARCHITECTURE_FILE).is_file() and not (path / RESULT_FILE).is_file():
+    if is_import(path):
         return _of_import(text, path)
     if not path.is_dir() and run_and_id(text) is None:
         raise ValueError(
@@ -81,6 +83,12 @@ def find_source(text: str, arch: str | None) -> GraftSource:
     )
 
 
+def is_import(folder: Path) -> bool:
+    """Tell whether a folder is one of `search import`: a network that no training has left."""
+    has = [(folder / name).is_file() for name in (ARCHITECTURE_FILE, RESULT_FILE, RECIPE_FILE)]
+    return has == [True, False, False]
+
+
 def _of_import(text: str, folder: Path) -> GraftSource:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
@@ -88,7 +96,23 @@ def _of_import(text: str, folder: Path) -> GraftSource:
             f"--from {text}: it has no {WEIGHTS_FILE}. Name the folder of `search import`, or of a "
             "finished retraining."
         )
-    return _checked(text, load_target(text), read_checkpoint(weights))
+    source = _checked(text, load_target(text), read_checkpoint(weights))
+    config = folder / CONFIG_FILE
+    return _as_exported(source, config) if config.is_file() else source
+
+
+def _as_exported(source: GraftSource, config: Path) -> GraftSource:
+    """Add what `search export` wrote beside a network: how its images are normalised."""
+    what, remedy = "what search export wrote", "Export the network again, or remove this file."
+    data = read_object(config, what, remedy=remedy)
+    with reading(config, what, remedy=remedy, errors=(KeyError, TypeError)):
+        about: Any = data["pretrained_cfg"]
+        return replace(
+            source,
+            mean=tuple(map(float, about["mean"])),
+            std=tuple(map(float, about["std"])),
+            class_names=tuple(map(str, about.get("label_names", ()))),
+        )
 
 
 def _of_file(text: str, path: Path, arch: str | None) -> GraftSource:
@@ -119,6 +143,12 @@ def _checked(text: str, architecture: Architecture, state: Mapping[str, Tensor])
             f"--from {text}: the weights are not those of the architecture ({line}). Name what "
             "they were trained as with --arch."
         ) from error
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"--from {text}: a graft begins with finite numbers, and {name} has others. Name "
+                "weights of a training that went well."
+            )
     return GraftSource(
         name=text,
         architecture=architecture,

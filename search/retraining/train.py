@@ -21,6 +21,7 @@ from search.results import accuracy_text
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.teachers import find_teacher
 from search.retraining.together import first_goes_first, joined_torchrun
+from search.retraining.wanted import start_weights
 from search.run_folder import load_target
 from search.terminal import StopSignals
 from supernet.data import prepare_data, prepare_unlabelled
@@ -40,6 +41,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
     token_labels: Annotated[Path | None, typer.Option(help="Folder of label maps.")] = None,
+    start: Annotated[Path | None, typer.Option(help="As for search retrain.")] = None,
     teacher: Annotated[str | None, typer.Option(help="As for search retrain.")] = None,
     unlabelled: Annotated[Path | None, typer.Option(help="As for search retrain.")] = None,
 ) -> None:
@@ -67,6 +69,8 @@ def main(
                     threads=None if device == "cuda" else 1,
                     on_epoch=_say if is_first else None,
                     should_stop=lambda: stop.requested is not None,
+                    start=None if start is None else start_weights(start),
+                    start_name=f"those of {start}",
                     token_labels=token_labels,
                     teacher=None if teacher is None else find_teacher(teacher, images),
                     unlabelled=more,

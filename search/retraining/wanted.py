@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.retraining.finished import find_retrained
+from search.retraining.graft_source import WEIGHTS_FILE, is_import
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
 from search.retraining.teachers import find_teacher
@@ -284,17 +285,28 @@ def _start(run: RunFolder, number: int, plan: RetrainPlan) -> dict[str, Tensor] 
                 f"{run.folder} has no trained supernet. Leave --inherit out."
             ) from error
         return dict(extract(supernet, run.architecture(number)).state_dict())
-    if plan.start is None:
-        return None
-    if not plan.start.is_file():
-        found = find_retrained(str(plan.start))
+    return None if plan.start is None else start_weights(plan.start)
+
+
+def start_weights(path: Path) -> dict[str, Tensor]:
+    """Load weights that a training starts from.
+
+    Args:
+        path: A file of safetensors, the folder of a retraining, or that of `search import`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not path.is_file() and not is_import(path):
+        found = find_retrained(str(path))
         return dict(found.network().state_dict())
+    weights = path if path.is_file() else path / WEIGHTS_FILE
     try:
-        return load_file(plan.start)
+        return load_file(weights)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{plan.start} cannot be read as weights ({error}). Name a file of safetensors, or the "
-            "folder of a retraining."
+            f"{weights} cannot be read as weights ({error}). Name a file of safetensors, or the "
+            "folder of a retraining or of `search import`."
         ) from error
 
 

@@ -418,7 +418,7 @@ def with_kept_files(folder: Path, settings: RunSettings) -> RunSettings:
             kept[field] = f"{file.absolute()}{name.removeprefix(file_of(name))}"
     if (file := folder / TABLE).is_file():
         kept["latency_table"] = str(file.absolute())
-    if settings.teacher and (folder / TEACHER).is_dir():
+    if settings.teacher:  # its own copy, also where that is gone: nothing else is the run's
         kept["teacher"] = str((folder / TEACHER).absolute())
     return replace(settings, **kept)
 

@@ -117,7 +117,7 @@ class TeacherFiles:
                 f"A graft keeps the classes of its network: {self.name} has {classes} "
                 f"({', '.join(self.class_names[:3]) or 'their names are not known'}), {data.name} "
                 f"has {data.num_classes} ({', '.join(data.class_names[:3])}). Train it on these "
-                "images first: search retrain RUN --arch ID --start CHECKPOINT."
+                "images first: python -m search.retraining.train ARCH --start CHECKPOINT."
             )
 
 

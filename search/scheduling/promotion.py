@@ -37,7 +37,7 @@ class Promotions:
         base: Fidelity from which the lowest rung is filled; None where that is done elsewhere.
         rungs: Fidelities, the cheapest first.
         objectives: Of the run; see `losses_of`.
-        limits: Upper limits of measured costs; what is beyond them is not promoted.
+        limits: Upper limits of costs; what is beyond them is not promoted.
         forecast: Foretells an accuracy in percent from the trials of one network, the cheapest
             first; networks on rungs are sorted by it. None takes what the last has measured.
         first: Networks and rungs that are chosen before all else, unless they are there already.

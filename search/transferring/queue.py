@@ -26,6 +26,7 @@ from search.retraining.training_queue import (
     say,
     train_on_cluster,
 )
+from search.retraining.wanted import assembled
 from search.run_folder import RunFolder
 from search.terminal import clock_text
 from search.transferring.attempt import attempt
@@ -178,11 +179,14 @@ def find_start(
 
 
 def _inherited(run: RunFolder, number: int) -> dict[str, Tensor]:
-    """Take a network's weights out of the run's supernet.
+    """Take a network's weights out of the run's supernet; those of a graft are its parts'.
 
     Raises:
         FileNotFoundError: If it has none.
+        ValueError: If the parts of a graft have not learned.
     """
+    if run.settings.teacher:
+        return dict(assembled(run, number).state_dict())
     folder, space, architecture = run.supernet_folder(), run.space(), run.architecture(number)
     if run.settings.classifies:
         return dict(extract(load_supernet(folder, space), architecture).state_dict())

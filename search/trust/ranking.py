@@ -233,7 +233,7 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
     """
     if not any(estimator.name == SUPERNET for estimator in estimators):
         return choose_score(estimators)
-    if any(estimator.name in ESTIMATES for estimator in estimators):
+    if any(estimator.name in (*ESTIMATES, KL) for estimator in estimators):
         return choose_of_graft(estimators)
     taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
     num_points = estimators[0].tau.num_points if estimators else 0

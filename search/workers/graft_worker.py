@@ -142,6 +142,8 @@ class GraftWorker:
         self._name = share_name(number)
         self._trainer = self._new_trainer(self._keys[number::shares], total_steps=total_steps)
         self._trainer.load(self._job.files.fetch(self._name))
+        # The schedule may have been moved after the checkpoint.
+        self.reschedule(total_steps)
         return self._trainer.step
 
     def reschedule(self, total_steps: int) -> None:

@@ -30,6 +30,7 @@ from supernet.training import (
     Shard,
     TrainLoader,
     build_optimizer,
+    checkpoint_name,
     damage,
     derived_seed,
     latest_checkpoint,
@@ -108,7 +109,14 @@ class LibraryTrainer:
         return LibraryProgress(self.step, mean)
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, which is also what networks are assembled from."""
+        """Write the checkpoint, which is also what networks are assembled from.
+
+        A whole one of this step stays: while it is written again there would be none.
+        """
+        found = latest_checkpoint(folder)
+        is_written = found is not None and found.name == checkpoint_name(self.step)
+        if found is not None and is_written and damage(found) is None:
+            return
         write_checkpoint(folder, self.step, self._write)
 
     def load(self, folder: Path) -> bool:
@@ -213,9 +221,12 @@ def _learned_from(records: Mapping[str, BlockRecord], key: Replacement) -> Recor
 
 
 def normalised_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the squared error over the square of what was wanted, a scalar."""
-    floor = torch.finfo(wanted.dtype).tiny
-    return (found - wanted).square().mean() / wanted.square().mean().clamp_min(floor)
+    """Return the squared error over the square of what was wanted, a scalar.
+
+    Where nothing was wanted, it is the squared error.
+    """
+    whole = wanted.square().mean()
+    return (found - wanted).square().mean() / torch.where(whole > 0, whole, 1.0)
 
 
 def load_library(folders: Sequence[Path]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from supernet.training.batches import (
 )
 from supernet.training.checkpoint import (
     changed_file,
+    checkpoint_name,
     checksums,
     damage,
     latest_checkpoint,
@@ -78,6 +79,7 @@ __all__ = [
     "check_teacher",
     "check_token_labels",
     "check_unlabelled",
+    "checkpoint_name",
     "checksums",
     "damage",
     "derived_seed",

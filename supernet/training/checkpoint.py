@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], Non
     Whatever kills the process or the machine on the way leaves the earlier checkpoint or the new
     one.
     """
-    final = folder / f"checkpoint-{epochs_done:05d}"
+    final = folder / checkpoint_name(epochs_done)
     partial = folder / f"{final.name}.partial"
     _remove(partial)
     partial.mkdir(parents=True)
@@ -39,6 +39,11 @@ def write_checkpoint(folder: Path, epochs_done: int, write: Callable[[Path], Non
     for path in _checkpoints(folder):
         if path != final:
             _remove(path)
+
+
+def checkpoint_name(epochs_done: int) -> str:
+    """Name the checkpoint behind so many epochs, or steps."""
+    return f"checkpoint-{epochs_done:05d}"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

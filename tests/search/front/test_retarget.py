@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from search.cli.app import app
-from search.front import parse_limits, retarget
+from search.front import FrontQuery, judged_by, parse_limits, retarget
 from search.run_folder import open_run, own_run
 from searchspace.architecture import Architecture
 from searchspace.cost import count
@@ -68,6 +68,19 @@ def test_members_are_the_best_within_their_limits(graft: Path) -> None:
     assert len({one.architecture.key for one in found}) == len(found) > 1
     with open_run(graft) as run:
         assert [run.architecture(one.id) for one in found] == [one.architecture for one in found]
+
+
+def test_what_is_beyond_the_limits_of_the_run_is_on_no_front(tmp_path: Path) -> None:
+    """The teacher and its single replacements are judged all the same, for their scores."""
+    folder, limit = write_graft(tmp_path / "run"), 0.9 * macs(TEACHER)
+    with own_run(folder) as run:
+        about = run.record.get_meta("settings")
+        run.record.set_meta("settings", {**about, "limits": {"macs": limit}})
+    with open_run(folder) as run:
+        judged = [trial.macs for trial in run.record.trials()]
+        found = judged_by(run, FrontQuery())
+    assert max(judged) > limit
+    assert max(one.macs for one in found) == max(cost for cost in judged if cost <= limit)
 
 
 def test_another_devices_table_gives_other_members(graft: Path, tmp_path: Path) -> None:

@@ -82,6 +82,30 @@ def test_nothing_within_the_limit_has_a_smaller_sum(seed: int) -> None:
     assert choose(found, found.least - 1) is None
 
 
+def test_a_limit_holds_to_the_last_multiply_accumulate() -> None:
+    """Of many millions HiGHS takes one for nothing."""
+    one = Replacement(stage=0, block=0, mixer=NoMixer())
+    two = Replacement(stage=0, block=1, mixer=NoMixer())
+    scores = GraftScores(TEACHER, {one: 0.1, two: 0.2}, {})
+
+    def cost(architecture: Architecture) -> float:
+        return 1e9 - 1e8 * len(replacements(TEACHER, architecture))
+
+    found = choosable(SPACE, scores, cost)
+    assert choose(found, 9e8) == with_replacements(TEACHER, [one])
+    assert choose(found, 9e8 - 1) == with_replacements(TEACHER, [one, two])
+    assert choose(found, 8e8 - 1) is None
+
+
+def test_limits_begin_with_the_most_that_is_wanted() -> None:
+    found = choosable(SPACE, drawn_scores(0), macs)
+    most = (found.base + found.least) / 2
+    limits = limits_between(found, 4, most=most)
+    assert limits == sorted(limits, reverse=True)
+    assert (limits[0], limits[-1], len(limits)) == (most, found.least, 4)
+    assert limits_between(found, 4, most=2 * found.base) == limits_between(found, 4)
+
+
 def test_what_is_known_is_not_chosen_again() -> None:
     """One after the other, all networks within a limit come, the best first, each once."""
     scores = drawn_scores(1, offered=1)

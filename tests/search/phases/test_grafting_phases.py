@@ -7,6 +7,7 @@ clock.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -246,6 +247,21 @@ def test_slow_first_steps_do_not_shorten_what_the_parts_learn(
     assert len(taken) > 0.6 * share / STEP
     with run.record() as record:
         assert record.spent_by_phase()["library"] < 1.1 * share
+
+
+def test_a_library_that_is_gone_is_said_before_anything_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = graft_of(tmp_path, monkeypatch)
+    assert run.enter(kill_after=17.0) == "killed"
+    with run.record() as record:
+        record.close_orphans()
+        spent = record.spent(PHASES)
+    shutil.rmtree(run.folder / "library")
+    with pytest.raises(ValueError, match=r"cannot be read \(there is none\)"):
+        run.enter()
+    with run.record() as record:
+        assert record.spent(PHASES) == spent
 
 
 def test_images_of_other_classes_are_refused(

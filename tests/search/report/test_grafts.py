@@ -9,14 +9,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from search.grafting import KL, SUM
 from search.report import print_closing, write_report
 from search.report.closing import story_of
+from search.report.findings import trust_content
 from search.report.grafts import _grid, attention_line, blocks_png, graft_content
-from search.results import front
+from search.results import SUPERNET, front
 from search.run_folder import open_run
 from search.terminal import PlainConsole
+from search.trust import TrustReport
 from searchspace.cost import count
 from searchspace.graft_space import replacements
+from tests.search.trust.test_graft_choice import estimator
 from tests.tiny_graft import TEACHER, made_up_score, write_graft
 
 
@@ -41,6 +45,16 @@ def test_members_say_what_was_replaced_lost_and_saved(graft: Path) -> None:
         share = 1 - count(trial.architecture).macs / count(TEACHER).macs
         assert saved == f"{100 * share:.0f} %"
         assert float(kl) == pytest.approx(sum(map(made_up_score, found)), abs=5e-4)
+
+
+def test_sums_that_rank_better_are_no_word_against_what_was_assembled() -> None:
+    """A run with a supernet warns where size ranks as well as it does; a graft has its verdict."""
+    taus = {SUPERNET: 0.6, SUM: 0.8, KL: 0.7, "macs": 0.1}
+    found = tuple(estimator(name, tau) for name, tau in taus.items())
+    report = TrustReport(points=(), estimators=found, chosen=SUM, verdict="by the sum")
+    content = trust_content(report)
+    assert content is not None
+    assert (content["verdict"], content["warning"]) == ("by the sum", "")
 
 
 def test_blocks_that_need_attention_are_those_without_a_cheap_replacement(

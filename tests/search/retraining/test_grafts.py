@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search.retraining.graft_source import find_source
-from search.retraining.wanted import RetrainPlan, prepare
-from search.run_folder import own_run, read_teacher
+from search.retraining.wanted import RetrainPlan, assembled, prepare, start_weights
+from search.run_folder import open_run, own_run, read_teacher
+from search.transferring.queue import find_start
 from searchspace.graft_space import Replacement, replacements, with_replacements
 from supernet.data import prepare_data
 from supernet.network import build_subnet
@@ -67,6 +69,39 @@ def test_weights_of_another_network_are_refused(imported: Path) -> None:
         find_source(str(imported), None)
 
 
+def test_weights_that_are_no_numbers_are_refused(imported: Path) -> None:
+    state = load_file(imported / "model.safetensors")
+    state["head.bias"][0] = float("nan")
+    save_file(state, imported / "model.safetensors")
+    with pytest.raises(ValueError, match=r"finite numbers, and head.bias has others"):
+        find_source(str(imported), None)
+
+
+def test_an_exported_network_says_how_its_images_are_normalised(imported: Path) -> None:
+    about = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "label_names": ["a", "b"]}
+    config = imported / "config.json"
+    config.write_text(json.dumps({"pretrained_cfg": about}))
+    found = find_source(str(imported), None)
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert found.class_names == ("a", "b")
+    config.write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json cannot be read"):
+        find_source(str(imported), None)
+
+
+def test_a_retraining_that_was_killed_is_no_import(imported: Path) -> None:
+    """Its weights were written, and how its images are normalised was not yet."""
+    (imported / "recipe.yaml").write_text("")
+    with pytest.raises(ValueError, match="is not finished"):
+        find_source(str(imported), None)
+
+
+def test_a_training_starts_from_an_import(imported: Path) -> None:
+    found, expected = start_weights(imported), weights_of(5)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.fixture
 def graft(tmp_path: Path) -> Path:
     return write_learned_graft(tmp_path / "run")
@@ -101,6 +136,31 @@ def test_a_member_is_healed_from_its_parts_beside_its_teacher(graft: Path) -> No
         alone = prepare(run, [number], RetrainPlan(recipe=str(plain), epochs=1))
         assert alone.teacher is None
         assert replacements(TEACHER, alone.networks[0].architecture) == tuple(replaced)
+
+
+def test_as_a_backbone_a_member_begins_with_its_parts(graft: Path) -> None:
+    wanted = with_replacements(TEACHER, [Replacement(stage=0, block=1, mlp_ratio=1.0)])
+    with own_run(graft) as run:
+        number = next(
+            one.architecture_id for one in run.record.trials() if one.architecture == wanted
+        )
+        found, name = find_start(run, number, None)
+        expected = assembled(run, number).state_dict()
+    assert name == "inherited"
+    assert found is not None
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_a_teacher_that_is_gone_is_missed_where_the_run_keeps_it(tmp_path: Path) -> None:
+    """And not in the folder of a moment that it was copied from."""
+    graft = write_graft(tmp_path / "run")
+    with own_run(graft) as run:
+        about = run.record.get_meta("settings")
+        run.record.set_meta("settings", {**about, "teacher": "/tmp/of-a-moment"})
+    shutil.rmtree(graft / "teacher")
+    with open_run(graft) as run, pytest.raises(ValueError, match=f"{graft.name}/teacher"):
+        assert run.teacher
 
 
 def test_before_its_parts_have_learned_nothing_is_healed(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def estimator(name: str, tau: float, number: int = 9) -> EstimatorTrust:
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.6, "nwot": 0.2}, "training"),
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.1, "nwot": 0.7}, "training"),
         ({SUM: -0.2, PAIRS: -0.3, SUPERNET: -0.1, "macs": -0.5}, "training"),
+        # Of one part nothing is known, so that there are no sums.
+        ({KL: 0.8, SUPERNET: 0.7, "macs": 0.4, "predictor": 0.9}, KL),
         # A predictor is no rival: it has learned from the healed networks.
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.4, "macs": 0.1, "predictor": 0.9}, SUM),
     ],

@@ -263,6 +263,37 @@ def test_the_error_is_that_of_the_definition() -> None:
     assert float(normalised_error(torch.zeros(3), torch.ones(3))) == 1.0
 
 
+def test_where_there_is_nothing_to_learn_the_error_is_a_number() -> None:
+    """A mixer that adds nothing at all would else make weights of its parts that are none."""
+    found = torch.ones(3, requires_grad=True)
+    error = normalised_error(found, torch.zeros(3))
+    error.backward()
+    assert float(error.detach()) == 1.0
+    assert found.grad is not None
+    assert bool(found.grad.isfinite().all())
+
+
+def test_a_whole_checkpoint_is_not_written_again(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is killed meanwhile would have none."""
+    teacher, space = trained(TEACHERS["attention"]), graft_space(TEACHERS["attention"])
+    trainer = trainer_of(teacher, space, data, steps=3, most=2)
+    trainer.save(tmp_path)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    written: list[Path] = []
+    monkeypatch.setattr(trainer, "_write", written.append)
+    trainer.save(tmp_path)
+    assert not written
+    assert latest_checkpoint(tmp_path) == found
+    # One that is damaged is.
+    monkeypatch.undo()
+    (found / PARTS_FILE).write_bytes(b"")
+    trainer.save(tmp_path)
+    assert load_library([tmp_path])
+
+
 def test_parts_learn_and_the_teacher_does_not(data: ImageData) -> None:
     teacher = trained(TEACHERS["attention"])
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

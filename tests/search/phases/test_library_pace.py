@@ -1,0 +1,139 @@
+"""The schedule of a graft's parts follows the pace of the devices, however many there are.
+
+The devices are made up, and so is the clock: a step of a share takes a fiftieth of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search.phases import grafting
+from search.workers.graft_worker import GraftWorker
+
+STEP, SECONDS = 0.02, 100.0
+# So many steps of one share fit.
+FITTING = round(SECONDS / STEP)
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Device:
+    """Trains a share as `GraftWorker` does, and notes the end of the schedule at every step."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.step, self.total, self.ends = clock, 0, 0, list[int]()
+
+    def start(self, number: int, shares: int, total: int) -> int:
+        self.total = total
+        return self.step
+
+    def reschedule(self, total: int) -> None:
+        self.total = max(total, self.step)
+
+    def train(self, steps: int) -> tuple[int, float]:
+        for _ in range(min(steps, self.total - self.step)):
+            self.clock.now += STEP
+            self.step += 1
+            self.ends.append(self.total)
+        return self.step, 0.5
+
+    def save(self) -> None:
+        pass
+
+
+def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int]) -> Any:
+    """A session with one device at a time, which is a new one for every share."""
+    made = iter(devices)
+
+    @contextmanager
+    def actors(worker: type, job: object, count: int) -> Iterator[list[Device]]:
+        yield [next(made) for _ in range(count)]
+
+    @contextmanager
+    def charged(phase: str, count: int) -> Iterator[None]:
+        yield
+
+    nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
+    return SimpleNamespace(
+        state=SimpleNamespace(
+            library=library, library_done=0, times=SimpleNamespace(supernet_batch=1)
+        ),
+        spent=clock.monotonic,
+        wait_for_devices=lambda: 1,
+        check_start=nothing,
+        check_stop=nothing,
+        tick=lambda phase: nothing,
+        show=nothing,
+        stop=SimpleNamespace(requested=None),
+        charged=charged,
+        cluster=SimpleNamespace(actors=actors),
+        work=SimpleNamespace(supernet_worker=None),
+        job=None,
+    )
+
+
+def learn(patch: pytest.MonkeyPatch, *, shares: int, total: int) -> list[Device]:
+    """Let as many shares learn, one after the other, in `SECONDS`; return their devices."""
+    clock = Clock()
+    devices = [Device(clock) for _ in range(shares)]
+    patch.setattr(grafting, "time", clock)
+    patch.setattr(grafting, "call", lambda one, name, *rest, **_: getattr(one, name)(*rest))
+    patch.setattr(
+        grafting,
+        "call_all",
+        lambda several, name, *rest, **_: [getattr(one, name)(*rest) for one in several],
+    )
+    plan: Any = SimpleNamespace(spent_by_end={"library": SECONDS}, train_images=10**6)
+    grafting._train_shares(session_of(clock, devices, library=(shares, total)), plan)
+    return devices
+
+
+def test_the_last_steps_do_not_move_the_end_of_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the last hundred steps that are asked for there is one left to take.
+
+    That is no sign of a quick device: rates would rise again, and the parts end with them.
+    """
+    (device,) = learn(monkeypatch, shares=1, total=FITTING - 98)
+    assert set(device.ends) == {FITTING - 98}
+    assert device.step == FITTING - 98
+
+
+def test_fewer_devices_than_shares_give_each_share_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was begun on three devices goes on with one."""
+    devices = learn(monkeypatch, shares=3, total=FITTING)
+    for device in devices:
+        assert device.step == pytest.approx(FITTING / 3, rel=0.15)
+
+
+def test_a_schedule_that_was_moved_after_the_checkpoint_ends_where_it_was_moved_to() -> None:
+    """Else the worker stops early, and its run waits for steps that never come."""
+
+    class Trainer:
+        step, total_steps = 0, 0
+
+        def load(self, folder: Path) -> bool:
+            self.step, self.total_steps = 3, 7
+            return True
+
+    worker: Any = object.__new__(GraftWorker)
+    worker.__dict__["_keys"] = ()
+    worker._job = SimpleNamespace(files=SimpleNamespace(fetch=Path))
+    trainer = Trainer()
+    worker._new_trainer = lambda keys, total_steps: trainer
+    assert worker.start(0, 1, 12) == 3
+    assert trainer.total_steps == 12
