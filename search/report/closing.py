@@ -329,8 +329,12 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
         is_shown = estimator.name in (*shown, *ESTIMATES, KL) or run.settings.strategy == ZERO_COST
         # Of too few networks for an interval, the order of two or three, nothing is said.
         if is_shown and tau.tau is not None and tau.low is not None:
+            name, truth = estimator.name, "training alone"
+            if run.settings.teacher:
+                name = "accuracy as assembled" if name == SUPERNET else name
+                truth = "healing"
             yield (
-                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f} "
+                f"Ranking by {name} against {truth}: Kendall tau {tau.tau:.2f} "
                 f"(95 % {tau.low:.2f} to {tau.high:.2f}) over {tau.num_points} networks."
             )
     yield report.verdict

@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from search.front import FrontQuery, judged_by
 from search.record.record import Record
+from search.report import closing
 from search.report.closing import export_front, print_closing
 from search.run_folder.folder import RunFolder, open_run
 from search.terminal.run_tables import status_table
+from search.trust import KendallTau, TrustReport
+from search.trust.ranking import EstimatorTrust
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
 from searchspace.mixers import DepthwiseConv
@@ -93,3 +98,23 @@ def test_that_mixing_paid_is_said_with_its_luck(tmp_path: Path) -> None:
     assert "Of many mixes the best has had some luck" in said["paid"]
     assert "Whether mixing paid is within noise" in said["noise"]
     assert "some luck" not in said["noise"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [("", "Ranking by supernet against training alone"), ("t", "as assembled against healing")],
+)
+def test_a_graft_is_ranked_against_healing(
+    monkeypatch: pytest.MonkeyPatch, teacher: str, said: str
+) -> None:
+    tau = KendallTau(tau=0.5, low=0.1, high=0.8, num_points=8)
+    found = EstimatorTrust(name="supernet", tau=tau, top_tau=tau, estimates=(1.0,) * 8)
+    report = TrustReport(points=(), estimators=(found,), chosen="supernet", verdict="It is.")
+    monkeypatch.setattr(closing, "report_of", lambda *_, **__: report)
+    settings = SimpleNamespace(seed=0, strategy="supernet", teacher=teacher)
+    run = cast(RunFolder, SimpleNamespace(record=None, settings=settings))
+
+    ranking, verdict = closing._trust_lines(run)
+
+    assert said in ranking
+    assert verdict == "It is."
