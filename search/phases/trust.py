@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import chain, islice, zip_longest
 
 from search.cluster import JudgeCrew
 from search.phases.alone import train_alone
@@ -15,17 +16,22 @@ from searchspace.architecture import Architecture
 
 
 def choose_trust_set(session: Session, number: int) -> list[Architecture]:
-    """Name so many networks that span the space: each mixer alone, then random ones."""
+    """Name so many networks that span the space: each mixer alone and random ones, in turn.
+
+    Single mixers are of the space's first sizes, mostly its largest. Of few networks half are
+    random ones: else a ranking of networks that cost alike would stand for that of a search. The
+    first of many are those of few.
+    """
     space, rng = session.space, random.Random(f"trust/{session.settings.seed}")
-    chosen = {
-        architecture.key: architecture
+    singles = [
+        architecture
         for _, architecture in space.single_mixer_architectures()
         if space.violation(architecture) is None
-    }
-    for _ in range(number * 4):
-        architecture = space.sample(rng)
-        chosen.setdefault(architecture.key, architecture)
-    return list(chosen.values())[:number]
+    ]
+    drawn = (space.sample(rng) for _ in range(number * 4))
+    in_turn = zip_longest(singles, islice(drawn, len(singles)))
+    ordered = chain(filter(None, chain.from_iterable(in_turn)), drawn)
+    return list({architecture.key: architecture for architecture in ordered}.values())[:number]
 
 
 def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architecture]]:

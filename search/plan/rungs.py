@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from search.plan.inputs import PlanInputs
 
 MIN_PROMOTED = 10
-# As many as a ranking of estimators needs (`search.trust.ranking.MIN_POINTS`).
-MIN_TRUST = 5
-# And as many as there are devices, which would be idle.
+# Of those that rankings are compared with, unless there are more devices, which would be idle.
 MAX_TRUST = 24
-# A graft compares more estimates, and its networks begin near their end: it has so many times more,
-# each healed for so much shorter. Over six, tau has an interval as wide as what it can be.
-GRAFT_FACTOR = 2
+# Trials are short enough for so many. Where rankings are compared, a third of them are for that: a
+# predictor needs eight (`search.trust.predictor.MIN_NETWORKS`), and of five, the least that a
+# ranking needs, one is lost where others slow the machine down. A graft compares more estimates,
+# over networks that begin near their end.
+FEWEST: Mapping[str, int] = {"supernet": 24, "zero-cost": 24, "proxy": 15, "graft": 30}
 # On a large cluster a trial is short enough for this many, one after the other, on each device:
 # else most devices would have nothing to do for most of the time.
 MIN_WAVES = 2
@@ -65,8 +65,7 @@ def choose_rungs(given: PlanInputs, *, climb_seconds: float, trust_seconds: floa
     """
     devices, epoch_seconds = given.devices, given.epoch_seconds
     alone_seconds = (trust_seconds or 0.0) + climb_seconds
-    factor = GRAFT_FACTOR if given.strategy == "graft" else 1
-    fewest = max((MIN_TRUST + MIN_PROMOTED) * factor, MIN_WAVES * devices)
+    fewest = max(FEWEST[given.strategy], MIN_WAVES * devices)
     epochs = max(1, min(int(alone_seconds / (fewest * epoch_seconds)), given.max_epochs))
     are_large = alone_seconds / epoch_seconds * given.train_images >= LARGE_IMAGES
     # Of what the phase takes on the clock.

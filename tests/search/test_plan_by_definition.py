@@ -126,7 +126,8 @@ def expected_plan(case: Case) -> dict[str, Any]:
     trust, climbing = seconds.get("trust", 0.0), seconds[climb]
 
     passes = (trust + climbing) / epoch
-    fewest = max(5 + 10, 2 * devices)
+    # Trials that there is time for: a third of them to compare rankings with, where there is one.
+    fewest = max({"proxy": 15, "graft": 30}.get(case.strategy, 24), 2 * devices)
     epochs = max(1, min(int(passes / fewest), case.max_epochs))
     is_large = passes * case.train_images >= 1e8
     longest = 0
