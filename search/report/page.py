@@ -219,8 +219,8 @@ def front_png(
         linewidth=1.2,
     )
     if teacher is not None:
-        label, *place = teacher
-        axes.scatter(*place, label=label, marker="*", s=120, color=NEAR, zorder=3)
+        label, cost, reached = teacher
+        axes.scatter(cost, reached, label=label, marker="*", s=120, color=NEAR, zorder=3)
     axes.set_xlabel("MACs")
     measure = candidates[0].measure if candidates else "top1"
     axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
