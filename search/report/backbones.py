@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -68,17 +69,19 @@ def backbones_content(
     """Set AP and mIoU beside top-1; None where nothing was transferred.
 
     Args:
-        accuracies: Of the run's networks; of a network's several the last one counts.
+        accuracies: Of the run's networks, those of a fidelity one after the other. Beside a network
+            stands its last one; a ranking is by those of one fidelity.
     """
     if not found:
         return None
     top1 = {candidate.id: candidate for candidate in accuracies}
+    shown_at = {top1[one.number].fidelity for one in found if one.number in top1}
     searched = QUALITY_WORDS[accuracies[0].measure if accuracies else "top1"]
     shown = [name for name in MEASURES if any(one.measured.has(name) for one in found)]
     rows = [
         (
             one.number,
-            format_interval(top1[one.number]) if one.number in top1 else "not judged",
+            _accuracy(top1.get(one.number), with_fidelity=len(shown_at) > 1),
             *(_interval(one.measured, name) for name in shown),
             one.label,
             one.seed,
@@ -96,7 +99,7 @@ def backbones_content(
     return {
         "columns": columns(names, words=("id", "transfer")),
         "rows": rows,
-        "taus": [_tau(found, top1, name, searched) for name in shown],
+        "taus": [_tau(found, accuracies, name, searched) for name in shown],
         "pictures": [
             (one.number, one.label, [_inlined(path) for path in one.pictures]) for one in found
         ],
@@ -115,16 +118,28 @@ def _interval(measured: Measured, name: str) -> str:
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str, searched: str) -> str:
+def _accuracy(candidate: Candidate | None, *, with_fidelity: bool) -> str:
+    if candidate is None:
+        return "not judged"
+    text = format_interval(candidate)
+    return f"{text} ({candidate.fidelity})" if with_fidelity else text
+
+
+def _tau(
+    found: Sequence[Backbone], accuracies: Sequence[Candidate], name: str, searched: str
+) -> str:
     """Say how well what was searched by ranks networks by a measure of one kind of transfer."""
     labels = [one.label for one in found if one.measured.has(name)]
     label = max(dict.fromkeys(labels), key=labels.count)
-    pairs = [
-        (top1[one.number].top1, one.measured.value(name))
-        for one in found
-        if one.label == label and one.measured.has(name) and one.number in top1
-    ]
-    words = f"{searched} against {MEASURES[name]} of {label}"
+    values: dict[int, list[float]] = {}
+    for one in found:
+        if one.label == label and one.measured.has(name):
+            values.setdefault(one.number, []).append(one.measured.value(name))
+    top1, fidelity = _of_one_fidelity(accuracies, values.keys())
+    # Seeds of a network are one point: their mean.
+    pairs = [(top1[n], fmean(several)) for n, several in values.items() if n in top1]
+    at = f" ({fidelity})" if fidelity else ""
+    words = f"{searched}{at} against {MEASURES[name]} of {label}"
     if len(pairs) < 2:
         return f"Kendall's tau of {words} needs two networks."
     tau = kendall_tau_interval(*zip(*pairs, strict=True), rng=np.random.default_rng(0))
@@ -132,6 +147,19 @@ def _tau(found: Sequence[Backbone], top1: Mapping[int, Candidate], name: str, se
         return f"Kendall's tau of {words} is undefined: one of them never differs."
     ends = "" if tau.low is None else f", 95 % interval {tau.low:.2f} to {tau.high:.2f}"
     return f"Kendall's tau of {words}: {tau.tau:.2f} over {len(pairs)} networks{ends}."
+
+
+def _of_one_fidelity(
+    accuracies: Sequence[Candidate], numbers: Collection[int]
+) -> tuple[dict[int, float], str]:
+    """Return the accuracies of these networks at the fidelity that has most; of equals the last."""
+    by_fidelity: dict[str, dict[int, float]] = {}
+    for one in accuracies:
+        own = by_fidelity.setdefault(one.fidelity, {})
+        if one.id in numbers:
+            own[one.id] = one.top1
+    best = max(reversed(by_fidelity), key=lambda name: len(by_fidelity[name]), default="")
+    return by_fidelity.get(best, {}), best
 
 
 def _inlined(path: Path) -> str:

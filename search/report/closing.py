@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from configs.reading import read_yaml
 from search.front import (
     FrontQuery,
     choose_rows,
@@ -26,7 +28,6 @@ from search.results import (
     SUPERNET,
     ZERO_COST,
     Candidate,
-    front,
     later_order,
     losses_of,
     mixing_gains,
@@ -48,6 +49,8 @@ from search.trust import (
 
 EXTRACTION_TOLERANCE = 1e-5
 MIRROR = "study.db"
+# What a run was begun with, which `search run` keeps.
+OPTIONS = "search.yaml"
 
 
 def print_closing(run: RunFolder, console: Console) -> bool:
@@ -175,6 +178,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         data=run.settings.data,
         seed=run.settings.seed,
         objectives=run.settings.objectives,
+        limits=run.settings.measured_limits,
         strategy=run.settings.strategy,
         budget=run.settings.parsed_budget,
         spent_seconds=run.state.spent,
@@ -210,8 +214,11 @@ def _searched(run: RunFolder) -> str:
     return f"blocks of {settings.graft_from}; mixers: {settings.space}{more}"
 
 
-def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, float] | None:
-    """Return the MACs and the accuracy of a graft's teacher, where it was trained on as others."""
+def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[str, float, float] | None:
+    """Return the label, the MACs and the accuracy of a graft's teacher.
+
+    Where it was not trained on as the others were, that is the teacher as it is.
+    """
     teacher = run.teacher
     if teacher is None:
         return None
@@ -219,7 +226,10 @@ def _teacher_point(run: RunFolder, found: Sequence[Candidate]) -> tuple[float, f
     trained = [t for t in trials if t.key == teacher.architecture.key and t.measured.has("top1")]
     own = {t.fidelity: t for t in trained}
     known = own.get(found[0].fidelity, own.get(SUPERNET))
-    return None if known is None else (known.macs, known.measured.top1)
+    if known is None:
+        return None
+    label = "the teacher, as it is" if known.fidelity == SUPERNET else "the teacher"
+    return label, known.macs, known.measured.top1
 
 
 def _around_the_id(command: str) -> tuple[str, str]:
@@ -230,7 +240,7 @@ def _around_the_id(command: str) -> tuple[str, str]:
 def _commands(run: RunFolder) -> str:
     """Return what was typed; a larger budget came with another command."""
     command, budget = run.settings.command, run.settings.budget
-    if budget in command:
+    if _first_budget(run) in (None, budget):
         return command
     return (
         f"{command} && "
@@ -238,11 +248,29 @@ def _commands(run: RunFolder) -> str:
     )
 
 
+def _first_budget(run: RunFolder) -> str | None:
+    """Return the budget that the run was begun with: of its command, or of a file of options."""
+    words = [word for typed in shlex.split(run.settings.command) for word in typed.split("=", 1)]
+    if "--budget" in words[:-1]:
+        return words[words.index("--budget") + 1]
+    try:
+        options = read_yaml(run.folder / OPTIONS)
+    except ValueError:  # an older run has none, and a spoilt one costs no report
+        return None
+    return str(options.get("budget")) if isinstance(options, dict) else None
+
+
 def _mixing_lines(run: RunFolder, found: Sequence[Candidate]) -> list[str]:
     """Say whether mixing paid; of a graft, whose networks of one mixer are its teacher, nothing."""
     if run.settings.teacher:
         return []
-    return [gain.sentence() for gain in mixing_gains(found)[-1:]]
+    return [
+        f"{gain.sentence()} Of many mixes the best has had some luck: retrain both before you "
+        "believe it."
+        if gain.low > 0
+        else gain.sentence()
+        for gain in mixing_gains(found)[-1:]
+    ]
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
@@ -252,7 +280,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
             "without this teacher are no measure of them."
         )
     checked = run.state.extraction_errors
-    members = front(run.record.trials(), objectives=run.settings.objectives) if checked else []
+    found = judged_by(run, FrontQuery()) if checked else ()
+    members = [one for one in found if one.on_front]
     errors = [checked[member.id] for member in members if member.id in checked]
     if run.settings.teacher and checked:
         worst = max(checked.values())
@@ -300,8 +329,12 @@ def _trust_lines(run: RunFolder) -> Iterator[str]:
         is_shown = estimator.name in (*shown, *ESTIMATES, KL) or run.settings.strategy == ZERO_COST
         # Of too few networks for an interval, the order of two or three, nothing is said.
         if is_shown and tau.tau is not None and tau.low is not None:
+            name, truth = estimator.name, "training alone"
+            if run.settings.teacher:
+                name = "accuracy as assembled" if name == SUPERNET else name
+                truth = "healing"
             yield (
-                f"Ranking by {estimator.name} against training alone: Kendall tau {tau.tau:.2f} "
+                f"Ranking by {name} against {truth}: Kendall tau {tau.tau:.2f} "
                 f"(95 % {tau.low:.2f} to {tau.high:.2f}) over {tau.num_points} networks."
             )
     yield report.verdict

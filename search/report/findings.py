@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.grafting import KL, PAIRS, SUM
+from search.grafting import ESTIMATES, KL, PAIRS, SUM
 from search.report.sections import columns, enumerate_words
 from search.results import SUPERNET, Candidate, MixingGain, describe_fidelity, retraining_label
 from search.results.importance import MIN_NETWORKS, Trait
 from search.terminal import format_count, format_interval
-from search.trust import MIN_POINTS, HorizonReport, KendallTau, TrustReport
+from search.trust import COSTS, MIN_POINTS, PREDICTOR, HorizonReport, KendallTau, TrustReport
 from searchspace.architecture import describe
 
 MOST_TRAITS = 10
@@ -55,6 +55,8 @@ def trust_content(report: TrustReport | None) -> dict[str, Any] | None:
         return None
     names = ("estimator", "Kendall's tau", "95 % interval", "in the top third", "its interval")
     estimators = {e.name: _ESTIMATORS.get(e.name, e.name) for e in report.estimators}
+    if SUPERNET in estimators and estimators.keys() & {*ESTIMATES, KL}:
+        estimators[SUPERNET] = "accuracy as assembled"
     return {
         "is_enough": len(report.points) >= MIN_POINTS,
         "least": MIN_POINTS,
@@ -96,7 +98,7 @@ def _network_cells(one: Candidate) -> tuple[str, str, str]:
 
 def _mix_cells(gain: MixingGain) -> tuple[str, ...]:
     if gain.mixed is None:
-        return "none as cheap", "", "", "", ""
+        return "none with so few MACs", "", "", "", ""
     interval = f"{gain.low:+.1f} to {gain.high:+.1f}"
     return *_network_cells(gain.mixed), f"{gain.difference:+.1f}", interval
 
@@ -112,7 +114,7 @@ def horizon_content(report: HorizonReport | None) -> dict[str, Any] | None:
         "num_kinds": report.num_kinds,
         "is_of_all": report.is_of_all,
         "turns": report.order is not None and report.order.is_likely_to_turn,
-        "sentences": tuple(report.sentences())[len(report.rungs) :],
+        "sentences": tuple(report.outlook()),
         "columns": columns(names),
         "rows": [
             (rung.epochs, *_tau_cells(rung.tau), rung.tau.num_points) for rung in report.rungs
@@ -171,16 +173,25 @@ def published_content(published: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warning(taus: Mapping[str, KendallTau]) -> str:
-    supernet = taus.get("supernet")
-    if supernet is None or KL in taus:  # of a graft the verdict says it
+    """Warn of inherited weights; a graft has none, and its verdict says what can be trusted."""
+    supernet = taus.get(SUPERNET)
+    if supernet is None or taus.keys() & {*ESTIMATES, KL}:
         return ""
-    others = [t.tau for name, t in taus.items() if name != "supernet" and t.tau is not None]
-    if others and (supernet.tau is None or supernet.tau <= max(others)):
+    # A predictor has learned from trainings: that it is better is no reason to doubt.
+    rivals = {
+        name: tau.tau
+        for name, tau in taus.items()
+        if name not in (SUPERNET, PREDICTOR) and tau.tau is not None
+    }
+    best = max(rivals, key=lambda name: rivals[name], default=None)
+    if best is not None and (supernet.tau is None or supernet.tau <= rivals[best]):
+        what = "their size" if best in COSTS else best
         return (
-            "Here inherited weights rank networks no better than their size does. Believe only "
+            f"Here inherited weights rank networks no better than {what} does. Believe only "
             "what was trained alone."
         )
-    if supernet.low is not None and supernet.low <= 0:
+    low, high = supernet.low, supernet.high
+    if low is not None and high is not None and low <= 0 <= high:
         return "The interval of inherited weights includes 0: their ranking may be chance."
     return ""
 

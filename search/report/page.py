@@ -6,7 +6,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from search.report.sections import (
     axis_name,
     enumerate_words,
     front_content,
+    limits_text,
 )
 from search.results import (
     QUALITY_WORDS,
@@ -56,6 +57,7 @@ from search.results import (
     best_singles,
     by_macs,
     describe_fidelity,
+    is_within,
     mixing_gains,
     passed_over,
     retrained,
@@ -88,6 +90,7 @@ class ReportData:
         space: Name of what was searched.
         data: Name of the images.
         objectives: What the front weighs, see `search.results.candidates.OBJECTIVES`.
+        limits: Upper limits of measured costs by name; networks beyond them are left out.
         spent_seconds: Device-seconds charged to the budget.
         spent_by_phase: Device-seconds, in the order of the phases.
         trials: All of the run.
@@ -123,6 +126,7 @@ class ReportData:
     backbones: tuple[Backbone, ...] = ()
     graft: GraftStory | None = None
     taught_by: str = ""
+    limits: Mapping[str, float] = field(default_factory=dict)
     training: tuple[str, str] = ("", "")
     horizon: HorizonReport | None = None
     recipe_epochs: int = 0
@@ -134,7 +138,12 @@ def write_report(path: Path, report: ReportData) -> None:
     Raises:
         ValueError: If nothing has been judged yet.
     """
-    judged = judged_candidates(report.trials, report.objectives, recipe_epochs=report.recipe_epochs)
+    judged = judged_candidates(
+        report.trials,
+        report.objectives,
+        recipe_epochs=report.recipe_epochs,
+        limits=report.limits,
+    )
     payload = _payload(report, judged)
     # A "<" in the data would let it end the script element.
     data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
@@ -159,7 +168,7 @@ def front_png(
     candidates: Sequence[Candidate],
     *,
     title: str = "",
-    teacher: tuple[float, float] | None = None,
+    teacher: tuple[str, float, float] | None = None,
 ) -> None:
     """Draw accuracy over MACs: the front with its intervals, the other candidates behind it.
 
@@ -167,11 +176,11 @@ def front_png(
         path: Where to write the PNG.
         candidates: Of one fidelity, on the front or not.
         title: Above the picture; empty for none.
-        teacher: MACs and accuracy in percent of the network that a graft began with.
+        teacher: Of the network that a graft began with: its label, MACs, accuracy in percent.
     """
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
-    members = sorted((c for c in candidates if c.on_front), key=lambda c: c.macs)
+    members = sorted((c for c in candidates if c.on_front), key=by_macs)
     styles = (
         (False, "judged", "o", OTHER),
         (True, "off the front by noise only", "D", NEAR),
@@ -195,14 +204,23 @@ def front_png(
         yerr=[[c.top1 - c.low for c in members], [c.high - c.top1 for c in members]],
         label="on the front",
         color=FRONT,
-        fmt="o-",
-        drawstyle="steps-post",
-        linewidth=1.2,
+        fmt="o",
         elinewidth=0.8,
         capsize=2,
     )
+    line = best_in_plane(candidates)
+    # By MACs and accuracy it joins the front's members; a front by other costs has others.
+    axes.plot(
+        [c.macs for c in line],
+        [c.top1 for c in line],
+        label="_" if line == members else "best in these axes",
+        color=FRONT,
+        drawstyle="steps-post",
+        linewidth=1.2,
+    )
     if teacher is not None:
-        axes.scatter(*teacher, label="the teacher", marker="*", s=120, color=NEAR, zorder=3)
+        label, cost, reached = teacher
+        axes.scatter(cost, reached, label=label, marker="*", s=120, color=NEAR, zorder=3)
     axes.set_xlabel("MACs")
     measure = candidates[0].measure if candidates else "top1"
     axes.set_ylabel(f"{QUALITY_AXES[measure]} (%)")
@@ -224,15 +242,30 @@ def front_png(
     durable.write_bytes(path, picture.getvalue())
 
 
+def best_in_plane(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that none beats in accuracy at no more MACs, by rising MACs."""
+    best: list[Candidate] = []
+    for one in sorted(candidates, key=by_macs):
+        # Equals in both are all among the best.
+        if not best or one.top1 > best[-1].top1 or _place(one) == _place(best[-1]):
+            best.append(one)
+    return best
+
+
+def _place(candidate: Candidate) -> tuple[float, float]:
+    return candidate.macs, candidate.top1
+
+
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:
     unit, unit_seconds = chart_unit(report.budget)
     top = next(iter(judged.values()))
     everything = {c.id: c for found in judged.values() for c in found}
     rows = {number: row for row, number in enumerate(everything)}
     architectures = [c.architecture for c in everything.values()]
+    within = [t for t in report.trials if t.state != "done" or is_within(t, report.limits)]
     curves = [
         hypervolume_payload(
-            report.trials,
+            within,
             report.charges,
             fidelity=fidelity,
             objectives=report.objectives,
@@ -300,7 +333,7 @@ def _content(
         "training": payload["training"],
         "facts": _facts(report, judged),
         "notes": report.notes,
-        "front": front_content(judged, objectives=report.objectives),
+        "front": front_content(judged, objectives=report.objectives, limits=report.limits),
         # The networks of one mixer of a graft are its teacher, narrowed.
         "mixing": mixing_content(() if report.graft else mixing_gains(top)),
         "passed": passed_over(report.trials),
@@ -333,12 +366,14 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
         **({"Teacher": report.taught_by} if report.taught_by else {}),
         "Strategy": report.strategy,
         "Objectives": ", ".join(axis_name(name) for name in report.objectives),
+        **({"Limits": limits} if (limits := limits_text(report.limits)) else {}),
         "Budget": format_seconds(asked, device),
         "Spent": f"{format_seconds(report.spent_seconds, device)} "
         f"({report.spent_seconds / asked:.1%})",
         "Seed": str(report.seed),
         "Networks judged": "; ".join(
             f"{len(found):,} {describe_fidelity(fidelity)}" for fidelity, found in judged.items()
-        ),
+        )
+        + (", within the limits" if report.limits else ""),
         "Command": report.command,
     }

@@ -20,9 +20,10 @@ from search.results import (
     add_probabilities,
     best_singles,
     best_within_limits,
-    candidates,
     curves_of,
     hypervolume,
+    is_within,
+    judged_at,
     losses_of,
     non_dominated,
     retrained,
@@ -43,26 +44,32 @@ MOST_CURVES = 40
 
 
 def judged_candidates(
-    trials: Sequence[Trial], objectives: Sequence[str], *, recipe_epochs: int = 0
+    trials: Sequence[Trial],
+    objectives: Sequence[str],
+    *,
+    recipe_epochs: int = 0,
+    limits: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[Candidate, ...]]:
     """Gather the candidates of each fidelity below retraining.
 
     Members of the first one's front have a forecast of so many epochs, where there can be one.
 
     The first is that of the front that a run shows, whatever is higher; the others come from the
-    highest down.
+    highest down. With limits, those at which nothing is within them are left out.
 
     Raises:
-        ValueError: If nothing has been judged yet.
+        ValueError: If nothing has been judged yet, or nothing of the first is within the limits.
     """
+    shown = shown_fidelity(trials)
+    within = {t.fidelity for t in trials if t.state == "done" and is_within(t, limits or {})}
     # A dict keeps the place of a name that comes again.
-    ordered = dict.fromkeys((shown_fidelity(trials), *searched_fidelities(trials)))
+    ordered = dict.fromkeys((shown, *searched_fidelities(trials)))
     found = {
-        fidelity: candidates(trials, fidelity=fidelity, objectives=objectives)
+        fidelity: judged_at(trials, fidelity=fidelity, objectives=objectives, limits=limits)
         for fidelity in ordered
+        if fidelity == shown or fidelity in within
     }
     sure = {fidelity: add_probabilities(them, objectives) for fidelity, them in found.items()}
-    shown, *_ = sure
     return sure | {shown: add_forecasts(sure[shown], trials, epochs=recipe_epochs)}
 
 
@@ -92,7 +99,7 @@ def view_payload(
         # Of one mixer, the best for their cost.
         "single": [places[c.id] for c in best_singles(found)],
         # Zero is short: most networks have no chance.
-        "sure": [round(c.front_probability or 0.0, 3) or 0 for c in found],
+        "sure": [_chance(c.front_probability or 0.0) or 0 for c in found],
     }
 
 
@@ -114,7 +121,7 @@ def best_payload(found: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]:
         name: {
             "limit": [one.limit for one in found_best],
             "best": [one.best for one in found_best],
-            "chance": [round(one.chance, 3) for one in found_best],
+            "chance": [_chance(one.chance) for one in found_best],
             "regret": [round(one.regret, 2) for one in found_best],
             "rivals": [
                 [[rival, round(chance, 3)] for rival, chance in one.rivals] for one in found_best
@@ -123,6 +130,15 @@ def best_payload(found: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]:
         for name, found_best in answers.items()
         if found_best
     }
+
+
+def _chance(chance: float) -> float:
+    """Round a chance so that the page calls it small or sure where `format_chance` does."""
+    if 0 < chance < 0.01:
+        return min(max(round(chance, 3), 0.001), 0.009)
+    if 0.99 < chance < 1 - 1e-9:
+        return min(max(round(chance, 3), 0.991), 0.999)
+    return round(chance, 3)
 
 
 def retrained_payload(

@@ -36,13 +36,17 @@ Columns = Sequence[tuple[str, bool]]
 
 
 def front_content(
-    judged: Mapping[str, Sequence[Candidate]], *, objectives: Sequence[str]
+    judged: Mapping[str, Sequence[Candidate]],
+    *,
+    objectives: Sequence[str],
+    limits: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Gather what `front.html` shows.
 
     Args:
         judged: Candidates by fidelity; the front is that of the first.
         objectives: What the front weighs.
+        limits: Of measured costs, which all candidates keep to.
     """
     fidelity, top = next(iter(judged.items()))
     members = sorted((c for c in top if c.on_front), key=by_macs)
@@ -57,6 +61,7 @@ def front_content(
         "members": members,
         "best": max(members, key=lambda c: c.top1),
         "balanced": members[knee(candidate_losses(members, objectives))].id,
+        "limits": limits_text(limits or {}),
         "num_near": sum(c.near_front for c in top),
         "objectives": enumerate_words([axis_name(name) for name in objectives]),
         "costs": {name: AXES[name] for name in ("macs", "params", *_measured(top))},
@@ -84,6 +89,11 @@ def front_content(
 def axis_name(objective: str) -> str:
     """Name what an objective weighs."""
     return QUALITY_AXES.get(objective) or AXES[objective]
+
+
+def limits_text(limits: Mapping[str, float]) -> str:
+    """Write limits of measured costs: ``latency of 3 ms``."""
+    return enumerate_words([f"{AXES[n]} of {most:g} {UNITS[n]}" for n, most in limits.items()])
 
 
 def columns(names: Sequence[str], *, words: Sequence[str] = ()) -> Columns:

@@ -246,14 +246,16 @@ def add_forecasts(
 
 def later_order(found: Iterable[Candidate]) -> LaterOrder | None:
     """Say how the order of the front's members is likely to change; None where nothing is known."""
-    known = [(c.top1, c.forecast) for c in found if c.on_front and c.forecast is not None]
+    members = [c for c in found if c.on_front]
+    known = [(c.top1, c.forecast) for c in members if c.forecast is not None]
     if len(known) < 2:
         return None
-    return order_after(
+    order = order_after(
         np.array([top1 for top1, _ in known]),
         later=np.array([forecast.top1 for _, forecast in known]),
         deviations=np.array([forecast.deviation for _, forecast in known]),
     )
+    return replace(order, num_unknown=len(members) - len(known))
 
 
 def retrained(trials: Sequence[Trial]) -> tuple[Candidate, ...]:
@@ -281,10 +283,13 @@ def searched_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
     return order_fidelities(fidelity for fidelity in judged if not is_retraining(fidelity))
 
 
-def _front_fidelities(trials: Iterable[Trial]) -> tuple[str, ...]:
-    """List those at which there can be a front: what only the horizon trained to is none."""
+def _front_fidelities(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """List those at which there can be a front: what only the horizon trained to is none.
+
+    Where the horizon is all that there is, as of one of its networks alone, that is the answer.
+    """
     judged = [trial for trial in trials if trial.origin != HORIZON]
-    return searched_fidelities(judged)
+    return searched_fidelities(judged) or searched_fidelities(trials)
 
 
 def to_json(candidate: Candidate) -> dict[str, Any]:

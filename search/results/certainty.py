@@ -60,11 +60,13 @@ class LaterOrder:
         num_pairs: Of neighbours in their order now.
         expected_turns: How many of these are expected to have changed places.
         best_stays: The chance that the best of now is still the best.
+        num_unknown: Members of the front of which nothing is known later; all else leaves them out.
     """
 
     num_pairs: int
     expected_turns: float
     best_stays: float
+    num_unknown: int = 0
 
     @property
     def is_likely_to_turn(self) -> bool:
@@ -75,10 +77,16 @@ class LaterOrder:
         """Say whether the order of a front is likely to last for so many epochs."""
         pairs = "1 pair" if self.num_pairs == 1 else f"{self.num_pairs} pairs"
         verdict = "turn by" if self.is_likely_to_turn else "last until"
+        whose, its, best = "The order of this front", "its", "the most accurate"
+        if self.num_unknown:
+            known = self.num_pairs + 1
+            all_members = known + self.num_unknown
+            whose = f"{known} of this front's {all_members} members have a forecast, whose order"
+            its, best = "their", "the most accurate of them"
         return (
-            f"The order of this front is likely to {verdict} the recipe's {epochs} epochs: of its "
+            f"{whose} is likely to {verdict} the recipe's {epochs} epochs: of {its} "
             f"{pairs} of neighbours {self.expected_turns:.1f} are expected to change places, and "
-            f"the most accurate stays that with a chance of {100 * self.best_stays:.0f} %."
+            f"{best} stays that with a chance of {100 * self.best_stays:.0f} %."
         )
 
 

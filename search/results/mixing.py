@@ -1,4 +1,7 @@
-"""Did mixing pay? The best networks of one kind of mixer beside the best mixes as cheap as they."""
+"""Did mixing pay? The best networks of one kind of mixer beside the best mixes as cheap as they.
+
+What is cheap is a matter of MACs here, whatever a run weighs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class MixingGain:
         single = f"network {self.single.id}, {describe(self.single.architecture)}"
         if self.mixed is None:
             return (
-                f"Whether mixing paid is not known: no mix that costs no more than the best "
+                f"Whether mixing paid is not known: no mix with no more MACs than the best "
                 f"network of one kind of mixer ({single}) was judged."
             )
         verdict = "Whether mixing paid is within noise"
@@ -48,7 +51,7 @@ class MixingGain:
             verdict = "Mixing did not pay"
         return (
             f"{verdict}: beside the best network of one kind of mixer ({single}), the best mix "
-            f"that costs no more, network {self.mixed.id}, has {self.difference:+.1f} points (95 % "
+            f"with no more MACs, network {self.mixed.id}, has {self.difference:+.1f} points (95 % "
             f"{self.low:+.1f} to {self.high:+.1f}) at "
             f"{100 * self.mixed.macs / self.single.macs:.0f} % of "
             "its MACs."

@@ -108,7 +108,7 @@ def times_lines(times: StepTimes, plan: Plan) -> list[str]:
 def status_table(run: RunFolder) -> Table:
     """Show the phase of a run, what is spent and left, and the best network so far."""
     # Not above: the listings have no use for what they load.
-    from search.results import front, searched_fidelities, shown_fidelity
+    from search.results import front, is_within, searched_fidelities, shown_fidelity
 
     budget, device = run.settings.parsed_budget, run.settings.parsed_budget.device
     by_phase = run.record.spent_by_phase()
@@ -135,13 +135,14 @@ def status_table(run: RunFolder) -> Table:
     )
     table.add_row("trials", states)
     if searched_fidelities(trials):
-        members = front(trials, objectives=run.settings.objectives)
-        best = max(members, key=lambda member: member.top1)
-        table.add_row(
-            "best so far",
-            f"network {best.id}: {best.top1:.1f} % ({shown_fidelity(trials)}), "
-            f"{format_count(best.macs)} MACs",
-        )
+        shown, limits = shown_fidelity(trials), run.settings.measured_limits
+        within = [t for t in trials if t.fidelity == shown and is_within(t, limits)]
+        best = "none is within the limits"
+        if any(trial.state == "done" for trial in within):
+            members = front(within, fidelity=shown, objectives=run.settings.objectives)
+            one = max(members, key=lambda member: member.top1)
+            best = f"network {one.id}: {one.top1:.1f} % ({shown}), {format_count(one.macs)} MACs"
+        table.add_row("best so far", best)
     plan = run.state.plan
     if plan is not None and not run.state.is_done:
         left = max(budget.amount_seconds - spent, 0.0) / plan.devices

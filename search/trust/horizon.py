@@ -64,7 +64,7 @@ class HorizonReport:
     order: LaterOrder | None
 
     def sentences(self) -> Iterator[str]:
-        """Say all of it, a sentence each."""
+        """Say all of it, a sentence each; of a length without an interval nothing."""
         chosen = "" if self.is_of_all else ", which shorter trainings had chosen"
         for rung in self.rungs:
             tau = rung.tau
@@ -74,6 +74,10 @@ class HorizonReport:
                     f"by Kendall tau {tau.tau:.2f} (95 % {tau.low:.2f} to {tau.high:.2f}) over "
                     f"{tau.num_points} networks{chosen}."
                 )
+        yield from self.outlook()
+
+    def outlook(self) -> Iterator[str]:
+        """Say what is foretold, a sentence each: how good forecasts are, and the order of later."""
         if self.held_out is not None:
             yield describe_held_out(self.held_out)
         if self.order is not None:
@@ -103,11 +107,12 @@ def horizon_report(
     else:
         return None
     there = {n for n, curve in curves.items() if longest in curve}
+    origins = {trial.origin for trial in trials if _is_of(trial, longest)}
     return HorizonReport(
         longest=longest,
         recipe_epochs=recipe_epochs,
         num_kinds=len(_kinds(t.architecture for t in trials if t.architecture_id in there)),
-        is_of_all=any(t.origin == HORIZON and _is_of(t, longest) for t in trials),
+        is_of_all=HORIZON in origins and origins <= {"trust", HORIZON},
         rungs=rungs,
         held_out=forecast_held_out(curves_of(trials).values()),
         order=order,
@@ -132,9 +137,11 @@ def _orders(
 
 def describe_held_out(found: HeldOut) -> str:
     """Say how far off forecasts were, beside the plainest one."""
+    number = found.num_curves
+    what = "1 training" if number == 1 else f"{number} trainings"
     return (
-        f"Forecasts of {found.num_curves} trainings of {_epochs(found.epochs)} that were held out "
-        f"were off by {found.error:.1f} points; to take the last value for them, by "
+        f"Forecasts of {what} of {_epochs(found.epochs)} that {'was' if number == 1 else 'were'} "
+        f"held out were off by {found.error:.1f} points; to take the last value for them, by "
         f"{found.last_error:.1f}. {_of_order(found)}{100 * found.covered:.0f} % were inside of "
         "their 95 % intervals."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,11 +43,30 @@ def report_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> TrustRe
     """Make the trust report of a run from its record; None before there is anything to compare.
 
     A run with a supernet compares what the supernet has judged, and has no report before that.
+    Where a larger budget has trained more networks since the run decided what it judges by, the
+    verdict says what it does judge by, and what all of them would choose.
     """
-    points = trust_points(record.trials(), RunState(record).proxy_scores)
+    state = RunState(record)
+    points = trust_points(record.trials(), state.proxy_scores)
     if strategy == SUPERNET and any(point.supernet is None for point in points):
         return None
-    return trust_report(points, rng=np.random.default_rng(seed)) if points else None
+    if not points:
+        return None
+    report = trust_report(points, rng=np.random.default_rng(seed))
+    kept = state.estimator
+    if kept is None or kept == report.chosen:
+        return report
+    return replace(
+        report,
+        verdict=(
+            f"Networks are judged by {_in_words(kept)}: the run decided so when it knew less, and "
+            f"keeps to it. These {len(points)} networks would choose {_in_words(report.chosen)}."
+        ),
+    )
+
+
+def _in_words(estimator: Estimator) -> str:
+    return "short training alone" if estimator == TRAINING else estimator
 
 
 def estimator_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Estimator:

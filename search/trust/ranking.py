@@ -38,7 +38,7 @@ class KendallTau:
 
     Attributes:
         tau: Kendall's tau-b; None where one side has no two different values.
-        low: Lower end of the 95 % bootstrap interval; None with too few points to say.
+        low: Lower end of the 95 % interval; None with too few points to say.
         high: Upper end.
     """
 
@@ -107,6 +107,8 @@ def kendall_tau_interval(
 ) -> KendallTau:
     """Compute Kendall's tau-b and its 95 % percentile bootstrap interval.
 
+    Resamples of a perfect order are perfect, so there the interval is that of `_least_tau`.
+
     Args:
         x: Finite values.
         y: As many; pairs are resampled together.
@@ -129,11 +131,41 @@ def kendall_tau_interval(
         return KendallTau(tau=None, low=None, high=None, num_points=num_points)
     if num_points < MIN_POINTS:
         return KendallTau(tau=float(tau), low=None, high=None, num_points=num_points)
+    if abs(tau) > 1 - 1e-9:
+        ends = sorted((float(tau), float(tau) * _least_tau(len(np.unique(values[0])))))
+        return KendallTau(tau=float(tau), low=ends[0], high=ends[1], num_points=num_points)
     # A resample is how often each point was drawn: equal points tie, which tau-b allows for.
     shares = np.full(num_points, 1 / num_points)
     resamples = rng.multinomial(num_points, shares, size=NUM_RESAMPLES).astype(float)
     low, high = np.nanquantile(_tau_b(signs_x, signs_y, resamples), (0.025, 0.975))
     return KendallTau(tau=float(tau), low=float(low), high=float(high), num_points=num_points)
+
+
+def _least_tau(num_points: int) -> float:
+    """Return the lower end of the 95 % interval of tau where so many points are in the same order.
+
+    By Mallows' model (1957), in which each discordant pair makes an order less likely by a factor
+    q, all pairs agree with the chance 1 / prod_i (1 + q + ... + q^(i-1)). The end is the mean of
+    tau at the q for which that chance is 2.5 %.
+    """
+    places = np.arange(num_points)
+
+    def sums(q: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.cumsum(weights * q**places)
+        return found
+
+    ones = np.ones(num_points)
+    # With fewer than five points even an order at random, q = 1, is likelier than that.
+    low, high = 0.0, 1.0 if num_points >= 5 else 64.0
+    for _ in range(60):
+        q = (low + high) / 2
+        low, high = (q, high) if np.log(sums(q, ones)).sum() < math.log(40) else (low, q)
+    discordant = float((sums(low, places.astype(float)) / sums(low, ones)).sum())
+    return 1 - 4 * discordant / (num_points * (num_points - 1))
+
+
+def _too_few(number: int, what: str) -> str:
+    return f"{number} {what.format('' if number == 1 else 's')} {'is' if number == 1 else 'are'}"
 
 
 def trust_points(trials: Sequence[Trial], proxies: Scores | None = None) -> tuple[TrustPoint, ...]:
@@ -239,8 +271,8 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
     num_points = estimators[0].tau.num_points if estimators else 0
     if num_points < MIN_POINTS:
         return "supernet", (
-            f"{num_points} networks trained alone are too few to say whether the supernet's "
-            f"ranking can be trusted ({MIN_POINTS} are needed); it is used unchecked."
+            f"{_too_few(num_points, 'network{} trained alone')} too few to say whether the "
+            f"supernet's ranking can be trusted ({MIN_POINTS} are needed); it is used unchecked."
         )
     best = max((SUPERNET, PREDICTOR), key=lambda name: taus.get(name, -1.0))
     rivals = {name: tau for name, tau in taus.items() if name not in (SUPERNET, PREDICTOR)}
@@ -272,8 +304,8 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
     num_points = estimators[0].tau.num_points
     if num_points < MIN_POINTS:
         return SUPERNET, (
-            f"{num_points} healed networks are too few to say what ranks them ({MIN_POINTS} are "
-            "needed); networks are judged as they are assembled, unchecked."
+            f"{_too_few(num_points, 'healed network{}')} too few to say what ranks them "
+            f"({MIN_POINTS} are needed); networks are judged as they are assembled, unchecked."
         )
     own = [name for name in (*ESTIMATES, KL, SUPERNET) if name in taus]
     best = max(own, key=lambda name: taus[name])
@@ -304,8 +336,9 @@ def choose_score(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
     num_points = max((tau.num_points for tau in scores.values()), default=0)
     if num_points < MIN_POINTS:
         return TRAINING, (
-            f"{num_points} networks trained alone are too few to say which zero-cost score ranks "
-            f"networks ({MIN_POINTS} are needed); they are judged by short training alone."
+            f"{_too_few(num_points, 'network{} trained alone')} too few to say which zero-cost "
+            f"score ranks networks ({MIN_POINTS} are needed); they are judged by short training "
+            "alone."
         )
     taus = {name: -1.0 if tau.tau is None else tau.tau for name, tau in scores.items()}
     best = max(taus, key=lambda name: taus[name])

@@ -80,7 +80,8 @@ function drawTrust() {
   const estimate = byId("estimate").value;
   const points = data.trust;
   const isCount = estimate === "macs" || estimate === "params";
-  const names = { supernet: `${data.measure} with inherited weights (%)`, ...axes };
+  const how = data.teacher ? "as assembled" : "with inherited weights";
+  const names = { supernet: `${data.measure} ${how} (%)`, ...axes };
   const trace = {
     type: "scatter",
     mode: "markers",

@@ -72,7 +72,7 @@ function aloneTrace(view, { type, xs, ys }) {
   return {
     type,
     mode: "markers",
-    name: `one mixer everywhere, the best for their cost (${members.length})`,
+    name: `one kind of mixer everywhere, the best for their MACs (${members.length})`,
     x: members.map((index) => xs[index]),
     y: members.map((index) => ys[index]),
     customdata: members,

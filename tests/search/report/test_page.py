@@ -15,9 +15,10 @@ from matplotlib.image import imread
 
 from search.budget import parse_budget
 from search.record.record import Trial
-from search.report.page import ReportData, front_png, write_report
-from search.report.payload import hypervolume_payload, spent_at
+from search.report.page import ReportData, best_in_plane, front_png, write_report
+from search.report.payload import hypervolume_payload, spent_at, view_payload
 from search.results.candidates import candidates, front
+from search.terminal import format_chance
 from search.trust.ranking import trust_points, trust_report
 from tests.tiny_trials import trial
 
@@ -289,6 +290,52 @@ def test_hypervolume_grows_with_the_budget() -> None:
     assert curve["volume"][0] == pytest.approx(0.525 * (1 - first.macs / largest), abs=1e-6)
     assert curve["volume"] == sorted(curve["volume"])
     assert curve["spent"] == pytest.approx([2 * n / 60 for n in range(1, 8)], abs=1e-6)
+
+
+def test_the_page_keeps_to_the_limits_that_the_table_keeps_to(tmp_path: Path) -> None:
+    """What is slower than the run's limit is on no front, however accurate."""
+    limits = {"latency_ms": 4.0}
+    trials = [trial(n, correct=100 + 9 * n, latency_ms=float(n)) for n in range(1, 8)]
+    # Where nothing is within the limits there is no view.
+    trials += [
+        trial(n, correct=50 + n, latency_ms=9.0, fidelity="supernet", origin="search")
+        for n in range(1, 8)
+    ]
+    members = front(trials, objectives=("top1", "macs"), limits=limits)
+    assert [member.id for member in members] == [1, 2, 3, 4]
+
+    write_report(tmp_path / "report.html", replace(make_report(tuple(trials)), limits=limits))
+    page = Page(tmp_path / "report.html")
+
+    assert [view["fidelity"] for view in page.data["views"]] == ["train-3e"]
+    assert page.data["networks"]["ids"] == [1, 2, 3, 4]
+    assert page.data["best"]["latency_ms"]["limit"] == [1.0, 2.0, 3.0, 4.0]
+    assert "4 networks were judged at train-3e" in page.text
+    assert "within the limits (latency of 4 ms)" in page.text
+    assert len(page.data["hypervolume"][0]["volume"]) == 4
+
+
+@pytest.mark.parametrize("chance", [0.0, 1e-9, 4e-4, 0.0099, 0.5, 0.991, 0.99951, 1 - 1e-8, 1.0])
+def test_a_chance_is_no_surer_in_the_page_than_in_the_table(chance: float) -> None:
+    one = replace(candidates([trial(1, correct=90)], fidelity="train-3e")[0])
+    sure = replace(one, front_probability=chance)
+
+    (sent,) = view_payload("train-3e", [sure], {1: 0})["sure"]
+
+    # As base.js writes shares.
+    shown = "<1%" if 0 < sent < 0.01 else ">99%" if 0.99 < sent < 1 else f"{round(100 * sent)}%"
+    assert shown == format_chance(chance)
+
+
+def test_the_line_of_the_picture_never_falls() -> None:
+    """A front by latency has members that others beat in accuracy and MACs."""
+    trials = [
+        trial(n, correct=right, latency_ms=ms)
+        for n, right, ms in ((1, 100, 5.0), (2, 90, 1.0), (3, 120, 9.0), (4, 110, 2.0))
+    ]
+    judged = candidates(trials, fidelity="train-3e", objectives=("top1", "latency_ms"))
+    assert [c.id for c in judged if c.on_front] == [2, 3, 4]
+    assert [c.id for c in best_in_plane(judged)] == [1, 3]
 
 
 def test_the_picture_shows_the_front_in_its_colour(tmp_path: Path) -> None:

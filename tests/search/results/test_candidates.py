@@ -10,10 +10,13 @@ from scipy import stats
 
 from search.record.record import Trial
 from search.results.candidates import (
+    add_forecasts,
     add_probabilities,
     candidate_losses,
     candidates,
     front,
+    judged_at,
+    later_order,
     passed_over,
     retrained,
     shown_fidelity,
@@ -290,3 +293,36 @@ def test_what_is_below_a_fidelity_is_what_was_judged_lower() -> None:
     waiting = [trial(n, correct=0, fidelity="train-9e", state="waiting") for n in range(5, 9)]
     trials = [lower, higher, broken, arrived, waits, *waiting]
     assert shown_fidelity(trials) == "train-3e"
+
+
+def test_a_network_that_only_the_horizon_trained_has_a_result() -> None:
+    """`search compare` asks of one network: there is nothing else of it."""
+    ends = {3: 90, 10: 120, 20: 150}
+    trials = [
+        trial(1, correct=right, fidelity=f"train-{epochs}e", origin="horizon")
+        for epochs, right in ends.items()
+    ]
+    (found,) = judged_at(trials)
+    assert (found.fidelity, found.top1) == ("train-20e", 75.0)
+
+
+def test_an_order_of_a_part_of_the_front_is_said_to_be_such() -> None:
+    """Of a front of shared weights only some members were trained alone, and have forecasts."""
+    curves = {1: (60, 80), 2: (70, 95), 3: (75, 105), 4: (90, 120), 5: (95, 135), 6: (100, 150)}
+    trials = [
+        trial(n, correct=right, fidelity=fidelity)
+        for n, ends in curves.items()
+        for fidelity, right in zip(("train-3e", "train-10e"), ends, strict=True)
+    ]
+    trials += [trial(n, correct=40 + 9 * n, fidelity="supernet") for n in range(4, 10)]
+    judged = candidates(trials, fidelity="supernet", objectives=("top1", "macs"))
+    assert sum(c.on_front for c in judged) == 6
+
+    order = later_order(add_forecasts(judged, trials, epochs=40))
+
+    assert order is not None
+    assert (order.num_pairs, order.num_unknown) == (2, 3)
+    said = order.sentence(40)
+    assert said.startswith("3 of this front's 6 members have a forecast, whose order is likely to")
+    assert "of their 2 pairs of neighbours" in said
+    assert "the most accurate of them stays that" in said

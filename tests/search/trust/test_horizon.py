@@ -10,8 +10,13 @@ import pytest
 from scipy.stats import kendalltau
 
 from search.record import Trial
-from search.results import LaterOrder
-from search.trust.horizon import HorizonReport, horizon_report, promotion_forecast
+from search.results import HeldOut, LaterOrder
+from search.trust.horizon import (
+    HorizonReport,
+    describe_held_out,
+    horizon_report,
+    promotion_forecast,
+)
 from tests.tiny_trials import trial
 
 AFTER_3 = (60, 80, 70, 110, 100, 90)
@@ -47,6 +52,18 @@ def test_networks_that_shorter_trainings_chose_are_said_to_be_such() -> None:
     assert report is not None
     assert not report.is_of_all
     assert "which shorter trainings had chosen" in next(report.sentences())
+
+
+def test_networks_of_which_some_were_promoted_are_not_said_to_be_unchosen() -> None:
+    promoted = trial(7, correct=190, fidelity="train-20e", origin="promote")
+    report = report_of([*trials(), promoted])
+    assert report is not None
+    assert not report.is_of_all
+
+
+def test_one_training_that_was_held_out_is_not_several() -> None:
+    found = HeldOut(num_curves=1, epochs=40, error=2.0, last_error=9.0, covered=1.0)
+    assert describe_held_out(found).startswith("Forecasts of 1 training of 40 epochs that was held")
 
 
 def test_a_length_of_too_few_networks_is_not_the_longest() -> None:

@@ -85,6 +85,24 @@ def test_the_choice_is_made_once(record: Record, monkeypatch: pytest.MonkeyPatch
         assert estimator_of(record, seed=0) == "training"
 
 
+def test_the_verdict_is_of_what_the_run_judges_by(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger budget trains more networks alone; the choice was made before, and stays."""
+    trials = [
+        *(trial(n, correct=100 + n, origin="trust") for n in range(1, 4)),
+        *(trial(n, correct=50 - n, fidelity="supernet") for n in range(1, 8)),
+    ]
+    with record:
+        monkeypatch.setattr(Record, "trials", lambda _self: trials)
+        assert estimator_of(record, seed=0) == "supernet"  # three say nothing
+        trials += [trial(n, correct=100 + n, origin="trust") for n in range(4, 8)]
+        report = report_of(record, seed=0)
+    assert report is not None
+    assert report.verdict.startswith("Networks are judged by supernet: the run decided so")
+    assert "These 7 networks would choose short training alone" in report.verdict
+
+
 def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:

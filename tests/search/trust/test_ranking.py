@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import brentq
 
 from search.trust.ranking import (
     EstimatorTrust,
@@ -59,7 +61,44 @@ def test_the_same_order_has_tau_one_and_the_same_seed_the_same_interval() -> Non
     )
 
     assert first == again
-    assert (first.tau, first.low, first.high) == (1.0, 1.0, 1.0)
+    assert (first.tau, first.high) == (1.0, 1.0)
+
+
+def test_one_network_is_not_several() -> None:
+    alone = KendallTau(tau=None, low=None, high=None, num_points=1)
+    found = EstimatorTrust(name="supernet", tau=alone, top_tau=alone, estimates=(1.0,))
+    _, said = choose_estimator([found])
+    assert said.startswith("1 network trained alone is too few to say")
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_a_perfect_order_of_few_is_not_sure_to_be_one(number: int) -> None:
+    """Its resamples are perfect as well: their interval would be a single point."""
+    x = list(range(number))
+    up, down = (
+        kendall_tau_interval(x, y, rng=np.random.default_rng(0)) for y in (x, [-v for v in x])
+    )
+    assert (down.low, down.high) == (-1.0, pytest.approx(-up.low if up.low else None))
+
+    # Mallows' model by its definition: of all orders, each as likely as q to its discordant pairs.
+    orders = list(itertools.permutations(range(number)))
+    pairs = list(itertools.combinations(range(number), 2))
+    discordant = np.array([sum(order[i] > order[j] for i, j in pairs) for order in orders])
+
+    def chance_and_mean(q: float) -> tuple[float, float]:
+        shares = q**discordant / (q**discordant).sum()
+        return float(shares[0]), float(((1 - 2 * discordant / len(pairs)) * shares).sum())
+
+    q = brentq(lambda q: chance_and_mean(q)[0] - 0.025, 0.01, 1.0)
+    assert up.low == pytest.approx(chance_and_mean(q)[1], abs=1e-6)
+    assert up.high == 1.0
+
+
+def test_points_that_tie_in_both_say_nothing_more() -> None:
+    several = [1, 1, 2, 2, 3, 3, 4, 5]
+    tied = kendall_tau_interval(several, several, rng=np.random.default_rng(0))
+    alone = kendall_tau_interval(range(5), range(5), rng=np.random.default_rng(0))
+    assert (tied.tau, tied.low, tied.num_points) == (1.0, alone.low, 8)
 
 
 def test_too_few_points_have_no_interval() -> None:
