@@ -297,11 +297,12 @@ class RunSettings:
         """How networks will be run, where no table says it.
 
         On a GPU eager small batches take the time of Python's calls, whichever network it is
-        (docs/measurements/gpu.md), so that its kernels are launched at once there.
+        (docs/measurements/gpu.md), so that its kernels are launched at once there. Detectors and
+        segmenters are run eagerly: what they compute depends on what they find.
         """
-        is_gpu = self.parsed_budget.device == "gpu"
+        is_graph = self.parsed_budget.device == "gpu" and self.classifies
         return Deployment(
-            target=self.latency_of or ("cuda-graph" if is_gpu else "eager"),
+            target=self.latency_of or ("cuda-graph" if is_graph else "eager"),
             precision=self.precision or "fp32",
             batch=1 if self.batch is None else self.batch,
         )
