@@ -3,7 +3,9 @@
     python benchmarks/grafts.py rank RUN --networks 16 --epochs 20 --csv rank.csv
     python benchmarks/grafts.py cheaper RUN --share 0.75 --seeds 3 --csv cheaper.csv
     python benchmarks/grafts.py fronts GRAFT SCRATCH GRAFT1 SCRATCH1 --members 5 --csv fronts.csv
+    python benchmarks/grafts.py fronts GRAFT SCRATCH --epochs 8 --longer 30 --csv fronts.csv
     python benchmarks/grafts.py taught RUN --teacher TEACHER --seeds 3 --members 5 --csv taught.csv
+    python benchmarks/grafts.py taught RUN RUN1 RUN2 --teacher TEACHER --csv taught.csv
 
 ``RUN`` and ``GRAFT`` are folders of finished grafts (``search run --from``; of ``taught``: of a
 search from noise), ``SCRATCH`` of a search from noise. All trainings are ``search retrain``: what
@@ -19,8 +21,10 @@ the CSV file as they come; with ``--table`` only what is there is summarised.
   teacher itself trained on alike; the difference in points, paired by seed.
 - ``fronts`` (G2): the members of both fronts, retrained alike; the hypervolume of (test error,
   MACs) with the reference point (90 %, MACs of the dearest member), in percent. Each pair of runs
-  is a seed, whose retrainings have its number.
-- ``taught``: a front's members with and without a teacher, with the same recipe and seeds.
+  is a seed, whose retrainings have its number. ``--longer`` counts the teacher's training: the
+  members from noise are retrained for so many epochs as well.
+- ``taught``: a front's members with and without a teacher, with the same recipe and seeds. Of
+  several runs each is a seed.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from searchspace.space import SearchSpace
 from supernet.data import open_data
 
 CHANCE = 90.0
-ARMS = ("graft", "scratch")
+ARMS = ("graft", "scratch", "longer")
 # What no estimate can be expected to exceed: healing the same networks again.
 AGREEMENT = "healed with another seed"
 
@@ -236,13 +240,15 @@ def cheaper(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
 
 def taught(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     """Measure distillation alone."""
-    run: Path = options.run
-    numbers = members(run, options.members)
+    runs: list[Path] = [options.run, *options.others]
     words = ("--epochs", str(options.epochs))
-    if not options.table:
-        train_all(rows, "labels", run, numbers, range(options.seeds), words)
-        more = (*words, "--teacher", str(options.teacher))
-        train_all(rows, "taught", run, numbers, range(options.seeds), more)
+    more = (*words, "--teacher", str(options.teacher))
+    for number, run in enumerate(runs):
+        if not options.table:
+            seeds = [number] if options.others else range(options.seeds)
+            chosen = members(run, options.members)
+            train_all(rows, "labels", run, chosen, seeds, words)
+            train_all(rows, "taught", run, chosen, seeds, more)
     yield from _differences(rows, "taught", "labels", "gained with the teacher")
 
 
@@ -251,15 +257,17 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     runs: list[Path] = [options.run, *options.others]
     if len(runs) % 2:
         raise ValueError(f"Name a graft and a search from noise for each seed, got {len(runs)}.")
-    words = ("--epochs", str(options.epochs))
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
-    for seed, pair in enumerate(pairs):
-        for arm, run in zip(ARMS, pair, strict=True):
+    arms = ARMS if options.longer else ARMS[:2]
+    for seed, (graft, scratch) in enumerate(pairs):
+        for arm, run in zip(arms, (graft, scratch, scratch), strict=False):
+            epochs = options.longer if arm == "longer" else options.epochs
             if not options.table:
+                words = ("--epochs", str(epochs))
                 train_all(rows, arm, run, members(run, options.members), [seed], words)
     dearest = max((row.macs for row in rows.rows), default=1)
     boxes: dict[str, list[float]] = {}
-    for arm in ARMS:
+    for arm in arms:
         for seed in range(len(pairs)):
             own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
             points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
@@ -268,9 +276,9 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     yield "| arm | hypervolume % by seed |\n|---|---|"
     for arm, found in boxes.items():
         yield f"| {arm} | {', '.join(f'{value:.2f}' for value in found)} |"
-    graft, scratch = (boxes[arm] for arm in ARMS)
-    gains = [one - two for one, two in zip(graft, scratch, strict=True)]
-    yield _mean_of(gains, "hypervolume of the graft above that of the search from noise")
+    for arm in arms[1:]:
+        gains = [one - two for one, two in zip(boxes["graft"], boxes[arm], strict=True)]
+        yield _mean_of(gains, f"hypervolume of the graft above {arm}")
 
 
 def members(run: Path, number: int) -> list[int]:
@@ -322,6 +330,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=16)
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--longer", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.75)
     parser.add_argument("--teacher")
