@@ -266,7 +266,8 @@ def test_detectors_and_segmenters_train_and_are_judged(
     folder = tiny_dense.write_data(tmp_path / "cells")
     data = open_dense_data(str(folder), chosen.task, unpack_to=folder)
     wanted = dense_options(chosen, len(data.class_names))
-    teacher, found = dense_teacher(wanted, chosen) if is_taught else None, []
+    teacher = dense_teacher(wanted, chosen) if is_taught else None
+    found = []
     for device in DEVICES:
         torch.manual_seed(0)
         network = build_dense(SearchSpace.of(tiny_dense.architecture()), wanted, chosen.drop_path)
