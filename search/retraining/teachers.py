@@ -1,4 +1,4 @@
-"""Where teachers come from: `find_teacher`."""
+"""Where teachers come from, and whether a network can learn from them: `find_teacher`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import load_checkpoint
+from timm.models import get_pretrained_cfg, load_checkpoint
 from torch import nn
 
 from search.retraining.finished import Retrained, find_retrained
+from searchspace.architecture import Architecture
 from searchspace.presets import PRESETS, preset
 from supernet.data import ImageData
 from supernet.network import build_subnet
-from supernet.recipes import Distillation
+from supernet.recipes import Distillation, Recipe
 from supernet.training import Lesson, Teacher, eval_batches, make_teacher
 
 TIMM = "timm:"
@@ -52,17 +53,38 @@ def look_for_teacher(text: str) -> Callable[[ImageData], Teacher]:
     plain, _, weights = text.rpartition(":")
     build: Callable[[ImageData], Teacher]
     if text.startswith(TIMM):
-        name, _, file = text.removeprefix(TIMM).partition(":")
-        if not timm.is_model(name):
+        name, colon, file = text.removeprefix(TIMM).partition(":")
+        if not _is_known(name):
             raise ValueError(
                 f"--teacher {text}: timm knows no model {name!r}. See timm.list_models()."
             )
-        build = partial(_of_timm, text, name, _file(text, file) if file else None)
+        build = partial(_of_timm, text, name, _file(text, file) if colon else None)
     elif plain in PRESETS:
         build = partial(_of_preset, text, plain, _file(text, weights))
     else:
         build = partial(_of_retraining, text, find_retrained(text))
     return lambda data: _heard(build(data), data)
+
+
+@torch.no_grad()
+def check_lesson(
+    teacher: Teacher, recipe: Recipe, architecture: Architecture, data: ImageData
+) -> None:
+    """See that a network can learn from a teacher what a recipe asks for besides logits.
+
+    Raises:
+        ValueError: If the teacher has no such maps or features.
+    """
+    settings = recipe.distillation
+    if settings is None or not (settings.tokens or settings.features):
+        return
+    images = torch.zeros(2, architecture.in_chans, architecture.img_size, architecture.img_size)
+    lesson = Lesson(teacher, settings, data.mean, data.std, images.device)
+    student = build_subnet(architecture).eval()
+    with lesson.watching(student) as seen:
+        logits = student(images)
+    said, taught = lesson.teach(images)
+    lesson.loss(logits, said, logits.mean(), seen=seen, taught=taught, progress=0.0)
 
 
 def _of_retraining(text: str, found: Retrained, data: ImageData) -> Teacher:
@@ -119,6 +141,15 @@ def _of_timm(text: str, name: str, weights: Path | None, data: ImageData) -> Tea
         std=config["std"],
         timm_name=name,
     )
+
+
+def _is_known(name: str) -> bool:
+    """Tell whether timm has a model, and weights of the name behind a dot where there is one."""
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError:
+        return False
+    return bool(timm.is_model(name))
 
 
 def _file(text: str, weights: str) -> Path:

@@ -19,7 +19,7 @@ from search.retraining.finished import find_retrained
 from search.retraining.graft_source import WEIGHTS_FILE, is_import
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
-from search.retraining.teachers import find_teacher
+from search.retraining.teachers import check_lesson, find_teacher
 from search.run_folder import DATA, LIBRARY, RunFolder, StorageError
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
@@ -168,6 +168,8 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     taught = None if teacher is None else teacher.fingerprint
     for architecture, start in zip(architectures, starts, strict=True):
         _check_network(architecture, data, recipe, start)
+        if teacher is not None:
+            check_lesson(teacher, recipe, architecture, data)
     return Prepared(
         plan=plan,
         recipe=recipe,

@@ -300,7 +300,8 @@ def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:
         return settings
     from supernet.data import open_data, prepare_unlabelled
 
-    images = prepare_unlabelled(Path(settings.unlabelled), open_data(folder / DATA), folder)
+    data = open_data(folder / DATA)
+    images = prepare_unlabelled(Path(settings.unlabelled), data, folder, searches=True)
     return replace(
         settings,
         unlabelled_kept=images.folder.name,

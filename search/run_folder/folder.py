@@ -163,6 +163,19 @@ class RunFolder:
 
         return read_dense_teacher(self.folder / MENTOR, self.settings.mentor)
 
+    def check_start(self) -> None:
+        """See that the weights that backbones begin with are whole.
+
+        Raises:
+            ValueError: If they are gone or damaged.
+        """
+        if self.settings.start:
+            from supernet.dense.start import read_start
+            from supernet.recipes import load_dense_recipe
+
+            rules = load_dense_recipe(self.settings.trial_recipe).rules
+            read_start(self.folder / START, self.space(), self.settings.sharing, rules)
+
     def check_unlabelled(self) -> None:
         """See that the images without classes that the run keeps are whole.
 
@@ -293,6 +306,7 @@ def resume_run(
         run.files.check(is_new=False)
         run.mentor() if run.settings.classifies else run.dense_mentor()
         run.check_unlabelled()
+        run.check_start()
         _take_storage(run)
         run.record.close_orphans()
         spent = run.record.spent()

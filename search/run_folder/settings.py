@@ -73,7 +73,7 @@ class RunSettings:
             for none.
         unlabelled_kept: Name of the folder in which a run keeps them, decoded; empty until it does.
         num_unlabelled: How many it keeps.
-        num_left_out: Images of the test split that were among them.
+        num_left_out: Images of the search and test splits that were among them.
         start: Folder of a run whose shared weights the backbones begin with; empty: fresh ones.
         budget: As typed, e.g. ``10cpu-minutes``.
         space: Name or path of the space; empty takes the one for the data. A run keeps the file's
@@ -244,8 +244,8 @@ class RunSettings:
         """How many images without classes a run keeps; empty for none."""
         if not self.unlabelled_kept:
             return ""
-        test = f"; {self.num_left_out:,} are test images, and left out" if self.num_left_out else ""
-        return f"{self.num_unlabelled:,} images without classes of {self.unlabelled}{test}"
+        out = f"; {self.num_left_out:,} are judged by, and left out" if self.num_left_out else ""
+        return f"{self.num_unlabelled:,} images without classes of {self.unlabelled}{out}"
 
     @property
     def classifies(self) -> bool:
@@ -297,11 +297,12 @@ class RunSettings:
         """How networks will be run, where no table says it.
 
         On a GPU eager small batches take the time of Python's calls, whichever network it is
-        (docs/measurements/gpu.md), so that its kernels are launched at once there.
+        (docs/measurements/gpu.md), so that its kernels are launched at once there. Detectors and
+        segmenters are run eagerly: what they compute depends on what they find.
         """
-        is_gpu = self.parsed_budget.device == "gpu"
+        is_graph = self.parsed_budget.device == "gpu" and self.classifies
         return Deployment(
-            target=self.latency_of or ("cuda-graph" if is_gpu else "eager"),
+            target=self.latency_of or ("cuda-graph" if is_graph else "eager"),
             precision=self.precision or "fp32",
             batch=1 if self.batch is None else self.batch,
         )

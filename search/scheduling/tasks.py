@@ -73,7 +73,7 @@ class TrialTask:
         epochs: How long to train.
         seed: Of weights and data order.
         micro_batches: Parts into which every batch is split, to need less memory.
-        images: Share of the training images that it sees, the first ones of the split.
+        images: Share of the training images that it sees, a fair sample of them.
         devices: That train it together, a process on each.
         group: Where these processes meet, their number, and which this one is; None for one that
             is alone.

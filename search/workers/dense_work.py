@@ -143,7 +143,7 @@ class DenseSupernetWorker(GroupWorker):
         if self.job.strategy == "proxy":
             return 0.0
         every = self.data.judged
-        some = every.first(min(TIMED_IMAGES / len(every), 1.0))
+        some = every.part(min(TIMED_IMAGES / len(every), 1.0))
         evaluator = DenseEvaluator(self.job, some, supernet=None)
         network = build_dense(SearchSpace.of(subnet), self._options()).to(self.job.device)
         started = time.monotonic()
@@ -245,7 +245,7 @@ def train_dense_alone(
     """
     set_up_process(job, threads)
     data, name = job.open_data(), checkpoint_name(task.trial_id)
-    learned, out = data.learned.first(task.images), job.files.fetch(name)
+    learned, out = data.learned.part(task.images), job.files.fetch(name)
     recipe = dense_in_shards(with_length(job.recipe, epochs=task.epochs), task.micro_batches)
     torch.manual_seed(task.seed)
     options = dense_options(recipe, data.num_classes)

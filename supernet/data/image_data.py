@@ -169,6 +169,13 @@ class ImageData:
         """Return the digests of the test images, 0 where there are none."""
         return self._digests()[-self.sizes[TEST] :]
 
+    def search_digests(self) -> IntArray:
+        """Return the digests of the search images, which are read again where they are stored."""
+        if self.is_streamed:
+            return self._digests()[self.sizes[TRAIN] : -self.sizes[TEST]]
+        source = open_source(self.source, img_size=self.img_size)
+        return source.digests(source.splits()[SEARCH])
+
     def _digests(self) -> IntArray:
         """Return the digests of train, search and test, 0 where there are none.
 

@@ -53,7 +53,7 @@ class Unlabelled:
         folder: Where they lie decoded, or where it is written down which are streamed.
         count: How many.
         fingerprint: Hash of the decoded images; of the files of those that are streamed.
-        left_out: Images of the test split that were among them.
+        left_out: Images that are judged by that were among them.
     """
 
     name: str
@@ -106,17 +106,20 @@ def check_unlabelled_files(folder: Path) -> None:
         raise _not_whole(folder)
 
 
-def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
+def prepare_unlabelled(
+    root: Path, data: ImageData, parent: Path, *, searches: bool = False
+) -> Unlabelled:
     """Decode the images below a folder, unless these have been decoded before.
 
     Images that are test images, byte for byte, are left out: what is tested on must not be learned
-    from, with labels or without.
+    from, with labels or without. So are those of the search split, for a search.
 
     Args:
         root: Holds the images, at any depth.
         data: The labelled ones: theirs is the size, and beside those that are streamed these are
             streamed as well, from where they are.
         parent: Where a folder of them is made.
+        searches: Whether networks are judged by the search split.
 
     Raises:
         ValueError: If there are none, one is damaged, or they are too many to be stored.
@@ -124,12 +127,15 @@ def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
     source = open_unlabelled(root)
     everything = np.arange(len(source.names))
     digests = source.digests(everything)
-    tested = data.test_digests()
-    is_test = np.isin(digests, tested[tested > 0])
-    positions = everything[~is_test]
+    judged = data.test_digests()
+    if searches:
+        judged = np.concatenate([data.search_digests(), judged])
+    is_judged = np.isin(digests, judged[judged > 0])
+    positions = everything[~is_judged]
     if not len(positions):
+        splits = "search and test splits" if searches else "test split"
         raise ValueError(
-            f"--unlabelled {root}: there is no image in it but those of the test split. Name a "
+            f"--unlabelled {root}: there is no image in it but those of the {splits}. Name a "
             "folder of others."
         )
     if data.is_streamed:
@@ -150,7 +156,7 @@ def prepare_unlabelled(root: Path, data: ImageData, parent: Path) -> Unlabelled:
         folder=folder,
         count=len(positions),
         fingerprint=(folder / _PRINT).read_text(encoding="utf-8"),
-        left_out=int(is_test.sum()),
+        left_out=int(is_judged.sum()),
     )
 
 

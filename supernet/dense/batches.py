@@ -100,8 +100,7 @@ class TrainOrder:
     def _has_truth(self, index: int) -> bool:
         if self.recipe.task == "semantic":
             return True
-        objects = self.split.images[index].objects
-        return any(one.is_learned and not one.is_crowd for one in objects)
+        return self.split.images[index].has_objects
 
 
 def make_shard(split: DenseSplit, recipe: DenseRecipe, plan: ShardPlan, seed: int) -> DenseBatch:

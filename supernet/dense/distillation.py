@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from supernet.dense.network import DenseNetwork, Detector
+from supernet.dense.network import DenseBatch, DenseNetwork, Detector
 from supernet.dense.target import Target
 from supernet.recipes import DenseRecipe
 
@@ -59,11 +59,21 @@ class DenseLesson:
 
     Args:
         teacher: Whose maps or logits are learned.
+        recipe: Of the student: its images are normalised as that says.
         device: Torch device.
     """
 
-    def __init__(self, teacher: DenseTeacher, device: torch.device) -> None:
+    def __init__(self, teacher: DenseTeacher, recipe: DenseRecipe, device: torch.device) -> None:
         self.name = teacher.name
+        own = teacher.recipe
+        # Of the student's values, so that they become those that the teacher was trained on.
+        self._change: tuple[Tensor, Tensor] | None = None
+        if (recipe.mean, recipe.std) != (own.mean, own.std):
+            mean, std, own_mean, own_std = (
+                torch.tensor(x, device=device).view(3, 1, 1)
+                for x in (recipe.mean, recipe.std, own.mean, own.std)
+            )
+            self._change = std / own_std, (mean - own_mean) / own_std
         self._network = teacher.network.requires_grad_(False).to(device).eval()
         self._speaks = torch.ones((), dtype=torch.bool, device=device)
 
@@ -86,14 +96,27 @@ class DenseLesson:
             handle.remove()
 
     @torch.no_grad()
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Return what the teacher makes of images (B, 3, H, W)."""
+    def maps(self, batch: DenseBatch) -> list[Tensor]:
+        """Return what the teacher makes of the student's batch, which is on the device."""
+        images = self._as_taught(batch)
         made = self._network.part_of_maps(None)(self._network.backbone(images, None))
         maps = _maps_of(self._network, made)
         for one in maps:
             # Without waiting for a GPU.
             self._speaks = self._speaks & one.isfinite().all()
         return maps
+
+    def _as_taught(self, batch: DenseBatch) -> Tensor:
+        """Normalise images as the teacher's were; what is padded is 0 for everybody."""
+        if self._change is None:
+            return batch.images
+        factor, offset = self._change
+        images = batch.images * factor + offset
+        for image, size in zip(images, batch.sizes, strict=True):
+            rows, columns = size.content
+            image[:, rows:] = 0
+            image[:, :, columns:] = 0
+        return images
 
     def blame(self) -> str:
         """Say that the teacher has made maps of no numbers, where it has; empty otherwise."""
@@ -128,11 +151,13 @@ def check_dense_teacher(student: DenseNetwork, teacher: DenseTeacher) -> None:
     Raises:
         ValueError: Then.
     """
-    images = torch.zeros(1, 3, _PROBE_PIXELS, _PROBE_PIXELS)
     shapes = []
     with torch.no_grad():
         for network in (student, teacher.network):
             is_training = network.training
+            # A teacher may be where it taught another network before.
+            device = next(network.parameters()).device
+            images = torch.zeros(1, 3, _PROBE_PIXELS, _PROBE_PIXELS, device=device)
             # A clone would cost memory; in eval mode nothing of it changes.
             made = network.part_of_maps(None)(network.eval().backbone(images, None))
             network.train(is_training)

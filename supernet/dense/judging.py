@@ -222,16 +222,22 @@ def average_precision(split: DenseSplit, results: Sequence[dict[str, Any]], kind
 
     Args:
         results: In COCO's format.
+
+    Raises:
+        ValueError: If no image has an object.
     """
     name = {"bbox": "ap_box", "segm": "ap_mask"}[kind]
     classes = len(split.class_names)
+    there = {one.label for image in split.images for one in image.objects if not one.is_crowd}
+    if not there:
+        raise ValueError(f"None of the {len(split)} images has an object to judge by. Give others.")
     if not results:
         return Measure(
             name=name,
             value=0.0,
             low=0.0,
             high=0.0,
-            by_class=(0.0,) * classes,
+            by_class=tuple(0.0 if k in there else None for k in range(classes)),
             more={f"{name}50": 0.0, f"{name}75": 0.0},
         )
     evaluated = _evaluate(split, results, kind)
@@ -305,9 +311,9 @@ class _Matches:
             self.found.append(own)
 
     def resampled(self, drawn: np.ndarray) -> float:
-        """Compute AP on images drawn by their numbers, some several times."""
+        """Compute AP on images drawn by their numbers, some several times; NaN without objects."""
         values = [value for own in self.found if (value := self._of_class(own, drawn)) is not None]
-        return float(np.mean(values)) if values else 0.0
+        return float(np.mean(values)) if values else np.nan
 
     def _of_class(self, own: Sequence[Any], drawn: np.ndarray) -> float | None:
         chosen = [own[i] for i in drawn if own[i] is not None]
@@ -353,10 +359,18 @@ def miou(areas: np.ndarray) -> Measure:
 
     Args:
         areas: (images, 3, classes), see `class_areas`.
+
+    Raises:
+        ValueError: If no pixel has a class.
     """
+    if not areas[:, 2].any():
+        raise ValueError(
+            f"None of the {len(areas)} images has a pixel of a class to judge by. Give others."
+        )
 
     def mean_iou(drawn: np.ndarray) -> float:
-        return float(np.nanmean(class_iou(areas[drawn])))
+        found = class_iou(areas[drawn])
+        return np.nan if np.isnan(found).all() else float(np.nanmean(found))
 
     everything = np.arange(len(areas))
     value, low, high = interval(mean_iou, len(areas), mean_iou(everything))
@@ -374,8 +388,11 @@ def miou(areas: np.ndarray) -> Measure:
 def interval(
     measure: Callable[[np.ndarray], float], images: int, value: float
 ) -> tuple[float, float, float]:
-    """Return a measure and its 95 % interval from images drawn anew."""
+    """Return a measure and its 95 % interval from images drawn anew.
+
+    Images in which there is nothing have no measure, and do not count.
+    """
     rng = np.random.default_rng(0)
     found = [measure(rng.integers(images, size=images)) for _ in range(NUM_RESAMPLES)]
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.nanpercentile(found, [2.5, 97.5])
     return value, float(low), float(high)

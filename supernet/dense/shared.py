@@ -86,7 +86,7 @@ class DenseSupernetTrainer(SharedTraining):
             device=own_device(device),
         )
         self.workers = loader_workers
-        self._lesson = None if teacher is None else DenseLesson(teacher, self.device)
+        self._lesson = None if teacher is None else DenseLesson(teacher, recipe, self.device)
         self.order = TrainOrder(split, recipe, seed)
         torch.manual_seed(seed)
         options = dense_options(recipe, len(split.class_names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
@@ -64,9 +65,20 @@ def write_start(
 def read_start(
     folder: Path, space: SearchSpace, sharing: WeightSharing, rules: MapRules
 ) -> Supernet:
-    """Read what `write_start` wrote."""
+    """Read what `write_start` wrote.
+
+    Raises:
+        ValueError: If it is gone or damaged.
+    """
     supernet = Supernet(space, sharing=sharing, backbone=rules)
-    load_model(supernet, str(folder / START_FILE))
+    try:
+        load_model(supernet, str(folder / START_FILE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"A run keeps the weights that its backbones begin with, and {folder / START_FILE} "
+            f"cannot be read ({words}). Restore it from a copy, or begin another run."
+        ) from error
     return supernet
 
 

@@ -75,14 +75,19 @@ class TimmBackbone(nn.Module):
         return self.dims
 
     def forward(self, images: Tensor, _: Architecture | None = None) -> list[Tensor]:
-        """Compute the normed maps (B, C, H, W) of images (B, 3, H, W)."""
+        """Compute the normed maps (B, C, H, W) of images (B, 3, H, W).
+
+        They are of the images alone, as those of our networks: not of what is padded.
+        """
         height, width = images.shape[-2:]
         step = self._strides[-1]
         images = F.pad(images, (0, -width % step, 0, -height % step))
         found: list[Tensor] = []
-        for x, norm in zip(self.network(images), self.norms, strict=True):
+        maps = zip(self.network(images), self.norms, self._strides, strict=True)
+        for x, norm, stride in maps:
             last = x if _is_channels_last(x, len(found), self.dims) else x.permute(0, 2, 3, 1)
-            found.append(norm(last).permute(0, 3, 1, 2).contiguous())
+            own = last[:, : -(-height // stride), : -(-width // stride)]
+            found.append(norm(own).permute(0, 3, 1, 2).contiguous())
         return found
 
     def select(self, _: Architecture | None) -> dict[str, Tensor]:

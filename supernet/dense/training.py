@@ -139,7 +139,7 @@ class _Training:
         self.optimizer = build_optimizer(network, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         teacher = options.teacher
-        self.lesson = None if teacher is None else DenseLesson(teacher, self.device)
+        self.lesson = None if teacher is None else DenseLesson(teacher, recipe, self.device)
         self.history: list[StepReport] = []
         self.done = 0
         if options.out is not None:
@@ -185,9 +185,10 @@ class _Training:
             lesson=self.lesson,
         )
         if not math.isfinite(loss):
+            blame = "" if self.lesson is None else self.lesson.blame()
             raise FloatingPointError(
                 f"The loss is {loss} in step {self.done + 1} of {self.steps}, at learning rate "
-                f"{lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad."
+                f"{lr:.3g}. Lower the recipe's lr, lengthen its warm-up or set clip_grad.{blame}"
             )
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -288,7 +289,7 @@ def gradients_of_step(
         batch = shard.to(device)
         precision = torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
         with precision:
-            said = None if lesson is None else lesson.maps(batch.images)
+            said = None if lesson is None else lesson.maps(batch)
         for architecture in architectures:
             with precision:
                 parts = _losses(network, batch, architecture, lesson, said)

@@ -41,6 +41,7 @@ class Shard:
         finish: Makes of them what a network sees, and what it is to say.
         maps: The label maps of the images, cropped as they are, where the recipe has token labels.
         share: Of the images of the step; the weight of the shard's loss.
+        labelled: Share of the images of the step that have a class.
         read_seconds: Spent on reading and decoding.
         augment_seconds: Spent on augmentation, up to the pixels.
     """
@@ -52,6 +53,7 @@ class Shard:
     share: float
     read_seconds: float
     augment_seconds: float
+    labelled: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -377,6 +379,7 @@ class _ShardMaker(Dataset[Shard]):
             finish=finish,
             maps=maps,
             share=1.0 if self.num_shards == 1 else len(rows) / len(batch),
+            labelled=float((self.split.labels[batch] >= 0).mean()),
             read_seconds=read - started,
             augment_seconds=time.perf_counter() - read,
         )

@@ -111,20 +111,20 @@ class Gradients:
         if self.lesson is None:
             with self._precision():
                 logits = self.run(images).float()
-            return self._task_loss(logits, targets)
+            return self._task_loss(logits, targets, shard.labelled)
         with self._precision(), self.lesson.watching(self.network) as seen:
             logits = self.run(images).float()
         with self._precision():
             said, taught = self.lesson.teach(images)
-        task = self._task_loss(logits, targets)
+        task = self._task_loss(logits, targets, shard.labelled)
         return self.lesson.loss(
             logits, said.float(), task, seen=seen, taught=taught, progress=progress
         )
 
-    def _task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _task_loss(self, logits: Tensor, targets: Tensor, labelled: float) -> Tensor:
         smoothing = self.recipe.label_smoothing
         if self.has_unlabelled:
-            return labelled_loss(logits, targets, smoothing)
+            return labelled_loss(logits, targets, smoothing, labelled)
         # One formula for class indices and probabilities; equal to timm's two losses.
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
@@ -152,14 +152,18 @@ class Gradients:
         return torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "none")
 
 
-def labelled_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Return the mean loss of the images that have a class; 0 where none has.
+def labelled_loss(logits: Tensor, targets: Tensor, smoothing: float, labelled: float) -> Tensor:
+    """Return what a shard adds to a step's mean loss of the images that have a class.
+
+    Its mean over the shards, by their shares, is that mean loss, wherever these images are; 0 where
+    none has a class.
 
     Args:
         logits: (B, classes).
         targets: Class indices (B,), -1 for none; or probabilities (B, classes) of mixed images,
             whose sum is the share of those that have a class, and the weight of the loss.
         smoothing: Of the targets.
+        labelled: Share of the images of the step that have a class.
     """
     if targets.ndim == 1:
         weights = (targets >= 0).to(logits.dtype)
@@ -168,7 +172,7 @@ def labelled_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         weights = targets.sum(1)
         plain = targets / weights.clamp_min(1e-6).unsqueeze(1)
     losses = F.cross_entropy(logits, plain, label_smoothing=smoothing, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+    return (losses * weights).sum() / max(labelled * len(logits), 1e-6)
 
 
 class BatchStatistics:

@@ -63,7 +63,9 @@ def test_a_teacher_of_grey_images_is_one_message(
         ("timm:resnet9000", "knows no model"),
         ("timm:hf-hub:somebody/something", "knows no model"),
         ("timm:", "knows no model"),
+        ("timm:resnet10t.nobodys_weights:weights.pth", "knows no model"),
         ("timm:resnet10t:missing.pth", "there is no file"),
+        ("timm:resnet10t:", "there is no file"),
         ("swin_t:missing.pth", "there is no file"),
         ("nobody", "neither RUN:ID nor the folder"),
         ("", "neither RUN:ID nor the folder"),
@@ -121,6 +123,20 @@ def test_a_teacher_that_is_gone_or_swapped_is_refused_and_nothing_is_recorded(ru
     teacher.rename(run.parent / "elsewhere")
     with pytest.raises(ValueError, match="neither RUN:ID nor the folder"):
         identity(run)
+    with own_run(run) as opened:
+        assert opened.record.trials() == ()
+
+
+def test_a_teacher_without_what_the_recipe_learns_is_refused_and_nothing_is_recorded(
+    run: Path,
+) -> None:
+    """The recipe heal learns maps behind stages, which must have the network's shapes."""
+    for teacher, why in (
+        (str(run.parent / "teacher"), "maps have the student's shapes"),
+        (weights_of(run.parent), "a teacher of this tool's own networks, got ResNet"),
+    ):
+        with own_run(run) as opened, pytest.raises(ValueError, match=why):
+            prepare(opened, [1], RetrainPlan(teacher=teacher, recipe="heal"))
     with own_run(run) as opened:
         assert opened.record.trials() == ()
 

@@ -30,6 +30,7 @@ from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from searchspace.spec_file import load_space
 from supernet.data import ImageData, open_data
 from supernet.data.dense import open_dense_data
+from supernet.dense.distillation import check_dense_teacher
 from supernet.dense.judging import judge
 from supernet.dense.network import DenseOptions, build_dense, extract_dense
 from supernet.dense.options import dense_options
@@ -265,17 +266,18 @@ def test_detectors_and_segmenters_train_and_are_judged(
     folder = tiny_dense.write_data(tmp_path / "cells")
     data = open_dense_data(str(folder), chosen.task, unpack_to=folder)
     wanted = dense_options(chosen, len(data.class_names))
+    teacher = dense_teacher(wanted, chosen) if is_taught else None
     found = []
     for device in DEVICES:
         torch.manual_seed(0)
         network = build_dense(SearchSpace.of(tiny_dense.architecture()), wanted, chosen.drop_path)
-        options = DenseTrainingOptions(
-            seed=3, device=device, teacher=dense_teacher(wanted, chosen) if is_taught else None
-        )
+        options = DenseTrainingOptions(seed=3, device=device, teacher=teacher)
         train_dense(network.to(device), data.train, chosen, options)
         assert judge(network, data.train, chosen, device=device).measures
         found.append(network.state_dict())
     assert_same(found[1], found[0])
+    if teacher is not None:  # which is on the device now, and teaches the next seed's network
+        check_dense_teacher(network.cpu(), teacher)
 
 
 def dense_teacher(wanted: DenseOptions, chosen: DenseRecipe) -> DenseTeacher:

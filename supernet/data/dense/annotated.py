@@ -20,6 +20,7 @@ HELD_OUT_SHARE = 0.2  # of the training images, where a search needs images of i
 # The content of so many training images is part of what the data are known by; of the others their
 # sizes in bytes are. All that networks are judged by counts with its content.
 SAMPLED_IMAGES = 1_000
+NO_CLASS = 255  # of a pixel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,8 @@ class AnnotatedImage:
     Attributes:
         name: In the data, for messages and predictions.
         size: (H, W) as annotated.
-        number: Its id in the annotations.
+        number: Its id in the annotations; of images out of several files, where two have one, its
+            place among them.
         objects: For detection.
         labels: File with a class for every pixel, for segmentation.
     """
@@ -63,6 +65,11 @@ class AnnotatedImage:
     number: int
     objects: tuple[ObjectTruth, ...] = ()
     labels: Path | None = None
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether it has an object that is learned from."""
+        return any(one.is_learned and not one.is_crowd for one in self.objects)
 
     def pixels(self) -> Tensor:
         """Read the image: bytes (3, H, W).
@@ -89,12 +96,18 @@ class DenseSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def first(self, share: float) -> DenseSplit:
-        """Return the first images, so large a share of them and at least one."""
-        return replace(self, images=self.images[: max(round(share * len(self.images)), 1)])
+    def part(self, share: float) -> DenseSplit:
+        """Return a share of the images, at least one: spread evenly, as they lie in some order."""
+        whole = len(self.images)
+        count = max(round(share * whole), 1)
+        images = tuple(self.images[place * whole // count] for place in range(count))
+        return replace(self, images=images)
 
-    def check_file(self, index: int) -> None:
+    def check_file(self, index: int) -> bool:
         """Look at the size of an image, and at its classes of pixels.
+
+        Returns:
+            Whether there is anything in it: an object, or a pixel of a class.
 
         Raises:
             ValueError: If they are not what the annotations say.
@@ -102,7 +115,8 @@ class DenseSplit:
         image = self.images[index]
         check_size(image.path, image.size)
         if image.labels is not None:
-            self.labels(index)
+            return bool((self.labels(index) != NO_CLASS).any())
+        return image.has_objects
 
     def labels(self, index: int) -> Tensor:
         """Read the classes (H, W) of an image's pixels as bytes, 255 where there is none.
@@ -175,12 +189,13 @@ class DenseData:
 
         Raises:
             ValueError: If an image has another size than its annotations, or something cannot be
-                read, or a class is unknown.
+                read, or a class is unknown, or there is nothing in all images of a split.
         """
-        for split in (self.train, self.test):
+        for split, use in ((self.train, "to learn from"), (self.test, "to judge by")):
             with in_threads() as threads:
-                for _ in threads.map(split.check_file, range(len(split))):
-                    pass
+                found = list(threads.map(split.check_file, range(len(split))))
+            if not any(found):
+                raise nothing_in(split, self.name, use)
 
     def held_out(self, seed: int) -> tuple[DenseSplit, DenseSplit]:
         """Split the training images: those to learn from, and those to judge a search by."""
@@ -199,6 +214,14 @@ class DenseData:
             for part in parts
         )
         return learned, judged
+
+
+def nothing_in(split: DenseSplit, name: str, use: str) -> ValueError:
+    """Say that there is nothing in any image of a split."""
+    return ValueError(
+        f"There is neither an object nor a pixel of a class in any of the {len(split):,} images of "
+        f"{name} {use}. Annotate some."
+    )
 
 
 def _rank(seed: int, name: str) -> str:

@@ -180,6 +180,8 @@ def _data(
     test_name = "test" if "test" in splits else "val"
     learned = [split for own, split in splits.items() if own != test_name]
     images = tuple(image for split in learned for image in split.images)
+    if len({image.number for image in images}) < len(images):  # each file counts anew
+        images = tuple(replace(image, number=number) for number, image in enumerate(images))
     return DenseData(
         name=name,
         task=task,

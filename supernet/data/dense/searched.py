@@ -15,7 +15,7 @@ from typing import Any
 from configs.reading import read_json
 from searchspace import durable
 from supernet.data.arrays import locked
-from supernet.data.dense.annotated import DenseData, DenseSplit
+from supernet.data.dense.annotated import DenseData, DenseSplit, nothing_in
 from supernet.data.dense.find import open_dense_data, unpacked_folder
 
 TASK_FILE = "task.json"
@@ -115,7 +115,8 @@ def check_searched(folder: Path) -> SearchedData:
         ValueError: If they are not.
     """
     found, stored = open_searched(folder), _read(folder)
-    if found.dense.fingerprint != stored["fingerprint"]:
+    known = found.dense.fingerprint, found.num_classes
+    if known != (stored["fingerprint"], stored["classes"]):
         raise ValueError(
             f"The images or annotations in {stored['source']} are not those that the run was begun "
             "with. Put them back, or start a new run."
@@ -144,4 +145,8 @@ def _split(found: DenseData, seed: int) -> SearchedData:
             f"A search learns from a part of the training images and judges by the others: it "
             f"needs at least 2, got {len(found.train)} in {found.name}. Give more."
         )
+    if found.task != "semantic":
+        for part, use in ((learned, "to learn from"), (judged, "to judge a search by")):
+            if not any(image.has_objects for image in part.images):
+                raise nothing_in(part, found.name, use)
     return SearchedData(dense=found, learned=learned, judged=judged)

@@ -20,7 +20,7 @@ from search.plan import PHASES, StepTimes
 from search.record import Measured
 from search.report.closing import print_closing, write_report
 from search.results import front
-from search.run_folder import MENTOR, create_run, keep_mentor, resume_run
+from search.run_folder import MENTOR, START, create_run, keep_mentor, resume_run
 from search.run_folder.folder import RunFolder
 from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import TrialTask, Work
@@ -35,6 +35,7 @@ from search.workers.dense_work import (
 )
 from searchspace.cost import count
 from supernet.data.dense import open_dense_data
+from supernet.dense.start import START_FILE
 from supernet.recipes import load_dense_recipe
 from supernet.recipes.dense_recipe import dump_dense_recipe
 from tests.local_run import Clock, LocalRun
@@ -300,6 +301,16 @@ def test_backbones_begin_with_the_weights_of_another_run(
     assert start is not None
     name = "stages.0.0.mlp.0.weight"
     assert any(key.startswith("stages.0.0") for key in start), name
+    kept = second.folder / START / START_FILE
+    with second.record() as record:
+        folder = RunFolder(second.folder, record, settings)
+        folder.check_start()
+        kept.write_bytes(kept.read_bytes()[:-100])
+        with pytest.raises(ValueError, match="keeps the weights that its backbones begin with"):
+            folder.check_start()
+        kept.unlink()
+        with pytest.raises(ValueError, match="Restore it from a copy, or begin another run"):
+            folder.check_start()
 
 
 @pytest.mark.parametrize(

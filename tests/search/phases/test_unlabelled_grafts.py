@@ -150,13 +150,25 @@ def test_a_run_keeps_them_and_goes_on_without_the_folder(tmp_path: Path) -> None
         kept = run.settings.unlabelled_kept
         assert (run.settings.num_unlabelled, run.settings.num_left_out) == (MORE, 1)
         assert "40 images without classes" in run.settings.unlabelled_line
-        assert "1 are test images, and left out" in run.settings.unlabelled_line
+        assert "1 are judged by, and left out" in run.settings.unlabelled_line
         run.share_data()
     shutil.rmtree(more)
 
     with resume_run(tmp_path / "run", None) as again:
         assert again.settings.unlabelled_kept == kept
         assert (again.folder / kept).is_dir()
+
+
+def test_what_networks_are_judged_by_is_not_learned_on(tmp_path: Path) -> None:
+    """All images with classes are in the folder again: those of train are learned on."""
+    more = write_more(tmp_path / "more")
+    settings = graft_settings(tmp_path / "of", unlabelled=str(more))
+    for number, path in enumerate(sorted((tmp_path / "of").rglob("*.png"))):
+        shutil.copy(path, more / f"known{number}.png")
+    with create_run(tmp_path / "run", settings) as run:
+        sizes = open_data(run.folder / "data").sizes
+        assert run.settings.num_unlabelled == MORE + sizes["train"]
+        assert run.settings.num_left_out == sizes["search"] + sizes["test"]
 
 
 @pytest.mark.parametrize("damage", ["gone", "flipped", "cut"])

@@ -17,6 +17,11 @@ from searchspace.spec_file import load_space
 
 BASE: dict[str, Any] = {"data": "digits", "budget": "1cpu-minute"}
 WEIGHED: dict[str, Any] = {**BASE, "objectives": ("top1", "latency_ms")}
+SEGMENTS: dict[str, Any] = {
+    "task": "semantic",
+    "data": "cells",
+    "objectives": ("miou", "latency_ms"),
+}
 
 
 def write_table(path: Path, space: SearchSpace) -> LatencyTable:
@@ -59,10 +64,11 @@ def test_what_is_not_weighed_is_not_described(option: str, value: object) -> Non
         ("1gpu-minute", {}, Deployment(target="cuda-graph")),
         ("1gpu-minute", {"precision": "bf16"}, Deployment(target="cuda-graph", precision="bf16")),
         ("1gpu-minute", {"latency_of": "eager"}, Deployment()),
+        ("1gpu-minute", SEGMENTS, Deployment()),  # what `search.workers.dense_work` measures
     ],
 )
 def test_on_gpus_a_graph_is_timed_unless_something_else_is_said(
-    budget: str, said: dict[str, str], expected: Deployment
+    budget: str, said: dict[str, Any], expected: Deployment
 ) -> None:
     assert RunSettings(**{**WEIGHED, "budget": budget, **said}).deployment == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,24 @@ def test_maps_halve_at_any_size(name: str, strides: list[int]) -> None:
         backbone = TimmBackbone(TimmTarget(name)).eval()
         maps = backbone(torch.empty(1, 3, 100, 150))
     assert backbone.strides(None) == strides
-    # Padded to whole positions of the coarsest map: 128 x 160.
+    # As many positions as begin in the image, though it is padded to 128 x 160.
     assert [tuple(one.shape[1:]) for one in maps] == [
-        (dim, 128 // stride, 160 // stride)
+        (dim, math.ceil(100 / stride), math.ceil(150 / stride))
         for dim, stride in zip(backbone.dims, strides, strict=True)
     ]
+
+
+def test_a_segmenter_predicts_every_pixel_where_it_is() -> None:
+    """What an image is padded by, to whole positions, does not squeeze its classes."""
+    torch.manual_seed(0)
+    backbone = TimmBackbone(TimmTarget("test_resnet")).eval()
+    images = torch.randn(1, 3, 70, 90)
+    whole = backbone(torch.nn.functional.pad(images, (0, 6, 0, 26)))
+    for own, padded in zip(backbone(images), whole, strict=True):
+        rows, columns = own.shape[-2:]
+        assert torch.equal(own, padded[..., :rows, :columns])
+        assert rows == math.ceil(70 * padded.shape[-2] / 96)
+        assert columns == math.ceil(90 * padded.shape[-1] / 96)
 
 
 @pytest.mark.parametrize(

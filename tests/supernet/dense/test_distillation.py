@@ -15,7 +15,7 @@ from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 from supernet.data.dense import DenseData
 from supernet.dense import training
-from supernet.dense.batches import TrainOrder, train_batches
+from supernet.dense.batches import ShardPlan, TrainOrder, make_shard, train_batches
 from supernet.dense.distillation import (
     LOGITS_WEIGHT,
     PYRAMID_WEIGHT,
@@ -25,8 +25,9 @@ from supernet.dense.distillation import (
     pearson_distance,
     places_divergence,
 )
-from supernet.dense.network import DenseNetwork, build_dense, extract_dense
+from supernet.dense.network import DenseBatch, DenseNetwork, build_dense, extract_dense
 from supernet.dense.options import dense_options
+from supernet.dense.proposals import ImageSize
 from supernet.dense.shared import DenseSupernetTrainer
 from supernet.dense.teacher_files import read_dense_teacher, write_dense_teacher
 from supernet.dense.training import DenseTrainingOptions, gradients_of_step, train_dense
@@ -54,6 +55,11 @@ def network_of(chosen: DenseRecipe, data: DenseData, seed: int, *mixers: Any) ->
 def teacher_of(chosen: DenseRecipe, data: DenseData, fingerprint: str = "one") -> DenseTeacher:
     network = network_of(chosen, data, 5, CONV, CONV, CONV, CONV)
     return dense_teacher(network, chosen, fingerprint=fingerprint)
+
+
+def batch_of(images: Tensor) -> DenseBatch:
+    size = (images.shape[-2], images.shape[-1])
+    return DenseBatch(images=images, sizes=(ImageSize(content=size, padded=size),) * len(images))
 
 
 def trained(
@@ -105,9 +111,9 @@ def test_a_lesson_is_of_what_the_heads_make_of_the_same_images(folder: Path, nam
     chosen = recipe(name)
     data = open_for(folder, chosen)
     teacher = teacher_of(chosen, data)
-    lesson = DenseLesson(teacher, CPU)
+    lesson = DenseLesson(teacher, chosen, CPU)
     images = torch.randn(2, 3, 64, 64)
-    found = lesson.maps(images)
+    found = lesson.maps(batch_of(images))
     network: Any = teacher.network
     with torch.no_grad():
         maps = network.backbone(images, None)
@@ -128,6 +134,24 @@ def test_a_lesson_is_of_what_the_heads_make_of_the_same_images(folder: Path, nam
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_sees_the_images_as_it_was_trained_to_see_them(folder: Path, name: str) -> None:
+    """Also the padding, which is 0 in whatever way images are normalised."""
+    own = recipe(name, mean=(127.5, 100.0, 90.0), std=(127.5, 60.0, 50.0))
+    mine = recipe(name)
+    data = open_for(folder, mine)
+    teacher = teacher_of(own, data)
+    upright_and_lying = ShardPlan(indices=(0, 1), epoch=0, number=0)
+    seen, as_taught = (
+        make_shard(data.train, one, upright_and_lying, seed=0) for one in (mine, own)
+    )
+    assert not torch.allclose(seen.images, as_taught.images)
+    found = DenseLesson(teacher, mine, CPU).maps(seen)
+    expected = DenseLesson(teacher, own, CPU).maps(as_taught)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_comes_nearer_to_its_teacher_which_learns_nothing(
     folder: Path, name: str
 ) -> None:
@@ -138,14 +162,13 @@ def test_a_network_comes_nearer_to_its_teacher_which_learns_nothing(
     plain, taught = trained(data, chosen, None), trained(data, chosen, teacher)
     assert all(torch.equal(v, before[n]) for n, v in teacher.network.state_dict().items())
     assert differing(plain, taught)
-    lesson = DenseLesson(teacher, CPU)
+    lesson = DenseLesson(teacher, chosen, CPU)
     order = TrainOrder(data.train, chosen, seed=0)
     shards = next(iter(train_batches(order, 0, 1, rank=0, world_size=1, workers=0)))
-    images = shards[0].images
 
     def distance(network: DenseNetwork) -> float:
-        own = DenseLesson(dense_teacher(network, chosen), CPU)
-        losses = lesson.loss(own.maps(images), lesson.maps(images)).values()
+        own = DenseLesson(dense_teacher(network, chosen), chosen, CPU)
+        losses = lesson.loss(own.maps(shards[0]), lesson.maps(shards[0])).values()
         return float(torch.stack(list(losses)).sum())
 
     assert distance(taught) < distance(plain)
@@ -191,6 +214,9 @@ def test_a_teacher_of_another_kind_is_refused(folder: Path) -> None:
         pyramid.outputs[0].bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="maps that are no finite numbers"):
         check_dense_teacher(networks["cells_detection"], mute)
+    # Where only images bring it to light, the training names it.
+    with pytest.raises(FloatingPointError, match=r"The teacher a teacher makes maps that are no"):
+        trained(open_for(folder, chosen), chosen, mute)
     check_dense_teacher(networks["cells_detection"], teacher_of(chosen, open_for(folder, chosen)))
     assert all(network.training for network in networks.values())
 
@@ -202,7 +228,7 @@ def test_shared_weights_learn_from_it_as_the_extracted_network_does(
     """At every width; and the teacher is asked once for all architectures of a step."""
     chosen = recipe(name, drop_path=0.0)
     data = open_for(folder, chosen)
-    lesson = DenseLesson(teacher_of(chosen, data), CPU)
+    lesson = DenseLesson(teacher_of(chosen, data), chosen, CPU)
     torch.manual_seed(0)
     supernet = build_dense(space(), dense_options(chosen, len(data.class_names)))
     order = TrainOrder(data.train, chosen, seed=0)
@@ -263,8 +289,8 @@ def test_a_kept_teacher_says_the_same(folder: Path, tmp_path: Path, name: str) -
     own = dense_teacher(network, chosen, fingerprint=digest_of(network.state_dict()))
     key = write_dense_teacher(tmp_path, own)
     kept = read_dense_teacher(tmp_path, key)
-    images = torch.randn(1, 3, 64, 64)
-    said = [DenseLesson(one, CPU).maps(images) for one in (own, kept)]
+    images = batch_of(torch.randn(1, 3, 64, 64))
+    said = [DenseLesson(one, chosen, CPU).maps(images) for one in (own, kept)]
     assert all(torch.equal(a, b) for a, b in zip(*said, strict=True))
     with pytest.raises(ValueError, match="keeps the teacher that it began with"):
         read_dense_teacher(tmp_path, key[::-1])

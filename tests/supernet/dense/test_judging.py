@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,36 @@ def test_miou_is_the_mean_over_classes_of_shared_over_joined_pixels() -> None:
     assert measure.by_class == pytest.approx((25.0, 50.0, 50.0, None))
     assert measure.value == pytest.approx(100 * (0.25 + 0.5 + 0.5) / 3)
     assert measure.more["pixel_accuracy"] == pytest.approx(100 * 4 / 7)
+
+
+def test_images_with_nothing_in_them_do_not_lower_an_interval(split: DenseSplit) -> None:
+    """Images drawn anew among which there is no object have no AP: it is not 0."""
+    (first, *others) = split.images
+    bare = tuple(replace(image, objects=()) for image in others[:2])
+    some = replace(split, images=(first, *bare))
+    results = [
+        {"image_id": first.number, "category_id": one.label + 1, "bbox": list(one.annotated)}
+        | {"score": 0.5}
+        for one in first.objects
+    ]
+    found = average_precision(some, results, "bbox")
+    assert (found.value, found.low, found.high) == pytest.approx((100, 100, 100))
+    empty = class_areas(torch.zeros(2, 2), torch.full((2, 2), 255), 2)
+    right = class_areas(torch.zeros(2, 2), torch.zeros(2, 2), 2)
+    measure = miou(np.stack([right, empty, empty]))
+    assert (measure.value, measure.low, measure.high) == pytest.approx((100, 100, 100))
+
+
+def test_where_there_is_nothing_there_is_no_measure(split: DenseSplit) -> None:
+    bare = replace(split, images=tuple(replace(image, objects=()) for image in split.images))
+    found = [{"image_id": 0, "category_id": 1, "bbox": [1.0, 1.0, 9.0, 9.0], "score": 0.5}]
+    for results in (found, []):
+        with pytest.raises(ValueError, match="None of the 12 images has an object to judge by"):
+            average_precision(bare, results, "bbox")
+    with pytest.raises(ValueError, match="None of the 1 images has a pixel of a class"):
+        miou(class_areas(torch.zeros(2, 2), torch.full((2, 2), 255), 2)[None])
+    reds = (replace(i, objects=tuple(o for o in i.objects if o.label == 0)) for i in split.images)
+    assert average_precision(replace(split, images=tuple(reds)), [], "bbox").by_class == (0.0, None)
 
 
 def test_several_scales_and_mirror_images_average_probabilities(folder: Path) -> None:

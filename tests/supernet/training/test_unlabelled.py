@@ -14,6 +14,7 @@ from torch import nn
 from search.retraining.network import RetrainOptions, retrain
 from supernet.data import ImageData, Split, prepare_unlabelled
 from supernet.network.supernet import build_subnet
+from supernet.training.batches import train_shards
 from supernet.training.finishing import Mixing
 from supernet.training.training import TrainingOptions, train
 from supernet.training.training_step import labelled_loss
@@ -55,17 +56,42 @@ def test_the_loss_on_labels_is_the_mean_over_the_images_that_have_one() -> None:
     logits = torch.randn(4, 3, dtype=torch.float64)
     log_q = logits.log_softmax(1)
     for smoothing in (0.0, 0.2):
-        found = labelled_loss(logits, torch.tensor([2, -1, 0, -1]), smoothing)
+        found = labelled_loss(logits, torch.tensor([2, -1, 0, -1]), smoothing, 0.5)
         expected = 0.0
         for row, label in ((0, 2), (2, 0)):
             target = [smoothing / 3] * 3
             target[label] += 1 - smoothing
             expected -= sum(t * float(log_q[row, k]) for k, t in enumerate(target)) / 2
         assert float(found) == pytest.approx(expected)
-        assert float(labelled_loss(logits, torch.full((4,), -1), smoothing)) == 0.0
+        assert float(labelled_loss(logits, torch.full((4,), -1), smoothing, 0.0)) == 0.0
         known = torch.tensor([2, 1, 0, 1])
         plain = F.cross_entropy(logits, known, label_smoothing=smoothing)
-        torch.testing.assert_close(labelled_loss(logits, known, smoothing), plain)
+        torch.testing.assert_close(labelled_loss(logits, known, smoothing, 1.0), plain)
+
+
+@pytest.mark.parametrize("more", [{}, {"mixup": 0.8, "mixup_prob": 1.0}])
+def test_it_is_the_same_mean_however_a_step_is_split(
+    data: ImageData, more: dict[str, float]
+) -> None:
+    """A shard with one image that has a class does not weigh as much as one with three."""
+    recipe = recipe_with(0.5, shard_size=2, label_smoothing=0.1, **more)
+    split = without(data.full_train(), keep=9)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).requires_grad_(False)
+    for shards in train_shards(split, data, recipe, epoch=0, seed=1):
+        count = sum(int((shard.labels >= 0).sum()) for shard in shards)
+        expected, found = 0.0, 0.0
+        for shard in shards:
+            images, targets = shard.finished()
+            log_q = head(images).log_softmax(1)
+            probabilities = targets
+            if targets.ndim == 1:
+                known = (targets >= 0).unsqueeze(1)
+                probabilities = F.one_hot(targets.clamp_min(0), 2) * known
+            smooth = 0.9 * probabilities + 0.05 * probabilities.sum(1, keepdim=True)
+            expected -= float((smooth * log_q).sum()) / max(count, 1)
+            loss = labelled_loss(head(images), targets, 0.1, shard.labelled)
+            found += float(loss) * shard.share
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -87,8 +113,9 @@ def test_mixed_images_count_by_the_share_that_has_a_class(smoothing: float) -> N
         target = [smoothing / 3] * 3
         target[label] += 1 - smoothing
         total -= share * sum(t * float(log_q[row, k]) for k, t in enumerate(target))
-    assert float(labelled_loss(logits, targets, smoothing)) == pytest.approx(total / 2.0, rel=1e-5)
-    assert float(labelled_loss(logits, torch.zeros(4, 3), smoothing)) == 0.0
+    found = labelled_loss(logits, targets, smoothing, 0.5)
+    assert float(found) == pytest.approx(total / 2.0, rel=1e-5)
+    assert float(labelled_loss(logits, torch.zeros(4, 3), smoothing, 0.0)) == 0.0
 
 
 @pytest.mark.parametrize("more", [{}, {"mixup": 0.8, "mixup_prob": 1.0}])

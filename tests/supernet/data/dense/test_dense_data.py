@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supernet.data.dense import DenseData, open_dense_data
+from supernet.data.dense import DenseData, check_searched, open_dense_data, prepare_searched
 from supernet.data.dense.masks import decode_masks
 from supernet.data.dense.voc import convert_voc
+from supernet.dense.judging import average_precision
 from tests.tiny_dense import write_data
 
 Change = Callable[[dict[str, Any]], Any]
@@ -195,6 +197,70 @@ def test_a_part_of_the_training_images_is_held_out_the_same_for_a_seed(tmp_path:
     assert (len(names[0]), len(names[1]), len(names[0] | names[1])) == (8, 2, 10)
     assert data.held_out(0)[1] == judged
     assert any(data.held_out(seed)[1] != judged for seed in range(1, 5))
+
+
+def test_images_of_several_files_are_told_apart_when_each_counts_anew(tmp_path: Path) -> None:
+    """With a test split one learns from train and val, whose files may both begin at image 0."""
+    folder = write_data(tmp_path / "more", train=3, val=3)
+    val = folder / "annotations" / "instances_val.json"
+    shutil.copy(val, folder / "annotations" / "instances_test.json")
+    shutil.copytree(folder / "images" / "val", folder / "images" / "test")
+    train = opened(folder, "detection").train
+    assert len({image.number for image in train.images}) == len(train) == 6
+    truth = [
+        {"image_id": image.number, "category_id": one.label + 1, "bbox": list(one.annotated)}
+        | {"score": 0.5}
+        for image in train.images
+        for one in image.objects
+    ]
+    assert average_precision(train, truth, "bbox").value == pytest.approx(100)
+    # Where all numbers are different, they stay those of the annotations.
+    data = json.loads(val.read_text())
+    for entry, key in [(e, "id") for e in data["images"]] + [
+        (e, "image_id") for e in data["annotations"]
+    ]:
+        entry[key] += 100
+    val.write_text(json.dumps(data))
+    assert [i.number for i in opened(folder, "detection").train.images] == [0, 1, 2, 100, 101, 102]
+
+
+def test_a_part_of_the_images_is_spread_over_all_of_them(tmp_path: Path) -> None:
+    train = opened(write_data(tmp_path / "more", train=9, val=1), "detection").train
+    numbers = [[image.number for image in train.part(share).images] for share in (1.0, 0.34, 1e-9)]
+    assert numbers == [list(range(9)), [0, 3, 6], [0]]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("task", ["detection", "semantic"])
+def test_images_with_nothing_in_them_are_refused(folder: Path, task: str, split: str) -> None:
+    path = folder / "annotations" / f"instances_{split}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    for mask in (folder / "masks" / split).iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
+    use = {"train": "to learn from", "val": "to judge by"}[split]
+    with pytest.raises(ValueError, match=rf"neither an object nor a pixel .* cells {use}"):
+        opened(folder, task).check_files()
+
+
+def test_a_search_needs_objects_to_judge_by(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "more", train=10, val=1)
+    path = folder / "annotations" / "instances_train.json"
+    data = json.loads(path.read_text())
+    judged = [image.number for image in opened(folder, "detection").held_out(0)[1].images]
+    data["annotations"] = [one for one in data["annotations"] if one["image_id"] not in judged]
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="in any of the 2 images of more to judge a search by"):
+        prepare_searched(str(folder), "detection", seed=0, folder=tmp_path / "data")
+
+
+def test_another_class_is_other_data(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "more", train=10, val=1)
+    prepare_searched(str(folder), "semantic", seed=0, folder=tmp_path / "data")
+    assert check_searched(tmp_path / "data").num_classes == 3
+    with (folder / "classes.txt").open("a") as names:
+        names.write("green\n")
+    with pytest.raises(ValueError, match="are not those that the run was begun with"):
+        check_searched(tmp_path / "data")
 
 
 VOC = """<annotation><filename>a.jpg</filename><size><width>30</width><height>20</height></size>
