@@ -135,8 +135,8 @@ def choose(
         network = _network(found, picked)
         if any(limited.cost(network) > most for limited, most in limits):
             # Within for HiGHS, and beyond by what it takes for nothing.
-            for row in range(first, first + len(limits)):
-                high[row] -= 2 * FEASIBLE
+            for place in range(first, first + len(limits)):
+                high[place] -= 2 * FEASIBLE
             continue
         if network.key not in known:
             return network
