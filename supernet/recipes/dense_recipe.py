@@ -136,6 +136,10 @@ class TestImages(_Part):
     longest_side: Count | None
 
 
+# A training of fewer steps than so many warm-ups has a shorter one.
+SHORTEST_IN_WARMUPS = 5
+
+
 class Schedule(_Part):
     """The learning rate, step by step."""
 
@@ -146,7 +150,9 @@ class Schedule(_Part):
     factor: Share = Field(description="For milestones.")
     power: Positive = Field(description="For poly: (1 - step / steps) ** power.")
     min_lr: NotNegative = Field(description="For poly, where it ends.")
-    warmup_steps: int = Field(ge=0, description="Linear, up to what the schedule says then.")
+    warmup_steps: int = Field(
+        ge=0, description="Linear, up to what the schedule says then; a fifth of all steps at most."
+    )
     warmup_factor: Probability = Field(description="Where the warm-up starts, times that.")
 
 
@@ -283,7 +289,10 @@ class DenseRecipe(_Part):
         return not any(fnmatchcase(name, pattern) for pattern in self.no_weight_decay)
 
     def lr_at(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, of which there are so many (mmcv 1.3's hooks)."""
+        """Return the learning rate of a step, of which there are so many (mmcv 1.3's hooks).
+
+        Short trials of a search are no warm-up only: it takes a fifth of the steps at most.
+        """
         schedule = self.schedule
         if schedule.kind == "poly":
             share = (1 - step / steps) ** schedule.power
@@ -292,8 +301,9 @@ class DenseRecipe(_Part):
             length = self.epochs or self.steps or 1
             passed = sum(step * length >= at * steps for at in schedule.milestones)
             lr = self.lr * schedule.factor**passed
-        if step < schedule.warmup_steps:
-            lr *= 1 - (1 - step / schedule.warmup_steps) * (1 - schedule.warmup_factor)
+        warmup_steps = min(schedule.warmup_steps, steps / SHORTEST_IN_WARMUPS)
+        if step < warmup_steps:
+            lr *= 1 - (1 - step / warmup_steps) * (1 - schedule.warmup_factor)
         return lr
 
 
