@@ -274,7 +274,9 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
             f"{_too_few(num_points, 'network{} trained alone')} too few to say whether the "
             f"supernet's ranking can be trusted ({MIN_POINTS} are needed); it is used unchecked."
         )
-    best = max((SUPERNET, PREDICTOR), key=lambda name: taus.get(name, -1.0))
+    # Of few networks no predictor was measured.
+    ours = [name for name in (SUPERNET, PREDICTOR) if name in taus]
+    best = max(ours, key=lambda name: taus[name])
     rivals = {name: tau for name, tau in taus.items() if name not in (SUPERNET, PREDICTOR)}
     rival = max(rivals, key=lambda name: rivals[name])
     found = f"tau {taus[best]:.2f} over {num_points} networks"
@@ -286,9 +288,11 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
         if rivals[rival] >= taus[best]
         else "which is no agreement"
     )
+    who = f"Neither the supernet nor the predictor can be trusted here: the better one, the {best},"
+    if len(ours) == 1:
+        who = "The supernet cannot be trusted here: it"
     return "training", (
-        f"Neither the supernet nor the predictor can be trusted here: the better one, the {best}, "
-        f"has {found}, {reason}. Networks are judged by short training alone."
+        f"{who} has {found}, {reason}. Networks are judged by short training alone."
     )
 
 

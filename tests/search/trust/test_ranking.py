@@ -266,16 +266,16 @@ def test_without_a_supernet_too_few_networks_are_trained_alone() -> None:
             "others, nwot, has 0.40.",
         ),
         (
-            {"supernet": 0.5, "macs": 0.5},
+            {"supernet": 0.5, "predictor": 0.4, "macs": 0.5},
             "Neither the supernet nor the predictor can be trusted here: the better one, the "
             "supernet, has tau 0.50 over 12 networks, no better than macs (0.50). Networks are "
             "judged by short training alone.",
         ),
+        # Of few networks there is no predictor, and nothing is said of one.
         (
-            {"supernet": 0.0, "macs": -0.5},
-            "Neither the supernet nor the predictor can be trusted here: the better one, the "
-            "supernet, has tau 0.00 over 12 networks, which is no agreement. Networks are judged "
-            "by short training alone.",
+            {"supernet": -0.1, "macs": -0.5},
+            "The supernet cannot be trusted here: it has tau -0.10 over 12 networks, which is no "
+            "agreement. Networks are judged by short training alone.",
         ),
     ],
 )
