@@ -245,7 +245,8 @@ def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
     takes none.
     """
     learns = load_recipe(plan.recipe or "").distillation is not None
-    teacher = plan.teacher or (GRAFTED if learns and plan.img_size is None else None)
+    is_own_size = plan.img_size in (None, run.space().img_size)
+    teacher = plan.teacher or (GRAFTED if learns and is_own_size else None)
     return replace(plan, inherit=plan.start is None, teacher=teacher)
 
 

@@ -127,6 +127,9 @@ def test_a_member_is_healed_from_its_parts_beside_its_teacher(graft: Path) -> No
         assert network.start["stages.0.1.mlp.fc1.weight"].shape == (16, 16)
         taught = prepared.teacher.network.state_dict()
         assert all(torch.equal(value, taught[name]) for name, value in state.items())
+        # The size that the images have is no other one.
+        same = prepare(run, [number], RetrainPlan(epochs=1, img_size=TEACHER.img_size))
+        assert same.teacher is not None
         # With a recipe that learns from labels alone there is no teacher.
         from supernet.recipes import dump_recipe
 
