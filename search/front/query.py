@@ -105,9 +105,7 @@ def judged_by(run: RunFolder, query: FrontQuery) -> tuple[Candidate, ...]:
         ValueError: If there are none.
     """
     objectives = query.objectives or run.settings.objectives
-    # A graft has judged networks beyond its limits, to learn what parts are worth.
-    kept = run.space().limits if run.settings.teacher else {}
-    limits = {**kept, **run.settings.measured_limits, **query.limits}
+    limits = {**run.limits, **query.limits}
     trials = trials_of(run)
     found = judged_at(trials, fidelity=query.fidelity, objectives=objectives, limits=limits)
     return add_forecasts(add_probabilities(found, objectives), trials, epochs=recipe_epochs(run))

@@ -34,8 +34,7 @@ def promote(session: Session, plan: Plan) -> None:
         base=SUPERNET if estimator == SUPERNET else ZERO_COST,
         rungs=list(epochs),
         objectives=session.settings.objectives,
-        # Of a graft what parts are worth is judged beyond the limits, too.
-        limits={**session.space.limits, **session.settings.measured_limits},
+        limits=session.run.limits,
         forecast=forecast,
     )
     if estimator == SUPERNET:  # a zero-cost score is no accuracy

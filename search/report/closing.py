@@ -178,7 +178,7 @@ def _report_data(run: RunFolder) -> report.ReportData:
         data=run.settings.data,
         seed=run.settings.seed,
         objectives=run.settings.objectives,
-        limits=run.settings.measured_limits,
+        limits=run.limits,
         strategy=run.settings.strategy,
         budget=run.settings.parsed_budget,
         spent_seconds=run.state.spent,

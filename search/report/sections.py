@@ -14,6 +14,7 @@ from search.results import (
     describe_fidelity,
     knee,
 )
+from search.terminal import format_count
 from searchspace.architecture import differ_in_dims
 from searchspace.mixers import (
     Elsa,
@@ -46,7 +47,7 @@ def front_content(
     Args:
         judged: Candidates by fidelity; the front is that of the first.
         objectives: What the front weighs.
-        limits: Of measured costs, which all candidates keep to.
+        limits: Of costs, which all candidates keep to.
     """
     fidelity, top = next(iter(judged.items()))
     members = sorted((c for c in top if c.on_front), key=by_macs)
@@ -92,8 +93,15 @@ def axis_name(objective: str) -> str:
 
 
 def limits_text(limits: Mapping[str, float]) -> str:
-    """Write limits of measured costs: ``latency of 3 ms``."""
-    return enumerate_words([f"{AXES[n]} of {most:g} {UNITS[n]}" for n, most in limits.items()])
+    """Write limits of costs: ``latency of 3 ms``, ``100M MACs``."""
+    return enumerate_words(
+        [
+            f"{AXES[name]} of {most:g} {UNITS[name]}"
+            if name in UNITS
+            else f"{format_count(int(most))} {AXES[name]}"
+            for name, most in limits.items()
+        ]
+    )
 
 
 def columns(names: Sequence[str], *, words: Sequence[str] = ()) -> Columns:

@@ -212,6 +212,15 @@ class RunFolder:
             return space
         return space.replace(num_classes=self._num_classes())
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Upper limits that a front keeps to: of measured costs, and of a graft all of them.
+
+        A graft judges networks beyond those of its space as well, to learn what parts are worth.
+        """
+        own = self.space().limits if self.settings.teacher else {}
+        return {**own, **self.settings.measured_limits}
+
     def _num_classes(self) -> int:
         if self.settings.classifies:
             return self.data().num_classes

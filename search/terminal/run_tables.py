@@ -135,7 +135,7 @@ def status_table(run: RunFolder) -> Table:
     )
     table.add_row("trials", states)
     if searched_fidelities(trials):
-        shown, limits = shown_fidelity(trials), run.settings.measured_limits
+        shown, limits = shown_fidelity(trials), run.limits
         within = [t for t in trials if t.fidelity == shown and is_within(t, limits)]
         best = "none is within the limits"
         if any(trial.state == "done" for trial in within):

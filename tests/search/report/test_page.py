@@ -18,7 +18,7 @@ from search.record.record import Trial
 from search.report.page import ReportData, best_in_plane, front_png, write_report
 from search.report.payload import hypervolume_payload, spent_at, view_payload
 from search.results.candidates import candidates, front
-from search.terminal import format_chance
+from search.terminal import format_chance, format_count
 from search.trust.ranking import trust_points, trust_report
 from tests.tiny_trials import trial
 
@@ -313,6 +313,17 @@ def test_the_page_keeps_to_the_limits_that_the_table_keeps_to(tmp_path: Path) ->
     assert "4 networks were judged at train-3e" in page.text
     assert "within the limits (latency of 4 ms)" in page.text
     assert len(page.data["hypervolume"][0]["volume"]) == 4
+
+
+def test_limits_of_what_is_counted_hold_on_the_page_of_a_graft(tmp_path: Path) -> None:
+    """Its run judges networks beyond them, to learn what parts are worth."""
+    trials = [trial(n, correct=100 + 9 * n) for n in range(1, 8)]
+    most = float(sorted(one.macs for one in trials)[3])
+    limits = {"macs": most}
+    write_report(tmp_path / "report.html", replace(make_report(tuple(trials)), limits=limits))
+    page = Page(tmp_path / "report.html")
+    assert max(page.data["networks"]["macs"]) == most
+    assert f"within the limits ({format_count(int(most))} MACs)" in page.text
 
 
 @pytest.mark.parametrize("chance", [0.0, 1e-9, 4e-4, 0.0099, 0.5, 0.991, 0.99951, 1 - 1e-8, 1.0])
