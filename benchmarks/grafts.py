@@ -265,20 +265,28 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
             if not options.table:
                 words = ("--epochs", str(epochs))
                 train_all(rows, arm, run, members(run, options.members), [seed], words)
-    dearest = max((row.macs for row in rows.rows), default=1)
-    boxes: dict[str, list[float]] = {}
-    for arm in arms:
-        for seed in range(len(pairs)):
-            own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
-            points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
-            box = hypervolume(points, np.array([CHANCE, dearest])) if own else 0.0
-            boxes.setdefault(arm, []).append(100 * box / (CHANCE * dearest))
+    boxes = {arm: _boxes(rows, arm) for arm in arms}
     yield "| arm | hypervolume % by seed |\n|---|---|"
     for arm, found in boxes.items():
-        yield f"| {arm} | {', '.join(f'{value:.2f}' for value in found)} |"
+        by_seed = (f"{found[seed]:.2f}" if seed in found else "-" for seed in range(len(pairs)))
+        yield f"| {arm} | {', '.join(by_seed)} |"
     for arm in arms[1:]:
-        gains = [one - two for one, two in zip(boxes["graft"], boxes[arm], strict=True)]
-        yield _mean_of(gains, f"hypervolume of the graft above {arm}")
+        there = sorted(boxes["graft"].keys() & boxes[arm].keys())
+        gains = [boxes["graft"][seed] - boxes[arm][seed] for seed in there]
+        if gains:
+            yield _mean_of(gains, f"hypervolume of the graft above {arm}")
+
+
+def _boxes(rows: Rows, arm: str) -> dict[int, float]:
+    """Return the hypervolume of an arm's fronts by seed, in percent of the box of all rows."""
+    dearest = max((row.macs for row in rows.rows), default=1)
+    found = {}
+    for seed in sorted({row.seed for row in rows.rows if row.arm == arm}):
+        own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
+        points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
+        box = hypervolume(points, np.array([CHANCE, dearest]))
+        found[seed] = 100 * box / (CHANCE * dearest)
+    return found
 
 
 def members(run: Path, number: int) -> list[int]:
