@@ -193,6 +193,19 @@ class Architecture:
             ) from error
 
 
+def check_colours(in_chans: int) -> None:
+    """Check that a network or space takes images as they are read: in red, green and blue.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if in_chans != 3:
+        raise ValueError(
+            f"Images are read in three colours, and this network takes in_chans={in_chans}. Take "
+            "one with in_chans=3; grey images are read into three equal colours."
+        )
+
+
 def describe(architecture: Architecture, *, with_dims: bool = False) -> str:
     """Write the mixers compactly, a stage between bars: ``elsa7 h3 | win7 h24``.
 

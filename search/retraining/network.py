@@ -20,7 +20,7 @@ from search.retraining.model_card import RetrainResult, model_card
 from search.retraining.out_folder import RESULT_FILE, claim_folder, save_weights
 from search.retraining.tensorboard import TensorBoard
 from search.retraining.together import joined
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, check_colours
 from searchspace.cost import count
 from supernet.data import ImageData, Split, Unlabelled
 from supernet.network import build_subnet, interpolated_start
@@ -195,7 +195,8 @@ def _same_training(found: RetrainResult, options: RetrainOptions) -> RetrainResu
 
 
 def check_fit(architecture: Architecture, data: ImageData) -> None:
-    """Refuse images of another size, or other classes, than the architecture's."""
+    """Refuse images of another size, other colours or other classes than the architecture's."""
+    check_colours(architecture.in_chans)
     wanted = (architecture.img_size, architecture.num_classes)
     if wanted != (data.img_size, data.num_classes):
         raise ValueError(

@@ -13,6 +13,7 @@ from search.plan import SHARES, split_shares
 from search.results import CLOSED_FORM, MEASURED, OBJECTIVES, TASK_QUALITIES
 from search.run_folder.storage import storage_url
 from search.run_folder.teacher import read_teacher
+from searchspace.architecture import check_colours
 from searchspace.deployment import Deployment
 from searchspace.graft_space import graft_space
 from searchspace.latency_table import LatencyTable
@@ -365,6 +366,7 @@ class RunSettings:
             img_size=space.img_size if self.img_size is None else self.img_size,
             limits={**space.limits, **limits},
         )
+        check_colours(changed.in_chans)
         if changed != space:
             check_space(changed)
         return changed

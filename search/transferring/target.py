@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from search.run_folder import load_target
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, check_colours
 from searchspace.cost import Cost
 from searchspace.dense import TASK_SIZES, check_backbone
 from searchspace.dense_cost import count_dense, count_heads
@@ -36,6 +36,7 @@ def check_target(target: Target) -> None:
         ValueError: If it is not.
     """
     if isinstance(target, Architecture):
+        check_colours(target.in_chans)
         check_backbone(target)
         return
     with torch.device("meta"):
