@@ -130,7 +130,7 @@ def test_other_axes_move_the_points(page: Page) -> None:
 
 def test_another_fidelity_shows_other_networks(page: Page) -> None:
     def count() -> int:
-        groups = f"{FRONT}.data.filter((t) => !t.name.startsWith('one mixer'))"
+        groups = f"{FRONT}.data.filter((t) => !t.name.startsWith('one kind of mixer'))"
         return int(page.evaluate(f"{groups}.flatMap((t) => t.customdata ?? []).length"))
 
     alone = count()
