@@ -23,8 +23,8 @@ the CSV file as they come; with ``--table`` only what is there is summarised.
   MACs) with the reference point (90 %, MACs of the dearest member), in percent. Each pair of runs
   is a seed, whose retrainings have its number. ``--longer`` counts the teacher's training: the
   members from noise are retrained for so many epochs as well.
-- ``taught``: a front's members with and without a teacher, with the same recipe and seeds. Of
-  several runs each is a seed.
+- ``taught``: a front's members with and without a teacher, with the same recipe and seeds, or
+  with another ``--recipe`` beside the teacher. Of several runs each is a seed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from search.front import FrontQuery, choose_rows, judged_by, retarget
 from search.grafting import KL, GraftScores, graft_networks, graft_scores
 from search.record import Measured
 from search.results import hypervolume
+from search.retraining.wanted import RetrainPlan
 from search.run_folder import DATA, RunFolder, open_run, own_run
 from search.trust.ranking import compare
 from search.workers.graft_worker import GraftEvaluator, make_graft_job
@@ -80,12 +81,17 @@ def trained(run: Path, number: int, seed: int, words: Sequence[str]) -> float:
     subprocess.run([*command, "--seed", str(seed), *words], check=True)
     options = dict(zip(words[::2], words[1::2], strict=True))
     with open_run(run) as folder:
+        given = RetrainPlan(
+            recipe=options.get("--recipe") or folder.settings.retrain_recipe,
+            epochs=int(options["--epochs"]),
+        )
+        label = given.label(given.load_recipe())
         is_taught = "--teacher" in options or folder.teacher is not None
         found = [
             trial.measured.top1
             for trial in folder.record.trials(state="done")
             if (trial.architecture_id, trial.seed) == (number, seed)
-            and f"-{options['--epochs']}e" in trial.fidelity
+            and f"{trial.fidelity}-".startswith(f"retrain-{label}-")
             and ("taught-by" in trial.fidelity) == is_taught
         ]
     return found[-1]
@@ -243,6 +249,7 @@ def taught(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     runs: list[Path] = [options.run, *options.others]
     words = ("--epochs", str(options.epochs))
     more = (*words, "--teacher", str(options.teacher))
+    more += ("--recipe", options.recipe) if options.recipe else ()
     for number, run in enumerate(runs):
         if not options.table:
             seeds = [number] if options.others else range(options.seeds)
@@ -342,6 +349,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.75)
     parser.add_argument("--teacher")
+    parser.add_argument(
+        "--recipe", help="Of the arm with the teacher, e.g. a heavier distillation."
+    )
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     rows = Rows(options.csv)
