@@ -35,7 +35,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -266,13 +266,14 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
         raise ValueError(f"Name a graft and a search from noise for each seed, got {len(runs)}.")
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     arms = ARMS if options.longer else ARMS[:2]
+    whole: dict[tuple[str, int], list[int]] = {}
     for seed, (graft, scratch) in enumerate(pairs):
         for arm, run in zip(arms, (graft, scratch, scratch), strict=False):
             epochs = options.longer if arm == "longer" else options.epochs
+            whole[arm, seed] = members(run, options.members)
             if not options.table:
-                words = ("--epochs", str(epochs))
-                train_all(rows, arm, run, members(run, options.members), [seed], words)
-    boxes = {arm: _boxes(rows, arm) for arm in arms}
+                train_all(rows, arm, run, whole[arm, seed], [seed], ("--epochs", str(epochs)))
+    boxes = {arm: _boxes(rows, arm, whole) for arm in arms}
     yield "| arm | hypervolume % by seed |\n|---|---|"
     for arm, found in boxes.items():
         by_seed = (f"{found[seed]:.2f}" if seed in found else "-" for seed in range(len(pairs)))
@@ -284,12 +285,14 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
             yield _mean_of(gains, f"hypervolume of the graft above {arm}")
 
 
-def _boxes(rows: Rows, arm: str) -> dict[int, float]:
-    """Return the hypervolume of an arm's fronts by seed, in percent of the box of all rows."""
+def _boxes(rows: Rows, arm: str, whole: Mapping[tuple[str, int], list[int]]) -> dict[int, float]:
+    """Return the hypervolume of an arm's whole fronts, in percent of the box of all rows."""
     dearest = max((row.macs for row in rows.rows), default=1)
     found = {}
-    for seed in sorted({row.seed for row in rows.rows if row.arm == arm}):
+    for seed in (seed for name, seed in whole if name == arm):
         own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
+        if len(own) < len(whole[arm, seed]):
+            continue
         points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
         box = hypervolume(points, np.array([CHANCE, dearest]))
         found[seed] = 100 * box / (CHANCE * dearest)
@@ -316,7 +319,7 @@ def _differences(rows: Rows, one: str, two: str, what: str) -> Iterator[str]:
     gains = [
         float(np.mean(means[one, seed]) - np.mean(means[two, seed]))
         for seed in seeds
-        if means[one, seed] and means[two, seed]
+        if 0 < len(means[one, seed]) == len(means[two, seed])
     ]
     if not gains:
         return

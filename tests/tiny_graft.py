@@ -100,13 +100,18 @@ def write_learned_graft(folder: Path) -> Path:
 
 def add_judged(record: Record, network: Architecture, kl: float) -> int:
     """Add a network that was judged as it is, worse by its KL."""
+    correct = round(IMAGES * (0.9 - 0.2 * kl))
+    values = Measured(top1=100 * correct / IMAGES, correct=correct, total=IMAGES, kl=kl)
+    return add_measured(record, network, values)
+
+
+def add_measured(record: Record, network: Architecture, measured: Measured) -> int:
+    """Add a network that was judged as it is; return its id."""
     cost = count(network)
     number = record.add_architecture(network, params=cost.params, macs=cost.macs)
     trial = record.add_trial(number, fidelity="supernet", seed=0, origin="score")
     attempt = record.start_attempt("score", devices=0, trial_id=trial)
-    correct = round(IMAGES * (0.9 - 0.2 * kl))
-    values = Measured(top1=100 * correct / IMAGES, correct=correct, total=IMAGES, kl=kl)
-    record.finish_attempt(attempt, outcome="done", measured=values)
+    record.finish_attempt(attempt, outcome="done", measured=measured)
     return number
 
 

@@ -7,9 +7,11 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -59,6 +61,7 @@ from search.results import (
     describe_fidelity,
     is_within,
     mixing_gains,
+    non_dominated,
     passed_over,
     retrained,
 )
@@ -90,7 +93,7 @@ class ReportData:
         space: Name of what was searched.
         data: Name of the images.
         objectives: What the front weighs, see `search.results.candidates.OBJECTIVES`.
-        limits: Upper limits of measured costs by name; networks beyond them are left out.
+        limits: Upper limits of costs by name; networks beyond them are left out.
         spent_seconds: Device-seconds charged to the budget.
         spent_by_phase: Device-seconds, in the order of the phases.
         trials: All of the run.
@@ -244,16 +247,8 @@ def front_png(
 
 def best_in_plane(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return those that none beats in accuracy at no more MACs, by rising MACs."""
-    best: list[Candidate] = []
-    for one in sorted(candidates, key=by_macs):
-        # Equals in both are all among the best.
-        if not best or one.top1 > best[-1].top1 or _place(one) == _place(best[-1]):
-            best.append(one)
-    return best
-
-
-def _place(candidate: Candidate) -> tuple[float, float]:
-    return candidate.macs, candidate.top1
+    losses = np.array([(-c.top1, c.macs) for c in candidates], dtype=float).reshape(-1, 2)
+    return sorted(compress(candidates, non_dominated(losses)), key=by_macs)
 
 
 def _payload(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, Any]:

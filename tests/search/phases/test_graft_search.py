@@ -22,6 +22,7 @@ from searchspace.architecture import Architecture, Stage
 from searchspace.cost import count
 from searchspace.graft_space import Replacement, with_replacements
 from searchspace.mixers import NoMixer, WindowAttention
+from tests.tiny_graft import add_measured
 from tests.tiny_trials import trial
 
 WINDOW = WindowAttention(window_size=4, num_heads=2)
@@ -37,14 +38,6 @@ def record(tmp_path: Path) -> Iterator[Record]:
         yield found
 
 
-def judge(record: Record, network: Architecture, measured: Measured) -> None:
-    cost = count(network)
-    number = record.add_architecture(network, params=cost.params, macs=cost.macs)
-    one = record.add_trial(number, fidelity="supernet", seed=0, origin="score")
-    attempt = record.start_attempt("score", devices=0, trial_id=one)
-    record.finish_attempt(attempt, outcome="done", measured=measured)
-
-
 def session_of(record: Record) -> Any:
     return SimpleNamespace(
         record=record,
@@ -57,7 +50,7 @@ def session_of(record: Record) -> Any:
 def test_a_score_has_the_costs_that_were_measured(record: Record) -> None:
     """Networks are promoted by them: without its latency none is within a limit of it."""
     judged = Measured.judged(9, 10)
-    judge(record, EMPTIED, judged | Measured(kl=0.25, latency_ms=2.0, memory_mib=3.0))
+    add_measured(record, EMPTIED, judged | Measured(kl=0.25, latency_ms=2.0, memory_mib=3.0))
     _write_scores(session_of(record), KL)
     (scored,) = record.trials(fidelity=ZERO_COST)
     assert losses_of(scored, ("top1", "latency_ms", "memory_mib")) == (0.25, 2.0, 3.0)
@@ -65,8 +58,8 @@ def test_a_score_has_the_costs_that_were_measured(record: Record) -> None:
 
 def test_networks_that_a_larger_budget_adds_are_estimated_as_well(record: Record) -> None:
     """Else an estimator that one of them lacks is compared no more."""
-    judge(record, TEACHER, Measured(kl=0.0))
-    judge(record, EMPTIED, Measured(kl=0.25))
+    add_measured(record, TEACHER, Measured(kl=0.0))
+    add_measured(record, EMPTIED, Measured(kl=0.25))
     session, asked = session_of(record), list[list[Architecture]]()
 
     def call(method: str, networks: list[Architecture], while_waiting: object) -> Any:
