@@ -21,8 +21,8 @@ the CSV file as they come; with ``--table`` only what is there is summarised.
   teacher itself trained on alike; the difference in points, paired by seed.
 - ``fronts`` (G2): the members of both fronts, retrained alike; the hypervolume of (test error,
   MACs) with the reference point (90 %, MACs of the dearest member), in percent. Each pair of runs
-  is a seed, whose retrainings have its number. ``--longer`` counts the teacher's training: the
-  members from noise are retrained for so many epochs as well.
+  is a seed, whose retrainings have its number, from ``--first-seed`` on. ``--longer`` counts the
+  teacher's training: the members from noise are retrained for so many epochs as well.
 - ``taught``: a front's members with and without a teacher, with the same recipe and seeds, or
   with another ``--recipe`` beside the teacher. Of several runs each is a seed.
 """
@@ -250,7 +250,7 @@ def taught(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     words = ("--epochs", str(options.epochs))
     more = (*words, "--teacher", str(options.teacher))
     more += ("--recipe", options.recipe) if options.recipe else ()
-    for number, run in enumerate(runs):
+    for number, run in enumerate(runs, options.first_seed):
         if not options.table:
             seeds = [number] if options.others else range(options.seeds)
             chosen = members(run, options.members)
@@ -267,7 +267,7 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     arms = ARMS if options.longer else ARMS[:2]
     whole: dict[tuple[str, int], list[int]] = {}
-    for seed, (graft, scratch) in enumerate(pairs):
+    for seed, (graft, scratch) in enumerate(pairs, options.first_seed):
         for arm, run in zip(arms, (graft, scratch, scratch), strict=False):
             epochs = options.longer if arm == "longer" else options.epochs
             whole[arm, seed] = members(run, options.members)
@@ -276,7 +276,8 @@ def fronts(options: argparse.Namespace, rows: Rows) -> Iterator[str]:
     boxes = {arm: _boxes(rows, arm, whole) for arm in arms}
     yield "| arm | hypervolume % by seed |\n|---|---|"
     for arm, found in boxes.items():
-        by_seed = (f"{found[seed]:.2f}" if seed in found else "-" for seed in range(len(pairs)))
+        seeds = sorted({seed for name, seed in whole if name == arm})
+        by_seed = (f"{found[seed]:.2f}" if seed in found else "-" for seed in seeds)
         yield f"| {arm} | {', '.join(by_seed)} |"
     for arm in arms[1:]:
         there = sorted(boxes["graft"].keys() & boxes[arm].keys())
@@ -350,6 +351,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--longer", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="Of the first run or pair.")
     parser.add_argument("--share", type=float, default=0.75)
     parser.add_argument("--teacher")
     parser.add_argument(
