@@ -3,6 +3,7 @@
     nohup python benchmarks/compare_strategies.py --data cifar10_25k.tar.xz > study.log 2>&1 &
     python benchmarks/compare_strategies.py --table       # of what is there
     python benchmarks/compare_strategies.py --table --csv CSV   # of a finished study
+    python benchmarks/compare_strategies.py --first-seed 2 --seeds 3 --csv CSV ...   # adds seed 2
 
 For every seed each arm has the same budget, images, space and objectives (top1 and macs):
 
@@ -31,6 +32,10 @@ the run's own judgements was within 1 % of its final hypervolume, and the horizo
 Killed and started again with the same options, it goes on. Seeds are finished one after the other.
 A command that is under way when only this script is killed (kill -9) goes on alone, and the next
 start is refused until it has ended.
+
+A study may be spread over days and machines: with ``--csv`` and ``--first-seed`` further seeds are
+added to a table that is there. The ``study.json`` beside it says with which settings; others are
+refused.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
             parser.error("a study needs the images: add --data cifar10_25k.tar.xz")
         try:
             study = _study(arguments)
-            _prepare(study)
+            _prepare(study, path)
         except ValueError as error:
             parser.error(str(error))
         # A stop from outside ends the command that is under way as Ctrl-C does.
@@ -95,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=20, help="of each retraining")
     parser.add_argument("--members", type=int, default=4, help="the most retrained of a front")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="rows of others are kept")
     parser.add_argument("--cores", type=int, help="to use; default: all that this process may use")
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"))
     parser.add_argument("--csv", type=Path, help="of the results; default: strategies.csv in --out")
@@ -105,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 def _study(arguments: argparse.Namespace) -> Study:
     names = (
         *("data", "space", "recipe", "budget", "img_size", "epochs", "trial_epochs"),
-        *("members", "sizes", "seeds", "out"),
+        *("members", "sizes", "seeds", "first_seed", "out"),
     )
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if values["img_size"] is None:
@@ -114,7 +120,7 @@ def _study(arguments: argparse.Namespace) -> Study:
     return Study(**values, cores=cores)
 
 
-def _prepare(study: Study) -> None:
+def _prepare(study: Study, results: Path) -> None:
     """Take the cores, and check that a study that goes on is the same one."""
     allowed = sorted(os.sched_getaffinity(0))
     if study.cores > len(allowed):
@@ -125,24 +131,27 @@ def _prepare(study: Study) -> None:
     # Seeds may be added to a study that has begun.
     study.prepare()
     fixed = {**asdict(study), "data": Path(study.data).name}
-    fixed = {name: value for name, value in fixed.items() if name not in ("out", "seeds")}
-    study.out.mkdir(parents=True, exist_ok=True)
-    path = study.out / "study.json"
-    if path.is_file():
-        if json.loads(path.read_text())["settings"] != fixed:
-            raise ValueError(
-                f"{study.out} holds a study with other settings, see {path}. Choose another --out."
-            )
-        return
+    free = ("out", "seeds", "first_seed")
+    fixed = {name: value for name, value in fixed.items() if name not in free}
     about = {
         "settings": fixed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {study.cores} used",
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
-    partial = path.with_name("study.json.partial")
-    partial.write_text(json.dumps(about, indent=2) + "\n")
-    partial.replace(path)
+    # The runs and the table may be of different days: neither goes on with other settings.
+    for folder in dict.fromkeys((study.out, results.parent)):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "study.json"
+        if not path.is_file():
+            partial = path.with_name("study.json.partial")
+            partial.write_text(json.dumps(about, indent=2) + "\n")
+            partial.replace(path)
+        elif json.loads(path.read_text())["settings"] != fixed:
+            raise ValueError(
+                f"{folder} holds a study with other settings, see {path}. Choose another --out or "
+                f"--csv."
+            )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ DONE_SHARE = 0.99
 
 def all_found(study: Study) -> Iterable[tuple[str, int, Found]]:
     """Read what is done, by seed and arm."""
-    for seed in range(study.seeds):
+    for seed in study.here():
         for arm in ARMS:
             found = found_by(study, arm, seed)
             if found is not None:

@@ -25,9 +25,18 @@ RUN_COLUMNS = (
 
 
 def write_results(study: Study, path: Path) -> None:
-    """Write what is there: a row a network, and a row a run beside them."""
-    write_rows(path, rows_of(study))
-    write_rows(path.with_name("runs.csv"), runs_of(study), RUN_COLUMNS)
+    """Write what is there: a row a network, and a row a run beside them.
+
+    Rows of seeds that are not run here stay, e.g. of an earlier day or another machine.
+    """
+    runs = path.with_name("runs.csv")
+    write_rows(path, [*_of_others(study, path), *rows_of(study)])
+    write_rows(runs, [*_of_others(study, runs), *runs_of(study)], RUN_COLUMNS)
+
+
+def _of_others(study: Study, path: Path) -> list[Row]:
+    rows = read_rows(path) if path.is_file() else []
+    return [row for row in rows if int(row["seed"]) not in study.here()]
 
 
 def rows_of(study: Study) -> list[Row]:

@@ -47,7 +47,8 @@ class Study:
         trial_epochs: Of each trial of the afternoon's script.
         members: The most that are retrained of a front; at least 2.
         sizes: Of each single mixer.
-        seeds: Of the runs, 0 to this, exclusive.
+        seeds: Of the runs, `first_seed` to this, exclusive.
+        first_seed: Of the first that is run here; rows of those before it are kept as they are.
         cores: That every command may use.
         out: Folder of the runs.
     """
@@ -62,6 +63,7 @@ class Study:
     members: int
     sizes: int = 3
     seeds: int
+    first_seed: int = 0
     cores: int
     out: Path
 
@@ -72,6 +74,16 @@ class Study:
             if getattr(self, name) < least:
                 option, given = name.replace("_", "-"), getattr(self, name)
                 raise ValueError(f"--{option} must be at least {least}, got {given}. Give more.")
+        if not 0 <= self.first_seed < self.seeds:
+            raise ValueError(
+                f"--first-seed must be at least 0 and below --seeds ({self.seeds}), got "
+                f"{self.first_seed}. To add seed {self.first_seed}, give --seeds "
+                f"{max(self.first_seed, 0) + 1}."
+            )
+
+    def here(self) -> range:
+        """Name the seeds that are run here."""
+        return range(self.first_seed, self.seeds)
 
     def folder(self, arm: str, seed: int) -> Path:
         """Name the folder of a run."""

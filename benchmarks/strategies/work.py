@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_study(study: Study, path: Path) -> None:
     """Do what is left to do, one seed after the other; write the results after every command."""
-    for seed in range(study.seeds):
+    for seed in study.here():
         for arm in ARMS:
             _search(study, arm, seed)
             write_results(study, path)

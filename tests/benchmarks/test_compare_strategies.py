@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import compare_strategies
+from benchmarks.compare_strategies import main
 from benchmarks.strategies import found as finding
 from benchmarks.strategies import work
 from benchmarks.strategies.found import found_by
@@ -214,6 +216,43 @@ def test_a_seed_is_finished_before_the_next_and_a_network_is_retrained_once_for_
     assert {(row["seed"], row["test_top1"]) for row in rows} == {("0", "50.00"), ("1", "51.00")}
     runs = read_rows(tmp_path / "runs.csv")
     assert [(row["arm"], row["trained"]) for row in runs] == [(a, "2") for a in arms] * 2
+
+
+def test_a_seed_is_added_to_the_table_of_another_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, table = Program(monkeypatch), tmp_path / "table" / "rows.csv"
+    for name in ("table", "monday", "tuesday"):
+        (tmp_path / name).mkdir()
+    run_study(study(tmp_path / "monday", seeds=1), table)
+    monday = read_rows(table)
+    asked = replace(study(tmp_path / "tuesday", seeds=2), first_seed=1)
+    run_study(asked, table)
+    arms = ("supernet", "proxy", "nsga2", "tpe", "random")
+    assert names(program.commands) == [f"{arm}-s{seed}" for seed in (0, 1) for arm in arms]
+    assert read_rows(table) == [*monday, *rows_of(asked)]
+    runs = read_rows(table.with_name("runs.csv"))
+    assert [row["seed"] for row in runs] == ["0"] * len(arms) + ["1"] * len(arms)
+    run_study(asked, table)
+    assert read_rows(table) == [*monday, *rows_of(asked)]
+
+
+def test_a_table_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_strategies, "run_study", lambda study, path: write_rows(path, []))
+    monkeypatch.setattr(Study, "prepare", lambda study: SPACE)
+    table = str(tmp_path / "rows.csv")
+    words = ["--data", "digits", "--cores", "1", "--csv", table]
+    main([*words, "--out", str(tmp_path / "monday")])
+    main([*words, "--out", str(tmp_path / "tuesday"), "--first-seed", "3", "--seeds", "4"])
+    for other in (["--epochs", "9"], ["--budget", "1cpu-minutes"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--out", str(tmp_path / "wednesday"), *other])
+        assert "study with other settings" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--out", str(tmp_path / "tuesday"), "--first-seed", "3"])
+    assert "--seeds 4" in capsys.readouterr().err
 
 
 def test_a_study_goes_on_after_a_kill_and_does_nothing_twice(
