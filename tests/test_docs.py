@@ -325,12 +325,11 @@ def imported(name: str) -> str:
 
 
 def test_every_file_of_a_run_is_described() -> None:
-    from search.cli.config_file import OPTIONS_FILE
-    from search.run_folder.folder import ADDRESS, LOCK, RECORD, SPACE
+    from search.run_folder.folder import ADDRESS, LOCK, OPTIONS, RECORD, SPACE
     from search.run_folder.settings import RECIPES
     from supernet.data import arrays, image_data, summary
 
-    names = {ADDRESS, LOCK, RECORD, SPACE, OPTIONS_FILE, *(f"{name}.yaml" for name in RECIPES)}
+    names = {ADDRESS, LOCK, RECORD, SPACE, OPTIONS, *(f"{name}.yaml" for name in RECIPES)}
     names |= {image_data.DATA_FILE, image_data.DIGESTS_FILE, image_data.LABELS_FILE}
     names |= {image_data.POSITIONS_FILE, summary.SUMMARY_FILE, arrays.LOCK_FILE}
     page = (ROOT / "docs/reference/run-folder.md").read_text(encoding="utf-8")

@@ -15,7 +15,6 @@ import typer
 if TYPE_CHECKING:
     from search.run_folder import RunSettings
 
-OPTIONS_FILE = "search.yaml"
 _LIMITS = {
     "macs": "max_macs",
     "params": "max_params",
@@ -97,6 +96,7 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
     """Write what a run was begun with, every default written out, as a file that --config reads."""
     import yaml
 
+    from search.run_folder.folder import OPTIONS
     from searchspace import durable
 
     values: dict[str, object] = {
@@ -132,4 +132,4 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
         values["img_size"] = settings.img_size
     about = "# What this run was begun with. Again: search run --config THIS --out OTHER\n"
     text = about + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    durable.write_text(folder / OPTIONS_FILE, text)
+    durable.write_text(folder / OPTIONS, text)

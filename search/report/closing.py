@@ -36,6 +36,7 @@ from search.results import (
     searched_fidelities,
 )
 from search.run_folder import RunFolder, is_disk_full
+from search.run_folder.folder import OPTIONS
 from search.sampling import Mirror
 from search.terminal import front_table, shell_command, what_more_buys
 from search.trust import (
@@ -49,8 +50,6 @@ from search.trust import (
 
 EXTRACTION_TOLERANCE = 1e-5
 MIRROR = "study.db"
-# What a run was begun with, which `search run` keeps.
-OPTIONS = "search.yaml"
 
 
 def print_closing(run: RunFolder, console: Console) -> bool:

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 LOCK = "run.lock"
 SPACE = "space.yaml"
+# The options that a run was begun with.
+OPTIONS = "search.yaml"
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
 ADDRESS = "record.conninfo"

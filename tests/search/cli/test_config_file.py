@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from configs import config_names
-from search.cli.config_file import OPTIONS_FILE, keep_options
+from search.cli.config_file import keep_options
 from search.run_folder import settings as names
+from search.run_folder.folder import OPTIONS
 from search.run_folder.settings import RunSettings
 from tests.search.cli.test_app import search
 from tests.tiny_graft import write_graft
@@ -108,8 +109,8 @@ def test_what_a_run_keeps_begins_the_same_run(begun: list[tuple[Path, RunSetting
         command="x",
     )
     keep_options(Path(), settings)
-    assert set(yaml.safe_load(Path(OPTIONS_FILE).read_text())) >= {"strategy", "kernels", "recipe"}
-    begin("--config", OPTIONS_FILE)
+    assert set(yaml.safe_load(Path(OPTIONS).read_text())) >= {"strategy", "kernels", "recipe"}
+    begin("--config", OPTIONS)
 
     again = begun[0][1].to_dict()
     again["command"] = "x"
@@ -124,7 +125,7 @@ def test_a_graft_can_be_begun_again_from_its_file(begun: list[tuple[Path, RunSet
     assert (settings.strategy, settings.space, settings.img_size) == ("graft", "usual", 32)
     assert settings.retrain_recipe == "heal"
     keep_options(Path(), settings)
-    begin("--config", OPTIONS_FILE, "--out", "two")
+    begin("--config", OPTIONS, "--out", "two")
 
     again = begun[1][1].to_dict()
     # Each time the network is laid in a new place, from which the run copies it.
