@@ -12,6 +12,7 @@ from search.phases.session import Session
 from search.plan import Plan
 from search.results import trained_alone
 from search.scheduling import Choice
+from search.trust.predictor import MIN_NETWORKS
 from searchspace.architecture import Architecture
 
 
@@ -35,8 +36,21 @@ def choose_trust_set(session: Session, number: int) -> list[Architecture]:
 
 
 def train_trust_set(session: Session, plan: Plan) -> tuple[Plan, list[Architecture]]:
-    """Train the networks of `choose_trust_set`; see `train_networks`."""
-    return train_networks(session, plan, lambda plan: choose_trust_set(session, plan.num_trust))
+    """Train the networks of `choose_trust_set`; see `train_networks`.
+
+    A plan of few may have reckoned with slower trainings than they are. Of fewer than five no
+    ranking is known, and a predictor needs eight: up to that number further ones follow while the
+    phase has time for them.
+    """
+    plan, networks = train_networks(
+        session, plan, lambda plan: choose_trust_set(session, plan.num_trust)
+    )
+    more = choose_trust_set(session, MIN_NETWORKS)[len(networks) :]
+    if more:
+        _train(session, plan, more, probes=False)
+        known = _tried(session, plan)
+        networks += [architecture for architecture in more if architecture.key in known]
+    return plan, networks
 
 
 def train_networks(
@@ -59,7 +73,7 @@ def train_networks(
 def _train(
     session: Session, plan: Plan, networks: list[Architecture], *, probes: bool = True
 ) -> float | None:
-    known = {t.key for t in session.record.trials(fidelity=trained_alone(plan.trust_rung))}
+    known = _tried(session, plan)
     remaining = [architecture for architecture in networks if architecture.key not in known]
 
     def choose() -> Choice | None:
@@ -68,6 +82,10 @@ def _train(
         return Choice(architecture=remaining.pop(0), epochs=plan.trust_rung)
 
     return train_alone(session, plan, "trust", choose, probes=probes)
+
+
+def _tried(session: Session, plan: Plan) -> set[str]:
+    return {t.key for t in session.record.trials(fidelity=trained_alone(plan.trust_rung))}
 
 
 def score_without_training(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from search.phases import trust
 from search.phases.session import Session
-from search.phases.trust import choose_trust_set
+from search.phases.trust import choose_trust_set, train_trust_set
+from search.plan import Plan
+from search.scheduling import Choice
 from searchspace.cost import count
 from searchspace.single_mixer import is_single_mixer
 from searchspace.spec_file import load_space
@@ -50,3 +54,32 @@ def test_few_networks_span_costs() -> None:
     chosen = choose_trust_set(session_of("micro", seed=0), 8)
     macs = [count(one).macs for one in chosen]
     assert max(macs) / min(macs) > 2
+
+
+@pytest.mark.parametrize(
+    ("planned", "affordable", "trained"),
+    [(4, 6, 6), (4, 4, 4), (4, 3, 3), (4, 30, 8), (12, 30, 12)],
+)
+def test_time_that_is_left_goes_to_a_ranking_of_few_networks(
+    monkeypatch: pytest.MonkeyPatch, planned: int, affordable: int, trained: int
+) -> None:
+    """Four networks check nothing, so a run that has time for more has them."""
+    session, done = session_of("micro", seed=0), list[str]()
+    session.record = cast(
+        Any,
+        SimpleNamespace(trials=lambda fidelity: [SimpleNamespace(key=key) for key in done]),
+    )
+
+    def train_alone(
+        session: Session, plan: Plan, phase: str, choose: Callable[[], Choice | None], **_: object
+    ) -> None:
+        while len(done) < affordable and (choice := choose()) is not None:
+            done.append(choice.architecture.key)
+
+    monkeypatch.setattr(trust, "train_alone", train_alone)
+    plan = cast(Plan, SimpleNamespace(num_trust=planned, trust_rung=1))
+    expected = [one.key for one in choose_trust_set(session, max(planned, trained))]
+    for _ in range(2):  # resumed, nothing is trained again
+        found = train_trust_set(session, plan)[1]
+        assert [one.key for one in found] == expected
+        assert done == expected[:trained]
