@@ -70,7 +70,9 @@ def graft(session: Session) -> None:
     plan = session.revise(plan, after=HORIZON)
     search_grafts(session, plan, networks)
     plan = session.revise(plan, after="search")
-    promote(session, plan)
+    # Where nothing ranks, the sums are all that is known beforehand.
+    first = best_by_sum(session) if trains(session.estimator()) else []
+    promote(session, plan, first=first)
 
 
 def teacher_of(session: Session) -> Architecture:
@@ -304,7 +306,7 @@ def search_grafts(session: Session, plan: Plan, networks: list[Architecture]) ->
         session.state.judge_start_seconds = crew.start_seconds
     session.check_stop()
     if trains(estimator):
-        judge_by_training(session, plan, phase, estimator)
+        judge_by_training(session, plan, phase, estimator, first=chosen)
 
 
 def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Architecture]) -> None:

@@ -88,10 +88,21 @@ def judge_warm(
     crew.stream(judging, session.tick(phase, limit_seconds=math.inf))
 
 
-def judge_by_training(session: Session, plan: Plan, phase: str, estimator: Estimator) -> None:
-    """Train networks alone where no ranking without training is believed."""
+def judge_by_training(
+    session: Session,
+    plan: Plan,
+    phase: str,
+    estimator: Estimator,
+    *,
+    first: Sequence[Architecture] = (),
+) -> None:
+    """Train networks alone where no ranking without training is believed.
+
+    Args:
+        first: Without a supernet, networks that are trained before those that are proposed.
+    """
     if session.settings.strategy != SUPERNET:
-        climb(session, plan, phase)
+        climb(session, plan, phase, first=first)
         return
     train_alone(session, plan, phase, lambda: _choose_alone(session, plan, estimator))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from search.plan import ETA
 from search.record import Record, Trial
@@ -12,6 +12,7 @@ from search.run_folder import RunSettings
 from search.scheduling.judging import make_proposer
 from search.scheduling.promotion import Promotions
 from search.scheduling.trials import Choice
+from searchspace.architecture import Architecture
 from searchspace.single_mixer import single_mixer_baselines
 from searchspace.space import SearchSpace
 
@@ -29,6 +30,7 @@ class Halving:
         settings: Sampler, objectives and seed.
         rungs: Epochs of the rungs by fidelity, ascending.
         num_promoted: Networks that are expected on the highest rung.
+        first: For the lowest rung after those of one mixer, before what is proposed.
 
     Attributes:
         ran_dry: Whether the last call of `next` found nothing: the space is used up, or networks
@@ -43,6 +45,7 @@ class Halving:
         rungs: Mapping[str, int],
         *,
         num_promoted: int,
+        first: Sequence[Architecture] = (),
     ) -> None:
         self._record, self._epochs = record, dict(rungs)
         self._lowest, *_ = self._epochs
@@ -65,8 +68,9 @@ class Halving:
         # So many times more networks are on the lowest rung.
         most = num_promoted * ETA ** (len(self._epochs) - 1) // PROMOTED_SHARE
         singles = single_mixer_baselines(space)[:most]
-        self._singles = deque(one for one in singles if one.key not in begun_keys)
-        self._proposer.exclude(self._singles)
+        wanted = {one.key: one for one in (*singles, *first)}
+        self._first = deque(one for one in wanted.values() if one.key not in begun_keys)
+        self._proposer.exclude(self._first)
         self._unsettled = {one.key for one in singles} - settled_keys
         if singles and not self._unsettled:
             self._promote_singles()
@@ -76,7 +80,7 @@ class Halving:
         promoted = self._promotions.next()
         if promoted is not None:
             return Choice(architecture=promoted[0], epochs=self._epochs[promoted[1]])
-        proposed = self._singles.popleft() if self._singles else self._proposer.ask()
+        proposed = self._first.popleft() if self._first else self._proposer.ask()
         self.ran_dry = proposed is None
         if proposed is None:
             return None

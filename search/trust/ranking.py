@@ -300,9 +300,10 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
     """Choose what a graft judges its networks by, and say why.
 
     The sum of the scores of parts, that sum with pairs, KL or accuracy of networks as assembled,
-    whichever has the largest tau against healed networks, if it is positive and above those of
-    parameters, MACs and every proxy; otherwise networks are healed for a short time. With fewer
-    than `MIN_POINTS` networks nothing is known, and they are judged as assembled.
+    whichever has the largest tau against healed networks, if it is positive, above those of
+    parameters and MACs, and no less than that of any proxy: one that ranks as well is no reason to
+    doubt it. Otherwise networks are healed for a short time. With fewer than `MIN_POINTS` networks
+    nothing is known, and they are judged as assembled.
     """
     taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
     num_points = estimators[0].tau.num_points
@@ -315,18 +316,20 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
     best = max(own, key=lambda name: taus[name])
     rivals = {name: tau for name, tau in taus.items() if name not in (*own, PREDICTOR)}
     rival = max(rivals, key=lambda name: rivals[name])
+    sizes = max((rivals[name] for name in COSTS if name in rivals), default=0.0)
     words = {SUPERNET: "accuracy as they are assembled", KL: "KL as they are assembled"}.get(
         best, best
     )
     found = f"tau {taus[best]:.2f} over {num_points} healed networks"
-    if taus[best] > max(rivals[rival], 0.0):
+    if taus[best] > max(sizes, 0.0) and taus[best] >= rivals[rival]:
         return best, (
             f"Networks are judged by the {words}, {found}; the best of the others, {rival}, has "
             f"{rivals[rival]:.2f}."
         )
     return TRAINING, (
         f"What parts score cannot be trusted here: the best of it, the {words}, has {found}, and "
-        f"{rival} has {rivals[rival]:.2f}. Networks are judged by short healing alone."
+        f"{rival} has {rivals[rival]:.2f}. Networks are judged by short healing alone, "
+        "those with the least sums for their MACs first."
     )
 
 

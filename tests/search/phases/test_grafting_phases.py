@@ -27,11 +27,13 @@ from search.record import Measured, Trial
 from search.results import SUPERNET, is_trained_alone
 from search.run_folder import RunSettings, write_teacher
 from search.scheduling import BudgetSpent, TrialTask
-from search.trust import report_of
+from search.trust import ranking, report_of
+from search.trust.ranking import TRAINING
 from search.workers.graft_worker import GRAFT_WORK, GraftJudge, GraftWorker, heal
 from searchspace.architecture import Architecture, Stage
 from searchspace.graft_space import replacements
 from searchspace.mixers import WindowAttention
+from searchspace.single_mixer import is_single_mixer
 from supernet.grafting import load_library
 from supernet.network import build_subnet
 from supernet.training import digest_of
@@ -215,6 +217,32 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     assert not open_attempts
     # What is scored needs no judges again: killed behind that phase, it is held once.
     assert len(held) == 1 or after < 17
+
+
+def test_where_nothing_ranks_the_least_sums_are_healed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that knows nothing left the cheap half of such a front empty."""
+    monkeypatch.setattr(
+        ranking, "choose_of_graft", lambda _: (TRAINING, "healed 5 healed networks")
+    )
+    monkeypatch.setattr(grafting, "NUM_LIMITS", 6)
+    run = graft_of(tmp_path, monkeypatch)
+    assert run.enter(kill_after=26.0) == "killed"
+    assert run.enter() == "done"
+    trials = trials_of(run)
+    chosen = [one.key for one in trials if is_assembled(one) and one.origin == "search"]
+    healed = [
+        one.key
+        for one in trials
+        if is_trained_alone(one.fidelity) and one.origin in ("search", "promote")
+    ]
+    assert len(chosen) > 2
+    singles = [one.key for one in trials if is_single_mixer(one.architecture)]
+    begun = [key for key in dict.fromkeys(healed) if key not in singles]
+    assert len(begun) > len(chosen)
+    wanted = [key for key in chosen if key not in singles]
+    assert begun[: len(wanted)] == wanted
 
 
 def test_a_graft_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from search.record.record import Record
@@ -38,3 +39,34 @@ def test_it_has_run_dry_when_the_space_is_used_up(tmp_path: Path) -> None:
         assert len(set(found)) == 2
         assert halving.next() is None
         assert halving.ran_dry
+
+
+def test_what_is_known_beforehand_is_trained_before_what_is_proposed_and_once(
+    tmp_path: Path,
+) -> None:
+    settings = RunSettings(space="digits", data="digits", budget="1cpu-minute", sampler="random")
+    space = load_space("digits")
+    singles = [one for _, one in space.single_mixer_architectures()]
+    known = [space.sample(random.Random(seed)) for seed in range(4)] + singles[:1]
+    with Record.create(tmp_path / "record.db") as record:
+
+        def halving(num_promoted: int) -> Halving:
+            return Halving(
+                record,
+                space,
+                settings,
+                {"train-1e": 1},
+                num_promoted=num_promoted,
+                first=known,
+            )
+
+        asked = halving(0)
+        found = [choice.architecture for _ in range(8) if (choice := asked.next()) is not None]
+        assert found[:5] == known
+        assert len({one.key for one in found}) == 8
+        for one in found[:2]:
+            number = record.add_architecture(one, params=1, macs=1)
+            record.add_trial(number, fidelity="train-1e", seed=0, origin="search")
+        asked = halving(0)
+        again = [choice.architecture for _ in range(3) if (choice := asked.next()) is not None]
+        assert again == known[2:]

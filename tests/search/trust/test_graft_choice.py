@@ -24,6 +24,9 @@ def estimator(name: str, tau: float, number: int = 9) -> EstimatorTrust:
         # What needs no parts ranks as well, or nothing agrees.
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.6, "nwot": 0.2}, "training"),
         ({SUM: 0.6, PAIRS: 0.5, SUPERNET: 0.6, "macs": 0.1, "nwot": 0.7}, "training"),
+        # A score of untrained networks that ranks as well is no reason to doubt; costs are one.
+        ({SUM: 0.9, PAIRS: 0.9, KL: 0.8, SUPERNET: 0.8, "macs": 0.4, "nwot": 0.9}, SUM),
+        ({SUM: 0.9, PAIRS: 0.9, SUPERNET: 0.8, "params": 0.9, "macs": 0.4}, "training"),
         ({SUM: -0.2, PAIRS: -0.3, SUPERNET: -0.1, "macs": -0.5}, "training"),
         # Of one part nothing is known, so that there are no sums.
         ({KL: 0.8, SUPERNET: 0.7, "macs": 0.4, "predictor": 0.9}, KL),
