@@ -11,7 +11,12 @@ from pathlib import Path
 
 from search.plan import PHASES, Plan
 from search.record import AttemptOutcome, Measured, Record, Trial
-from search.results import searched_fidelities, trained_alone, trial_fidelities
+from search.results import (
+    is_trained_alone,
+    searched_fidelities,
+    trained_alone,
+    trial_fidelities,
+)
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
 from search.scheduling.looks import late_seconds as kept_free
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
@@ -126,6 +131,10 @@ class TrialRunner:
         self._next: Choice | None = None
         done = record.trials(state="done")
         self._has_answer = bool(searched_fidelities(done))
+        # Networks of which a training, of whatever length, has failed.
+        self._failed = {
+            trial.key for trial in record.trials(state="failed") if is_trained_alone(trial.fidelity)
+        }
         self._costs = TrialCosts(plan, done)
         # A large plan is watched until some trainings have told their pace.
         self._is_watched = probes and plan.is_large and not self._costs.has_ended
@@ -166,20 +175,26 @@ class TrialRunner:
             return None
         if self._shorter:
             return self._begin(self._shorter.popleft(), most)
-        if self._waiting:
+        while self._waiting:
             trial, epochs = self._waiting[0]
-            if not self._fits(trial.macs, epochs):
+            if self._fits(trial.macs, epochs):
+                self._waiting.popleft()
+                return self._start(trial, epochs, most)
+            if not self._has_failed(trial.key):
                 return self._begin_last(trial.architecture, epochs, most)
-            self._waiting.popleft()
-            return self._start(trial, epochs, most)
-        self._next = self._next or self._choose()
-        if self._next is None:
-            return None
-        if not self._fits(count(self._next.architecture).macs, self._next.epochs):
-            return self._begin_last(self._next.architecture, self._next.epochs, most)
-        task = self._begin(self._next, most)
-        self._next = None
-        return task
+            self._waiting.popleft()  # a larger budget takes it up
+        while (choice := self._next or self._choose()) is not None:
+            self._next = None
+            if self._fits(count(choice.architecture).macs, choice.epochs):
+                return self._begin(choice, most)
+            if not self._has_failed(choice.architecture.key):
+                self._next = choice
+                return self._begin_last(choice.architecture, choice.epochs, most)
+        return None
+
+    def _has_failed(self, key: str) -> bool:
+        """Tell whether a training of a network has failed, where another one is tried instead."""
+        return self._needs_answer and key in self._failed
 
     def _begin(self, choice: Choice, most: int | None) -> TrialTask:
         cost, epochs = count(choice.architecture), choice.epochs
@@ -193,6 +208,8 @@ class TrialRunner:
                 seed=self._seed,
                 origin=self._phase,
             )
+            # A shorter training that was lost waits as well.
+            self._waiting = deque(one for one in self._waiting if one[0].id != trial_id)
             return self._start(self._record.trial(trial_id), epochs, most)
 
     def _begin_last(
@@ -226,6 +243,8 @@ class TrialRunner:
         """
         running = self._running[task.trial_id]
         if not self._needs_answer or any(map(self._can_end, self._running.values())):
+            return False
+        if self._has_failed(task.architecture.key):
             return False
         pace = running.epoch_seconds
         assert pace is not None  # else it could end
@@ -350,6 +369,8 @@ class TrialRunner:
         if ends == "done":
             self._has_answer = True
             self._learn(task, running, trial)
+        elif ends == "failed":
+            self._failed.add(trial.key)
         elif trial.state == "waiting":
             self._waiting.append((trial, task.epochs))
         if self._on_end is not None:

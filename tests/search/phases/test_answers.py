@@ -317,3 +317,25 @@ def test_late_looks_do_not_take_a_run_beyond_its_budget(
     slow.enter()
 
     assert 0.9 * BUDGET <= slow.spent <= 1.01 * BUDGET
+
+
+@pytest.mark.parametrize("spent", [150.0, 172.0])
+def test_a_shorter_training_that_fails_is_followed_by_one_of_another_network(
+    spent: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(tmp_path, monkeypatch, strategy="proxy")
+    charge_start(slow, spent, phase="measure", measured=True)
+    train = slow.epochs
+
+    def fail(source: Any, task: TrialTask) -> tuple[str, Any]:
+        if task.architecture != slow.trained[0].architecture:
+            return train(source, task)
+        return "failed", None
+
+    slow.epochs = fail  # type: ignore[method-assign]
+
+    slow.enter()
+
+    assert slow.fidelities
+    assert [one.architecture for one in slow.trained].count(slow.trained[0].architecture) == 1
+    assert slow.spent <= 1.01 * BUDGET
