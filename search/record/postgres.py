@@ -144,7 +144,13 @@ class PostgresDatabase:
                 return rows
 
     def begin(self) -> None:
-        self.execute(BEGIN)
+        try:
+            self.execute(BEGIN)
+        except RefusedError:
+            # It has begun, and did not get its lock: else all that follows would be refused, too.
+            with suppress(psycopg.Error):
+                self._connection.execute("ROLLBACK")
+            raise
         self.in_transaction = True
 
     def commit(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from search.record import Record
+from search.record import Record, RefusedError
 from search.tracking.tracker import End, Tracker
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RunCurves:
             try:
                 values = run_values(self._record)
                 self._tracker.log(values, step=int(self._record.spent()))
-            except ValueError as error:
+            except (RefusedError, ValueError) as error:
                 # A busy or lost record: the run's own next call says what is wrong.
                 logger.warning("The curves lack a point: %s", error)
         self._tracker.close(self._end)

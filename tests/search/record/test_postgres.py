@@ -20,9 +20,10 @@ import pytest
 
 import search as package
 from configs.installation import install_command
+from search.record import postgres as postgres_module
 from search.record.heartbeat import Heartbeat
 from search.record.record import Record
-from search.record.schema import Address, DatabaseLostError, open_database
+from search.record.schema import Address, DatabaseLostError, RefusedError, open_database
 from search.run_folder import create_run, resume_run
 from search.run_folder.settings import RunSettings
 from tests.postgres import Server, new_place
@@ -220,6 +221,24 @@ def test_a_transaction_that_broke_before_its_commit_is_void(
 
     with Record.open(place) as resumed:
         assert (resumed.get_meta("one"), resumed.get_meta("two")) == (None, None)
+
+
+def test_a_process_that_waited_in_vain_for_another_ones_transaction_goes_on_after_it(
+    place: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = postgres_module.SETTINGS.replace("'30s'", "'100ms'")
+    assert impatient != postgres_module.SETTINGS
+    monkeypatch.setattr(postgres_module, "SETTINGS", impatient)
+    with Record.create(place) as worker, Record.open(place) as other:
+        attempt = worker.start_attempt("search", devices=1)
+        with other.together():
+            other.set_meta("latency_ms", {})
+            for _ in range(2):
+                with pytest.raises(RefusedError, match="lock timeout"):
+                    worker.heartbeat()
+        worker.heartbeat()
+        worker.finish_attempt(attempt, outcome="done")
+        assert [row[8] for row in worker.ledger()] == ["done"]
 
 
 def test_a_server_that_stays_away_ends_the_run_with_one_message(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from search.record import Measured, Record
+from search.record import Measured, Record, RefusedError
 from search.tracking import RunCurves, check_tracker, open_tracker, tracker
 from search.tracking.curves import run_values
 from searchspace import preset
@@ -184,6 +184,25 @@ def test_the_end_of_a_run_is_always_told(record: Record, is_done: bool, end: str
         pass
     assert listener.points == [(int(record.spent()), run_values(record))]
     assert listener.end == end
+
+
+def test_a_record_that_is_busy_costs_a_point_and_not_the_curves(
+    record: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener, trials = Listener(), record.trials
+    refusals = [RefusedError("the database is locked")]
+
+    def refuse(**given: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return trials(**given)
+
+    monkeypatch.setattr(record, "trials", refuse)
+    with RunCurves(record, listener, is_done=lambda: True, every_seconds=0.01):
+        while not listener.points:
+            time.sleep(0.01)
+    assert "lack a point: the database is locked" in caplog.text
+    assert listener.end == "done"
 
 
 def test_a_run_that_breaks_is_told_as_failed(record: Record) -> None:
