@@ -35,6 +35,10 @@ _MACHINE = {
 def message_of(error: BaseException) -> str | None:
     """Return what to tell the user, or None for a bug of ours."""
     if isinstance(error, ValueError):
+        from search.record import DatabaseLostError
+
+        if isinstance(error, DatabaseLostError):
+            return visible(str(error))
         return visible(str(error)) if _is_raised_by_us(error) else None
     if isinstance(error, OSError) and error.errno in _MACHINE:
         name = f"{error.filename}: " if error.filename else ""

@@ -13,6 +13,7 @@ import pytest
 from configs.files import check_output, check_output_folder, reading, writing
 from configs.reading import MAX_YAML_BYTES, parse_yaml
 from search.cli.messages import message_of
+from search.record import DatabaseLostError
 from search.run_folder.targets import load_target
 from tests.search.cli.test_app import search
 
@@ -201,6 +202,10 @@ def test_a_bug_of_ours_keeps_its_traceback(code: str) -> None:
 
 def test_what_we_raise_as_a_sentence_is_a_message() -> None:
     assert message_of(raised("raise ValueError('Say what to do.')")) == "Say what to do."
+
+
+def test_a_database_that_is_lost_is_a_message() -> None:
+    assert message_of(DatabaseLostError("It broke off. Go on.")) == "It broke off. Go on."
 
 
 def test_a_library_s_own_words_are_no_message_of_ours() -> None:
