@@ -38,7 +38,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from search.budget import count_cores
-from search.scheduling import START_SECONDS, last_line
+from search.scheduling import START_SECONDS, AwakeClock, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -465,7 +465,10 @@ def _count_dead(actors: list[Any]) -> int:
 def _gather(
     pending: list[Any], *, while_waiting: Callable[[], None], limit_seconds: float
 ) -> list[Any]:
-    deadline = time.monotonic() + limit_seconds
+    # Nearly still while `while_waiting` waits for a database that is away, or this process is
+    # stopped: the workers' time is their own.
+    clock = AwakeClock(time.monotonic)
+    deadline = clock() + limit_seconds
     waiting = pending
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
@@ -480,7 +483,7 @@ def _gather(
             _raise_if_one_died(waiting, while_waiting)
             raise
         while_waiting()
-        if waiting and time.monotonic() > deadline:
+        if waiting and clock() > deadline:
             raise WorkerLostError(
                 f"{len(waiting)} of {len(pending)} workers gave no answer in {limit_seconds:.0f} s"
             )

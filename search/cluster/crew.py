@@ -17,6 +17,7 @@ from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
 from search.record import Measured, Record
 from search.scheduling import (
     START_SECONDS,
+    AwakeClock,
     BudgetSpent,
     Judgement,
     Looks,
@@ -142,6 +143,7 @@ class JudgeCrew:
         self._record, self._phase, self._most = record, phase, most
         self._pace = pace_seconds
         self.start_seconds = 0.0
+        self._clock = AwakeClock(lambda: time.monotonic() - record.waited_seconds)
         self._judges: list[_Judge] = []
         self._suspects: set[str] = set()  # lost with a judge: they are given out alone
         self._stillborn = 0
@@ -154,6 +156,7 @@ class JudgeCrew:
         """Call a method of some judge; of another one if that dies."""
 
         def look() -> None:
+            self._now()
             self._see_placed()
             while_waiting()
 
@@ -314,8 +317,11 @@ class JudgeCrew:
             )
 
     def _now(self) -> float:
-        """Tell the time by a clock that stands still while the record waits for its database."""
-        return time.monotonic() - self._record.waited_seconds
+        """Tell the time by a clock that stands still while nobody listens to judges.
+
+        That is so while the record waits for its database, and while this process is stopped.
+        """
+        return self._clock()
 
     def _dismiss_hung(self, source: JudgementSource) -> None:
         now = self._now()

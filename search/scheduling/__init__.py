@@ -1,6 +1,6 @@
 """What is handed out next, within the budget. No Ray, no torch."""
 
-from search.scheduling.looks import Looks, late_seconds
+from search.scheduling.looks import AwakeClock, Looks, late_seconds
 from search.scheduling.promotion import Promotions
 from search.scheduling.tasks import (
     START_SECONDS,
@@ -23,6 +23,7 @@ from search.scheduling.trials import MAX_LOST, Choice, TrialRunner
 __all__ = [
     "MAX_LOST",
     "START_SECONDS",
+    "AwakeClock",
     "BudgetSpent",
     "Choice",
     "Judgement",

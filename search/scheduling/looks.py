@@ -1,4 +1,4 @@
-"""How late the next look at the budget may come, by how late the latest ones came."""
+"""Looks at the budget and at what runs: how late the next may come, and what none has seen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ from collections.abc import Callable
 LATEST = 50
 # Of a budget, that is left over for the sake of late looks: no more.
 MOST_SHARE = 0.05
+# However busy a machine is, a process that works looks at a clock again within so many seconds.
+MOST_GAP_SECONDS = 30.0
+
+
+class AwakeClock:
+    """Seconds while this process worked, for what it waits for.
+
+    A process is stopped, and goes on hours later, by Ctrl-Z, by Slurm's suspension, with a machine
+    that sleeps. What has given no sign of life meanwhile does not hang: nobody has listened, or it
+    was stopped as well. From one call to the next at most `MOST_GAP_SECONDS` pass, so it is to be
+    called more often than that.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._last = clock, clock()
+        self._missed = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds now."""
+        now = self._clock()
+        self._missed += max(now - self._last - MOST_GAP_SECONDS, 0.0)
+        self._last = now
+        return now - self._missed
 
 
 class Looks:

@@ -18,6 +18,7 @@ from search.results import (
     trial_fidelities,
 )
 from search.run_folder import Files, FullDiskError, SharedFolder, StorageError
+from search.scheduling.looks import AwakeClock
 from search.scheduling.looks import late_seconds as kept_free
 from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoint_name
 from search.scheduling.trial_costs import HANG_FACTOR, TrialCosts
@@ -86,7 +87,8 @@ class TrialRunner:
         interrupted: Whether the user asked to stop.
         on_event: Called with a line of text about each finished trial.
         on_end: Called with every trial that has ended, e.g. to promote by it.
-        clock: Seconds; for how long trials have been running.
+        clock: Seconds; for how long trials have been running. None takes this machine's, and
+            counts no silence while this process was stopped, see `AwakeClock`.
         start_seconds: That a worker takes to start, for as long as none is warm.
         probes: Whether a large plan's first trials tell their pace before others start, so that
             it can be made anew (`off_pace`).
@@ -110,7 +112,7 @@ class TrialRunner:
         interrupted: Callable[[], bool],
         on_event: Callable[[str], None],
         on_end: Callable[[Trial], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         start_seconds: float = 0.0,
         probes: bool = True,
         stop_seconds: float | None = None,
@@ -125,7 +127,10 @@ class TrialRunner:
         self._files = files or SharedFolder(folder)
         self._phase, self._seed, self._choose = phase, seed, choose
         self._limit, self._interrupted, self._on_event = limit_seconds, interrupted, on_event
-        self._on_end, self._clock = on_end, clock
+        self._on_end, self._clock = on_end, clock or time.monotonic
+        self._listened: Callable[[], float] = self._without_waits
+        if clock is None:
+            self._listened = AwakeClock(self._without_waits)
         self._running: dict[int, _Running] = {}
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
@@ -505,7 +510,7 @@ class TrialRunner:
             devices=devices,
         )
 
-    def _listened(self) -> float:
+    def _without_waits(self) -> float:
         """Tell the time by a clock that stands still while the record waits for its database."""
         return self._clock() - self._record.waited_seconds
 

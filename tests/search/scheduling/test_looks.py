@@ -15,10 +15,12 @@ from search.phases.session import Session
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.run_folder.state import RunState
-from search.scheduling.looks import LATEST, Looks, late_seconds
+from search.scheduling import trials as trials_module
+from search.scheduling.looks import LATEST, MOST_GAP_SECONDS, AwakeClock, Looks, late_seconds
 from search.scheduling.tasks import BudgetSpent
+from search.scheduling.trials import Choice, TrialRunner
 from tests.clock import Clock
-from tests.tiny_engine import runner
+from tests.tiny_engine import SPACE, plan_of, runner
 
 
 def test_the_next_look_comes_as_late_as_the_latest_of_the_last_ones() -> None:
@@ -34,6 +36,50 @@ def test_the_next_look_comes_as_late_as_the_latest_of_the_last_ones() -> None:
         clock.now += 0.25
         last = looks.seconds()
     assert last == 0.25
+
+
+def test_while_a_process_is_stopped_next_to_no_time_passes_for_what_it_waits_for() -> None:
+    clock = Clock()
+    awake = AwakeClock(clock)
+    began = awake()
+    for gap in (0.5, MOST_GAP_SECONDS, 7200.0, 1.0):
+        clock.now += gap
+        awake()
+    assert awake() - began == 0.5 + MOST_GAP_SECONDS + MOST_GAP_SECONDS + 1.0
+
+
+def test_no_trial_is_taken_to_hang_because_the_process_was_stopped(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Slurm's suspension, e.g. for two hours; then its report is still on its way."""
+    clock = Clock()
+    monkeypatch.setattr(trials_module, "time", SimpleNamespace(monotonic=clock))
+    architecture = SPACE.first()
+    running = TrialRunner(
+        record=record,
+        plan=plan_of(),
+        folder=tmp_path,
+        phase="promote",
+        seed=0,
+        choose=lambda: Choice(architecture=architecture, epochs=2),
+        limit_seconds=1000.0,
+        interrupted=lambda: False,
+        on_event=lambda text: None,
+    )
+    task = running.next()
+    assert task is not None
+    running.started(task)
+    running.heard(task)
+    clock.now += 7200.0
+    assert running.overdue(task) is None
+
+    for _ in range(1000):
+        clock.now += 1.0
+        cause = running.overdue(task)
+        if cause is not None:
+            break
+    assert cause == "no end within its limit of 120 s"
+    assert 120.0 - MOST_GAP_SECONDS <= clock.now - 1000.0 - 7200.0 <= 121.0
 
 
 def test_no_more_than_a_twentieth_of_the_budget_is_left_over() -> None:
