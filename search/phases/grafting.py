@@ -48,6 +48,7 @@ SAVE_EVERY_SECONDS = 30.0
 CALL_SECONDS = 2.0
 # The end of a schedule moves where the pace has changed by so much.
 RESCHEDULE_SHARE = 0.1
+PACE_SHARE = 0.2
 # Parts have learned enough after so many passes over the images.
 MAX_LIBRARY_EPOCHS = 60
 NUM_LIMITS = 16
@@ -201,15 +202,21 @@ def _train_together(
         for worker, number in zip(workers, numbers, strict=True)
     ]
     step, saved, at_a_time = min(steps), time.monotonic(), 1
+    pace: float | None = None  # seconds of a step, behind the first
+    is_first = True
     while step < total:
-        taken, started = min(at_a_time, total - step), time.monotonic()
+        taken, started = min(at_a_time, total - step), _now(session)
         found = call_all(workers, "train", taken, while_waiting=tick)
-        seconds = (time.monotonic() - started) / taken
-        at_a_time = max(round(CALL_SECONDS / max(seconds, 1e-6)), 1)
+        seconds = (_now(session) - started) / taken
         step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
-        fitting = _fitting(
-            session, plan, seconds, step=step, learning=len(workers), shares=shares - numbers[0]
-        )
+        if not is_first:
+            pace = seconds if pace is None else pace + (seconds - pace) * PACE_SHARE
+            at_a_time = max(round(CALL_SECONDS / max(pace, 1e-6)), 1)
+        is_first, fitting = False, total
+        if pace is not None:
+            fitting = _fitting(
+                session, plan, pace, step=step, learning=len(workers), shares=shares - numbers[0]
+            )
         if abs(fitting - total) > total * RESCHEDULE_SHARE:
             total = fitting
             session.state.library = (shares, total)
@@ -220,6 +227,11 @@ def _train_together(
             saved = time.monotonic()
         session.check_stop()
     call_all(workers, "save", while_waiting=tick)
+
+
+def _now(session: Session) -> float:
+    """Tell the time by a clock that stands still while the record waits for its database."""
+    return time.monotonic() - session.record.waited_seconds
 
 
 def _fitting(

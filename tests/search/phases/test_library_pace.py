@@ -5,7 +5,7 @@ The devices are made up, and so is the clock: a step of a share takes a fiftieth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +29,15 @@ class Clock:
 
 
 class Device:
-    """Trains a share as `GraftWorker` does, and notes the end of the schedule at every step."""
+    """Trains a share as `GraftWorker` does, and notes the end of the schedule at every step.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.step, self.total, self.ends = clock, 0, 0, list[int]()
+    Attributes:
+        slow: Seconds that some steps of the first device take, by their numbers.
+    """
+
+    def __init__(self, clock: Clock, slow: Mapping[int, float]) -> None:
+        self.clock, self.slow = clock, slow
+        self.step, self.total, self.ends = 0, 0, list[int]()
 
     def start(self, number: int, shares: int, total: int) -> int:
         self.total = total
@@ -43,8 +48,8 @@ class Device:
 
     def train(self, steps: int) -> tuple[int, float]:
         for _ in range(min(steps, self.total - self.step)):
-            self.clock.now += STEP
             self.step += 1
+            self.clock.now += self.slow.get(self.step, STEP)
             self.ends.append(self.total)
         return self.step, 0.5
 
@@ -70,6 +75,7 @@ def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int])
             library=library, library_done=0, times=SimpleNamespace(supernet_batch=1)
         ),
         spent=clock.monotonic,
+        record=SimpleNamespace(waited_seconds=0.0),
         wait_for_devices=lambda: 1,
         check_start=nothing,
         check_stop=nothing,
@@ -83,10 +89,12 @@ def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int])
     )
 
 
-def learn(patch: pytest.MonkeyPatch, *, shares: int, total: int) -> list[Device]:
+def learn(
+    patch: pytest.MonkeyPatch, *, shares: int, total: int, slow: Mapping[int, float] = {}
+) -> list[Device]:
     """Let as many shares learn, one after the other, in `SECONDS`; return their devices."""
     clock = Clock()
-    devices = [Device(clock) for _ in range(shares)]
+    devices = [Device(clock, slow if number == 0 else {}) for number in range(shares)]
     patch.setattr(grafting, "time", clock)
     patch.setattr(grafting, "call", lambda one, name, *rest, **_: getattr(one, name)(*rest))
     patch.setattr(
@@ -118,6 +126,23 @@ def test_fewer_devices_than_shares_give_each_share_its_time(
     devices = learn(monkeypatch, shares=3, total=FITTING)
     for device in devices:
         assert device.step == pytest.approx(FITTING / 3, rel=0.15)
+
+
+def test_a_first_step_that_compiles_kernels_for_long_does_not_end_the_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes more than half of the time that there is."""
+    (device,) = learn(monkeypatch, shares=1, total=FITTING, slow={1: 60.0})
+    assert device.step == pytest.approx((SECONDS - 60.0) / STEP, rel=0.1)
+
+
+def test_a_step_that_was_held_up_does_not_end_a_share_before_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was begun on three devices goes on with one, on which others work for a moment."""
+    devices = learn(monkeypatch, shares=3, total=FITTING, slow={700: 10.0})
+    for device in devices:
+        assert device.step == pytest.approx((SECONDS - 10.0) / STEP / 3, rel=0.15)
 
 
 def test_a_schedule_that_was_moved_after_the_checkpoint_ends_where_it_was_moved_to() -> None:
