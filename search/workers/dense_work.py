@@ -265,6 +265,9 @@ def train_dense_alone(
         on_report=report,
         loader_workers=job.loader_workers,
         teacher=job.mentor(),
+        identity=task.architecture.key,
+        # An attempt that ran out of memory had other shards.
+        replaces=True,
     )
     on_epoch(0)
     try:

@@ -362,7 +362,7 @@ def train_task(
     *,
     teacher: Teacher | None = None,
 ) -> TrainingResult | None:
-    """Train a task's network from its checkpoint, if there is one, and judge it.
+    """Train a task's network from its checkpoint, if it has one, and judge it.
 
     Args:
         network: With the weights that a training without a checkpoint begins with.
@@ -390,6 +390,9 @@ def train_task(
         on_epoch=report,
         loader_workers=job.loader_workers,
         teacher=teacher,
+        identity=task.architecture.key,
+        # An attempt that ran out of memory had other shards.
+        replaces=True,
     )
     try:
         with joined(task.group, device=job.device):

@@ -84,12 +84,15 @@ class DenseTrainingOptions:
         should_stop: Asked before every step; what was done since the last checkpoint is kept.
         loader_workers: Processes that make the batches; 0 for this one.
         identity: Of whatever else decides the training, such as the data and what its weights
-            start from; a checkpoint with another one is refused.
+            start from.
+        replaces: Whether a checkpoint of another training in ``out`` is left aside, and this
+            training begun; else it is refused.
         teacher: Whom the network learns from as well.
     """
 
     seed: int
     identity: str = ""
+    replaces: bool = False
     device: str = "cpu"
     out: Path | None = None
     on_report: Callable[[StepReport], None] | None = None
@@ -109,7 +112,8 @@ def train_dense(
     Raises:
         TrainingStopped: If ``options.should_stop`` said so.
         FloatingPointError: If a loss is not finite.
-        ValueError: If ``options.out`` holds another training, or there is nothing to learn from.
+        ValueError: If ``options.out`` holds another training that it does not replace, or there
+            is nothing to learn from.
     """
     training = _Training(network, split, recipe, options)
     device = training.device
@@ -246,6 +250,9 @@ class _Training:
             return
         state = torch.load(folder / STATE_FILE, map_location=self.device, weights_only=True)
         if state["identity"] != self._identity():
+            if self.options.replaces:
+                logger.warning("%s is of another training, which this one replaces.", folder)
+                return
             raise ValueError(
                 "A training goes on with the recipe, seed, network and images that it began with; "
                 f"the one in {out} had others. Choose another folder, or remove this one."

@@ -81,8 +81,9 @@ class TrainingOptions:
         loader_workers: Processes that make the batches; 0 for this one.
         maps: Label maps of the training images, for a recipe with token labels.
         teacher: Whom it learns from, for a recipe with distillation.
-        identity: Of whatever else decides the training, such as what its weights start from; a
-            checkpoint with another one is refused.
+        identity: Of whatever else decides the training, such as what its weights start from.
+        replaces: Whether a checkpoint of another training in ``out`` is left aside, and this
+            training begun; else it is refused.
     """
 
     train_split: Split
@@ -96,6 +97,7 @@ class TrainingOptions:
     maps: LabelMaps | None = None
     teacher: Teacher | None = None
     identity: str = ""
+    replaces: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +140,8 @@ def train(
     Raises:
         TrainingStopped: If ``options.should_stop`` said so.
         FloatingPointError: If the loss is not finite and the recipe has no other way left.
-        ValueError: If ``options.out`` holds another training, or there are no images.
+        ValueError: If ``options.out`` holds another training that it does not replace, or there
+            are no images.
     """
     training = _Training(network, data, recipe, options)
     device = training.device
@@ -416,6 +419,9 @@ class _Training:
             logger.warning("The checkpoint %s is damaged, training starts over: %s", folder, cause)
             return False
         if state["identity"] != self._identity():
+            if self.options.replaces:
+                logger.warning("%s is of another training, which this one replaces.", folder)
+                return False
             raise ValueError(
                 "A training goes on with the recipe, seed, network and images that it began with; "
                 f"the one in {out} had others. Choose another folder, or remove this one."

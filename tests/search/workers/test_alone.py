@@ -87,6 +87,36 @@ def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -
     assert found.losses == {epoch.epoch: pytest.approx(epoch.loss) for epoch in result.history}
 
 
+def stopped_after(epochs: int) -> Callable[[int], None]:
+    """Stop a training, as a lack of memory does, after so many epochs."""
+
+    def stop(epoch: int) -> None:
+        if epoch == epochs:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    "changed", [{"micro_batches": 2}, {"architecture": None}, {"epochs": 3}, {"seed": 6}]
+)
+def test_a_checkpoint_of_another_training_costs_no_network(
+    make: Callable[..., Job], changed: dict[str, Any]
+) -> None:
+    """Of an attempt that ran out of memory, or of a trial that had this number before."""
+    job = make()
+    with pytest.raises(KeyboardInterrupt):
+        train_alone(job, task_of(job), 1, stopped_after(1))
+    task = replace(task_of(job), **changed)
+    if task.architecture is None:
+        task = replace(task, architecture=job.space.extreme("macs", largest=True))
+
+    found = train_alone(job, task, 1, lambda epoch: None)
+
+    job.files.remove(checkpoint_name(7))
+    assert found == train_alone(job, task, 1, lambda epoch: None)
+
+
 def in_two_shards(job: Job) -> Job:
     """Split a trial's batches into the shards of two devices."""
     return replace(job, trial_recipe=in_shards(job.trial_recipe, 2))

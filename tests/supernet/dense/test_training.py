@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,15 +65,20 @@ def test_a_killed_training_goes_on_with_the_same_bits(
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
-def test_a_checkpoint_of_other_data_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_data_is_refused_or_replaced(folder: Path, tmp_path: Path) -> None:
     chosen = recipe("cells_semantic", steps=2)
     data = open_for(folder, chosen)
-    trained(data, chosen, tmp_path)
+    expected = trained(data, chosen, tmp_path)
     torch.manual_seed(0)
     network = build_dense(SearchSpace.of(architecture()), dense_options(chosen, 3))
     options = DenseTrainingOptions(seed=3, out=tmp_path, identity="others")
     with pytest.raises(ValueError, match="had others"):
         train_dense(network, data.train, chosen, options)
+
+    train_dense(network, data.train, chosen, replace(options, replaces=True))
+
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, expected[name])
 
 
 def _share(rank: int, folder: Path, chosen: DenseRecipe, out: Path) -> None:
