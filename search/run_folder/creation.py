@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from search.run_folder.folder import (
     refuse_links,
     with_kept_files,
 )
-from search.run_folder.settings import RECIPES, RunSettings
+from search.run_folder.settings import GRAFT, RECIPES, RunSettings
 from search.run_folder.state import RunState
 from search.run_folder.storage import open_files
 from search.run_folder.teacher import read_teacher
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 # From the run's images to the teacher: of classifiers, or of detectors and segmenters.
 BuildsTeacher: TypeAlias = "Callable[[Any], Any]"
 
+# Networks that are drawn from a space before a run begins, as the run will draw its first ones.
+MEASURED_DRAWS, TRUST_DRAWS = 2, 8
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
     r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
@@ -205,6 +208,7 @@ def _check(settings: RunSettings) -> SearchSpace:
     from supernet.training import check_teacher, check_unlabelled
 
     space = settings.load_space()
+    _check_draws(settings, space)
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
     if not settings.classifies:
@@ -220,6 +224,20 @@ def _check(settings: RunSettings) -> SearchSpace:
     if "latency_ms" in settings.objectives:
         _check_latency(settings, space)
     return space
+
+
+def _check_draws(settings: RunSettings, space: SearchSpace) -> None:
+    """See that networks can be drawn from a space: limits may leave it next to none.
+
+    A run draws them when it measures steps, and others when its supernet has been trained.
+    """
+    draws: dict[int | str, int] = {settings.seed: MEASURED_DRAWS}
+    if settings.strategy != GRAFT:  # which draws those by itself
+        draws[f"trust/{settings.seed}"] = TRUST_DRAWS
+    for seed, number in draws.items():
+        rng = random.Random(seed)
+        for _ in range(number):
+            space.sample(rng)
 
 
 def _check_backbones(settings: RunSettings, space: SearchSpace) -> None:

@@ -19,6 +19,8 @@ from search.run_folder import create_run, open_run, resume_run
 from search.run_folder.folder import LOCK
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import storage_url
+from searchspace.cost import count
+from searchspace.spec_file import load_space
 from tests.attacks.test_ownership import SETTINGS, snapshot, working
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +39,21 @@ def test_a_storage_is_free_again_when_the_run_never_began(tmp_path: Path) -> Non
     for _ in range(2):
         with pytest.raises(ValueError, match="too small"):
             too_small()
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_space_that_limits_leave_next_to_nothing_is_refused_before_a_device_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("searchspace.space.MAX_TRIES", 50)
+    least = count(load_space("digits").extreme("macs", largest=False)).macs
+    settings = RunSettings(data="digits", budget="1cpu-minute", limits={"macs": 1.05 * least})
+
+    with (
+        pytest.raises(ValueError, match=r"'digits' allows too few .* Loosen its limits"),
+        create_run(tmp_path / "run", settings),
+    ):
+        pass
     assert snapshot(tmp_path) == {}
 
 
