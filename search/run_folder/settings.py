@@ -377,8 +377,18 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
-        """Read what `to_dict` wrote."""
-        return cls(**data)
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: If another version wrote it, or it is damaged.
+        """
+        try:
+            return cls(**data)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                "The settings of this run are of another version of mixer-search, or damaged "
+                f"({error}). Go on with the version that began the run, or begin another run."
+            ) from error
 
 
 def parse_shares(texts: Iterable[str]) -> dict[str, float]:

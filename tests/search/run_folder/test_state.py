@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.record import Record
+from search.run_folder import RunSettings, open_run
+from search.run_folder.folder import RECORD
 from search.run_folder.state import RunState
 
 
@@ -28,3 +30,18 @@ def test_what_another_version_kept_is_one_message(
         with pytest.raises(ValueError, match=f"keeps as '{key}' is of another version") as raised:
             getattr(RunState(record), attribute)
     assert "validation error" not in str(raised.value)
+
+
+@pytest.mark.parametrize("changed", [{"teachers": ["a", "b"]}, {"budget": 5}, {"objectives": 3}])
+def test_settings_of_another_version_are_one_message(
+    tmp_path: Path, changed: dict[str, object]
+) -> None:
+    settings = RunSettings(data="digits", budget="1cpu-minute").to_dict()
+    with Record.create(tmp_path / RECORD) as record:
+        record.set_meta("settings", settings | changed)
+
+    with (
+        pytest.raises(ValueError, match="settings of this run are of another version"),
+        open_run(tmp_path),
+    ):
+        pass
