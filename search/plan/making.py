@@ -119,8 +119,8 @@ def _refuse_too_little(given: PlanInputs, shares: BudgetShares, rungs: Rungs) ->
     raise ValueError(
         f"A budget of {shares.budget_seconds:.0f} device-seconds is too small: measuring takes "
         f"{shares.measured_seconds:.2g} of them, and an epoch of a network alone takes "
-        f"{given.epoch_seconds:.2g} s here. Give at least {needed:.0f} device-seconds, a smaller "
-        "space or a smaller --img-size."
+        f"{given.epoch_seconds:.2g} s here. Give at least {math.floor(needed) + 1} "
+        "device-seconds, a smaller space or a smaller --img-size."
     )
 
 

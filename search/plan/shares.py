@@ -16,6 +16,8 @@ SHARES: Mapping[str, Mapping[str, float]] = {
     "zero-cost": {"trust": 0.35, "search": 0.1, "promote": 0.55},
     "graft": {"library": 0.3, "score": 0.12, "trust": 0.2, "search": 0.06, "promote": 0.32},
 }
+# Phases that may have no share: all but these give what the next ones need.
+MAY_BE_EMPTY = ("trust", HORIZON, "finish")
 # What the horizon may take of the budget, and of the phase in which networks go up the rungs.
 HORIZON_SHARE, HORIZON_CLIMB_SHARE = 0.12, 1 / 3
 # What the budget pays for; retraining has a ledger of its own. The horizon has no share above: a
@@ -49,7 +51,8 @@ def split_shares(
     The finish gets more where the budget is small.
 
     Raises:
-        ValueError: For an unknown phase, or shares that leave nothing for the others.
+        ValueError: For an unknown phase, shares that leave nothing for the others, or none for a
+            phase that a run cannot do without.
     """
     planned = dict(SHARES[strategy])
     if HORIZON in fixed:
@@ -62,6 +65,11 @@ def split_shares(
         raise ValueError(
             f"With --strategy {strategy}, shares are given to {names}, each from 0 "
             f"to below 1, and leave something for the other phases; got {given}."
+        )
+    if empty := [name for name, share in fixed.items() if not share and name not in MAY_BE_EMPTY]:
+        raise ValueError(
+            f"A run cannot do without its phase {empty[0]}, got the share {empty[0]}=0. Give it "
+            f"more than 0; of 0 may be {', '.join(MAY_BE_EMPTY)}."
         )
     shares = dict(planned) | dict(fixed)
     left = 1 - sum(fixed.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -196,6 +197,18 @@ def test_shares_that_the_user_fixed_are_kept_and_the_others_fill_the_rest() -> N
 def test_shares_that_leave_nothing_are_refused(fixed: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="leave something for the other phases"):
         split_shares(1000, fixed)
+
+
+@pytest.mark.parametrize("strategy", SHARES)
+def test_a_share_of_nothing_is_refused_where_no_budget_would_be_enough(strategy: str) -> None:
+    for phase in SHARES[strategy]:
+        if len(SHARES[strategy]) == 1:
+            continue  # it has all
+        if phase in ("trust", "finish"):
+            assert plan_of(1e5, strategy=strategy, shares={phase: 0.0}).num_promoted
+            continue
+        with pytest.raises(ValueError, match=f"without its phase {phase}, got the share {phase}=0"):
+            split_shares(1e5, {phase: 0.0}, strategy=strategy)
 
 
 def test_every_rung_is_three_times_longer_than_the_one_below_and_takes_the_same_time() -> None:
@@ -405,15 +418,15 @@ def test_the_least_budget_that_is_named_is_enough_and_hardly_more(strategy: str)
     found = re.search(r"Give at least (\d+)", str(refused.value))
     assert found is not None
     least = int(found[1])
-    assert plan_of(least + 1, strategy=strategy).trial_epochs == 1
+    assert plan_of(least, strategy=strategy).trial_epochs == 1
     # An epoch alone, and what measuring took, each over the share of its phase.
     epoch = TRIAL_STEP * 16
     if strategy == "proxy":
-        assert least == round(epoch + 10)
+        assert least == math.floor(epoch + 10) + 1
         with pytest.raises(ValueError, match="too small"):
             plan_of(least - 1, strategy=strategy)
     if strategy == "zero-cost":
-        assert least == round(max(epoch / 0.55, 10 / 0.35))
+        assert least == math.floor(max(epoch / 0.55, 10 / 0.35)) + 1
 
 
 def test_trainings_are_as_long_as_leaves_time_for_two_dozen_of_them() -> None:
