@@ -76,13 +76,13 @@ def run_search(
         try:
             run.share_data()
             prepare_nodes(session)
-            search_with(session)
+            try:
+                search_with(session)
+            except BudgetSpent as spent:
+                view.say(str(spent))
             run.state.phase = DONE
         except Interrupted:
             pass
-        except BudgetSpent as spent:
-            view.say(str(spent))
-            run.state.phase = DONE
         except StorageError as error:
             # From a worker, Ray puts the whole traceback before it.
             console.print(last_line(str(error)), highlight=False, soft_wrap=True)
