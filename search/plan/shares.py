@@ -69,7 +69,7 @@ def split_shares(
     if empty := [name for name, share in fixed.items() if not share and name not in MAY_BE_EMPTY]:
         raise ValueError(
             f"A run cannot do without its phase {empty[0]}, got the share {empty[0]}=0. Give it "
-            f"more than 0; of 0 may be {', '.join(MAY_BE_EMPTY)}."
+            f"more than 0; only {', '.join(MAY_BE_EMPTY)} may have 0."
         )
     shares = dict(planned) | dict(fixed)
     left = 1 - sum(fixed.values())
