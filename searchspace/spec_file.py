@@ -116,6 +116,11 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
             f"got {min(mlp_ratios)} * {min(stage.dim)}. Enlarge one of them."
         )
+    if stage.se_reduction > min(stage.dim):
+        raise ValueError(
+            f"{place}.se_reduction: it must be at most the stage's dim, "
+            f"got {stage.se_reduction} and {min(stage.dim)}. Lower it."
+        )
     for kind in kinds:
         _check_fit(kind, options[kind], stage.dim, place)
     return StageChoices(
@@ -154,7 +159,9 @@ def _check_fit(kind: str, options: Options, dims: Sequence[int], place: str) -> 
             for values in itertools.product(*options.values())
         )
         for dim in dims:
-            Stage(dim=dim, mixers=mixers)
+            stored = Stage(dim=dim, mixers=mixers).mixers
+            if len(set(stored)) < len(set(mixers)):
+                raise ValueError(f"two options are the same mixer at dim {dim}. Keep one.")
     except ValueError as error:
         raise ValueError(
             f"mixers.{kind}: an option does not fit {place}: {error} "

@@ -171,6 +171,8 @@ ERRORS: list[tuple[Change, str]] = [
     (put("stages", 1, "depth", [1, 2, 1]), r"stages\[1\]\.depth: the option 1 is there twice"),
     (put("stages", 0, "dim", [8, 8]), r"stages\[0\]\.dim: the option 8 is there twice"),
     (put("stages", 0, "dim", [8, 9]), r"does not fit stages\[0\]: .*num_heads=2 and dim=9"),
+    (put("stages", 0, {"dim": [8, 4], "depth": 1, "se_reduction": 5}), r"most the .* 5 and 4"),
+    (put("mixers", "elsa", "qk_dim", [0, 12]), r"two options are the same mixer at dim 16\. Keep"),
     (put("stages", []), r"stages: .*at least 1 item"),
     (put("mixers", {}), r"mixers: .*at least 1 item"),
     (put("family", "resnet"), r"family: .*'swin'.*got 'resnet'"),
