@@ -87,7 +87,11 @@ def check_space(space: SearchSpace) -> None:
     """
     _check_not_empty(space)
     # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
-    space.first()
+    first = space.first()
+    if space.family == "volo":  # whose class blocks have the heads of the last mixer
+        *stages, last = first.stages
+        for mixer in space.mixers_of(len(stages), 0):
+            first.replace(stages=(*stages, replace(last, mixers=(mixer,) * last.depth)))
 
 
 def _check_known(name: str, known: Iterable[str], place: str, what: str) -> None:

@@ -126,6 +126,16 @@ def test_a_family_with_one_width_for_several_stages_has_no_choice_of_it() -> Non
     assert parse(data).stages[0].dims == (8, 24)
 
 
+def test_heads_of_class_blocks_are_checked_for_every_last_mixer() -> None:
+    # Heads divide the values of ELSA, which may be narrower than the stage.
+    data = small() | {"family": "volo", "stem_dim": 4, "forbid": [], "limits": {}}
+    data["mixers"]["elsa"] |= {"num_heads": [2, 6], "v_dim": {"per_stage": [0, 12]}}
+    data["stages"][0]["mixers"] = ["window_attention"]
+
+    with pytest.raises(ValueError, match=r"class blocks .* got num_heads=6 and dim=16"):
+        parse(data)
+
+
 def test_a_space_keeps_the_text_of_its_file() -> None:
     space = parse(small())
 
