@@ -37,7 +37,13 @@ from search.deployed.quantising import quantise
 from searchspace.architecture import Architecture
 from searchspace.clocks import clock_for
 from searchspace.deployment import Deployment, runtime_version
-from searchspace.latency_table import Checked, LatencyTable, latency_of, processor_name
+from searchspace.latency_table import (
+    Checked,
+    LatencyTable,
+    latency_of,
+    macro_of_space,
+    processor_name,
+)
 from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from supernet.measuring import measure_table
@@ -136,7 +142,12 @@ def measured(
     """Measure the ten networks and a table of their parts, as run by one target."""
     target, precision = name.split(":")
     deployment = Deployment(target=target, precision=precision)
-    wanted = Wanted(networks=[*networks, *fitted], fitted=fitted, checked=networks)
+    wanted = Wanted(
+        macro=macro_of_space(space),
+        networks=[*networks, *fitted],
+        fitted=fitted,
+        checked=networks,
+    )
     rng, device = random.Random(0), torch.device("cpu")
     if target == "eager":
         table, checked = measure_table(

@@ -346,6 +346,12 @@ def _check_family(architecture: Architecture) -> None:
             f"In the family {architecture.family!r} all stages behind the first must have one dim, "
             f"got {[stage.dim for stage in stages]}."
         )
+    heads = getattr(stages[-1].mixers[-1], "num_heads", 1)
+    if architecture.family == "volo" and stages[-1].dim % heads:
+        raise ValueError(
+            "In the family 'volo' class blocks have as many heads as the last mixer, which must "
+            f"divide the stage's dim, got num_heads={heads} and dim={stages[-1].dim}."
+        )
     if min(architecture.resolutions) < 1:
         raise ValueError(
             f"The map of stage {len(stages) - 1} would have no tokens: img_size "

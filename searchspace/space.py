@@ -271,6 +271,7 @@ class SearchSpace:
             ValueError: If no choices of this space lead to it.
         """
         found: dict[str, Setting] = {}
+        settings: dict[tuple[int, int], Mapping[str, Setting]] = {}
 
         def look_up(name: str, options: Sequence[Setting]) -> Setting:
             place, *setting = name.split(".")
@@ -285,12 +286,16 @@ class SearchSpace:
                 found[name] = _match(setting[0], stage.ratios[block], options, 0)
                 return found[name]
             mixer = stage.mixers[min(block, stage.depth - 1)]
-            if self.stages[index].choices_of(block).listed:
-                found[name] = _match(setting[0], describe_mixer(mixer), options, 0)
+            choices = self.stages[index].choices_of(block)
+            if setting == ["mixer"]:
+                wanted = describe_mixer(mixer) if choices.listed else mixer.kind
+                found[name] = _match(setting[0], wanted, options, 0)
                 return found[name]
-            values = mixer_to_dict(mixer)
-            wanted = values["kind" if setting == ["mixer"] else setting[-1]]
-            found[name] = _match(setting[-1], wanted, options, self.resolutions[index])
+            if (index, block) not in settings:
+                settings[index, block] = _settings_of(
+                    mixer, choices.kinds[mixer.kind], dim=stage.dim, size=self.resolutions[index]
+                )
+            found[name] = settings[index, block][setting[-1]]
             return found[name]
 
         built = self.build(look_up)
@@ -433,6 +438,23 @@ def _between(options: Sequence[Number], share: float) -> Number:
     """Return the option at a share of the way from the least to the most, rounded up."""
     ordered = sorted(options)
     return ordered[int(share * (len(ordered) - 1) + 0.5)]
+
+
+def _settings_of(mixer: Mixer, options: Options, *, dim: int, size: int) -> Mapping[str, Setting]:
+    """Find the options that become a mixer on a map of a stage of that width."""
+    values = mixer_to_dict(mixer)
+    try:
+        return {
+            name: _match(name, values[name], offered, size) for name, offered in options.items()
+        }
+    except ValueError:
+        # A setting that does nothing, or restates a default of its place, is stored as another.
+        for chosen in itertools.product(*options.values()):
+            settings = dict(zip(options, chosen, strict=True))
+            built = on_map(mixer_from_dict({"kind": mixer.kind, **settings}), size)
+            if Stage(dim=dim, mixers=(built,)).mixers == (mixer,):
+                return settings
+        raise
 
 
 def _match(name: str, wanted: Setting, options: Sequence[Setting], size: int) -> Setting:

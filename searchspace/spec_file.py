@@ -87,7 +87,11 @@ def check_space(space: SearchSpace) -> None:
     """
     _check_not_empty(space)
     # What concerns several stages at once, e.g. the widths of a family, is checked by a network.
-    space.first()
+    first = space.first()
+    if space.family == "volo":  # whose class blocks have the heads of the last mixer
+        *stages, last = first.stages
+        for mixer in space.mixers_of(len(stages), 0):
+            first.replace(stages=(*stages, replace(last, mixers=(mixer,) * last.depth)))
 
 
 def _check_known(name: str, known: Iterable[str], place: str, what: str) -> None:
@@ -115,6 +119,11 @@ def _read_stage(entry: SpaceEntry, index: int, rules: tuple[Options, ...]) -> St
         raise ValueError(
             f"{place}: mlp_ratio * dim, the hidden width of the MLP, must be >= 1, "
             f"got {min(mlp_ratios)} * {min(stage.dim)}. Enlarge one of them."
+        )
+    if stage.se_reduction > min(stage.dim):
+        raise ValueError(
+            f"{place}.se_reduction: it must be at most the stage's dim, "
+            f"got {stage.se_reduction} and {min(stage.dim)}. Lower it."
         )
     for kind in kinds:
         _check_fit(kind, options[kind], stage.dim, place)
@@ -154,7 +163,9 @@ def _check_fit(kind: str, options: Options, dims: Sequence[int], place: str) -> 
             for values in itertools.product(*options.values())
         )
         for dim in dims:
-            Stage(dim=dim, mixers=mixers)
+            stored = Stage(dim=dim, mixers=mixers).mixers
+            if len(set(stored)) < len(set(mixers)):
+                raise ValueError(f"two options are the same mixer at dim {dim}. Keep one.")
     except ValueError as error:
         raise ValueError(
             f"mixers.{kind}: an option does not fit {place}: {error} "

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from search.deployed.kit import CALL, Kit, Whole
 from search.deployed.quantising import quantise
 from searchspace.architecture import Architecture
 from searchspace.deployment import Deployment
-from searchspace.latency_table import Part, covering, macro_of, parts_of
+from searchspace.latency_table import Part, covering, macro_of, macro_of_space, parts_of
 from searchspace.space import SearchSpace
 from supernet.exchange.export import traced, write_onnx
 from supernet.measuring import modules_of_parts
@@ -30,11 +31,13 @@ class Wanted:
     """What a table is measured of.
 
     Attributes:
+        macro: What all networks share; see `searchspace.latency_table.macro_of_space`.
         networks: That have all parts between them.
         fitted: Whole networks that the sums are fitted to.
         checked: Whole networks that they are compared with.
     """
 
+    macro: Mapping[str, Any]
     networks: Sequence[Architecture]
     fitted: Sequence[Architecture]
     checked: Sequence[Architecture]
@@ -58,7 +61,8 @@ class Wanted:
         networks = covering(space, rng)
         fitted = [space.sample(rng) for _ in range(FITTED)]
         checked = [space.sample(rng) for _ in range(num_checked)]
-        return cls(networks=networks, fitted=fitted, checked=checked)
+        macro = macro_of_space(space)
+        return cls(macro=macro, networks=networks, fitted=fitted, checked=checked)
 
 
 def export_kit(
@@ -93,7 +97,7 @@ def export_kit(
         )
     ]
     export_wholes(folder, wholes, deployment, tell)
-    kit = Kit(deployment=deployment, macro=macro_of(wanted.networks[0]), parts=parts, wholes=wholes)
+    kit = Kit(deployment=deployment, macro=wanted.macro, parts=parts, wholes=wholes)
     kit.save(folder)
     return kit
 
@@ -124,7 +128,7 @@ def _export_parts(
 
 def representative(part: Part) -> Part:
     """Name the part of a block as the even ones are: only windows are shifted in odd blocks."""
-    if part.mixer is None or part.mixer.kind == "window_attention":
+    if part.mixer is None or hasattr(part.mixer, "window_size"):
         return part
     return replace(part, name=part.name.replace(" odd", " even"))
 

@@ -22,7 +22,6 @@ from searchspace.latency_table import (
     Latency,
     LatencyTable,
     latency_of,
-    macro_of,
 )
 from searchspace.space import SearchSpace
 from supernet.measuring import (
@@ -118,7 +117,7 @@ def _table_in_torch(
         checked=pairs[len(wanted.fitted) :],
     )
     empty = LatencyTable.begun(
-        macro_of(wanted.networks[0]),
+        wanted.macro,
         deployment,
         device=device_name(device),
         threads=torch.get_num_threads(),

@@ -203,6 +203,7 @@ def _undone_on_errors(new: _NewRun, folder: Path) -> Iterator[None]:
 def _check(settings: RunSettings) -> SearchSpace:
     """Look up everything that the settings name; return the space."""
     from supernet.data import open_unlabelled
+    from supernet.network import check_shareable
     from supernet.recipes import load_recipe
     from supernet.shared_weights import check_shared_lesson, check_strategy
     from supernet.training import check_teacher, check_unlabelled
@@ -211,6 +212,7 @@ def _check(settings: RunSettings) -> SearchSpace:
     _check_draws(settings, space)
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
+        check_shareable(space)
     if not settings.classifies:
         _check_backbones(settings, space)
         return space

@@ -48,7 +48,8 @@ _TURNS = {
 def decode_image(content: bytes, *, name: str, turned: bool = True) -> Image.Image:
     """Decode the content of a file to RGB, turned as its EXIF orientation says.
 
-    An alpha channel is dropped; of several frames the first one counts.
+    An alpha channel is dropped; of several frames the first one counts. Colours of 16 bits are
+    brought to 8, as Pillow does; grey of 16 bits it would cut off, and that is refused.
 
     Args:
         content: Of the file.
@@ -56,8 +57,7 @@ def decode_image(content: bytes, *, name: str, turned: bool = True) -> Image.Ima
         turned: False leaves the pixels as they are stored.
 
     Raises:
-        ValueError: If it is damaged, of no accepted format, too large, or has more than 8 bits a
-            channel.
+        ValueError: If it is damaged, of no accepted format, too large, or grey of more than 8 bits.
     """
     try:
         # Pillow warns of damaged metadata, which says nothing about the pixels.
@@ -78,7 +78,7 @@ def decode_image(content: bytes, *, name: str, turned: bool = True) -> Image.Ima
         ) from error
     if mode in WIDE_MODES:
         raise ValueError(
-            f"Images must have 8 bits a channel, {shown(name)} has mode {mode!r}. Convert it first."
+            f"Grey images must have 8 bits, {shown(name)} has mode {mode!r}. Convert it first."
         )
     raise ValueError(
         f"Images may have at most {MAX_PIXELS:,} pixels, {shown(name)} has {size[0]:,} x "

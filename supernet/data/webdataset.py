@@ -140,13 +140,15 @@ def _reader(
 
 def _archives(root: Path) -> list[tuple[Path, str]]:
     """Return the shards that belong to a pool, each once, with their pools, in order."""
-    found: dict[Path, tuple[Path, str]] = {}
+    found: dict[tuple[int, int], tuple[Path, str]] = {}
     for path in sorted(root.rglob("*.tar*")):
         inner = path.relative_to(root)
         pool = _pool_of(inner)
         hidden = any(clutter_reason(part) or copy_reason(part) for part in inner.parts)
         if pool is not None and not hidden and path.is_file():
-            first = found.setdefault(path.resolve(), (path, pool))
+            # Which file it really is, by whatever link.
+            real = path.stat()
+            first = found.setdefault((real.st_dev, real.st_ino), (path, pool))
             if first[1] != pool:
                 raise ValueError(
                     f"Each shard belongs to one split, but {shown(str(first[0]))} and "

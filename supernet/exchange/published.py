@@ -7,6 +7,7 @@ architecture says which weights to look for; nothing is guessed from sizes.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def read_checkpoint(path: Path) -> State:
     with reading(path, "a checkpoint", remedy=remedy, errors=(Exception,)):
         if path.suffix == ".safetensors":
             return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Checkpoints of timm's train.py have its arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     for name in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]

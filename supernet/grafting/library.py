@@ -206,7 +206,9 @@ class LibraryTrainer:
             self.errors[index] += (error - self.errors[index]) * ERROR_SHARE
 
     def _learning_rate(self) -> float:
-        peak, least = self.recipe.peak_lr(self.recipe.batch_size), self.recipe.min_lr
+        batch = self.recipe.batch_size
+        peak = self.recipe.peak_lr(batch)
+        least = self.recipe.min_lr * self.recipe.lr_factor(batch)
         warmup = max(int(self.total_steps * WARMUP_SHARE), 1)
         if self.step < warmup:
             return peak * (self.step + 1) / warmup

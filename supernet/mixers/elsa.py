@@ -49,7 +49,7 @@ class ElsaMixer(nn.Module):
         heads = max(option.num_heads for option in options)
         taps = max(option.kernel_size for option in options) ** 2
         # One grouping of the logits is stored as such; several are parts of ungrouped weights.
-        groupings = {(o.logit_groups, o.num_heads, o.kernel_size, o.qk_dim) for o in options}
+        groupings = {(o.logit_groups, o.num_heads, o.kernel_size, self._qk_dim(o)) for o in options}
         self.logit_width = self.qk_dim // (options[0].logit_groups if len(groupings) == 1 else 1)
         rows = (self.qk_dim, self.qk_dim, self.v_dim)
         self.in_proj = nn.Linear(dim, sum(rows), bias=place.qkv_bias)

@@ -8,6 +8,7 @@ from supernet.network.supernet import (
     Supernet,
     build_block,
     build_subnet,
+    check_shareable,
     extract,
     extraction_error,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Supernet",
     "build_block",
     "build_subnet",
+    "check_shareable",
     "extract",
     "extraction_error",
     "interpolated_start",

@@ -10,6 +10,7 @@ positional embeddings" and say nothing of their sum.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -20,14 +21,11 @@ from torch import Tensor, nn
 
 from supernet.network.macro import resize_embedding
 
-# Parameters over taps that multiply values which are then added up, by the end of their names.
-SUMMED = (
-    "depthwise_conv.weight",
-    "depthwise_conv.bias",
-    "involution.weight",
-    "involution.bias",
-    "elsa.conv_weight",
-    "elsa.add",
+# Parameters over taps that multiply values which are then added up, or make what does, by the end
+# of their names.
+SUMMED = re.compile(
+    r"\.(depthwise_conv\.(position_)?weight|generators?(\.\d+)?\.(weight|bias)"
+    r"|elsa\.(conv_weight|add))$"
 )
 CLASSIFIERS = ("head.weight", "head.bias")
 
@@ -99,7 +97,7 @@ def _interpolate(name: str, found: Tensor, wanted: Tensor) -> Tensor:
     old, new = found.shape, wanted.shape
     squares = all(isqrt(shape[0]) ** 2 == shape[0] for shape in (old, new) if shape)
     if old[1:] == new[1:] and squares:
-        return resize_taps(found, isqrt(new[0]), keep_sum=name.endswith(SUMMED))
+        return resize_taps(found, isqrt(new[0]), keep_sum=SUMMED.search(name) is not None)
     if name.endswith("pos_embed") and (old[:-3], old[-1]) == (new[:-3], new[-1]):
         maps = found.reshape(-1, *old[-3:])
         return torch.stack([resize_embedding(one, (new[-3], new[-2])) for one in maps]).view(new)

@@ -380,6 +380,16 @@ def build_block(architecture: Architecture, stage: int, block: int) -> Block:
     )
 
 
+def check_shareable(space: SearchSpace) -> None:
+    """Refuse a space whose networks cannot share weights.
+
+    Raises:
+        ValueError: If options of a mixer have no weights in common.
+    """
+    with torch.device("meta"):
+        Supernet(space)
+
+
 def extract(supernet: Supernet, architecture: Architecture) -> Supernet:
     """Copy an architecture's own network out of the supernet.
 

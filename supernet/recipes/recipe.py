@@ -271,15 +271,21 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
-    """Stretch or shorten a recipe to ``epochs`` in all: warm-up and cool-down in proportion."""
+    """Stretch or shorten a recipe to ``epochs`` in all: warm-up and cool-down in proportion.
+
+    Where less than an epoch is left of the warm-up, the rate changes every step: one that changes
+    once an epoch would stay where the warm-up starts for all of the first.
+    """
     cooldown = min(round(recipe.cooldown_epochs * epochs / recipe.total_epochs), epochs - 1)
     cosine = epochs - cooldown
+    warmup = recipe.warmup_epochs * cosine / recipe.epochs
     return Recipe.model_validate(
         {
             **recipe.model_dump(),
             "epochs": cosine,
             "cooldown_epochs": cooldown,
-            "warmup_epochs": recipe.warmup_epochs * cosine / recipe.epochs,
+            "warmup_epochs": warmup,
+            "schedule": "step" if 0 < warmup < 1 else recipe.schedule,
         }
     )
 

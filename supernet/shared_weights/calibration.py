@@ -22,9 +22,13 @@ CALIBRATION_BATCHES = 8
 
 
 def calibration_images(data: ImageData, batch_size: int, device: str = "cpu") -> list[Tensor]:
-    """Return the first `CALIBRATION_BATCHES` batches of the train split, not augmented."""
+    """Return the first `CALIBRATION_BATCHES` batches of the train split, not augmented.
+
+    A last batch of one image is left out: batch norms of pooled maps learn nothing from one.
+    """
     batches = eval_batches(data.split("train"), data, batch_size)
-    return [images.to(device) for images, _ in islice(batches, CALIBRATION_BATCHES)]
+    found = [images.to(device) for images, _ in islice(batches, CALIBRATION_BATCHES)]
+    return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
 
 
 def recalibrated(

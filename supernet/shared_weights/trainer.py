@@ -167,7 +167,8 @@ class SupernetTrainer(SharedTraining):
             return peak * (self.step + 1) / warmup
         done = min((self.step - warmup) / max(self.total_steps - warmup, 1), 1.0)
         cosine = 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
-        return self.recipe.min_lr + (peak - self.recipe.min_lr) * cosine
+        least = self.recipe.min_lr * self.recipe.lr_factor(self.recipe.batch_size)
+        return least + (peak - least) * cosine
 
 
 def passes_of(

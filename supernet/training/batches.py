@@ -360,9 +360,10 @@ class _ShardMaker(Dataset[Shard]):
         repeats = self.recipe.repeated_augmentation
         order = _epoch_order(len(self.split), repeats, seed, epoch)
         batch = order[step * self.recipe.batch_size :][: self.recipe.batch_size]
-        rows = batch[number :: self.num_shards]
+        shards = [batch[start :: self.num_shards] for start in range(self.num_shards)]
         if self.recipe.mixes or self.maps is not None:
-            rows = rows[: len(rows) // 2 * 2]
+            shards = [rows[: len(rows) // 2 * 2] for rows in shards]
+        rows, images_of_step = shards[number], np.concatenate(shards)
         # A batch in one piece has no shard number, so that its images are those of older versions.
         parts = (step,) if self.num_shards == 1 else (step, number)
         started = time.perf_counter()
@@ -378,8 +379,8 @@ class _ShardMaker(Dataset[Shard]):
             labels=labels,
             finish=finish,
             maps=maps,
-            share=1.0 if self.num_shards == 1 else len(rows) / len(batch),
-            labelled=float((self.split.labels[batch] >= 0).mean()),
+            share=len(rows) / len(images_of_step),
+            labelled=float((self.split.labels[images_of_step] >= 0).mean()),
             read_seconds=read - started,
             augment_seconds=time.perf_counter() - read,
         )

@@ -121,6 +121,27 @@ def test_a_walk_is_decoded_by_looking_its_answers_up(space: SearchSpace, seed: i
     assert space.build(lambda name, _options: found[name]) == architecture
 
 
+def test_settings_that_are_stored_as_others_are_found_again() -> None:
+    # A convolution of logits that are not there, and the width that ELSA has by default.
+    choices = MixerChoices(
+        kinds={
+            "window_attention": {
+                "window_size": (4, 9),
+                "num_heads": (1, 2),
+                "terms": ("qk+bias", "bias"),
+                "conv": ("post",),
+            },
+            "elsa": {"kernel_size": (3,), "num_heads": (2,), "qk_dim": (4, 8), "v_dim": (12, 16)},
+        }
+    )
+    stage = StageChoices(dims=(12, 24), depths=(1, 2), choices=(choices,))
+    space = SearchSpace(name="stored", img_size=8, patch_size=1, stages=(stage,))
+
+    for architecture in set(walks(space)):
+        found = space.choices_of(architecture)
+        assert space.build(lambda name, _options, found=found: found[name]) == architecture  # type: ignore[misc]
+
+
 def test_blocks_beyond_the_depth_are_not_asked_for() -> None:
     space, asked = space_of(num_choices=2, depths=(2, 1)), set[str]()
 

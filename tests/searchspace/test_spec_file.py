@@ -126,6 +126,16 @@ def test_a_family_with_one_width_for_several_stages_has_no_choice_of_it() -> Non
     assert parse(data).stages[0].dims == (8, 24)
 
 
+def test_heads_of_class_blocks_are_checked_for_every_last_mixer() -> None:
+    # Heads divide the values of ELSA, which may be narrower than the stage.
+    data = small() | {"family": "volo", "stem_dim": 4, "forbid": [], "limits": {}}
+    data["mixers"]["elsa"] |= {"num_heads": [2, 6], "v_dim": {"per_stage": [0, 12]}}
+    data["stages"][0]["mixers"] = ["window_attention"]
+
+    with pytest.raises(ValueError, match=r"class blocks .* got num_heads=6 and dim=16"):
+        parse(data)
+
+
 def test_a_space_keeps_the_text_of_its_file() -> None:
     space = parse(small())
 
@@ -171,6 +181,8 @@ ERRORS: list[tuple[Change, str]] = [
     (put("stages", 1, "depth", [1, 2, 1]), r"stages\[1\]\.depth: the option 1 is there twice"),
     (put("stages", 0, "dim", [8, 8]), r"stages\[0\]\.dim: the option 8 is there twice"),
     (put("stages", 0, "dim", [8, 9]), r"does not fit stages\[0\]: .*num_heads=2 and dim=9"),
+    (put("stages", 0, {"dim": [8, 4], "depth": 1, "se_reduction": 5}), r"most the .* 5 and 4"),
+    (put("mixers", "elsa", "qk_dim", [0, 12]), r"two options are the same mixer at dim 16\. Keep"),
     (put("stages", []), r"stages: .*at least 1 item"),
     (put("mixers", {}), r"mixers: .*at least 1 item"),
     (put("family", "resnet"), r"family: .*'swin'.*got 'resnet'"),

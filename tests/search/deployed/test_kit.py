@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from search.deployed.exporting import Wanted, export_front, export_kit, representative, write_file
+from search.deployed.fitting import Times, fit_table
 from search.deployed.kit import CALL, KIT, Kit, measure_kit
 from search.deployed.sessions import open_network
 from searchspace.deployment import Deployment
-from searchspace.latency_table import LatencyTable, Part, parts_of
-from searchspace.mixers import DepthwiseConv, WindowAttention
+from searchspace.latency_table import LatencyTable, Part, macro_of, parts_of
+from searchspace.mixers import DepthwiseConv, LocalMlp, WindowAttention
+from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.network import build_subnet
 from tests.tiny_trials import network
 
@@ -34,7 +36,8 @@ FP32 = Deployment(target="onnxruntime", batch=2)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
-    wanted = Wanted(networks=[network(1)], fitted=[], checked=[network(1)])
+    one = network(1)
+    wanted = Wanted(macro=macro_of(one), networks=[one], fitted=[], checked=[one])
     export_kit(folder, wanted, FP32)
     return folder
 
@@ -72,10 +75,39 @@ def test_int8_is_near_float32_and_has_its_weights_in_bytes(tmp_path: Path) -> No
 
 def test_only_windows_are_shifted_in_odd_blocks() -> None:
     conv = Part("stage0 odd", (8,), DepthwiseConv(kernel_size=3), 2.0)
-    window = Part("stage0 odd", (8,), WindowAttention(window_size=4, num_heads=2), 2.0)
+    windows = [
+        Part("stage0 odd", (8,), make(window_size=4, num_heads=2), 2.0)
+        for make in (WindowAttention, LocalMlp)
+    ]
 
     assert representative(conv) == Part("stage0 even", (8,), DepthwiseConv(kernel_size=3), 2.0)
-    assert representative(window) == window
+    assert [representative(window) for window in windows] == windows
+
+
+def test_a_table_of_a_space_covers_networks_whose_norms_have_two_names() -> None:
+    # Stored as the default where all of a stage's blocks have it by default.
+    mixers = {
+        "window_attention": {"window_size": (4,), "num_heads": (2,)},
+        "depthwise_conv": {"kernel_size": (3,)},
+    }
+    stage = StageChoices(
+        dims=(8,), depths=(2,), norm="layer", choices=(MixerChoices(kinds=mixers),) * 2
+    )
+    space = SearchSpace(name="norms", img_size=16, patch_size=2, stages=(stage,))
+    for seed in range(8):
+        wanted = Wanted.of(space, 2, random.Random(seed))
+        times = Times(
+            call=[0.0],
+            parts={part: [1.0] for part in wanted.parts},
+            fitted=[(one, [1.0]) for one in wanted.fitted],
+            checked=[(one, [1.0]) for one in wanted.checked],
+        )
+        empty = LatencyTable.begun(wanted.macro, FP32, device="here", threads=1)
+
+        table, checked = fit_table(empty, times)
+
+        table.check_space(space)
+        assert len(checked) == 2
 
 
 def test_a_kit_becomes_a_table_of_its_parts(made: Path) -> None:

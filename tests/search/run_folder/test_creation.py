@@ -5,6 +5,7 @@ Of two processes that make one at once: tests/attacks/test_ownership.py.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -147,6 +148,24 @@ def test_what_is_not_a_half_made_run_is_not_taken_up(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is in use"), create_run(out, SETTINGS):
             pass
         assert snapshot(out) == {name: b"mine"}
+
+
+def test_a_space_whose_networks_cannot_share_weights_is_refused_at_once(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: mine\nimg_size: 16\npatch_size: 2\nstages: [{dim: 12, depth: 1}]\n"
+        "mixers: {elsa: {kernel_size: 3, num_heads: 2, group_width: [2, 3]}}\n"
+    )
+    settings = dataclasses.replace(SETTINGS, space=str(space))
+
+    refused = pytest.raises(ValueError, match="every group_width of a block must divide")
+    with refused, create_run(tmp_path / "run", settings):
+        pass
+
+    assert snapshot(tmp_path).keys() == {"space.yaml"}
+    # Networks that are trained alone share nothing.
+    with create_run(tmp_path / "run", dataclasses.replace(settings, strategy="proxy")) as run:
+        run.record.set_meta("plan", {})
 
 
 def test_only_what_was_written_is_removed_again(

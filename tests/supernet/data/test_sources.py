@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from supernet.data import prepare_data
+from supernet.data.decoding import decode_image
 
 CLASSES = ("ant", "bee", "cow")
 SIZE = 9
@@ -212,7 +214,7 @@ def widen(path: Path) -> None:
     [
         (truncate, r"Cannot decode the image .*ant/3\.png"),
         (overwrite, r"Cannot decode the image .*ant/3\.png"),
-        (widen, r"8 bits a channel, .*ant/3\.png has mode"),
+        (widen, r"Grey images must have 8 bits, .*ant/3\.png has mode"),
     ],
 )
 def test_a_damaged_image_is_named(
@@ -220,6 +222,19 @@ def test_a_damaged_image_is_named(
 ) -> None:
     damage(source / "train" / "ant" / "3.png")
     refuse(source, tmp_path, pattern)
+
+
+def test_colours_of_16_bits_are_brought_to_8() -> None:
+    rows = b"\0" + bytes([0x12, 0xFF, 0x80, 0x00, 0xFE, 0x01])  # one pixel, high bytes first
+    parts = (b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows))
+    chunks = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (*parts, b"IEND")
+    ]
+
+    image = decode_image(b"\x89PNG\r\n\x1a\n" + b"".join(chunks), name="deep.png")
+
+    assert image.getpixel((0, 0)) == (0x12, 0x80, 0xFE)
 
 
 def test_a_damaged_image_in_a_tar_is_named(source: Path, tmp_path: Path) -> None:

@@ -145,3 +145,21 @@ def test_damaged_shards_are_refused(
 def test_shards_without_their_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="write 'wds/pets:FOLDER'"):
         prepare_data("wds/pets", img_size=SIZE, folder=tmp_path / "a")
+
+
+@pytest.mark.parametrize("link", ["hard", "symbolic"])
+def test_a_shard_under_two_names_is_one_and_belongs_to_one_split(
+    folder: Path, tmp_path: Path, link: str
+) -> None:
+    shards = write_shards(folder, tmp_path / "shards", as_cls)
+    shard = shards / "pets-train-0000.tar"
+
+    def add_name(name: str) -> None:
+        path = shards / name
+        path.hardlink_to(shard) if link == "hard" else path.symlink_to(shard)
+
+    add_name("pets-train-again.tar")
+    assert len(open_source(f"wds/pets:{shards}", img_size=SIZE).pools["train"]) == 18
+    add_name("pets-val-again.tar")
+    with pytest.raises(ValueError, match=r"belongs to one split, .*train-0000.*val-again"):
+        open_source(f"wds/pets:{shards}", img_size=SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,14 @@ def test_checkpoints_may_be_wrapped(wrapper: str | None, tmp_path: Path) -> None
     state = {"module.norm.weight": torch.ones(3)}
     path = tmp_path / "checkpoint.pth"
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
+    assert list(read_checkpoint(path)) == ["norm.weight"]
+
+
+def test_the_arguments_of_timms_train_py_are_no_hindrance(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth.tar"
+    arguments = argparse.Namespace(model="swin_tiny_patch4_window7_224", lr=0.1, betas=(0.9, 0.99))
+    torch.save({"state_dict": {"norm.weight": torch.ones(3)}, "args": arguments}, path)
+
     assert list(read_checkpoint(path)) == ["norm.weight"]
 
 

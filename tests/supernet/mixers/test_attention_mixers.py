@@ -413,6 +413,20 @@ def test_logits_in_groups_use_the_weights_of_the_same_channels() -> None:
     torch.testing.assert_close(parts[:, 1], whole[:, 1, 4:], rtol=0, atol=0)
 
 
+def test_logits_in_groups_share_weights_of_several_group_widths() -> None:
+    # Whole groups of 4 make 4 channels of queries and keys, whole groups of 8 make 8.
+    narrow, wide = (
+        Elsa(kernel_size=3, num_heads=2, group_width=width, logit_groups=2) for width in (4, 8)
+    )
+    module = build(narrow, wide)
+
+    for mixer in (narrow, wide):
+        alone = build(mixer)
+        alone.load_state_dict(module.select(mixer))  # type: ignore[operator]
+        x = maps(2, 5, 4)
+        torch.testing.assert_close(module(x, mixer), alone(x, mixer))
+
+
 def test_group_widths_that_do_not_divide_the_largest_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must divide the largest.*got \[2, 3\]"):
         build(*[Elsa(kernel_size=3, num_heads=2, group_width=width) for width in (2, 3)])

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from searchspace.architecture import Architecture, Stage
-from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention, WindowAttention
+from searchspace.mixers import (
+    DepthwiseConv,
+    DynamicDepthwiseConv,
+    Elsa,
+    InhomogeneousDepthwiseConv,
+    Involution,
+    Mixer,
+    NeighborhoodAttention,
+    WindowAttention,
+)
 from supernet.network.interpolation import interpolated_start, resize_taps
 from supernet.network.supernet import Supernet, build_subnet
 
@@ -70,6 +82,37 @@ def test_tables_and_kernels_are_interpolated_and_summed_taps_keep_their_sum() ->
         resized = interpolated_start(constant, new).state[full]
         expected = 9.0 * 9 / 25 if summed else 9.0
         torch.testing.assert_close(resized, torch.full_like(resized, expected))
+
+
+@pytest.mark.parametrize(
+    ("make", "tables"),
+    [
+        (DynamicDepthwiseConv, ("generator.weight", "generator.bias")),
+        (
+            partial(InhomogeneousDepthwiseConv, num_groups=2),
+            ("generator.weight", "generator.bias"),
+        ),
+        (partial(Involution, group_channels=4), ("generators.4.weight", "generators.4.bias")),
+        (partial(DepthwiseConv, shared_positions=False), ("position_weight",)),
+    ],
+)
+def test_filters_that_are_made_or_of_one_position_keep_their_sum(
+    make: Callable[..., Mixer], tables: tuple[str, ...]
+) -> None:
+    def built(kernel_size: int) -> Supernet:
+        stage = Stage(dim=8, mixers=(make(kernel_size=kernel_size),))
+        return build_subnet(Architecture(img_size=8, patch_size=2, stages=(stage,)))
+
+    old = built(3).state_dict()
+    names = [name for name in old if name.endswith(tables)]
+    assert len(names) == len(tables)
+    # The same filter at each of its taps, so that it is constant at the other size, too.
+    flat = {name: old[name][:1].expand_as(old[name]).clone() for name in names}
+
+    start = interpolated_start(old | flat, built(5))
+
+    for name in names:
+        torch.testing.assert_close(start.state[name].sum(0), flat[name].sum(0))
 
 
 def cubic_matrix(old: int, new: int) -> torch.Tensor:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from configs import config_names
 from supernet.recipes.recipe import Recipe, dump_recipe, in_shards, load_recipe, with_epochs
+from supernet.training.optimization import build_optimizer, build_scheduler
 from tests.tiny_data import changed
 
 SHIPPED = config_names("recipes")
@@ -111,6 +113,23 @@ def test_another_length_keeps_the_shape_of_the_schedule(epochs: int) -> None:
     assert other.total_epochs == epochs
     assert other.warmup_epochs / other.epochs == pytest.approx(20 / 300)
     assert other.cooldown_epochs == round(epochs * 10 / 310)
+
+
+@pytest.mark.parametrize(("epochs", "schedule"), [(1, "step"), (10, "step"), (31, "epoch")])
+def test_a_short_training_is_no_warm_up_only(epochs: int, schedule: str) -> None:
+    recipe = with_epochs(load_recipe("elsa_swin_310e"), epochs)
+    optimizer = build_optimizer(nn.Linear(2, 2), recipe)
+    scheduler = build_scheduler(optimizer, recipe, steps_in_epoch=30)
+    rates = []
+    for step in range(30 * epochs):
+        scheduler.step_update(step)
+        scheduler.step(step // 30)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    assert recipe.schedule == schedule
+    # A fifteenth of the cosine's epochs rises, as of 300 epochs 20.
+    assert sum(rate == recipe.warmup_lr for rate in rates) <= len(rates) / 15
+    assert max(rates) > 0.9 * recipe.lr
 
 
 def test_learning_rates_are_scaled_with_the_batch_only_where_the_recipe_says_so() -> None:

@@ -6,16 +6,20 @@ batch, and everything else is as when the network is judged.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Stage
-from searchspace.mixers import DecoupledDynamicFilter, DepthwiseConv
+from searchspace.mixers import DecoupledDynamicFilter, DepthwiseConv, DynamicDepthwiseConv
 from searchspace.space import SearchSpace
-from supernet.network.supernet import Supernet, extract
-from supernet.shared_weights.calibration import recalibrate
+from supernet.network.supernet import Supernet, build_subnet, extract
+from supernet.shared_weights.calibration import calibration_images, recalibrate
 from tests.supernet.network.test_supernet import randomise
+from tests.tiny_data import noise, tiny_data
 
 
 def batches(count: int = 3) -> list[Tensor]:
@@ -86,6 +90,20 @@ def test_what_was_changed_for_it_is_put_back() -> None:
     for name, value in network.named_parameters():
         assert torch.equal(value, before[name])
         assert value.grad is None
+
+
+@pytest.mark.parametrize(("num_images", "sizes"), [(9, [4, 4]), (10, [4, 4, 2]), (1, [1])])
+def test_a_last_image_alone_calibrates_nothing(
+    tmp_path: Path, num_images: int, sizes: list[int]
+) -> None:
+    # Filters that are made of pooled maps have norms that see one value of each image.
+    data = tiny_data(tmp_path, *noise(num_images + 8, 8))
+    images = calibration_images(data, 4)
+
+    assert [len(batch) for batch in images] == sizes
+    if num_images > 1:
+        stage = Stage(dim=8, mixers=(DynamicDepthwiseConv(kernel_size=3),))
+        recalibrate(build_subnet(Architecture(img_size=8, patch_size=2, stages=(stage,))), images)
 
 
 def test_recalibrating_again_forgets_what_was_there() -> None:

@@ -55,6 +55,14 @@ def test_rates_rise_for_a_tenth_and_fall_as_a_cosine(
     assert progress.step == steps
 
 
+def test_a_rate_that_is_scaled_with_the_batch_ends_at_a_scaled_one(data: ImageData) -> None:
+    scaled = {"lr_scaling": "linear", "lr_base_batch": 4, "batch_size": 8, "min_lr": 1e-4}
+    training = trainer(data, 40, recipe=RECIPE.model_copy(update=scaled))
+    training.step = 40
+
+    assert training._learning_rate() == pytest.approx(2e-4)
+
+
 def test_a_long_schedule_rises_for_five_epochs_at_most(data: ImageData) -> None:
     # 512 images a step are two steps an epoch: ten of a thousand steps.
     recipe = RECIPE.model_copy(update={"batch_size": 512})

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from supernet.data import ImageData, Split, StreamedImages, prepare_data
 from supernet.recipes.recipe import Recipe
-from supernet.training.batches import PixelBatches, eval_batches, steps_per_epoch, train_batches
+from supernet.training.batches import (
+    PixelBatches,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+    train_shards,
+)
 from tests.tiny_data import PLAIN, changed, noise, tiny_data
 
 QUICK = changed("quick", **PLAIN, batch_size=4)
@@ -175,6 +181,16 @@ def test_an_only_batch_of_odd_length_gives_one_image_up_to_be_mixed(data: ImageD
 
     assert images.shape == (10, 3, 9, 9)
     assert targets.shape == (10, 2)
+
+
+def test_the_shares_of_a_step_add_up_to_one_where_shards_are_odd(data: ImageData) -> None:
+    # Of eleven images the shards of 4 get 4, 4 and 3, and one of those has no other to mix with.
+    recipe = FULL.model_copy(update={"batch_size": 12, "shard_size": 4})
+
+    (shards,) = train_shards(data.split("train"), data, recipe, epoch=0, seed=0)
+
+    assert [len(shard) for shard in shards] == [4, 4, 2]
+    assert [shard.share for shard in shards] == [0.4, 0.4, 0.2]
 
 
 @pytest.mark.parametrize("place", ["before_mixup", "after_mixup"])
