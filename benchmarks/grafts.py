@@ -291,8 +291,9 @@ def _boxes(rows: Rows, arm: str, whole: Mapping[tuple[str, int], list[int]]) -> 
     dearest = max((row.macs for row in rows.rows), default=1)
     found = {}
     for seed in (seed for name, seed in whole if name == arm):
-        own = [row for row in rows.rows if (row.arm, row.seed) == (arm, seed)]
-        if len(own) < len(whole[arm, seed]):
+        wanted = whole[arm, seed]
+        own = [r for r in rows.rows if (r.arm, r.seed) == (arm, seed) and r.id in wanted]
+        if len(own) < len(wanted):
             continue
         points = np.array([(100 - row.top1, row.macs) for row in own], dtype=float)
         box = hypervolume(points, np.array([CHANCE, dearest]))
