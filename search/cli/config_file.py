@@ -96,7 +96,7 @@ def keep_options(folder: Path, settings: RunSettings) -> None:
     """Write what a run was begun with, every default written out, as a file that --config reads."""
     import yaml
 
-    from search.run_folder.folder import OPTIONS
+    from search.run_folder import OPTIONS
     from searchspace import durable
 
     values: dict[str, object] = {

@@ -12,7 +12,7 @@ from search.phases.session import Session
 from search.plan import Plan
 from search.results import trained_alone
 from search.scheduling import Choice
-from search.trust.predictor import MIN_NETWORKS
+from search.trust import MIN_NETWORKS
 from searchspace.architecture import Architecture
 
 

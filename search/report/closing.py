@@ -35,8 +35,7 @@ from search.results import (
     retrained,
     searched_fidelities,
 )
-from search.run_folder import RunFolder, is_disk_full
-from search.run_folder.folder import OPTIONS
+from search.run_folder import OPTIONS, RunFolder, is_disk_full
 from search.sampling import Mirror
 from search.terminal import front_table, shell_command, what_more_buys
 from search.trust import (

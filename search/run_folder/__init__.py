@@ -13,7 +13,7 @@ from search.run_folder.files import (
     SharedFolder,
     StorageError,
 )
-from search.run_folder.folder import RunFolder, open_run, own_run, resume_run
+from search.run_folder.folder import OPTIONS, RunFolder, open_run, own_run, resume_run
 from search.run_folder.settings import GRAFT, RunSettings, parse_shares
 from search.run_folder.state import DONE, RunState
 from search.run_folder.storage import Storage, open_files, storage_url
@@ -26,6 +26,7 @@ __all__ = [
     "GRAFT",
     "LIBRARY",
     "MENTOR",
+    "OPTIONS",
     "START",
     "SUPERNET",
     "TEACHER",

@@ -209,10 +209,10 @@ def _check(settings: RunSettings) -> SearchSpace:
     from supernet.training import check_teacher, check_unlabelled
 
     space = settings.load_space()
-    _check_draws(settings, space)
     if "supernet" in SHARES[settings.strategy]:
         check_strategy(settings.supernet_strategy, space)
         check_shareable(space)
+    _check_draws(settings, space)
     if not settings.classifies:
         _check_backbones(settings, space)
         return space

@@ -8,6 +8,7 @@ from search.trust.judge_choice import (
     sampled_fidelity,
     trains,
 )
+from search.trust.predictor import MIN_NETWORKS
 from search.trust.ranking import (
     COSTS,
     MIN_POINTS,
@@ -20,6 +21,7 @@ from search.trust.ranking import (
 
 __all__ = [
     "COSTS",
+    "MIN_NETWORKS",
     "MIN_POINTS",
     "PREDICTOR",
     "Estimator",
