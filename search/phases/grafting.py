@@ -72,8 +72,7 @@ def graft(session: Session) -> None:
     search_grafts(session, plan, networks)
     plan = session.revise(plan, after="search")
     # Where nothing ranks, the sums are all that is known beforehand.
-    first = best_by_sum(session) if trains(session.estimator()) else []
-    promote(session, plan, first=first)
+    promote(session, plan, first=lambda: best_by_sum(session))
 
 
 def teacher_of(session: Session) -> Architecture:

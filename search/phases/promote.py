@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from search.phases.alone import train_alone
 from search.phases.judging import judge_by_training
@@ -14,19 +14,22 @@ from search.trust import promotion_forecast, trains
 from searchspace.architecture import Architecture
 
 
-def promote(session: Session, plan: Plan, *, first: Sequence[Architecture] = ()) -> None:
+def promote(
+    session: Session, plan: Plan, *, first: Callable[[], Sequence[Architecture]] = tuple
+) -> None:
     """Train the best networks alone, up the rungs, while the budget lasts.
 
     The best of one mixer at several costs come first, so that the front is seen beside them.
 
     Args:
-        first: What is trained first where the run judges by training; see `judge_by_training`.
+        first: Names what is trained first where the run judges by training; see
+            `judge_by_training`.
     """
     if session.has_ended(plan, "promote"):
         return  # a larger budget may know better by what to judge
     estimator = session.estimator()
     if trains(estimator):
-        judge_by_training(session, plan, "promote", estimator, first=first)
+        judge_by_training(session, plan, "promote", estimator, first=first())
         return
     epochs, trials = rung_fidelities(plan), session.record.trials()
     forecast = promotion_forecast(trials, recipe_epochs=plan.recipe_epochs)
