@@ -140,18 +140,23 @@ def _prepare(study: Study, results: Path) -> None:
         "date": datetime.now(UTC).date().isoformat(),
     }
     # The runs and the table may be of different days: neither goes on with other settings.
-    for folder in dict.fromkeys((study.out, results.parent)):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "study.json"
+    places = [folder / "study.json" for folder in dict.fromkeys((study.out, results.parent))]
+    for path in places:
+        if path.is_file() and json.loads(path.read_text())["settings"] != fixed:
+            raise ValueError(
+                f"{path.parent} holds a study with other settings, see {path}. Choose another "
+                "--out or --csv."
+            )
+    if results.is_file() and not places[-1].is_file():
+        raise ValueError(
+            f"No {places[-1]} says with which settings {results} was made. Choose another --csv."
+        )
+    for path in places:
         if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name("study.json.partial")
             partial.write_text(json.dumps(about, indent=2) + "\n")
             partial.replace(path)
-        elif json.loads(path.read_text())["settings"] != fixed:
-            raise ValueError(
-                f"{folder} holds a study with other settings, see {path}. Choose another --out or "
-                f"--csv."
-            )
 
 
 if __name__ == "__main__":

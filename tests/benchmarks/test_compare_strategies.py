@@ -250,9 +250,14 @@ def test_a_table_of_other_settings_is_refused(
         with pytest.raises(SystemExit):
             main([*words, "--out", str(tmp_path / "wednesday"), *other])
         assert "study with other settings" in capsys.readouterr().err
+    main([*words, "--out", str(tmp_path / "wednesday"), "--first-seed", "4", "--seeds", "5"])
     with pytest.raises(SystemExit):
         main([*words, "--out", str(tmp_path / "tuesday"), "--first-seed", "3"])
     assert "--seeds 4" in capsys.readouterr().err
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(SystemExit):
+        main([*words, "--out", str(tmp_path / "monday")])
+    assert "says with which settings" in capsys.readouterr().err
 
 
 def test_a_study_goes_on_after_a_kill_and_does_nothing_twice(
