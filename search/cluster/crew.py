@@ -143,7 +143,7 @@ class JudgeCrew:
         self._record, self._phase, self._most = record, phase, most
         self._pace = pace_seconds
         self.start_seconds = 0.0
-        self._clock = AwakeClock(lambda: time.monotonic() - record.waited_seconds)
+        self._clock = AwakeClock(record.working_time)
         self._judges: list[_Judge] = []
         self._suspects: set[str] = set()  # lost with a judge: they are given out alone
         self._stillborn = 0

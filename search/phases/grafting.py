@@ -204,9 +204,9 @@ def _train_together(
     pace: float | None = None  # seconds of a step, behind the first
     is_first = True
     while step < total:
-        taken, started = min(at_a_time, total - step), _now(session)
+        taken, started = min(at_a_time, total - step), session.record.working_time()
         found = call_all(workers, "train", taken, while_waiting=tick)
-        seconds = (_now(session) - started) / taken
+        seconds = (session.record.working_time() - started) / taken
         step, error = min(one[0] for one in found), sum(one[1] for one in found) / len(found)
         if not is_first:
             pace = seconds if pace is None else pace + (seconds - pace) * PACE_SHARE
@@ -226,11 +226,6 @@ def _train_together(
             saved = time.monotonic()
         session.check_stop()
     call_all(workers, "save", while_waiting=tick)
-
-
-def _now(session: Session) -> float:
-    """Tell the time by a clock that stands still while the record waits for its database."""
-    return time.monotonic() - session.record.waited_seconds
 
 
 def _fitting(

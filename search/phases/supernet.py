@@ -128,13 +128,13 @@ class _Training:
             call_all(workers, "reschedule", total, while_waiting=tick)
         is_first = True
         while step < total:
-            started = self._now()
+            started = self.record.working_time()
             steps = max(round(TRAIN_CALL_SECONDS / pace), 1)
             # The first call starts the processes that make batches, and compiles kernels.
             least = START_SECONDS if is_first else TRAIN_CALL_SECONDS * CALL_LIMIT_FACTOR
             limit = max(CALL_LIMIT_FACTOR * steps * pace, least)
             progress = call_all(workers, "train", steps, while_waiting=tick, limit_seconds=limit)[0]
-            measured = (self._now() - started) / (progress.step - step)
+            measured = (self.record.working_time() - started) / (progress.step - step)
             pace += (measured - pace) * (0 if is_first else PACE_SHARE)
             step, is_first = progress.step, False
             # The schedule follows the pace: it ends earlier, or later, than was planned.
@@ -149,10 +149,6 @@ class _Training:
             session.check_stop()
         self._say_length(total, plan.supernet_steps)
         self._save(workers[0], step, tick)
-
-    def _now(self) -> float:
-        """Tell the time by a clock that stands still while the record waits for its database."""
-        return time.monotonic() - self.record.waited_seconds
 
     def _is_save_due(self) -> bool:
         waited = time.monotonic() - self.saved

@@ -128,9 +128,9 @@ class TrialRunner:
         self._phase, self._seed, self._choose = phase, seed, choose
         self._limit, self._interrupted, self._on_event = limit_seconds, interrupted, on_event
         self._on_end, self._clock = on_end, clock or time.monotonic
-        self._listened: Callable[[], float] = self._without_waits
+        self._listened: Callable[[], float] = lambda: record.working_time(self._clock)
         if clock is None:
-            self._listened = AwakeClock(self._without_waits)
+            self._listened = AwakeClock(self._listened)
         self._running: dict[int, _Running] = {}
         self._held, self._idle, self._idle_attempt = 0, 0, 0
         self._next: Choice | None = None
@@ -509,10 +509,6 @@ class TrialRunner:
             images=self._plan.images_of(epochs),
             devices=devices,
         )
-
-    def _without_waits(self) -> float:
-        """Tell the time by a clock that stands still while the record waits for its database."""
-        return self._clock() - self._record.waited_seconds
 
     def _charge_idle(self) -> None:
         """Keep an attempt open for the devices that are kept and have no trial."""

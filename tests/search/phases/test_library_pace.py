@@ -75,7 +75,7 @@ def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int])
             library=library, library_done=0, times=SimpleNamespace(supernet_batch=1)
         ),
         spent=clock.monotonic,
-        record=SimpleNamespace(waited_seconds=0.0),
+        record=SimpleNamespace(working_time=clock.monotonic),
         wait_for_devices=lambda: 1,
         check_start=nothing,
         check_stop=nothing,
