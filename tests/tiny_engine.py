@@ -14,6 +14,7 @@ from search.scheduling.judging import Judging
 from search.scheduling.tasks import Judgement, Outcome
 from search.scheduling.trials import Choice, TrialRunner
 from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from tests.clock import Clock
 
@@ -81,11 +82,12 @@ def judging_of(
     judges: int = 1,
     interrupted: Callable[[], bool] = lambda: False,
     proposes: bool = True,
+    space: SearchSpace = SPACE,
 ) -> Judging:
-    """Judge random networks of `SPACE`, each in ``pace`` expected seconds."""
+    """Judge random networks of a space, each in ``pace`` expected seconds."""
     return Judging(
         record=record,
-        space=SPACE,
+        space=space,
         settings=RunSettings(data="digits", budget="1cpu-minute", sampler="random"),
         phase="search",
         first=first,

@@ -61,6 +61,8 @@ def _climb(
         # In a space that is used up, networks wait for others to end before they go up.
         choice = halving.next() if halving.ran_dry else None
         if choice is None:
+            if halving.ran_dry:
+                session.say_nothing_left()
             return None
         due.append(choice)
     return None

@@ -86,6 +86,8 @@ def judge_warm(
     )
     # The crew ends its judges by itself, and brings back what they held.
     crew.stream(judging, session.tick(phase, limit_seconds=math.inf))
+    if judging.ran_dry:
+        session.say_nothing_left()
 
 
 def judge_by_training(
@@ -115,7 +117,10 @@ def _choose_alone(session: Session, plan: Plan, estimator: Estimator) -> Choice 
     chosen = next((one for one in singles if one.key not in tried), None)
     if chosen is None:
         chosen = _propose_alone(session, trials, fidelity, estimator)
-    return None if chosen is None else Choice(architecture=chosen, epochs=plan.trust_rung)
+    if chosen is None:
+        session.say_nothing_left()
+        return None
+    return Choice(architecture=chosen, epochs=plan.trust_rung)
 
 
 def _propose_alone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from search.phases.alone import train_alone
+from search.phases.climb import climb
 from search.phases.judging import judge_by_training
 from search.phases.session import Session
 from search.plan import Plan
@@ -13,13 +14,20 @@ from search.scheduling import Choice, Promotions
 from search.trust import promotion_forecast, trains
 from searchspace.architecture import Architecture
 
+ALL_PROMOTED = (
+    "All networks that were judged have been trained alone; what is left of the budget trains "
+    "others without a judgement before."
+)
+
 
 def promote(
     session: Session, plan: Plan, *, first: Callable[[], Sequence[Architecture]] = tuple
 ) -> None:
     """Train the best networks alone, up the rungs, while the budget lasts.
 
-    The best of one mixer at several costs come first, so that the front is seen beside them.
+    The best of one mixer at several costs come first, so that the front is seen beside them. Where
+    so few networks were judged that all have gone up, because judges took that phase's time to
+    start or the space is a small one, others are trained without a judgement.
 
     Args:
         first: Names what is trained first where the run judges by training; see
@@ -51,8 +59,15 @@ def promote(
         within = [one for one in singles if session.space.violation(one) is None]
         promotions.put_first(within, list(epochs)[-1])
 
+    ran_dry = False
+
     def choose() -> Choice | None:
+        nonlocal ran_dry
         chosen = promotions.next()
+        ran_dry = chosen is None
         return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
 
     train_alone(session, plan, "promote", choose, promotions.note)
+    if ran_dry:
+        session.view.say(ALL_PROMOTED)
+        climb(session, plan, "promote", first=first())

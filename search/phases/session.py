@@ -37,6 +37,12 @@ from search.trust import Estimator, estimator_of
 PATIENCE_SECONDS = 30.0
 
 
+NOTHING_LEFT = (
+    "Nothing is left to propose: every network of the space that could be found, and that keeps to "
+    "its limits, has been judged. A larger budget trains these for longer, and finds no others."
+)
+
+
 class Interrupted(Exception):
     """The user asked the run to stop; it can be resumed."""
 
@@ -67,6 +73,7 @@ class Session:
         self.space = run.space()
         self.data = run.task_data()
         self.job = work.make_job(self.settings, run.folder, self.data)
+        self._has_said_nothing_left = False
 
     def wait_for_devices(self) -> int:
         """Wait until there are devices, and a while until all are free; nothing is charged.
@@ -88,6 +95,12 @@ class Session:
                 told = True
             self.check_stop()
             time.sleep(0.1 if devices else 1.0)
+
+    def say_nothing_left(self) -> None:
+        """Say, once, that the space is used up: a phase may end before its share for it."""
+        if not self._has_said_nothing_left:
+            self._has_said_nothing_left = True
+            self.view.say(NOTHING_LEFT)
 
     def spent(self) -> float:
         """Return the device-seconds that the budget has paid for."""

@@ -58,6 +58,9 @@ class Judging:
         proposes: Whether the sampler is asked once the first ones are judged.
         least: Networks with an accuracy that the run is to have, also beyond the limit: judges
             that have started are ended with the budget, and before that they give an answer.
+
+    Attributes:
+        ran_dry: Whether the sampler, asked last, had no network left to propose.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Judging:
         self._beside = deque(a for a in beside if a.key not in known_keys)
         self._proposer.exclude(self._beside)
         self._num_asked = 0  # behind the first ones
+        self.ran_dry = False
         self._running: dict[str, tuple[int, int]] = {}  # key: trial, attempt
 
     def ask(self, count: int = 1) -> list[Architecture]:
@@ -137,7 +141,9 @@ class Judging:
         return self._beside.popleft() if found is None and self._beside else found
 
     def _propose(self) -> Architecture | None:
-        return self._proposer.ask() if self._proposes else None
+        found = self._proposer.ask() if self._proposes else None
+        self.ran_dry = self._proposes and found is None
+        return found
 
     def _affordable(self, count: int) -> int:
         """Return how many of ``count`` can be judged before the limit.

@@ -11,12 +11,23 @@ from search.record import Measured
 from search.record.record import Record
 from search.scheduling.tasks import Judgement, Outcome
 from searchspace.architecture import Architecture
+from searchspace.spec_file import load_space
 from tests.clock import Clock
 from tests.tiny_engine import SPACE, VALUES, ask_one, judging_of, tell_one
 
 # What is promised: judgements may be 1.3 times slower than expected, each judge has a margin, a
 # fifth of every surprise is believed, and the third loss is the last.
 SAFETY, MARGIN_SECONDS, PACE_SHARE, MAX_LOST = 1.3, 0.2, 0.2, 3
+
+# Two networks: one stage of one block, with kernels of three taps or five.
+TWO = """
+name: two
+img_size: 8
+patch_size: 4
+stages: [{dim: 8, depth: 1}]
+mixers:
+  depthwise_conv: {kernel_size: [3, 5]}
+"""
 
 
 def told(
@@ -212,6 +223,22 @@ def test_the_first_architectures_are_judged_first_and_once(record: Record) -> No
     resumed = ask_one(judging_of(record, first=first))
     assert resumed is not None
     assert resumed.key not in {architecture.key for architecture in asked}
+
+
+def test_it_has_run_dry_when_the_space_is_used_up(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(TWO)
+    asking = judging_of(record, space=load_space(str(path)), judges=2)
+    assert len(asking.ask(2)) == 2
+    assert not asking.ran_dry
+    assert asking.ask(1) == []
+    assert asking.ran_dry
+
+
+def test_what_proposes_nothing_has_not_run_dry(record: Record) -> None:
+    asking = judging_of(record, proposes=False)
+    assert asking.ask(1) == []
+    assert not asking.ran_dry
 
 
 def test_judging_ends_before_the_limit(record: Record, clock: Clock) -> None:
