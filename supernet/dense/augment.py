@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transform
 
 from supernet.data.dense import DenseSplit
 from supernet.data.dense.masks import decode_masks
 from supernet.dense.cascade import Objects
 from supernet.dense.network import IGNORED_LABEL
-from supernet.recipes import DenseRecipe, TrainImages
-from supernet.training import seeded_globals
+from supernet.recipes import DenseRecipe, Photometric, TrainImages
 
-_CROP_TRIES = 10
+_CROPS_AGAIN = 10
 _FEWEST_PIXELS = 1.0  # a side of an object that is left of it
 
 
@@ -102,7 +100,7 @@ def augment(sample: Sample, recipe: DenseRecipe, seed: int) -> Sample:
     if is_semantic:
         sample = _mirror(sample, images, rng)
     if images.photometric is not None:
-        sample = _distort(sample, recipe, int(rng.integers(2**31)))
+        sample = replace(sample, image=_distort(sample.image, images.photometric, rng))
     return sample
 
 
@@ -154,7 +152,7 @@ def _crop_with_several_classes(
     assert images.crop is not None
     size = (images.crop, images.crop)
     cropped = _crop(sample, size, rng)
-    for _ in range(_CROP_TRIES - 1):
+    for _ in range(_CROPS_AGAIN):
         if images.crop_max_share >= 1 or cropped.masks is None:
             break
         counts = torch.bincount(cropped.masks.flatten().long(), minlength=256)[:IGNORED_LABEL]
@@ -164,18 +162,45 @@ def _crop_with_several_classes(
     return cropped
 
 
-def _distort(sample: Sample, recipe: DenseRecipe, seed: int) -> Sample:
-    settings = recipe.train_images.photometric
-    assert settings is not None
-    distort = v2.RandomPhotometricDistort(
-        brightness=settings.brightness,
-        contrast=settings.contrast,
-        saturation=settings.saturation,
-        hue=settings.hue,
-        p=settings.probability,
-    )
-    with seeded_globals(seed):
-        return replace(sample, image=distort(sample.image))
+def _distort(
+    image: tv_tensors.Image, settings: Photometric, rng: np.random.Generator
+) -> tv_tensors.Image:
+    """Change the colours of bytes (3, H, W) as mmsegmentation 0.11's PhotoMetricDistortion does.
+
+    torchvision's of that name is SSD's: it also swaps channels, and its contrast is about the mean.
+    """
+
+    def contrast(x: Tensor) -> Tensor:
+        if rng.random() < settings.probability:
+            return _to_bytes(x * rng.uniform(*settings.contrast))
+        return x
+
+    x = image.as_subclass(Tensor).float()
+    if rng.random() < settings.probability:
+        x = _to_bytes(x + rng.uniform(-settings.brightness_delta, settings.brightness_delta))
+    contrast_comes_first = rng.random() < 0.5
+    if contrast_comes_first:
+        x = contrast(x)
+    if rng.random() < settings.probability:
+        x = _saturate(x, rng.uniform(*settings.saturation))
+    if rng.random() < settings.probability:
+        turn = rng.uniform(-settings.hue_delta, settings.hue_delta) / 180
+        x = transform.adjust_hue(x.to(torch.uint8), turn).float()
+    if not contrast_comes_first:
+        x = contrast(x)
+    return tv_tensors.Image(x.to(torch.uint8))
+
+
+def _saturate(x: Tensor, factor: float) -> Tensor:
+    """Multiply HSV's saturation, which ends at 1; value and hue stay."""
+    value, least = x.amax(0), x.amin(0)
+    # The saturation is (value - least) / value.
+    most = value / (value - least).clamp_min(1)
+    return _to_bytes(value - (value - x) * most.clamp_max(factor) + 0.5)
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    return x.clamp(0, 255).floor()
 
 
 def pad(x: Tensor, size: tuple[int, int], value: float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from supernet.recipes.dense_recipe import (
     DenseRecipe,
+    Photometric,
     Proposals,
     Regions,
     TrainImages,
@@ -23,6 +24,7 @@ from supernet.recipes.recipe import (
 __all__ = [
     "DenseRecipe",
     "Distillation",
+    "Photometric",
     "Proposals",
     "Recipe",
     "Regions",

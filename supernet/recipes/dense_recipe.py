@@ -102,12 +102,12 @@ class CropBranch(_Part):
 
 
 class Photometric(_Part):
-    """`torchvision.transforms.v2.RandomPhotometricDistort`."""
+    """mmsegmentation's PhotoMetricDistortion."""
 
-    brightness: Range
-    contrast: Range
-    saturation: Range
-    hue: tuple[float, float]
+    brightness_delta: float = Field(ge=0, le=255, description="At most so much is added to bytes.")
+    contrast: Range = Field(description="Factor of the bytes.")
+    saturation: Range = Field(description="Factor of HSV's saturation.")
+    hue_delta: float = Field(ge=0, le=90, description="HSV's hue turns by at most so much of 180.")
     probability: Probability = Field(description="Of each of them.")
 
 
