@@ -78,7 +78,7 @@ def evaluate_retrained(
         images,
         BATCH_SIZE,
         found.result.crop_pct,
-        crop_mode=recipe.crop_mode,
+        crop_mode=found.crop_mode,
         interpolation=recipe.eval_interpolation,
     )
     accuracy = evaluate(network, batches, device, None if real is None else real.add_result)

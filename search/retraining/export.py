@@ -134,7 +134,7 @@ def pretrained_cfg(found: Retrained) -> dict[str, Any]:
         "mean": list(result.mean),
         "std": list(result.std),
         "crop_pct": result.crop_pct,
-        "crop_mode": recipe.crop_mode,
+        "crop_mode": found.crop_mode,
         "interpolation": recipe.eval_interpolation,
         "label_names": list(result.class_names),
     }

@@ -329,6 +329,11 @@ def seen_share(data: ImageData, crop_pct: float | None) -> float:
     return CROP_FRACTION if data.is_streamed else data.img_size / data.stored_size
 
 
+def seen_mode(data: ImageData, crop_mode: str) -> str:
+    """Return what `eval_batches` does to an image's shape, as timm's ``crop_mode``."""
+    return crop_mode if data.is_streamed else "center"
+
+
 @lru_cache(maxsize=2)
 def _epoch_order(num_images: int, repeats: int, seed: int, epoch: int) -> IntArray:
     rng = np.random.default_rng(derived_seed(seed, "order", epoch))
