@@ -10,6 +10,7 @@ same command goes on after a kill, with any number of processes that divides the
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ import typer
 
 from search.results import accuracy_text
 from search.retraining.network import RetrainOptions, retrain
+from search.retraining.out_folder import claimed_training
 from search.retraining.teachers import look_for_teacher
 from search.retraining.together import first_goes_first, joined_torchrun
 from search.retraining.wanted import check_network, start_weights
@@ -62,7 +64,9 @@ def main(
     check_unlabelled(chosen, given=unlabelled is not None, is_taught=teacher is not None)
     build_teacher = None if teacher is None else look_for_teacher(teacher)
     weights = None if start is None else start_weights(start)
-    with joined_torchrun(device) as is_first:
+    with ExitStack() as own, joined_torchrun(device) as is_first:
+        if is_first:
+            own.enter_context(claimed_training(out))
         with first_goes_first(is_first):
             images = prepare_data(data, img_size=architecture.img_size, folder=out / DATA_FOLDER)
             architecture = architecture.replace(num_classes=images.num_classes)
