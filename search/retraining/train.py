@@ -26,7 +26,7 @@ from search.retraining.together import first_goes_first, joined_torchrun
 from search.retraining.wanted import check_network, start_weights
 from search.run_folder import load_target
 from search.terminal import StopSignals
-from supernet.data import prepare_data, prepare_unlabelled
+from supernet.data import open_unlabelled, prepare_data, prepare_unlabelled
 from supernet.recipes import load_recipe, with_epochs
 from supernet.training import (
     EpochReport,
@@ -64,6 +64,8 @@ def main(
     check_unlabelled(chosen, given=unlabelled is not None, is_taught=teacher is not None)
     build_teacher = None if teacher is None else look_for_teacher(teacher)
     weights = None if start is None else start_weights(start)
+    if unlabelled is not None:
+        open_unlabelled(unlabelled)
     with ExitStack() as own, joined_torchrun(device) as is_first:
         if is_first:
             own.enter_context(claimed_training(out))

@@ -13,6 +13,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from search.retraining.out_folder import claimed_training
 from search.retraining.train import main
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
@@ -75,6 +76,7 @@ def test_an_unknown_network_leaves_nothing(folder: Path) -> None:
         (("--start", "elsewhere"), "neither RUN:ID nor the folder"),
         (("--token-labels", "maps"), "only such a one"),
         (("--unlabelled", "images"), "Add --teacher"),
+        (("--teacher", "timm:resnet10t", "--unlabelled", "images"), "there is no such folder"),
         (("--epochs", "0"), "greater than or equal to 1"),
         (("--seed", "-1"), "greater than or equal to 0"),
         (("--workers", "-1"), "greater than or equal to 0"),
@@ -119,3 +121,15 @@ def test_a_teacher_without_the_maps_that_a_recipe_asks_for_is_refused_before_the
             teacher=f"timm:resnet10t:{folder}/teacher.safetensors",
         )
     assert not (folder / "one" / "network").exists()
+
+
+def test_one_command_at_a_time_trains_in_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with (
+        claimed_training(folder / "one"),
+        pytest.raises(ValueError, match="Another process trains in"),
+    ):
+        main("a.json", "digits", folder / "one", recipe="halves.yaml", epochs=1, device="cpu")
+    assert [path.name for path in (folder / "one").iterdir()] == ["training.lock"]
