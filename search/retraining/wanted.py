@@ -23,7 +23,7 @@ from search.retraining.teachers import check_lesson, look_for_teacher
 from search.run_folder import DATA, LIBRARY, BuildsTeacher, RunFolder, StorageError
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
-from supernet.data import ImageData, Unlabelled, mend_data, prepare_data, prepare_unlabelled
+from supernet.data import ImageData, Unlabelled, mend_data, prepare_unlabelled
 from supernet.grafting import assemble, load_library
 from supernet.network import Supernet, build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
@@ -233,8 +233,7 @@ def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
     data = run.as_taught(mend_data(run.folder / DATA))
     if plan.img_size is None or plan.img_size == data.img_size:
         return data
-    folder = run.folder / f"data-{plan.img_size}"
-    return run.as_taught(prepare_data(data.source, img_size=plan.img_size, folder=folder))
+    return run.as_taught(data.at_size(plan.img_size, run.folder / f"data-{plan.img_size}"))
 
 
 def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:

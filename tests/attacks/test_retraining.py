@@ -293,6 +293,17 @@ def test_a_damaged_test_image_is_found_before_the_training_and_can_be_mended(
     assert tiny.states() == ["done"]
 
 
+def test_at_another_size_networks_are_tested_on_the_images_of_the_run(tiny: TinyRun) -> None:
+    image = tiny.source / "test" / "bee" / "2.png"
+    other = tiny.source / "train" / "bee" / "2.png"
+    image.write_bytes(other.read_bytes())
+
+    with pytest.raises(ValueError, match="must not change during a run"):
+        tiny.retrain(img_size=16)
+
+    assert tiny.run.record.trials() == ()
+
+
 def test_a_damaged_label_map_is_found_before_the_training(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
