@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from search.run_folder import load_target
 from search.terminal import architecture_json
+from searchspace import durable
 from supernet.exchange.published import convert, read_checkpoint
 
 
@@ -40,5 +41,7 @@ def import_checkpoint(checkpoint: Path, target: str, *, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     description = json.dumps(architecture_json(architecture), indent=2)
     (out / "architecture.json").write_text(description + "\n", encoding="utf-8")
-    save_file(converted, weights)
+    partial = weights.with_name(f"{weights.name}.partial")
+    save_file(converted, partial)
+    durable.replace(partial, weights)
     return out
