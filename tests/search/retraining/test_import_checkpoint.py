@@ -13,6 +13,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 from search.retraining import import_checkpoint as importing
 from search.retraining.import_checkpoint import import_checkpoint
+from search.retraining.out_folder import claim_folder
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import WindowAttention
 
@@ -55,6 +56,12 @@ def test_a_folder_is_not_overwritten(checkpoint: Path) -> None:
     import_checkpoint(checkpoint, tiny, out=out)
     with pytest.raises(ValueError, match="exists"):
         import_checkpoint(checkpoint, tiny, out=out)
+    training = checkpoint.parent / "training"
+    claim_folder(training, TINY, "name: mine\n", what="retraining")
+    before = {path.name: path.read_bytes() for path in training.iterdir()}
+    with pytest.raises(ValueError, match=r"recipe\.yaml exists"):
+        import_checkpoint(checkpoint, tiny, out=training)
+    assert {path.name: path.read_bytes() for path in training.iterdir()} == before
 
 
 def test_an_import_that_broke_off_is_done_again(
