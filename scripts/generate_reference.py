@@ -23,7 +23,7 @@ from typer.main import get_command  # noqa: E402
 from search.cli.app import app  # noqa: E402
 from searchspace.mixers import MIXER_KINDS  # noqa: E402
 from searchspace.spec_schema import SpaceEntry, StageEntry  # noqa: E402
-from supernet.recipes.recipe import Recipe, TokenLabels  # noqa: E402
+from supernet.recipes.recipe import Distillation, Recipe, TokenLabels  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by scripts/generate_reference.py; change the code, not this page. -->\n"
@@ -104,12 +104,14 @@ def recipe_page() -> Iterator[str]:
     """Yield the lines of the page about recipes."""
     yield "# Recipes"
     yield ""
-    yield "A recipe is a complete YAML file: no key has a default. `search recipes` lists those"
-    yield "in `configs/recipes`."
+    yield "A recipe is a complete YAML file: no key has a default but `distillation` and what"
+    yield "stands in it. `search recipes` lists those in `configs/recipes`."
     yield ""
     yield from table(("key", "value", "meaning"), model_rows(Recipe))
     yield from ("", "## token_labels", "")
     yield from table(("key", "value", "meaning"), model_rows(TokenLabels))
+    yield from ("", "## distillation", "")
+    yield from table(("key", "value", "meaning"), model_rows(Distillation))
 
 
 def space_page() -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,20 @@ from configs.files import reading
 from search.results import wilson_interval
 from search.retraining.finished import Retrained, find_retrained
 from searchspace.latency_table import latency_of
-from supernet.data import DATA_FILE, ImageData, StreamedImages, open_data, prepare_data
+from supernet.data import (
+    DATA_FILE,
+    ImageData,
+    StreamedImages,
+    open_data,
+    open_source,
+    prepare_data,
+    resolve_source,
+)
 from supernet.measuring import time_runs
 from supernet.training import Accuracy, eval_batches, evaluate
 
 BATCH_SIZE = 128
+_VALIDATION_IMAGE = re.compile(r"(^|/)ILSVRC2012_val_\d{8}\.JPEG$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +89,7 @@ def evaluate_retrained(
         images,
         BATCH_SIZE,
         found.result.crop_pct,
-        crop_mode=recipe.crop_mode,
+        crop_mode=found.crop_mode,
         interpolation=recipe.eval_interpolation,
     )
     accuracy = evaluate(network, batches, device, None if real is None else real.add_result)
@@ -125,6 +136,9 @@ def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
     """
     size = found.architecture.img_size
     if data is not None:
+        # Listed twice, so that images of others are not decoded in vain.
+        source = open_source(resolve_source(data), img_size=size)
+        _check_classes(found, source.class_names, source.name)
         images = prepare_data(data, img_size=size, folder=folder)
     else:
         run = found.folder.parent.parent
@@ -137,14 +151,18 @@ def _images(found: Retrained, data: str | None, folder: Path) -> ImageData:
                 f"{found.folder} does not lie in a run that has its images. Name them with --data."
             )
         images = fitting[0]
-    if images.class_names != found.result.class_names:
-        raise ValueError(
-            f"The network tells {len(found.result.class_names)} classes apart, and the classes of "
-            f"{images.name} are others. Give images with the same class folders."
-        )
+    _check_classes(found, images.class_names, images.name)
     if found.recipe.token_labels:
         images = images.streamed()
     return replace(images, mean=found.result.mean, std=found.result.std)
+
+
+def _check_classes(found: Retrained, class_names: Sequence[str], name: str) -> None:
+    if class_names != found.result.class_names:
+        raise ValueError(
+            f"The network tells {len(found.result.class_names)} classes apart, and the classes of "
+            f"{name} are others. Give images with the same class folders."
+        )
 
 
 def _real_labels(images: object, path: Path) -> Any:
@@ -153,7 +171,14 @@ def _real_labels(images: object, path: Path) -> Any:
             "ImageNet-real's labels belong to the file names of ImageNet's validation images, "
             "which only streamed data has. Give ImageNet with --data."
         )
-    errors = (AttributeError, IndexError, KeyError, TypeError)
-    remedy = "Download it from its authors."
+    names = images.names()
+    if foreign := [name for name in names if not _VALIDATION_IMAGE.search(name)]:
+        raise ValueError(
+            "ImageNet-real's labels belong to ImageNet's validation images, which are called "
+            f"ILSVRC2012_val_00000001.JPEG and so on; one here is called {foreign[0]}. Give them "
+            "with --data under their own names."
+        )
+    errors = (AttributeError, IndexError, KeyError, TypeError, AssertionError)
+    remedy = "Download it from its authors; it has a label for each of the images."
     with reading(path, "ImageNet-real's real.json", remedy=remedy, errors=errors):
-        return RealLabelsImagenet(images.names(), real_json=str(path))  # type: ignore[no-untyped-call]
+        return RealLabelsImagenet(names, real_json=str(path))  # type: ignore[no-untyped-call]

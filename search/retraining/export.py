@@ -12,6 +12,7 @@ import timm
 import torch
 
 from search.retraining.finished import Retrained, find_retrained
+from search.retraining.graft_source import CONFIG_FILE, WEIGHTS_FILE
 from supernet.exchange.export import (
     TOLERANCE,
     check_onnx_installed,
@@ -50,7 +51,8 @@ def export_retrained(
             where that is among the formats.
 
     Raises:
-        ValueError: If there is no such retraining or format, or a check fails.
+        ValueError: If there is no such retraining or format, the folder holds other weights, or a
+            check fails.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(
@@ -68,6 +70,10 @@ def export_retrained(
     if "timm" in formats:
         timm_model(found.architecture)
     folder = out or found.folder / EXPORT_FOLDER
+    if "safetensors" in formats:
+        _check_free(folder)
+    if "timm" in formats:
+        _check_free(folder / TIMM_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if "safetensors" in formats:
@@ -80,6 +86,15 @@ def export_retrained(
         pushed = folder / TIMM_FOLDER if "timm" in formats else folder
         written.append(Exported(pushed, f"pushed to {push_to_hub(pushed, push)}"))
     return written
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with weights that no export wrote, such as those of a retraining."""
+    if (folder / WEIGHTS_FILE).exists() and not (folder / CONFIG_FILE).exists():
+        raise ValueError(
+            f"{folder} holds the weights of a training or an import, and results are never "
+            "overwritten. Name another folder with --out."
+        )
 
 
 def _ours(found: Retrained, folder: Path) -> Exported:
@@ -134,7 +149,7 @@ def pretrained_cfg(found: Retrained) -> dict[str, Any]:
         "mean": list(result.mean),
         "std": list(result.std),
         "crop_pct": result.crop_pct,
-        "crop_mode": recipe.crop_mode,
+        "crop_mode": found.crop_mode,
         "interpolation": recipe.eval_interpolation,
         "label_names": list(result.class_names),
     }

@@ -33,6 +33,11 @@ class Retrained:
         """The weights that count: the averaged ones where there are any."""
         return self.folder / (WEIGHTS_FILE if self.result.ema is None else EMA_FILE)
 
+    @property
+    def crop_mode(self) -> str:
+        """What is done to an image's shape; results of before do not say."""
+        return self.result.crop_mode or self.recipe.crop_mode
+
     def network(self) -> Supernet:
         """Build the network with the weights that count, in eval mode.
 

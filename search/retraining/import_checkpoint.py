@@ -7,8 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from search.retraining.out_folder import RECIPE_FILE
 from search.run_folder import load_target
 from search.terminal import architecture_json
+from searchspace import durable
 from supernet.exchange.published import convert, read_checkpoint
 
 
@@ -24,12 +26,14 @@ def import_checkpoint(checkpoint: Path, target: str, *, out: Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: If the folder holds weights already, or the checkpoint is not one of the
-            architecture.
+        ValueError: If the folder holds weights or a training already, or the checkpoint is not one
+            of the architecture.
     """
     weights = out / "model.safetensors"
-    if weights.exists():
-        raise ValueError(f"{weights} exists. Name another folder with --out.")
+    # A training that is under way has a recipe, and no weights yet.
+    for taken in (weights, out / RECIPE_FILE):
+        if taken.exists():
+            raise ValueError(f"{taken} exists. Name another folder with --out.")
     state = read_checkpoint(checkpoint)
     architecture = load_target(target)
     if "head.weight" in state or "head.fc.weight" in state:
@@ -40,5 +44,7 @@ def import_checkpoint(checkpoint: Path, target: str, *, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     description = json.dumps(architecture_json(architecture), indent=2)
     (out / "architecture.json").write_text(description + "\n", encoding="utf-8")
-    save_file(converted, weights)
+    partial = weights.with_name(f"{weights.name}.partial")
+    save_file(converted, partial)
+    durable.replace(partial, weights)
     return out

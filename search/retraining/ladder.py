@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from search.retraining.out_folder import claimed_training
 from search.retraining.wanted import assembled
 from search.run_folder import GRAFT, RunFolder
 from searchspace.architecture import Architecture
@@ -25,6 +26,7 @@ from supernet.training import (
     Accuracy,
     Teacher,
     TrainingOptions,
+    digest_of,
     eval_batches,
     evaluate,
     train,
@@ -71,10 +73,15 @@ class _Climb:
         self.teacher = teacher
         self.recipe: Recipe = with_epochs(load_recipe(run.settings.trial_recipe), epochs)
         self.folder: Path = run.folder / "ladder" / architecture.key
-        self.images = [
-            (images.to(device), labels)
-            for images, labels in eval_batches(self.data.split("search"), self.data, EVAL_BATCH)
-        ]
+        batches = eval_batches(
+            self.data.split("search"),
+            self.data,
+            EVAL_BATCH,
+            self.recipe.crop_pct,
+            crop_mode=self.recipe.crop_mode,
+            interpolation=self.recipe.eval_interpolation,
+        )
+        self.images = [(images.to(device), labels) for images, labels in batches]
 
     def calibration(self) -> list[Tensor]:
         return calibration_images(self.data, EVAL_BATCH, self.device)
@@ -95,8 +102,12 @@ class _Climb:
             # A training of another length or seed is another training.
             out=self.folder / f"{step}-{recipe.total_epochs}e-{self.seed}",
             teacher=self.teacher,
+            # The run may have trained its supernet, or its parts, further meanwhile.
+            identity=digest_of(network.state_dict()),
+            replaces=True,
         )
-        accuracy = train(network, self.data, recipe, options).accuracy
+        with claimed_training(self.folder):
+            accuracy = train(network, self.data, recipe, options).accuracy
         taught = "" if self.teacher is None else f", taught by {self.teacher.name}"
         return (
             accuracy,
@@ -104,7 +115,8 @@ class _Climb:
         )
 
     def judge(self, network: nn.Module) -> Accuracy:
-        return evaluate(network, self.images, self.device)
+        amp = self.recipe.amp if self.device == "cuda" else "none"
+        return evaluate(network, self.images, self.device, amp=amp)
 
 
 class _Ladder:

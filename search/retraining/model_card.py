@@ -26,7 +26,8 @@ class RetrainResult:
         data: Name of the images; ``data_fingerprint`` is a hash of them.
         mean: Of each channel in 0..1; what the network expects its images normalised by.
         std: Likewise.
-        crop_pct: Share of the side of an image's central square that it expects to see.
+        crop_pct: Share of the side of an image's central square that it expects to see; with the
+            ``crop_mode`` squash of both sides of the image.
         start: ``fresh`` or ``inherited`` weights.
         teacher: Whom it learnt from; empty for nobody.
         search_teacher: Whom the trainings of the search that found it learnt from; likewise.
@@ -35,6 +36,7 @@ class RetrainResult:
         raw: Accuracy of the last step's weights.
         ema: Accuracy of the averaged weights, where the recipe has them.
         identity: Hash of all that decided the training, but for its seed.
+        crop_mode: As timm's: ``squash`` where images were given another shape.
         sha256: Of the files of weights, by their names.
     """
 
@@ -60,6 +62,7 @@ class RetrainResult:
     search_teacher: str = ""
     num_unlabelled: int = 0
     identity: str = ""
+    crop_mode: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult
     mentor, found_by = result.search_teacher, ""
     if mentor:
         found_by = f"| found by | a search whose trainings were taught by {_code(mentor)} |\n"
+    seen = "both sides" if result.crop_mode == "squash" else "the side of the central square"
     return f"""# {describe(architecture)}
 
 An image classifier that was searched and trained by mixer-search; architecture `{result.key}`.
@@ -147,7 +151,7 @@ network = timm.create_model(
 ```
 
 It takes RGB images, turned as their EXIF orientation says, scaled ({recipe.eval_interpolation})
-so that {result.crop_pct:.4g} of the side of the central square is seen. Their values are those of
+so that {result.crop_pct:.4g} of {seen} is seen. Their values are those of
 0..1, less the mean {_numbers(result.mean)}, divided by the deviation {_numbers(result.std)}; their
 shape is (batch, channels, height, width).
 """

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.torch import save_model
 from torch import nn
 
+from search.record import take_claim
 from searchspace import durable
 from supernet.training import checksums, write_text
 
 RESULT_FILE = "result.json"
 ARCHITECTURE_FILE = "architecture.json"
 RECIPE_FILE = "recipe.yaml"
+LOCK_FILE = "training.lock"
 
 
 class Described(Protocol):
@@ -65,6 +68,25 @@ def claim_folder(
     out.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
         write_text(out / name, text)
+
+
+@contextmanager
+def claimed_training(folder: Path) -> Iterator[None]:
+    """Hold a folder in which one process trains at a time: two would take each other's files.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = take_claim(folder / LOCK_FILE)
+    if claim is None:
+        raise ValueError(
+            f"Another process trains in {folder}. Wait for its end, or name another folder."
+        )
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def save_weights(out: Path, networks: Mapping[str, nn.Module | None]) -> dict[str, str]:

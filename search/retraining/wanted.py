@@ -19,11 +19,11 @@ from search.retraining.finished import find_retrained
 from search.retraining.graft_source import WEIGHTS_FILE, is_import
 from search.retraining.identity import identity_of, label_maps
 from search.retraining.network import check_fit
-from search.retraining.teachers import check_lesson, find_teacher
-from search.run_folder import DATA, LIBRARY, RunFolder, StorageError
+from search.retraining.teachers import check_lesson, look_for_teacher
+from search.run_folder import DATA, LIBRARY, BuildsTeacher, RunFolder, StorageError
 from searchspace.architecture import Architecture
 from searchspace.mixers import Mixer
-from supernet.data import ImageData, Unlabelled, mend_data, prepare_data, prepare_unlabelled
+from supernet.data import ImageData, Unlabelled, mend_data, prepare_unlabelled
 from supernet.grafting import assemble, load_library
 from supernet.network import Supernet, build_subnet, extract, interpolated_start
 from supernet.recipes import Recipe, load_recipe, with_epochs
@@ -152,7 +152,11 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     numbers = tuple(dict.fromkeys(ids))
     architectures = [resized(run.architecture(number), plan) for number in numbers]
     starts = [_start(run, number, plan) for number in numbers]
+    build_teacher = None if plan.teacher is None else _look_for_teacher(run, plan.teacher)
     data = _data(run, plan)
+    teacher = None if build_teacher is None else build_teacher(data)
+    for architecture, start in zip(architectures, starts, strict=True):
+        check_network(architecture, data, recipe, start=start, teacher=teacher)
     # A damaged test image is found now, and not after the last epoch.
     data.test_split()
     more = None
@@ -164,12 +168,7 @@ def prepare(run: RunFolder, ids: Sequence[int], plan: RetrainPlan) -> Prepared:
     recipe = with_shards_for(recipe, num_images, plan.devices)
     maps = label_maps(data, plan.token_labels)
     labels = None if maps is None else maps.fingerprint()
-    teacher = None if plan.teacher is None else _teacher(run, plan.teacher, data)
     taught = None if teacher is None else teacher.fingerprint
-    for architecture, start in zip(architectures, starts, strict=True):
-        _check_network(architecture, data, recipe, start)
-        if teacher is not None:
-            check_lesson(teacher, recipe, architecture, data)
     return Prepared(
         plan=plan,
         recipe=recipe,
@@ -234,8 +233,7 @@ def _data(run: RunFolder, plan: RetrainPlan) -> ImageData:
     data = run.as_taught(mend_data(run.folder / DATA))
     if plan.img_size is None or plan.img_size == data.img_size:
         return data
-    folder = run.folder / f"data-{plan.img_size}"
-    return run.as_taught(prepare_data(data.source, img_size=plan.img_size, folder=folder))
+    return run.as_taught(data.at_size(plan.img_size, run.folder / f"data-{plan.img_size}"))
 
 
 def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
@@ -250,10 +248,10 @@ def _healing(run: RunFolder, plan: RetrainPlan) -> RetrainPlan:
     return replace(plan, inherit=plan.start is None, teacher=teacher)
 
 
-def _teacher(run: RunFolder, text: str, data: ImageData) -> Teacher:
-    """Find whom networks learn from: the network that a graft began with, or another."""
+def _look_for_teacher(run: RunFolder, text: str) -> BuildsTeacher:
+    """Look for whom networks learn from: the network that a graft began with, or another."""
     grafted = run.teacher if text == GRAFTED else None
-    return find_teacher(text, data) if grafted is None else grafted.mentor()
+    return look_for_teacher(text) if grafted is None else lambda data: grafted.mentor()
 
 
 def assembled(run: RunFolder, number: int) -> Supernet:
@@ -313,13 +311,19 @@ def start_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_network(
+def check_network(
     architecture: Architecture,
     data: ImageData,
     recipe: Recipe,
+    *,
     start: Mapping[str, Tensor] | None,
+    teacher: Teacher | None,
 ) -> None:
-    """Build the network as its training will, and look whether all fits."""
+    """Build the network as its training will, and look whether all fits.
+
+    Raises:
+        ValueError: If images, recipe, start or teacher are none for this network.
+    """
     check_fit(architecture, data)
     if recipe.token_labels is not None and architecture.family != "volo":
         raise ValueError(
@@ -328,3 +332,5 @@ def _check_network(
         )
     if start is not None:
         interpolated_start(start, build_subnet(architecture, recipe.drop_path))
+    if teacher is not None:
+        check_lesson(teacher, recipe, architecture, data)

@@ -36,10 +36,12 @@ def main(
     start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Folder of a transfer.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's length.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's length.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and training.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's length.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and training.")] = 0,
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Default: 8 for a GPU.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Default: 8 for a GPU.")] = None,
 ) -> None:
     """Train a network as a backbone with a recipe and judge it once."""
     chosen = with_length(load_dense_recipe(recipe), epochs=epochs, steps=steps)

@@ -1,6 +1,7 @@
 """Image data: any source as three disjoint splits, decoded once for all processes or streamed."""
 
 from supernet.data.arrays import OnProgress, Split, square
+from supernet.data.catalog import open_source, resolve_source
 from supernet.data.decoding import decode_image
 from supernet.data.files import read_regular
 from supernet.data.folders import open_unlabelled
@@ -33,10 +34,12 @@ __all__ = [
     "decode_image",
     "mend_data",
     "open_data",
+    "open_source",
     "open_unlabelled",
     "prepare_data",
     "prepare_unlabelled",
     "read_regular",
+    "resolve_source",
     "square",
     "with_unlabelled",
 ]

@@ -35,7 +35,7 @@ from supernet.data.arrays import (
     remove_arrays,
     write_split,
 )
-from supernet.data.catalog import open_source, resolve_source
+from supernet.data.catalog import DIGITS, open_source, resolve_source
 from supernet.data.source import Source
 from supernet.data.splits import SEARCH, SPLITS, TEST, TRAIN, IntArray
 from supernet.data.streaming import StreamedImages, listed
@@ -125,6 +125,32 @@ class ImageData:
             std=IMAGENET_STD,
             fingerprint=source.fingerprint(),
         )
+
+    def at_size(self, img_size: int, folder: Path) -> ImageData:
+        """Prepare the same images for networks that see them at another size.
+
+        Raises:
+            ValueError: If the source lists others by now, or has other test images.
+        """
+        if not (folder / DATA_FILE).exists():
+            source = open_source(self.source, img_size=img_size)
+            if source.fingerprint() != self.listing or self._tests_other_images(source):
+                raise _changed(self)
+        found = prepare_data(self.source, img_size=img_size, folder=folder)
+        if found.listing != self.listing:
+            raise ValueError(
+                f"{folder} holds other images than {self.folder}, which come from the same "
+                "place. Remove it."
+            )
+        return found
+
+    def _tests_other_images(self, source: Source) -> bool:
+        """Tell whether test images have another content than they had."""
+        known = self.test_digests()
+        # The digits come scaled, so that their content is that of their size.
+        if self.source == DIGITS or not known.any():
+            return False
+        return not np.array_equal(source.digests(source.splits()[TEST]), known)
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
         """Return the same images for networks that were trained with other statistics.

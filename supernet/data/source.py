@@ -13,6 +13,12 @@ from PIL import Image
 from supernet.data.decoding import decode_image, digest_of, shown
 from supernet.data.splits import IntArray, split_pools
 
+# Data sets of digits and letters, by the names that libraries have for them.
+CHARACTERS = {
+    *("mnist", "kmnist", "k49", "qmnist", "emnist", "mnist_corrupted", "binarized_mnist", "usps"),
+    *("svhn", "svhn_cropped", "omniglot", "cmaterdb"),
+}
+
 
 class Fetched(NamedTuple):
     """One image as the source has it.
@@ -132,6 +138,14 @@ def _has_changed(content: bytes | Image.Image, known: int) -> bool:
     if known < 0:
         return isinstance(content, bytes) and len(content) != -known
     return known > 0 and known != digest_of(content)
+
+
+def can_be_mirrored(name: str) -> bool:
+    """Tell from the name of a data set, e.g. ``tfds/emnist/letters``, that it holds no characters.
+
+    A mirrored digit or letter is another one, or none.
+    """
+    return not set(name.lower().split("/")) & CHARACTERS
 
 
 def check_labels(labels: IntArray, pools: Mapping[str, IntArray], source: str) -> int:

@@ -18,11 +18,10 @@ from timm.data.dataset_factory import create_dataset
 
 from supernet.data.decoding import only_listed_formats, shown, upright
 from supernet.data.files import check_regular, read_regular
-from supernet.data.source import Fetched, Source, check_labels
+from supernet.data.source import Fetched, Source, can_be_mirrored, check_labels
 from supernet.data.splits import IntArray
 
 VAL_NAMES = ("validation", "valid", "val")
-UNFLIPPABLE = ("mnist", "kmnist", "qmnist", "svhn", "svhn_cropped")
 MISSING_ERRORS = (
     *(ImportError, OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError),
 )
@@ -132,7 +131,7 @@ def _source(name: str, datasets: dict[str, Any], labels: dict[str, IntArray]) ->
     return Source(
         name=Path(name).name,
         class_names=_class_names(datasets["train"], check_labels(all_labels, pools, name)),
-        allows_flip=Path(name).name not in UNFLIPPABLE,
+        allows_flip=can_be_mirrored(name),
         names=[f"{pool}/{index}" for pool in datasets for index in range(len(labels[pool]))],
         labels=all_labels,
         pools=pools,

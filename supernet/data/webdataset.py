@@ -32,7 +32,7 @@ from supernet.data.skipped import (
     has_image_suffix,
     other_reason,
 )
-from supernet.data.source import Fetched, Source, check_labels
+from supernet.data.source import Fetched, Source, can_be_mirrored, check_labels
 from supernet.data.splits import IntArray
 from supernet.data.tars import TAR_ERRORS, check_size, members_of, open_checked
 
@@ -94,7 +94,7 @@ def open_webdataset(name: str, root: Path) -> Source:
     return Source(
         name=shown(name),
         class_names=_class_names(info, check_labels(labels, pools, shown(str(root)))),
-        allows_flip=True,
+        allows_flip=can_be_mirrored(name),
         names=listing.names,
         labels=labels,
         pools=pools,

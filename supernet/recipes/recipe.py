@@ -303,9 +303,10 @@ def in_shards(recipe: Recipe, parts: int) -> Recipe:
 
 def _check_optimizer(name: str) -> None:
     info = get_optimizer_info(name) if name in list_optimizers() else None
-    if info is None or not info.has_betas or info.num_betas != 2:
+    # One of second order wants gradients of gradients, which no training here makes.
+    if info is None or not info.has_betas or info.num_betas != 2 or info.second_order:
         raise ValueError(
-            f"optimizer: timm has no optimiser {name!r} with two betas. "
+            f"optimizer: timm has no optimiser {name!r} with two betas and of first order. "
             "Write e.g. adamw, nadamw, lamb or lion."
         )
 

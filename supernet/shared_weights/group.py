@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from supernet.recipes import Recipe
+from supernet.training import shards_of
 
 # Larger batches need fewer and fewer steps to no avail; papers on supernets stay below.
 MOST_BATCH = 4096
@@ -46,5 +47,4 @@ def recipe_of_group(recipe: Recipe, num_images: int, devices: int, *, grows: boo
 
 def most_devices(recipe: Recipe, num_images: int) -> int:
     """Return how many devices have a shard of every batch of a recipe."""
-    images = min(recipe.batch_size, num_images)
-    return -(-images // (recipe.shard_size or images))
+    return shards_of(num_images, recipe)

@@ -90,15 +90,26 @@ def count_shards(num_images: int, recipe: Recipe, world_size: int) -> int:
     Raises:
         ValueError: If there are fewer shards than processes that train together.
     """
-    batch = min(recipe.batch_size, num_images)
-    num_shards = -(-batch // (recipe.shard_size or batch))
+    num_shards = shards_of(num_images, recipe)
     if num_shards < world_size:
+        batch = min(recipe.batch_size, num_images)
         raise ValueError(
             "Every process takes a shard of a batch, so there must be as many of them, got "
             f"{num_shards} shards and {world_size} processes. Set the recipe's shard_size, e.g. to "
             f"{max(batch // world_size, 1)}."
         )
     return num_shards
+
+
+def shards_of(num_images: int, recipe: Recipe) -> int:
+    """Return the number of shards of a step on so many images.
+
+    Where an only batch does not fill them, all have two images at least, unless the recipe says
+    one: Mixup pairs images, and batch norms of pooled maps learn nothing from one.
+    """
+    batch = min(recipe.batch_size, num_images)
+    size = recipe.shard_size or batch
+    return max(min(-(-batch // size), batch // min(size, 2)), 1)
 
 
 def with_shards_for(recipe: Recipe, num_images: int, devices: int) -> Recipe:
@@ -111,7 +122,7 @@ def with_shards_for(recipe: Recipe, num_images: int, devices: int) -> Recipe:
         ValueError: If there are more devices than pairs of images in a batch.
     """
     batch = min(recipe.batch_size, num_images)
-    if -(-batch // (recipe.shard_size or batch)) >= devices:
+    if shards_of(num_images, recipe) >= devices:
         return recipe
     fitting = [
         size
@@ -316,6 +327,11 @@ def seen_share(data: ImageData, crop_pct: float | None) -> float:
     if crop_pct is not None:
         return crop_pct
     return CROP_FRACTION if data.is_streamed else data.img_size / data.stored_size
+
+
+def seen_mode(data: ImageData, crop_mode: str) -> str:
+    """Return what `eval_batches` does to an image's shape, as timm's ``crop_mode``."""
+    return crop_mode if data.is_streamed else "center"
 
 
 @lru_cache(maxsize=2)

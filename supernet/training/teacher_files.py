@@ -179,7 +179,8 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     """Hash weights by their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        # `contiguous` leaves a single element the stride of what it was cut out of.
+        flat = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -224,6 +224,9 @@ class _Training:
             self._check_together()
             if recipe.bad_loss == "rollback" and is_new:
                 self._write()
+            elif not is_new:
+                # Who was killed behind a checkpoint has not written its row.
+                self._write_metrics(options.out)
 
     def _lesson(self, teacher: Teacher | None) -> Lesson | None:
         settings, data = self.recipe.distillation, self.data
@@ -389,9 +392,13 @@ class _Training:
         out = self.options.out
         if out is not None and self.rank == 0:
             write_checkpoint(out, len(self.history), self._save)
-            write_text(out / METRICS_FILE, to_csv(self.history))
+            self._write_metrics(out)
         if self.world_size > 1:
             dist.barrier()
+
+    def _write_metrics(self, out: Path) -> None:
+        if self.rank == 0:
+            write_text(out / METRICS_FILE, to_csv(self.history))
 
     def _save(self, folder: Path) -> None:
         save_model(self.network, str(folder / WEIGHTS_FILE))

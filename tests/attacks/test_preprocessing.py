@@ -121,6 +121,25 @@ def test_the_share_that_is_seen_shows_what_no_share_shows(tmp_path: Path) -> Non
     torch.testing.assert_close(plain, shared)
 
 
+@pytest.mark.parametrize(("is_streamed", "mode"), [(False, "center"), (True, "squash")])
+def test_only_streamed_images_can_be_squashed_and_all_that_is_left_says_so(
+    tmp_path: Path, is_streamed: bool, mode: str
+) -> None:
+    """Prepared arrays hold central squares, whatever a recipe wants."""
+    other_images(tmp_path / "images", 3 * SIZE, 1.0)
+    data = prepare_data(str(tmp_path / "images"), img_size=SIZE, folder=tmp_path / "run" / "data")
+    out = tmp_path / "run" / "retrain" / "1"
+    recipe = changed("micro", epochs=1, warmup_epochs=0, batch_size=8, crop_mode="squash")
+    data = data.streamed() if is_streamed else data
+    retrain(ARCHITECTURE, data, recipe, RetrainOptions(out=out))
+    found = find_retrained(str(out))
+
+    assert found.result.crop_mode == found.crop_mode == pretrained_cfg(found)["crop_mode"] == mode
+    card = (out / "README.md").read_text()
+    assert ("of both sides is seen" in card) == is_streamed
+    assert ("of the side of the central square is seen" in card) != is_streamed
+
+
 def test_result_export_card_and_configuration_agree(trained: Path, tmp_path: Path) -> None:
     found = find_retrained(str(trained))
     result = json.loads((trained / "result.json").read_text())

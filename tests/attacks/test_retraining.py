@@ -21,12 +21,13 @@ from configs import config_names
 from search.cli.app import app
 from search.record import Measured
 from search.record.record import Record
-from search.retraining import queue, training_queue
+from search.retraining import queue, training_queue, wanted
 from search.retraining.attempt import Ended
 from search.retraining.network import RetrainOptions, retrain
 from search.retraining.queue import RetrainPlan
 from search.retraining.training_queue import FAILED, FULL_DISK, MAX_AGAIN
 from search.terminal.progress import StopSignals
+from supernet.data.arrays import is_stored
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import dump_recipe, load_recipe
 from supernet.training import EpochReport
@@ -237,7 +238,8 @@ def test_a_training_that_diverges_has_failed_and_the_others_go_on(tiny: TinyRun)
     [
         ({"token_labels": Path("maps")}, "A recipe with token_labels needs"),
         ({"recipe": "volo_310e:d1"}, "A recipe with token_labels needs"),
-        ({"recipe": "volo_310e:d1", "token_labels": Path("none")}, "needs a label map"),
+        ({"recipe": "volo_310e:d1", "token_labels": Path("none")}, "of the family 'volo'"),
+        ({"teacher": "timm:nothing"}, "timm knows no model 'nothing'"),
         ({"recipe": "nothing"}, "nothing"),
         ({"start": Path("nothing")}, "nothing"),
         ({"inherit": True}, "no trained supernet"),
@@ -255,6 +257,8 @@ def test_what_was_asked_wrongly_is_refused_before_there_is_a_trial(
 
     assert tiny.run.record.trials() == ()
     assert tiny.outcomes() == []
+    # Nothing is decoded either, but where the number of images counts.
+    assert is_stored(tiny.run.folder / "data", "test") == ("devices" in asked)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +293,17 @@ def test_a_damaged_test_image_is_found_before_the_training_and_can_be_mended(
     assert tiny.states() == ["done"]
 
 
+def test_at_another_size_networks_are_tested_on_the_images_of_the_run(tiny: TinyRun) -> None:
+    image = tiny.source / "test" / "bee" / "2.png"
+    other = tiny.source / "train" / "bee" / "2.png"
+    image.write_bytes(other.read_bytes())
+
+    with pytest.raises(ValueError, match="must not change during a run"):
+        tiny.retrain(img_size=16)
+
+    assert tiny.run.record.trials() == ()
+
+
 def test_a_damaged_label_map_is_found_before_the_training(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,9 +315,10 @@ def test_a_damaged_label_map_is_found_before_the_training(
         for number in range(12):
             found = torch.stack([torch.ones(2, 2, 2), torch.zeros(2, 2, 2)]).half()
             torch.save(found, maps / label / f"{number}.pt")
-    # The networks are of another family: that is what is said when the maps are right.
+    # The networks are of another family: that is what is said first.
     with pytest.raises(ValueError, match="family 'volo'"):
         tiny.retrain(token_labels=maps)
+    monkeypatch.setattr(wanted, "check_network", lambda *_, **__: None)
     whole = (maps / "bee" / "3.pt").read_bytes()
     for broken, said in (
         (whole[:40], r"3\.pt cannot be read"),

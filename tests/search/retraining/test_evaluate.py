@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,8 @@ def test_images_of_other_classes_are_refused(out: Path, tmp_path: Path) -> None:
         evaluate_retrained(
             str(out), data="digits", real_labels=None, device="cpu", folder=tmp_path / "digits"
         )
+    # That was known before any of them was decoded.
+    assert not (tmp_path / "digits").exists()
 
 
 def test_a_folder_without_its_run_needs_images(out: Path, data: ImageData, tmp_path: Path) -> None:
@@ -144,3 +147,43 @@ def test_real_labels_belong_to_files_of_imagenet(out: Path, tmp_path: Path) -> N
             device="cpu",
             folder=tmp_path / "none",
         )
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "words"),
+    [
+        ("photo_{:08d}.JPEG", 30, r"one here is called test/class\d/photo_0000"),
+        ("ILSVRC2012_val_{:08d}.png", 30, r"one here is called test/class\d/ILSVRC2012_val_0"),
+        ("ILSVRC2012_val_{:08d}.JPEG", 29, "it has a label for each of the images"),
+        ("ILSVRC2012_val_{:08d}.JPEG", 30, ""),
+    ],
+)
+def test_real_labels_are_found_by_the_names_of_the_images(
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+    count: int,
+    words: str,
+) -> None:
+    test = tmp_path / "images" / "test"
+    for number, image in enumerate(sorted(test.glob("*/*"))):
+        image.rename(image.with_name(named.format(number + 1)))
+    (tmp_path / "real.json").write_text(json.dumps([[3]] * count))
+    streamed = partial(prepare_data, memory_limit_bytes=1)
+    monkeypatch.setattr(evaluation, "prepare_data", streamed)
+
+    def judged() -> float | None:
+        return evaluate_retrained(
+            str(out),
+            data=str(tmp_path / "images"),
+            real_labels=tmp_path / "real.json",
+            device="cpu",
+            folder=tmp_path / "other",
+        ).real
+
+    if words:
+        with pytest.raises(ValueError, match=words):
+            judged()
+    else:
+        assert judged() is not None

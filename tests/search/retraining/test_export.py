@@ -202,6 +202,25 @@ def test_safetensors_hold_the_weights_that_count_and_say_what_images_they_take(
     assert config["num_classes"] == 3
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_weights_of_a_training_are_never_exported_over(
+    folder: Path, tmp_path: Path, *, is_own: bool
+) -> None:
+    found = find_retrained(f"{folder}:7")
+    out = found.folder if is_own else tmp_path / "other"
+    out.mkdir(exist_ok=True)
+    weights = out / "model.safetensors"
+    if not is_own:
+        weights.write_bytes(b"of an import")
+    before = weights.read_bytes()
+
+    with pytest.raises(ValueError, match="results are never overwritten"):
+        export_retrained(f"{folder}:7", ["safetensors"], out)
+
+    assert weights.read_bytes() == before
+    assert not (out / "config.json").exists()
+
+
 def test_eval_finds_the_accuracy_of_the_retraining_and_times_it(
     folder: Path, tmp_path: Path
 ) -> None:

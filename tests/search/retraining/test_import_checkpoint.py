@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
 
+from search.retraining import import_checkpoint as importing
 from search.retraining.import_checkpoint import import_checkpoint
+from search.retraining.out_folder import claim_folder
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import WindowAttention
 
@@ -53,3 +56,26 @@ def test_a_folder_is_not_overwritten(checkpoint: Path) -> None:
     import_checkpoint(checkpoint, tiny, out=out)
     with pytest.raises(ValueError, match="exists"):
         import_checkpoint(checkpoint, tiny, out=out)
+    training = checkpoint.parent / "training"
+    claim_folder(training, TINY, "name: mine\n", what="retraining")
+    before = {path.name: path.read_bytes() for path in training.iterdir()}
+    with pytest.raises(ValueError, match=r"recipe\.yaml exists"):
+        import_checkpoint(checkpoint, tiny, out=training)
+    assert {path.name: path.read_bytes() for path in training.iterdir()} == before
+
+
+def test_an_import_that_broke_off_is_done_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, out = str(checkpoint.parent / "tiny.json"), checkpoint.parent / "broken"
+
+    def half(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "save_file", half)
+        with pytest.raises(OSError, match="No space left"):
+            import_checkpoint(checkpoint, tiny, out=out)
+    import_checkpoint(checkpoint, tiny, out=out)
+    assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from search.record.record import Record
 from search.retraining import ladder
 from search.retraining.ladder import STEPS, take_steps
+from search.retraining.out_folder import claimed_training
 from search.run_folder import RunFolder, create_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
@@ -20,7 +22,7 @@ from supernet.data import ImageData
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
 from supernet.shared_weights.calibration import recalibrate
-from supernet.shared_weights.checkpoint import load_supernet
+from supernet.shared_weights.checkpoint import load_supernet, save_supernet
 from supernet.shared_weights.trainer import SupernetTrainer
 from supernet.training.batches import eval_batches
 from supernet.training.evaluation import Accuracy, evaluate
@@ -169,3 +171,53 @@ def test_every_network_has_a_folder_of_its_own(
         for one in (1, number)
         for step in ("fine-tuned", "retrained")
     ]
+
+
+def test_weights_that_changed_meanwhile_are_tuned_anew(run: RunFolder, tmp_path: Path) -> None:
+    """What lies in the folder of the ladder began with the weights that the supernet had then."""
+    folder = run.folder / "supernet"
+    shutil.copytree(folder, tmp_path / "supernet")
+    first, same = (
+        next(iter(take_steps(run, 1, steps=("fine-tuned",), epochs=1, seed=5))) for _ in range(2)
+    )
+    assert first == same
+    torch.manual_seed(7)
+    other = Supernet(run.space(), sharing=run.settings.sharing)
+    save_supernet(folder, step=1, supernet=other, averaged=None, training={})
+    try:
+        found = next(iter(take_steps(run, 1, steps=("fine-tuned",), epochs=1, seed=5)))
+        shutil.rmtree(run.folder / "ladder")
+        expected = next(iter(take_steps(run, 1, steps=("fine-tuned",), epochs=1, seed=5)))
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "supernet", folder)
+    assert found == expected
+    assert found.accuracy != first.accuracy
+
+
+def test_every_step_sees_the_part_of_an_image_that_the_trainings_recipe_sees(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look: dict[str, Any] = {"crop_pct": 0.75, "eval_interpolation": "bilinear"}
+    recipe = load_recipe("quick").model_copy(update=look)
+    monkeypatch.setattr(ladder, "load_recipe", lambda name: recipe)
+    seen: list[torch.Tensor] = []
+
+    def looking(network: nn.Module, batches: Any, *_: Any, **__: Any) -> Accuracy:
+        seen.extend(images for images, _ in batches)
+        return Accuracy(1, 1, 2)
+
+    monkeypatch.setattr(ladder, "evaluate", looking)
+    list(take_steps(run, 1, steps=("inside",), epochs=1))
+    data = run.data()
+    expected = eval_batches(data.split("search"), data, 256, 0.75, interpolation="bilinear")
+    torch.testing.assert_close(torch.cat(seen), torch.cat([images for images, _ in expected]))
+
+
+def test_one_process_trains_in_a_folder_of_the_ladder(run: RunFolder) -> None:
+    steps = iter(take_steps(run, 1, steps=("retrained",), epochs=1, seed=8))
+    with (
+        claimed_training(run.folder / "ladder" / run.architecture(1).key),
+        pytest.raises(ValueError, match="Another process trains in"),
+    ):
+        next(steps)

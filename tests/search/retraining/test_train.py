@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from search.retraining.out_folder import claimed_training
+from search.retraining.train import main
 from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DepthwiseConv, WindowAttention
 from supernet.recipes.recipe import dump_recipe
@@ -60,3 +66,70 @@ def test_an_unknown_network_leaves_nothing(folder: Path) -> None:
     said = train(folder, "one", network="swin_z")
     assert said.startswith("Error: Unknown preset 'swin_z'")
     assert not (folder / "one").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--teacher", "timm:no_such_net"), "timm knows no model 'no_such_net'"),
+        (("--teacher", "elsewhere"), "neither RUN:ID nor the folder"),
+        (("--start", "elsewhere"), "neither RUN:ID nor the folder"),
+        (("--token-labels", "maps"), "only such a one"),
+        (("--unlabelled", "images"), "Add --teacher"),
+        (("--teacher", "timm:resnet10t", "--unlabelled", "images"), "there is no such folder"),
+        (("--epochs", "0"), "greater than or equal to 1"),
+        (("--seed", "-1"), "greater than or equal to 0"),
+        (("--workers", "-1"), "greater than or equal to 0"),
+    ],
+)
+def test_what_needs_no_images_is_refused_before_they_are_decoded(
+    folder: Path, more: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    line = ["a.json", "--data", "digits", "--recipe", "halves.yaml", "--out", "one", *more]
+    command = typer.Typer()
+    command.command()(main)
+
+    done = CliRunner().invoke(command, line)
+
+    assert words in " ".join(f"{done.output} {done.exception}".replace("│", " ").split())
+    assert done.exit_code != 0
+    assert not (folder / "one").exists()
+
+
+def test_a_teacher_without_the_maps_that_a_recipe_asks_for_is_refused_before_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder would be that of another recipe when it is mended."""
+    recipe = changed("digits", name="maps", distillation={"weight": 1.0, "temperature": 1.0})
+    network = timm.create_model("resnet10t", num_classes=10)
+    save_file(network.state_dict(), folder / "teacher.safetensors")
+    settings = recipe.distillation
+    assert settings is not None
+    wrong = recipe.model_copy(update={"distillation": settings.model_copy(update={"tokens": 1.0})})
+    (folder / "maps.yaml").write_text(dump_recipe(wrong))
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(ValueError, match="Tokens are learned from a teacher of this tool's own"):
+        main(
+            "a.json",
+            "digits",
+            folder / "one",
+            recipe="maps.yaml",
+            epochs=1,
+            device="cpu",
+            teacher=f"timm:resnet10t:{folder}/teacher.safetensors",
+        )
+    assert not (folder / "one" / "network").exists()
+
+
+def test_one_command_at_a_time_trains_in_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with (
+        claimed_training(folder / "one"),
+        pytest.raises(ValueError, match="Another process trains in"),
+    ):
+        main("a.json", "digits", folder / "one", recipe="halves.yaml", epochs=1, device="cpu")
+    assert [path.name for path in (folder / "one").iterdir()] == ["training.lock"]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,39 @@ def test_data_that_changed_since_gives_no_test_split(data: ImageData, source: Pa
     write_image(source / "test" / "cow" / "new.png", 1)
     with pytest.raises(ValueError, match="must not change during a run"):
         data.test_split()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("what", ["train/cow/new.png", "test/cow/0.png"])
+def test_at_another_size_they_are_the_same_images_or_refused(
+    source: Path, tmp_path: Path, what: str, *, streams: bool
+) -> None:
+    """Other images have other splits, and a network would be tested on what others learned."""
+    limit = 1 if streams else 2**30
+    data = prepare_data(
+        str(source), img_size=SIZE, folder=tmp_path / "data", memory_limit_bytes=limit
+    )
+    path = source / what
+    before = path.read_bytes() if path.exists() else None
+    write_image(path, 200)
+    with pytest.raises(ValueError, match=r"must not change during a run.*Restore them"):
+        data.at_size(2 * SIZE, tmp_path / "larger")
+    assert not (tmp_path / "larger").exists()
+    path.unlink()
+    if before is not None:
+        path.write_bytes(before)
+    larger = data.at_size(2 * SIZE, tmp_path / "larger")
+    assert (larger.img_size, larger.listing) == (2 * SIZE, data.listing)
+    assert data.at_size(2 * SIZE, tmp_path / "larger") == larger
+
+
+def test_digits_at_another_size_are_the_digits(tmp_path: Path) -> None:
+    data = prepare_data("digits", img_size=8, folder=tmp_path / "data")
+    larger = data.at_size(16, tmp_path / "larger")
+    np.testing.assert_array_equal(larger.test_split().labels, data.test_split().labels)
+    other = prepare_data("digits", img_size=8, folder=tmp_path / "other")
+    with pytest.raises(ValueError, match="holds other images than"):
+        replace(other, listing="x").at_size(16, tmp_path / "larger")
 
 
 def test_digits_are_split_60_20_20_and_stratified(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from supernet.data import ImageData, prepare_data
 from supernet.data.catalog import open_source
+from supernet.data.source import can_be_mirrored
 from supernet.training.batches import train_batches
 from tests.supernet.data.test_sources import CLASSES, SIZE, write_folder
 from tests.tiny_data import changed
@@ -163,3 +164,25 @@ def test_a_shard_under_two_names_is_one_and_belongs_to_one_split(
     add_name("pets-val-again.tar")
     with pytest.raises(ValueError, match=r"belongs to one split, .*train-0000.*val-again"):
         open_source(f"wds/pets:{shards}", img_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "mirrored"),
+    [("pets", True), ("mnist", False), ("KMNIST", False), ("fashion_mnist", True)],
+)
+def test_shards_of_digits_are_not_mirrored(
+    folder: Path, tmp_path: Path, name: str, mirrored: bool
+) -> None:
+    shards = write_shards(folder, tmp_path / "shards", as_cls)
+    assert open_source(f"wds/{name}:{shards}", img_size=SIZE).allows_flip == mirrored
+
+
+@pytest.mark.parametrize(
+    ("name", "mirrored"),
+    [
+        *(("torch/mnist", False), ("hfds/ylecun/mnist", False), ("tfds/emnist/letters", False)),
+        *(("tfds/svhn_cropped", False), ("torch/cifar10", True), ("hfds/user/mnist-like", True)),
+    ],
+)
+def test_characters_are_known_by_the_names_of_their_sets(name: str, mirrored: bool) -> None:
+    assert can_be_mirrored(name) == mirrored

@@ -58,6 +58,7 @@ def test_every_field_is_explained_and_must_be_given() -> None:
         ({"betas": [0.9]}, ["betas", "Correct the value"]),
         ({"amp": "int8"}, ["amp:", "'bf16'", "'int8'"]),
         ({"optimizer": "sgdd"}, ["optimizer:", "'sgdd'", "adamw"]),
+        ({"optimizer": "adahessian"}, ["optimizer:", "'adahessian' with two betas", "adamw"]),
         ({"optimizer": "sgd"}, ["optimizer:", "'sgd' with two betas", "adamw"]),
         ({"auto_augment": "rand-x9"}, ["auto_augment:", "'rand-x9'", "or null"]),
         ({"auto_augment": "strong"}, ["auto_augment:", "'strong'", "or null"]),

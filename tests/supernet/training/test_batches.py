@@ -193,6 +193,15 @@ def test_the_shares_of_a_step_add_up_to_one_where_shards_are_odd(data: ImageData
     assert [shard.share for shard in shards] == [0.4, 0.4, 0.2]
 
 
+def test_no_shard_has_less_than_a_pair_where_an_only_batch_is_odd(data: ImageData) -> None:
+    # Six shards of two are asked for, and of eleven images the sixth would have one: none to mix.
+    recipe = FULL.model_copy(update={"batch_size": 12, "shard_size": 2})
+
+    (shards,) = train_shards(data.split("train"), data, recipe, epoch=0, seed=0)
+
+    assert [len(shard) for shard in shards] == [2] * 5
+
+
 @pytest.mark.parametrize("place", ["before_mixup", "after_mixup"])
 def test_erasing_puts_the_mean_colour_into_every_image(data: ImageData, place: str) -> None:
     recipe = changed(QUICK, random_erasing=1.0, random_erasing_place=place)

@@ -25,6 +25,7 @@ from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
 from supernet.training.epoch_report import EpochReport
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.training import (
+    METRICS_FILE,
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
@@ -234,6 +235,20 @@ def test_a_finished_training_is_judged_again_and_not_trained(
 
     assert seen == []
     assert result == expected
+
+
+def test_a_training_killed_behind_its_last_checkpoint_has_all_rows_of_its_table(
+    data: ImageData, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train(new_net(), data, QUICK, options(data, out=out))
+    table = out / METRICS_FILE
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+
+    train(new_net(), data, QUICK, options(data, out=out))
+
+    assert table.read_text() == whole
 
 
 @pytest.mark.parametrize(
