@@ -75,7 +75,8 @@ def select_members(
         if seconds is not None and seconds > left:
             continue
         left -= seconds or 0.0
-        reason = reasons.get(index) or _spread_reason(pool[index], [c.candidate for c in chosen])
+        others = [c.candidate for c in chosen]
+        reason = reasons.get(index) or _spread_reason(pool[index], others, pool)
         chosen.append(Selected(candidate=pool[index], reason=reason, retrain_seconds=seconds))
     if not chosen and cost_of:
         least = min(cost_of(candidate) for candidate in pool)
@@ -179,16 +180,23 @@ def _next(
     return max(open_, key=gain)
 
 
-def _spread_reason(candidate: Candidate, chosen: Sequence[Candidate]) -> str:
+def _spread_reason(
+    candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate]
+) -> str:
     chance = format_chance(candidate.front_probability)
     if candidate.near_front:
         return f"uncertain: only noise keeps it off the front ({chance} that it belongs there)"
+    costs = [c.macs for c in pool if c.on_front]
     cheaper = [c.id for c in chosen if c.macs < candidate.macs]
     dearer = [c.id for c in chosen if c.macs > candidate.macs]
-    if not cheaper:
+    if not cheaper and candidate.macs == min(costs):
         return "spread: the cheapest end"
-    if not dearer:
+    if not dearer and candidate.macs == max(costs):
         return "spread: the dearest end"
+    if not cheaper or not dearer:
+        nearest = _nearest(candidate, chosen, dearer or cheaper or [c.id for c in chosen])
+        side = "cheaper" if dearer else "dearer" if cheaper else "as dear"
+        return f"spread: {side} {'as' if side == 'as dear' else 'than'} {nearest}"
     below = _nearest(candidate, chosen, cheaper)
     return f"spread: between {below} and {_nearest(candidate, chosen, dearer)}"
 
