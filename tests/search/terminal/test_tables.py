@@ -18,6 +18,7 @@ from search.terminal.tables import (
     describe_stages,
     format_count,
     format_interval,
+    format_measured,
     front_table,
 )
 from searchspace.architecture import Architecture, describe
@@ -145,6 +146,14 @@ def test_every_stage_is_described(architecture: Architecture) -> None:
 )
 def test_counts_have_three_digits_and_a_unit(number: float, expected: str) -> None:
     assert format_count(number) == expected
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [(None, ""), (0.98712, "0.987"), (12.94, "12.9"), (999.7, "1,000"), (1031.2, "1,031")],
+)
+def test_what_is_measured_has_no_exponent(cost: float | None, expected: str) -> None:
+    assert format_measured(cost) == expected
 
 
 def test_an_interval_is_written_with_its_longer_half() -> None:
