@@ -17,6 +17,7 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import Plan, StepModel
+from search.record import QUALITIES
 from search.results import QUALITY_WORDS, Candidate, by_macs, candidate_losses, knee
 from search.terminal import format_chance, format_count, format_interval
 
@@ -66,6 +67,8 @@ def select_members(
     pool = sorted((c for c in found if _is_worth_a_look(c)), key=by_macs)
     places = _scaled(pool, objectives)
     reasons = _leading(pool, objectives)
+    # What is cheap is what the front weighs first.
+    cost = next((name for name in objectives if name not in QUALITIES), "macs")
     chosen: list[Selected] = []
     left, open_ = budget_seconds, list(range(len(pool)))
     while open_ and len(chosen) < top:
@@ -76,7 +79,7 @@ def select_members(
             continue
         left -= seconds or 0.0
         others = [c.candidate for c in chosen]
-        reason = reasons.get(index) or _spread_reason(pool[index], others, pool)
+        reason = reasons.get(index) or _spread_reason(pool[index], others, pool, cost=cost)
         chosen.append(Selected(candidate=pool[index], reason=reason, retrain_seconds=seconds))
     if not chosen and cost_of:
         least = min(cost_of(candidate) for candidate in pool)
@@ -181,26 +184,27 @@ def _next(
 
 
 def _spread_reason(
-    candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate]
+    candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate], *, cost: str
 ) -> str:
     chance = format_chance(candidate.front_probability)
     if candidate.near_front:
         return f"uncertain: only noise keeps it off the front ({chance} that it belongs there)"
-    costs = [c.macs for c in pool if c.on_front]
-    cheaper = [c.id for c in chosen if c.macs < candidate.macs]
-    dearer = [c.id for c in chosen if c.macs > candidate.macs]
-    if not cheaper and candidate.macs == min(costs):
+
+    def of(one: Candidate) -> float:
+        value: float | None = getattr(one, cost)
+        return math.inf if value is None else value
+
+    def nearest(among: Sequence[Candidate]) -> int:
+        return min(among, key=lambda one: abs(of(one) - of(candidate))).id
+
+    own, costs = of(candidate), [of(one) for one in pool if one.on_front]
+    cheaper, dearer = ([c for c in chosen if sign * of(c) < sign * own] for sign in (1, -1))
+    if not cheaper and own == min(costs):
         return "spread: the cheapest end"
-    if not dearer and candidate.macs == max(costs):
+    if not dearer and own == max(costs):
         return "spread: the dearest end"
-    if not cheaper or not dearer:
-        nearest = _nearest(candidate, chosen, dearer or cheaper or [c.id for c in chosen])
-        side = "cheaper" if dearer else "dearer" if cheaper else "as dear"
-        return f"spread: {side} {'as' if side == 'as dear' else 'than'} {nearest}"
-    below = _nearest(candidate, chosen, cheaper)
-    return f"spread: between {below} and {_nearest(candidate, chosen, dearer)}"
-
-
-def _nearest(candidate: Candidate, chosen: Sequence[Candidate], ids: Sequence[int]) -> int:
-    among = [c for c in chosen if c.id in ids]
-    return min(among, key=lambda c: abs(c.macs - candidate.macs)).id
+    if cheaper and dearer:
+        return f"spread: between {nearest(cheaper)} and {nearest(dearer)}"
+    if dearer:
+        return f"spread: cheaper than {nearest(dearer)}"
+    return f"spread: dearer than {nearest(cheaper)}" if cheaper else "spread: for the same cost"
