@@ -86,7 +86,9 @@ def _later_columns(
 ) -> Iterator[_Column]:
     """Yield what is known beyond what was judged: chances, forecasts, retrainings."""
     if any(c.front_probability is not None for c in candidates):
-        note = "sure: chance to be truly on the front"
+        # Of an interval of the costs it knows nothing.
+        exact = ", costs taken as exact" if any(c.latency_low_ms for c in candidates) else ""
+        note = f"sure: chance to be truly on the front{exact}"
         yield _Column("sure", lambda c: format_chance(c.front_probability), note)
     epochs = {c.forecast.epochs for c in candidates if c.forecast is not None}
     if epochs:
