@@ -224,12 +224,15 @@ def select(
                 f"What a retraining costs is known in {device} time, as the run counts, got "
                 f"--budget {budget}. Write it in {device}-hours or the like."
             )
+        found = judged_by(folder, query)
+        new = without_teacher(folder, found)
         choices = select_members(
-            without_teacher(folder, judged_by(folder, query)),
+            new,
             objectives=query.objectives or folder.settings.objectives,
             top=top,
             budget_seconds=given.amount_seconds if given else math.inf,
             cost_of=retrain_cost(folder.state.plan),
+            best="the most accurate" + ", but for the teacher" * (len(new) < len(found)),
         )
         words = [word for choice in choices for word in ("--arch", choice.candidate.id)]
         next_command = training_command(folder, *words)

@@ -46,6 +46,7 @@ def select_members(
     top: int,
     budget_seconds: float = math.inf,
     cost_of: Callable[[Candidate], float] | None = None,
+    best: str = "the most accurate",
 ) -> tuple[Selected, ...]:
     """Choose at most ``top`` networks whose retrainings fit in the budget together.
 
@@ -55,6 +56,7 @@ def select_members(
         top: At least 1.
         budget_seconds: Device-seconds for all retrainings together.
         cost_of: Expected device-seconds of retraining a candidate; None: not known.
+        best: What the most accurate of them is called.
 
     Returns:
         In the order in which they were chosen.
@@ -66,7 +68,7 @@ def select_members(
         raise ValueError(f"Select at least one network, got --top {top}.")
     pool = sorted((c for c in found if _is_worth_a_look(c)), key=by_macs)
     places = _scaled(pool, objectives)
-    reasons = _leading(pool, objectives)
+    reasons = _leading(pool, objectives, best)
     # What is cheap is what the front weighs first.
     cost = next((name for name in objectives if name not in QUALITIES), "macs")
     chosen: list[Selected] = []
@@ -151,15 +153,17 @@ def _scaled(pool: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.
     return scaled / np.where(ranges > 0, ranges, 1.0)
 
 
-def _leading(pool: Sequence[Candidate], objectives: Sequence[str]) -> dict[int, str]:
+def _leading(
+    pool: Sequence[Candidate], objectives: Sequence[str], name: str = "the most accurate"
+) -> dict[int, str]:
     """Name those that are chosen in any case, in this order."""
     members = [index for index, candidate in enumerate(pool) if candidate.on_front]
     on_front = [pool[index] for index in members]
     balanced = members[knee(candidate_losses(on_front, objectives))]
     best = max(members, key=lambda index: (pool[index].top1, -index))
     if balanced == best:
-        return {best: "the most accurate, and the knee of the front"}
-    return {balanced: "balanced: the knee of the front", best: "the most accurate"}
+        return {best: f"{name}, and the knee of the front"}
+    return {balanced: "balanced: the knee of the front", best: name}
 
 
 def _next(

@@ -114,7 +114,7 @@ def test_the_teacher_is_not_worth_a_retraining(graft: Path) -> None:
         teacher = next(one.id for one in members if one.key == TEACHER.key)
     words = ["select", str(graft), "--top", str(len(members)), "--json"]
     chosen = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
-    assert chosen[1]["reason"] == "the most accurate"
+    assert chosen[1]["reason"] == "the most accurate, but for the teacher"
     assert teacher not in {one["id"] for one in chosen}
 
 
