@@ -220,7 +220,7 @@ def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     known = [_published(one) for one in compared]
     if any(known):
         rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))
-        rows.append(("  from", *(p.source if p else "-" for p in known)))
+        rows.append(("  from", *(str(p) if p else "-" for p in known)))
     return rows
 
 
