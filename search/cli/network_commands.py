@@ -143,10 +143,10 @@ def retrain(
             folder, arch, wanted, console=console, ray_address=ray_address, track=track
         )
         if stopped_by != FULL_DISK:
-            if write_report(folder, console):
-                console.say(f"Report: {folder.report}")
-            else:
+            if not write_report(folder, console):
                 stopped_by = FULL_DISK
+            elif folder.report.is_file():  # a run without a front has none
+                console.say(f"Report: {folder.report}")
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)

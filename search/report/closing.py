@@ -82,9 +82,10 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     ):
         console.print(note, highlight=False, soft_wrap=True)
     best = max(without_teacher(run, members), key=lambda member: member.top1)
+    # On a full disk there may be none.
+    page = f"Report: {run.report}\n" * run.report.is_file()
     console.print(
-        f"Budget: {_spending(run)}.\n"
-        f"Report: {run.report}\n\n"
+        f"Budget: {_spending(run)}.\n{page}\n"
         f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
         f"  {training_command(run, '--arch', best.id)}",
         soft_wrap=True,

@@ -134,3 +134,7 @@ def test_a_run_with_nothing_within_its_limits_ends_with_words(
     assert "within latency_ms <= 0.25; the least is latency_ms 0.3: 7.0 of 600.0" in said
     assert "--budget AMOUNT" in said
     assert load_run(folder).front.empty
+    # What is retrained of it is; there is no report to name.
+    monkeypatch.setattr("search.retraining.queue.retrain_members", lambda *_, **__: None)
+    done = CliRunner().invoke(cli.app, ["retrain", str(folder), "--arch", "1"])
+    assert (done.exit_code, "Report: " in done.output) == (0, False)
