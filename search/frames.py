@@ -25,6 +25,7 @@ class LoadedRun:
         trials: A row a trial, by ``trial``: the architecture's ``id`` and ``key``, ``fidelity``,
             ``seed``, ``origin``, ``state``, ``params``, ``macs``, ``mixers``, ``stage0`` and so on,
             every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
+            A retrained network is as it was retrained, maybe for larger images.
         front: A row a candidate at the fidelity whose front is shown, by ``id``: its accuracy with
             the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
         curves: A row an epoch of every training alone: ``trial``, the architecture's ``id``,
