@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from search.front import FrontQuery, judged_by
+from search.front import FrontQuery, judged_by, trials_of
 from search.record import LEDGER_COLUMNS, Trial
-from search.results import Candidate, searched_fidelities
+from search.results import Candidate, beyond_limits, searched_fidelities
 from search.run_folder import RunFolder, RunSettings, open_run
 from search.terminal import describe_stages
 from searchspace.architecture import describe
@@ -25,6 +25,7 @@ class LoadedRun:
         trials: A row a trial, by ``trial``: the architecture's ``id`` and ``key``, ``fidelity``,
             ``seed``, ``origin``, ``state``, ``params``, ``macs``, ``mixers``, ``stage0`` and so on,
             every value that was measured (``top1`` in percent), ``seconds`` charged, ``finished``.
+            A retrained network is as it was retrained, maybe for larger images.
         front: A row a candidate at the fidelity whose front is shown, by ``id``: its accuracy with
             the interval, costs, ``on_front``, ``near_front`` and ``front_probability``.
         curves: A row an epoch of every training alone: ``trial``, the architecture's ``id``,
@@ -50,7 +51,7 @@ def load_run(path: Path | str) -> LoadedRun:
         ValueError: If the folder is not one of a run.
     """
     with open_run(Path(path)) as run:
-        trials = run.record.trials()
+        trials = trials_of(run)
         frame = pd.DataFrame([_trial_row(trial) for trial in trials])
         front = pd.DataFrame([_candidate_row(one) for one in _judged(run, trials)])
         ledger = pd.DataFrame(run.record.ledger(), columns=LEDGER_COLUMNS).set_index("id")
@@ -68,7 +69,8 @@ def load_run(path: Path | str) -> LoadedRun:
 
 
 def _judged(run: RunFolder, trials: tuple[Trial, ...]) -> tuple[Candidate, ...]:
-    return judged_by(run, FrontQuery()) if searched_fidelities(trials) else ()
+    has_front = searched_fidelities(trials) and beyond_limits(trials, run.limits) is None
+    return judged_by(run, FrontQuery()) if has_front else ()
 
 
 def _curve_rows(trial: Trial) -> list[dict[str, Any]]:

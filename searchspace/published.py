@@ -1,7 +1,8 @@
-"""What the papers report for the presets: top-1 on ImageNet-1k, trained for 300 epochs there.
+"""What the papers report for the presets: top-1 on ImageNet-1k, trained there alone.
 
 Sources: Han et al. 2022 (https://arxiv.org/abs/2106.04263), Zhou et al. 2023
-(https://doi.org/10.1007/s11263-023-01813-x). Networks that were pre-trained on ImageNet-22k or
+(https://doi.org/10.1007/s11263-023-01813-x). They were trained for 300 epochs, with labels; where
+it was otherwise, that is said. Networks that were pre-trained on ImageNet-22k, VOLO's that were
 trained on at another resolution, points that a figure shows without a number, and ELSA-VOLO, whose
 settings are not published, are not here.
 """
@@ -19,18 +20,27 @@ class Published:
     Attributes:
         top1: In percent, on the ImageNet-1k validation images.
         source: Paper and table.
+        training: What its training had beside 300 epochs with labels; empty for nothing.
     """
 
     top1: float
     source: str
+    training: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.training}" if self.training else self.source
 
 
-def _han(table: int, top1: float) -> Published:
-    return Published(top1, f"Han et al. 2022, Table {table}")
+TOKEN_LABELS = "with token labels"
+LARGER_IMAGES = "trained on from 224 pixels"
 
 
-def _zhou(table: int, top1: float) -> Published:
-    return Published(top1, f"Zhou et al. 2023, Table {table}")
+def _han(table: int, top1: float, training: str = "") -> Published:
+    return Published(top1, f"Han et al. 2022, Table {table}", training)
+
+
+def _zhou(table: int, top1: float, training: str = "") -> Published:
+    return Published(top1, f"Zhou et al. 2023, Table {table}", training)
 
 
 PUBLISHED: Mapping[str, Published] = {
@@ -73,17 +83,16 @@ PUBLISHED: Mapping[str, Published] = {
     "dwconv_t_ccbn": _han(11, 81.7),
     "swin_t_se": _han(14, 81.2),
     "dwconv_t_se": _han(14, 81.7),
-    "swin_t_384": _han(13, 82.4),
-    "swin_t_384_w7": _han(13, 81.8),
-    "dwconv_t_384": _han(13, 82.2),
-    "dwconv_t_384_k12": _han(13, 82.1),
-    # With token labels.
-    "volo_d1": _han(12, 84.1),
-    "volo_d1_lsa": _han(12, 84.2),
-    "volo_d1_dwconv": _han(12, 84.2),
-    "volo_d3": _zhou(8, 85.4),
-    "volo_d4": _zhou(8, 85.7),
-    "volo_d5": _zhou(8, 86.1),
+    "swin_t_384": _han(13, 82.4, LARGER_IMAGES),
+    "swin_t_384_w7": _han(13, 81.8, LARGER_IMAGES),
+    "dwconv_t_384": _han(13, 82.2, LARGER_IMAGES),
+    "dwconv_t_384_k12": _han(13, 82.1, LARGER_IMAGES),
+    "volo_d1": _han(12, 84.1, TOKEN_LABELS),
+    "volo_d1_lsa": _han(12, 84.2, TOKEN_LABELS),
+    "volo_d1_dwconv": _han(12, 84.2, TOKEN_LABELS),
+    "volo_d3": _zhou(8, 85.4, TOKEN_LABELS),
+    "volo_d4": _zhou(8, 85.7, TOKEN_LABELS),
+    "volo_d5": _zhou(8, 86.1, TOKEN_LABELS),
     "twins_svt_s": _han(6, 81.7),
     "twins_svt_s_dwconv": _han(12, 81.9),
     "twins_svt_b": _zhou(8, 83.2),

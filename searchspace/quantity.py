@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import ROUND_CEILING, Context
 
 _SCALES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 _QUANTITY = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*([KMG]?)")
@@ -22,3 +23,8 @@ def parse_quantity(text: str) -> float:
             "Write a positive number, with K, M or G where it is large, e.g. '5G' or '2.5M'."
         )
     return amount
+
+
+def rounded_up(amount: float) -> float:
+    """Round an amount up to three digits, so that what is named as the least is enough."""
+    return float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(amount)))

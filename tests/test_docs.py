@@ -271,6 +271,7 @@ def test_every_key_of_an_evaluation_is_described() -> None:
         latency_ms=1.0,
         latency_interval_ms=(1.0, 2.0),
         device="cpu",
+        threads=1,
     )
     section = section_of(ROOT / "docs/reference/json.md", "## `search eval")
     assert set(found.to_json()) <= set(re.findall(r"`(\w+)`", section))

@@ -124,10 +124,10 @@ def _transfer_members(run: Path, ids: list[int], plan: Any, ray_address: str | N
         check_devices("cpu", ray_address)
     with own_run(run) as folder:
         stopped = transfer_members(folder, ids, plan, console=console, ray_address=ray_address)
-        if write_report(folder, console):
-            console.say(f"Report: {folder.report}")
-        else:
+        if not write_report(folder, console):
             stopped = FULL_DISK
+        elif folder.report.is_file():  # a run without a front has none
+            console.say(f"Report: {folder.report}")
     if stopped:
         console.say(f"Stopped by {stopped}. The same command goes on.")
         raise typer.Exit(1 if stopped in (FAILED, FULL_DISK) else 130)

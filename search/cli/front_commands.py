@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from search.cli.options import (
     Latency,
     Run,
     check_device,
+    is_given,
     make_console,
 )
 
@@ -31,9 +32,12 @@ Fidelity = Annotated[
 ]
 MaxMacs = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 5G.")]
 MaxParams = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 30M.")]
+# What says which networks to show, and in which order.
+_QUERY = ("objectives", "fidelity", "sort", "max_macs", "max_params", "knee", "near")
 
 
 def pareto(
+    context: typer.Context,
     run: Run,
     objectives: Objectives = None,
     fidelity: Fidelity = None,
@@ -70,14 +74,23 @@ def pareto(
     from search.run_folder import open_run
 
     if limit or latency_table is not None:
-        others = {"--csv": csv, "--html": html, "--png": png, "--objectives": objectives}
-        _retarget(run, limit, latency_table, others, as_json=json_)
+        _refuse_given(
+            context,
+            besides=("run", "limit", "latency_table", "json_"),
+            because="is of networks that were judged, and --limit chooses new ones",
+        )
+        _retarget(run, limit, latency_table, as_json=json_)
         return
     query = _query(objectives, fidelity, max_macs, max_params, sort=sort, knee=knee, near=near)
     check_device(device)
     for path in (csv, html, png):
         check_output(path)
     if watch:
+        _refuse_given(
+            context,
+            besides=("run", "watch", *_QUERY),
+            because="is done once, and --watch shows the front again and again",
+        )
         _watch(run, query)
         return
     with open_run(run, write=latency) as folder:
@@ -101,14 +114,18 @@ def pareto(
             make_console().print(front_view(folder, query))
 
 
-def _retarget(
-    run: Path,
-    limits: list[str],
-    latency_table: Path | None,
-    others: Mapping[str, object],
-    *,
-    as_json: bool,
-) -> None:
+def _refuse_given(context: typer.Context, *, besides: Sequence[str], because: str) -> None:
+    """Refuse options that would be ignored.
+
+    Raises:
+        ValueError: If any was typed besides those that are named.
+    """
+    for option in context.command.params:
+        if option.name not in besides and is_given(context, str(option.name)):
+            raise ValueError(f"{option.opts[0]} {because}. Leave one of them out.")
+
+
+def _retarget(run: Path, limits: list[str], latency_table: Path | None, *, as_json: bool) -> None:
     """Choose new members of a graft, and say how they are healed."""
     from search.front import (
         caveat,
@@ -120,12 +137,6 @@ def _retarget(
     )
     from search.run_folder import own_run
 
-    given = [name for name, value in others.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{given[0]} is of networks that were judged, and --limit chooses new ones. Leave one "
-            "of them out."
-        )
     if not limits:
         raise ValueError(
             f"--latency-table {latency_table} says whose latency --limit means. Add e.g. --limit "
@@ -199,20 +210,30 @@ def select(
         select_members,
         select_table,
         training_command,
+        without_teacher,
     )
     from search.run_folder import open_run
     from search.terminal import shell_command
 
     query = _query(objectives, fidelity, max_macs, max_params)
+    given = parse_budget(budget) if budget else None
     with open_run(run) as folder:
+        device = folder.settings.parsed_budget.device
+        if given is not None and given.device != device:
+            raise ValueError(
+                f"What a retraining costs is known in {device} time, as the run counts, got "
+                f"--budget {budget}. Write it in {device}-hours or the like."
+            )
+        found = judged_by(folder, query)
+        new = without_teacher(folder, found)
         choices = select_members(
-            judged_by(folder, query),
+            new,
             objectives=query.objectives or folder.settings.objectives,
             top=top,
-            budget_seconds=parse_budget(budget).amount_seconds if budget else math.inf,
+            budget_seconds=given.amount_seconds if given else math.inf,
             cost_of=retrain_cost(folder.state.plan),
+            best="the most accurate" + ", but for the teacher" * (len(new) < len(found)),
         )
-        device = folder.settings.parsed_budget.device
         words = [word for choice in choices for word in ("--arch", choice.candidate.id)]
         next_command = training_command(folder, *words)
     if json_:

@@ -35,6 +35,11 @@ def show(
 ) -> None:
     """Show one architecture: its stages, parameters and MACs."""
     if target.startswith("timm:"):
+        if task is not None or head is not None:
+            raise ValueError(
+                f"Whole detectors and segmenters are counted of our networks, got {target} with "
+                "--task or --head. Leave these out."
+            )
         from search.cli.timm_networks import measure, timm_table
 
         network = measure(target.removeprefix("timm:"), img_size)
@@ -49,6 +54,11 @@ def show(
     architecture = load_target(target)
     if head is not None and task is None:
         raise ValueError(f"--head is one of a task: add --task, got --head {head!r} alone.")
+    if task is not None and img_size is not None:
+        raise ValueError(
+            f"As a backbone a network sees the images of its task, got --img-size {img_size}. "
+            "Leave it out."
+        )
     if task is not None:
         dense_commands.show_dense(architecture, target, task=task, head=head, as_json=json_)
         return
@@ -133,10 +143,10 @@ def retrain(
             folder, arch, wanted, console=console, ray_address=ray_address, track=track
         )
         if stopped_by != FULL_DISK:
-            if write_report(folder, console):
-                console.say(f"Report: {folder.report}")
-            else:
+            if not write_report(folder, console):
                 stopped_by = FULL_DISK
+            elif folder.report.is_file():  # a run without a front has none
+                console.say(f"Report: {folder.report}")
     if stopped_by:
         console.say(f"Stopped by {stopped_by}. The same command goes on.")
         raise typer.Exit(1 if stopped_by in (FAILED, FULL_DISK) else 130)
@@ -227,6 +237,11 @@ def eval_(
 
     check_device(device)
     if (folder := dense_commands.find_transfer(target)) is not None:
+        if real_labels is not None:
+            raise ValueError(
+                f"--real-labels are of ImageNet's classes, and {target} is of search transfer. "
+                "Leave them out."
+            )
         dense_commands.eval_dense(
             folder, data=data, scales=scales, flip=flip, device=device, as_json=json_
         )

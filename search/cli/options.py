@@ -102,6 +102,12 @@ class GroupedCommand(Command):
                 formatter.write_dl(records)
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option was typed, or stands in a file of options."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def check_device(device: DeviceName) -> None:
     """Refuse a device that torch has not.
 

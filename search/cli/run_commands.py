@@ -35,6 +35,7 @@ from search.cli.options import (
     Task,
     Teacher,
     Track,
+    is_given,
     make_console,
 )
 
@@ -214,7 +215,7 @@ def run(
         _refuse_given(context)
         if out is None:
             raise ValueError("--resume needs the folder of the run: add --out RUN.")
-        other = sampler if _is_given(context, "sampler") else None
+        other = sampler if is_given(context, "sampler") else None
         opened = resume_run(out, budget, sampler=other)
     else:
         if budget is None:
@@ -382,16 +383,11 @@ def status(run: Run) -> None:
 def _refuse_given(context: typer.Context) -> None:
     """Refuse options that a resumed run would ignore."""
     for option in context.command.params:
-        if option.name not in RESUMABLE and _is_given(context, str(option.name)):
+        if option.name not in RESUMABLE and is_given(context, str(option.name)):
             raise ValueError(
                 f"A run keeps what it was begun with: leave {option.opts[0]} out with --resume, "
                 "or begin another run."
             )
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 @contextmanager
@@ -424,7 +420,7 @@ def _look_for(text: str | None, settings: RunSettings) -> BuildsTeacher | None:
 
 
 def _graft_strategy(context: typer.Context, strategy: str) -> str:
-    if _is_given(context, "strategy") and strategy != "graft":
+    if is_given(context, "strategy") and strategy != "graft":
         raise ValueError(
             f"--from begins a graft, which has its own strategy, got --strategy {strategy}. Leave "
             "one of them out."

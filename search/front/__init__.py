@@ -7,10 +7,12 @@ from search.front.query import (
     front_view,
     judged_by,
     measure_latencies,
+    of_latency,
     recipe_epochs,
     training_command,
     trials_of,
     watch,
+    without_teacher,
     write_csv,
 )
 from search.front.retarget import (
@@ -33,6 +35,7 @@ __all__ = [
     "judged_by",
     "load_compared",
     "measure_latencies",
+    "of_latency",
     "parse_limits",
     "recipe_epochs",
     "retarget",
@@ -45,5 +48,6 @@ __all__ = [
     "trials_of",
     "watch",
     "with_latencies",
+    "without_teacher",
     "write_csv",
 ]

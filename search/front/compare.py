@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from search.front.query import trials_of
 from search.results import QUALITY_WORDS, Candidate, judged_at, searched_fidelities
 from search.run_folder import load_target, open_run, run_and_id
 from search.terminal import describe_stages, format_count, format_interval
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, count, count_parts
-from searchspace.published import PUBLISHED
+from searchspace.presets import preset
+from searchspace.published import PUBLISHED, Published
 
 if TYPE_CHECKING:
     from searchspace.latency_table import Latency
@@ -30,6 +32,7 @@ class Compared:
         result: Its accuracy and latency at the run's highest fidelity that judged it, if any.
         taught_by: Whom all trainings of its run learned from; empty for nobody.
         latency: Of its parts and of ``all`` on this machine, one image, where it was measured.
+        timed_on: ``cuda``, or ``cpu`` with its threads.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Compared:
     result: Candidate | None = None
     taught_by: str = ""
     latency: Mapping[str, Latency] = field(default_factory=dict)
+    timed_on: str = ""
 
 
 def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
@@ -58,8 +62,13 @@ def with_latencies(compared: Sequence[Compared], device: str) -> list[Compared]:
             images = torch.zeros(1, one.architecture.in_chans, size, size, device=device)
             for part, seconds in time_parts(network, one.architecture, images, runs=1).items():
                 found.setdefault(part, []).extend(seconds)
+    where = device if device == "cuda" else f"{device}, {torch.get_num_threads()} thread(s)"
     return [
-        replace(one, latency={part: latency_of(seconds) for part, seconds in found.items()})
+        replace(
+            one,
+            latency={part: latency_of(seconds) for part, seconds in found.items()},
+            timed_on=where,
+        )
         for one, found in zip(compared, times, strict=True)
     ]
 
@@ -98,8 +107,8 @@ def compare_table(compared: Sequence[Compared]) -> Table:
         bold = [cell if cell == cells[0] else Text(cell, style="bold") for cell in cells]
         table.add_row(label, *bold)
     notes = ["bold: differs from the first", "share: of the MACs of one image"]
-    if any(one.latency for one in compared):
-        notes.append("ms: of one image on this machine, median and its 95 % interval")
+    for where in dict.fromkeys(one.timed_on for one in compared if one.latency):
+        notes.append(f"ms: of one image on this machine, {where}, median and its 95 % interval")
     if len({one.taught_by for one in compared if one.result}) > 1:
         notes.append("accuracies with and without a teacher are no comparison of architectures")
     table.caption = "; ".join(notes)
@@ -201,17 +210,24 @@ def _whole_latency(one: Compared) -> float | None:
 def _result_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     rows = []
     results = [one.result for one in compared]
+    for measure in dict.fromkeys(r.measure for r in results if r):
+        cells = (format_interval(r) if r and r.measure == measure else "-" for r in results)
+        rows.append((f"  {QUALITY_WORDS[measure]} %", *cells))
     if any(results):
-        measure = QUALITY_WORDS[next(r.measure for r in results if r)]
-        rows.append((f"  {measure} %", *(format_interval(r) if r else "-" for r in results)))
         rows.append(("  judged at", *(r.fidelity if r else "-" for r in results)))
     if any(one.taught_by for one in compared):
         rows.append(("  taught by", *(one.taught_by or "-" for one in compared)))
-    known = [PUBLISHED.get(one.name) for one in compared]
+    known = [_published(one) for one in compared]
     if any(known):
         rows.append(("  ImageNet %", *(f"{p.top1:.1f}" if p else "-" for p in known)))
-        rows.append(("  from", *(p.source if p else "-" for p in known)))
+        rows.append(("  from", *(str(p) if p else "-" for p in known)))
     return rows
+
+
+def _published(one: Compared) -> Published | None:
+    """Return what a paper reports of a preset; at another image size it is another network."""
+    found = PUBLISHED.get(one.name)
+    return found if found and preset(one.name).key == one.architecture.key else None
 
 
 def _stage_mixers(architecture: Architecture) -> dict[str, str]:
@@ -236,6 +252,6 @@ def _result_of(target: str) -> tuple[Candidate | None, str]:
     if Path(target).exists() or named is None:
         return None, ""
     with open_run(named[0]) as folder:
-        trials = [t for t in folder.record.trials() if t.architecture_id == named[1]]
+        trials = [t for t in trials_of(folder) if t.architecture_id == named[1]]
         found = judged_at(trials)[0] if searched_fidelities(trials) else None
         return found, folder.settings.taught_by

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from csv import DictWriter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from configs.reading import read_json
 from search.record import QUALITIES, Trial
 from search.results import (
     Candidate,
@@ -21,15 +25,19 @@ from search.results import (
     add_probabilities,
     by_macs,
     candidate_losses,
+    is_retraining,
     judged_at,
     knee,
     later_order,
     passed_over,
+    retraining_label,
     searched_fidelities,
     to_json,
 )
 from search.run_folder import RunFolder, RunSettings, open_run
 from search.terminal import front_table, shell_command
+from searchspace.architecture import Architecture
+from searchspace.cost import count
 
 # How each column is sorted: its value, and whether the largest comes first.
 COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
@@ -41,6 +49,8 @@ COLUMNS: Mapping[str, tuple[Callable[[Candidate], float | None], bool]] = {
     "memory_mib": (lambda c: c.memory_mib, False),
     "sure": (lambda c: c.front_probability, True),
 }
+# Networks that are timed in turn fit into this.
+PARAMS_AT_A_TIME = 200_000_000
 REFRESH_SECONDS = 2.0
 # A run's process marks its work as alive every second.
 SILENT_SECONDS = 60.0
@@ -118,11 +128,17 @@ def recipe_epochs(run: RunFolder) -> int:
 
 
 def trials_of(run: RunFolder) -> tuple[Trial, ...]:
-    """Return a run's trials, with the latencies that `measure_latencies` has kept."""
+    """Return a run's trials as they are shown.
+
+    Networks have the latencies that `measure_latencies` has kept. Retrained ones are as they were
+    retrained, maybe for larger images and with larger windows, and so are their costs.
+    """
     measured = run.state.latencies_ms
 
     def complete(trial: Trial) -> Trial:
         milliseconds = measured.get(trial.architecture_id)
+        if is_retraining(trial.fidelity):
+            return _as_retrained(run.folder, trial)
         # What the run measured itself is compared with its own limits and results.
         if milliseconds is None or trial.measured.has("latency_ms"):
             return trial
@@ -131,21 +147,54 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     return tuple(complete(trial) for trial in run.record.trials())
 
 
+def _as_retrained(folder: Path, trial: Trial) -> Trial:
+    """Put the network that a retraining has left in the place of the one that was searched."""
+    name = f"{trial.architecture_id}-{retraining_label(trial.fidelity)}-s{trial.seed}"
+    path = folder / "retrain" / name / "architecture.json"
+    try:
+        own = Architecture.from_dict(cast(dict[str, Any], read_json(path)))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return trial  # a folder that was removed, or spoilt, costs no table
+    cost = count(own)
+    return replace(trial, architecture=own, key=own.key, params=cost.params, macs=cost.macs)
+
+
 def measure_latencies(run: RunFolder, query: FrontQuery, *, device: str) -> None:
     """Time one image in each network that the query shows, and keep the medians with the run.
 
-    They are those of this machine; measuring again replaces them.
+    Where the query weighs the latency, that is each network that was judged at its fidelity. They
+    are those of this machine; measuring again replaces them.
+
+    Raises:
+        ValueError: If the run has latencies of its own, which its front is made of.
     """
     from search.front.compare import Compared, with_latencies
 
-    rows = choose_rows(
-        judged_by(run, query), query, objectives=query.objectives or run.settings.objectives
-    )
-    compared = [Compared(name=str(row.id), architecture=row.architecture) for row in rows]
-    found = {
-        int(one.name): one.latency["all"].median_ms for one in with_latencies(compared, device)
-    }
-    run.state.add_latencies_ms(found)
+    if "latency_ms" in run.settings.objectives:
+        raise ValueError(
+            "This run has weighed latencies of its own, and its front is made of those. To time "
+            f"its networks here: {shell_command('search', 'latency', run.folder)}"
+        )
+    objectives = query.objectives or run.settings.objectives
+    others = tuple(name for name in objectives if name != "latency_ms")
+    found = judged_by(run, replace(query, objectives=others))
+    if others == tuple(objectives):
+        found = choose_rows(found, query, objectives=objectives)
+    for group in _that_fit(found):
+        compared = [Compared(name=str(c.id), architecture=c.architecture) for c in group]
+        timed = with_latencies(compared, device)
+        run.state.add_latencies_ms({int(one.name): one.latency["all"].median_ms for one in timed})
+
+
+def _that_fit(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    """Split networks into groups that are held in memory together."""
+    group: list[Candidate] = []
+    for one in found:
+        if group and sum(c.params for c in group) + one.params > PARAMS_AT_A_TIME:
+            yield group
+            group = []
+        group.append(one)
+    yield group
 
 
 def choose_rows(
@@ -176,11 +225,32 @@ def write_csv(path: Path, rows: Sequence[Candidate]) -> None:
         writer.writerows(cells)
 
 
+def without_teacher(run: RunFolder, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Leave out the network that a graft began with: trained on, it is there to be compared with.
+
+    Where nothing else is on the front all stay.
+    """
+    teacher = None if run.teacher is None else run.teacher.architecture.key
+    new = tuple(one for one in found if one.key != teacher)
+    return new if any(one.on_front for one in new) else tuple(found)
+
+
 def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
     """Build the table and, below it, what it leaves out: a higher fidelity, networks near it."""
     found = judged_by(run, query)
     objectives = query.objectives or run.settings.objectives
     lines: list[RenderableType] = [front_table(choose_rows(found, query, objectives=objectives))]
+    if any(candidate.latency_ms is not None for candidate in found):
+        lines.append(Text(of_latency(run)))
+    unknown = np.isnan(candidate_losses(found, objectives))
+    for name, number in zip(objectives, (~unknown).sum(axis=0).tolist(), strict=True):
+        if number < len(found):
+            lines.append(
+                Text(
+                    f"{name} was measured for {number:,} of the {len(found):,} networks that were "
+                    "judged; the others are on no front."
+                )
+            )
     if query.fidelity is None and (passed := passed_over(run.record.trials())):
         lines.append(Text(passed))
     if (order := later_order(found)) is not None:
@@ -191,6 +261,14 @@ def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
         near = f"{num_near} more {them} off the front by no more than noise: --near"
         lines.append(Text(near))
     return Group(*lines)
+
+
+def of_latency(run: RunFolder) -> str:
+    """Say what the milliseconds of a table are of."""
+    if "latency_ms" not in run.settings.objectives:
+        return "ms: one image in eager torch, where search pareto --latency has measured it"
+    times = run.state.times
+    return run.settings.describe_latency((times and times.device_name) or "an unknown device")
 
 
 def watch(
@@ -213,7 +291,10 @@ def watch(
     Returns:
         Why it ended.
     """
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with (
+        _ended_line(console),
+        Live(console=console, auto_refresh=False, vertical_overflow="visible") as live,
+    ):
         while True:
             view, phase, silent = _look(folder, query, clock())
             live.update(Group(view, Text(f"phase: {phase}")), refresh=True)
@@ -225,6 +306,14 @@ def watch(
                     f"Go on with: {shell_command('search', 'run', '--resume', '--out', folder)}"
                 )
             sleep(REFRESH_SECONDS)
+
+
+@contextmanager
+def _ended_line(console: Console) -> Iterator[None]:
+    """End the last line of what is shown live; without a terminal rich does not."""
+    yield
+    if not console.is_terminal:
+        console.print()
 
 
 def _look(folder: Path, query: FrontQuery, now: float) -> tuple[RenderableType, str, float]:

@@ -6,6 +6,7 @@ exactly, in seconds; its cost may be MACs, or the latency that a table of any de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ from search.grafting import (
 )
 from search.results import SUPERNET
 from search.run_folder import RunFolder
-from search.terminal import describe_stages, format_count
+from search.terminal import describe_stages, format_count, format_measured
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.graft_space import replacements
 from searchspace.latency_table import LatencyTable
-from searchspace.quantity import parse_quantity
+from searchspace.quantity import parse_quantity, rounded_up
 
 COSTS = ("macs", "params", "latency")
 # Members are chosen at the limit and at these parts of it, for there is more than one trade.
@@ -120,7 +121,7 @@ def retargeted_table(found: Sequence[Retargeted]) -> Table:
         table.add_column(name, justify="left" if name.startswith("mixers") else "right")
     for one in found:
         costs = [
-            f"{value:.3g} ms" if name == "latency" else format_count(int(value))
+            f"{format_measured(value)} ms" if name == "latency" else format_count(int(value))
             for name, value in one.costs.items()
         ]
         table.add_row(
@@ -182,12 +183,17 @@ def _chosen(options: Mapping[str, Choosable], limits: Mapping[str, float]) -> li
 
 
 def _too_tight(options: Mapping[str, Choosable], limits: Mapping[str, float]) -> str:
-    least = ", ".join(f"{name} {options[name].least:,.3g}" for name in limits)
-    asked = ", ".join(f"{name} <= {most:,.3g}" for name, most in limits.items())
+    least = ", ".join(f"{name} {_amount(name, options[name].least)}" for name in limits)
+    asked = ", ".join(f"{name} <= {most:,.12g}" for name, most in limits.items())
     return (
         f"No network of the graft is within {asked}; the least that its parts allow is {least}. "
         "Allow more."
     )
+
+
+def _amount(name: str, value: float) -> str:
+    """Write a cost; rounded up, so that a limit of so much is kept to."""
+    return f"{rounded_up(value):g}" if name == "latency" else f"{math.ceil(value):,}"
 
 
 def _kept(

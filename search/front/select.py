@@ -17,6 +17,7 @@ from rich.table import Table
 
 from search.budget import Device, format_seconds
 from search.plan import Plan, StepModel
+from search.record import QUALITIES
 from search.results import QUALITY_WORDS, Candidate, by_macs, candidate_losses, knee
 from search.terminal import format_chance, format_count, format_interval
 
@@ -45,6 +46,7 @@ def select_members(
     top: int,
     budget_seconds: float = math.inf,
     cost_of: Callable[[Candidate], float] | None = None,
+    best: str = "the most accurate",
 ) -> tuple[Selected, ...]:
     """Choose at most ``top`` networks whose retrainings fit in the budget together.
 
@@ -54,6 +56,7 @@ def select_members(
         top: At least 1.
         budget_seconds: Device-seconds for all retrainings together.
         cost_of: Expected device-seconds of retraining a candidate; None: not known.
+        best: What the most accurate of them is called.
 
     Returns:
         In the order in which they were chosen.
@@ -65,7 +68,9 @@ def select_members(
         raise ValueError(f"Select at least one network, got --top {top}.")
     pool = sorted((c for c in found if _is_worth_a_look(c)), key=by_macs)
     places = _scaled(pool, objectives)
-    reasons = _leading(pool, objectives)
+    reasons = _leading(pool, objectives, best)
+    # What is cheap is what the front weighs first.
+    cost = next((name for name in objectives if name not in QUALITIES), "macs")
     chosen: list[Selected] = []
     left, open_ = budget_seconds, list(range(len(pool)))
     while open_ and len(chosen) < top:
@@ -75,7 +80,8 @@ def select_members(
         if seconds is not None and seconds > left:
             continue
         left -= seconds or 0.0
-        reason = reasons.get(index) or _spread_reason(pool[index], [c.candidate for c in chosen])
+        others = [c.candidate for c in chosen]
+        reason = reasons.get(index) or _spread_reason(pool[index], others, pool, cost=cost)
         chosen.append(Selected(candidate=pool[index], reason=reason, retrain_seconds=seconds))
     if not chosen and cost_of:
         least = min(cost_of(candidate) for candidate in pool)
@@ -147,15 +153,17 @@ def _scaled(pool: Sequence[Candidate], objectives: Sequence[str]) -> NDArray[np.
     return scaled / np.where(ranges > 0, ranges, 1.0)
 
 
-def _leading(pool: Sequence[Candidate], objectives: Sequence[str]) -> dict[int, str]:
+def _leading(
+    pool: Sequence[Candidate], objectives: Sequence[str], name: str = "the most accurate"
+) -> dict[int, str]:
     """Name those that are chosen in any case, in this order."""
     members = [index for index, candidate in enumerate(pool) if candidate.on_front]
     on_front = [pool[index] for index in members]
     balanced = members[knee(candidate_losses(on_front, objectives))]
     best = max(members, key=lambda index: (pool[index].top1, -index))
     if balanced == best:
-        return {best: "the most accurate, and the knee of the front"}
-    return {balanced: "balanced: the knee of the front", best: "the most accurate"}
+        return {best: f"{name}, and the knee of the front"}
+    return {balanced: "balanced: the knee of the front", best: name}
 
 
 def _next(
@@ -179,20 +187,28 @@ def _next(
     return max(open_, key=gain)
 
 
-def _spread_reason(candidate: Candidate, chosen: Sequence[Candidate]) -> str:
+def _spread_reason(
+    candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate], *, cost: str
+) -> str:
     chance = format_chance(candidate.front_probability)
     if candidate.near_front:
         return f"uncertain: only noise keeps it off the front ({chance} that it belongs there)"
-    cheaper = [c.id for c in chosen if c.macs < candidate.macs]
-    dearer = [c.id for c in chosen if c.macs > candidate.macs]
-    if not cheaper:
+
+    def of(one: Candidate) -> float:
+        value: float | None = getattr(one, cost)
+        return math.inf if value is None else value
+
+    def nearest(among: Sequence[Candidate]) -> int:
+        return min(among, key=lambda one: abs(of(one) - of(candidate))).id
+
+    own, costs = of(candidate), [of(one) for one in pool if one.on_front]
+    cheaper, dearer = ([c for c in chosen if sign * of(c) < sign * own] for sign in (1, -1))
+    if not cheaper and own == min(costs):
         return "spread: the cheapest end"
-    if not dearer:
+    if not dearer and own == max(costs):
         return "spread: the dearest end"
-    below = _nearest(candidate, chosen, cheaper)
-    return f"spread: between {below} and {_nearest(candidate, chosen, dearer)}"
-
-
-def _nearest(candidate: Candidate, chosen: Sequence[Candidate], ids: Sequence[int]) -> int:
-    among = [c for c in chosen if c.id in ids]
-    return min(among, key=lambda c: abs(c.macs - candidate.macs)).id
+    if cheaper and dearer:
+        return f"spread: between {nearest(cheaper)} and {nearest(dearer)}"
+    if dearer:
+        return f"spread: cheaper than {nearest(dearer)}"
+    return f"spread: dearer than {nearest(cheaper)}" if cheaper else "spread: for the same cost"

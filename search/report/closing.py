@@ -14,9 +14,11 @@ from search.front import (
     FrontQuery,
     choose_rows,
     judged_by,
+    of_latency,
     recipe_epochs,
     training_command,
     trials_of,
+    without_teacher,
 )
 from search.grafting import ESTIMATES, KL
 from search.plan import PHASES
@@ -28,6 +30,7 @@ from search.results import (
     SUPERNET,
     ZERO_COST,
     Candidate,
+    beyond_limits,
     later_order,
     losses_of,
     mixing_gains,
@@ -57,11 +60,12 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     Returns:
         Whether there is a front.
     """
-    trials = run.record.trials()
-    if not searched_fidelities(trials):
+    trials = trials_of(run)
+    if (lacking := _without_front(run, trials)) is not None:
         console.print(
-            f"No network has been judged: {_spending(run)}. Go on with a larger budget: "
+            f"{lacking}: {_spending(run)}. Go on with a larger budget: "
             f"{shell_command('search', 'run', '--resume', '--out', run.folder)} --budget AMOUNT",
+            highlight=False,
             soft_wrap=True,
         )
         return False
@@ -77,18 +81,23 @@ def print_closing(run: RunFolder, console: Console) -> bool:
         *_horizon_lines(run),
     ):
         console.print(note, highlight=False, soft_wrap=True)
-    # A graft's teacher, trained on, is on the chart to be compared with; it is there already.
-    teacher = None if run.teacher is None else run.teacher.architecture.key
-    new = [member for member in members if member.key != teacher] or members
-    best = max(new, key=lambda member: member.top1)
+    best = max(without_teacher(run, members), key=lambda member: member.top1)
+    # On a full disk there may be none.
+    page = f"Report: {run.report}\n" * run.report.is_file()
     console.print(
-        f"Budget: {_spending(run)}.\n"
-        f"Report: {run.report}\n\n"
+        f"Budget: {_spending(run)}.\n{page}\n"
         f"Next:\n  {shell_command('search', 'pareto', run.folder)}\n"
         f"  {training_command(run, '--arch', best.id)}",
         soft_wrap=True,
     )
     return True
+
+
+def _without_front(run: RunFolder, trials: Sequence[Trial]) -> str | None:
+    """Say why a run has no front to show; None where it has one."""
+    if not searched_fidelities(trials):
+        return "No network has been judged"
+    return beyond_limits(trials, run.limits)
 
 
 def _spending(run: RunFolder) -> str:
@@ -104,7 +113,7 @@ def write_report(run: RunFolder, console: Console) -> bool:
     """
     try:
         update_mirror(run)
-        if searched_fidelities(run.record.trials()):
+        if _without_front(run, trials_of(run)) is None:
             found = judged_by(run, FrontQuery())
             export_front(run, found=found, html=run.report, png=run.folder / "front.png")
     except Exception as error:
@@ -161,7 +170,7 @@ def export_front(
     if html is not None:
         report.write_report(html, _report_data(run))
     if png is not None:
-        title = f"{run.folder.name} ({found[0].fidelity})"
+        title = f"{run.folder.resolve().name} ({found[0].fidelity})"
         report.front_png(png, found, title=title, teacher=_teacher_point(run, found))
 
 
@@ -292,10 +301,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
             which = f"{len(errors)} of the {len(members)} networks of the front give"
         what = "logits" if run.settings.classifies else "predictions"
         yield f"Extracted, {which} {what} {is_same}: largest difference {worst:.1e}."
-    if run.settings.measured_objectives:
-        device = run.state.times.device_name if run.state.times else ""
-        if "latency_ms" in run.settings.objectives:
-            yield run.settings.describe_latency(device or "an unknown device")
+    if "latency_ms" in run.settings.objectives:
+        yield of_latency(run)
 
 
 def _horizon(run: RunFolder) -> HorizonReport | None:

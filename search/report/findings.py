@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from search.grafting import ESTIMATES, KL, PAIRS, SUM
@@ -123,9 +123,18 @@ def horizon_content(report: HorizonReport | None) -> dict[str, Any] | None:
 
 
 def choices_content(
-    studies: Sequence[Mapping[str, Any]], traits: Sequence[Trait]
+    studies: Sequence[Mapping[str, Any]],
+    traits: Sequence[Trait],
+    *,
+    described: Callable[[str], str] = describe_fidelity,
 ) -> dict[str, Any]:
-    """Say which choices matter: importance, and what the front has in common."""
+    """Say which choices matter: importance, and what the front has in common.
+
+    Args:
+        studies: One for each fidelity.
+        traits: Of the front.
+        described: Says in words what a fidelity is.
+    """
     rows = [
         (
             f"{trait.place}: {trait.setting} {trait.value}",
@@ -140,7 +149,7 @@ def choices_content(
     names = ("choice", "members", "on the front", "among the rest", "beyond chance")
     fidelities = [study["fidelity"] for study in studies]
     return {
-        "views": {name: f"{name}: {describe_fidelity(name)}" for name in fidelities},
+        "views": {name: f"{name}: {described(name)}" for name in fidelities},
         "least": MIN_NETWORKS,
         "num_traits": len(traits),
         "num_sure": sum(trait.p_value < SIGNIFICANT for trait in traits),

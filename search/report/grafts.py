@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from search.grafting import ESTIMATES, GraftScores, graft_scores, is_assembled
 from search.record import Trial
+from search.report.payload import as_written
 from search.report.sections import columns
 from search.results import SUPERNET, Candidate
 from search.terminal import format_count
@@ -106,7 +107,7 @@ def teacher_payload(story: GraftStory | None) -> dict[str, Any] | None:
     plain = next((trial for trial in done if trial.fidelity == SUPERNET), None)
     point = None
     if plain is not None:
-        top1 = round(plain.measured.top1, 2)
+        top1 = as_written(plain.measured.top1)
         point = {"top1": top1, "macs": plain.macs, "params": plain.params}
     return {"id": done[0].architecture_id, "as_it_is": point}
 

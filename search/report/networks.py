@@ -70,7 +70,7 @@ def published_payload(architectures: Iterable[Architecture]) -> dict[str, Any]:
                 "name": name,
                 "img_size": architecture.img_size,
                 "top1": PUBLISHED[name].top1,
-                "source": PUBLISHED[name].source,
+                "source": str(PUBLISHED[name]),
                 "params": cost.params,
                 "macs": cost.macs,
                 "same_scale": scales == {(architecture.img_size, architecture.num_classes)},

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ from search.terminal import (
     format_count,
     format_forecast,
     format_interval,
+    format_measured,
 )
 from search.trust import HorizonReport, TrustReport
 from searchspace import durable
@@ -152,7 +154,7 @@ def write_report(path: Path, report: ReportData) -> None:
     data = json.dumps(payload, separators=(",", ":")).replace("<", "\\u003c")
     content = _content(report, judged, payload)
     page = (
-        _environment()
+        _environment(_described_in(report))
         .get_template("page.html")
         .render(
             **content,
@@ -294,7 +296,12 @@ def _training(report: ReportData) -> tuple[str, str]:
     return before or f"search retrain {shlex.quote(report.run)} --arch ", behind
 
 
-def _environment() -> Environment:
+def _described_in(report: ReportData) -> Callable[[str], str]:
+    """Return what says in words how networks were judged at a fidelity of this run."""
+    return partial(describe_fidelity, is_graft=report.graft is not None)
+
+
+def _environment(described: Callable[[str], str]) -> Environment:
     """Return what fills the templates: it escapes everything, and refuses names without a value."""
     environment = Environment(
         loader=FileSystemLoader(PAGE),
@@ -306,7 +313,7 @@ def _environment() -> Environment:
         "chance": format_chance,
         "forecast": format_forecast,
         "count": format_count,
-        "described": describe_fidelity,
+        "described": described,
         "interval": format_interval,
         "measured": _measured_cell,
         "stages": lambda c, with_dims: describe_stages(c.architecture, with_dims=with_dims),
@@ -328,12 +335,19 @@ def _content(
         "training": payload["training"],
         "facts": _facts(report, judged),
         "notes": report.notes,
-        "front": front_content(judged, objectives=report.objectives, limits=report.limits),
+        "front": front_content(
+            judged,
+            objectives=report.objectives,
+            limits=report.limits,
+            described=_described_in(report),
+        ),
         # The networks of one mixer of a graft are its teacher, narrowed.
         "mixing": mixing_content(() if report.graft else mixing_gains(top)),
         "passed": passed_over(report.trials),
         "choices": choices_content(
-            payload["importance"], front_traits(list(members.values()), rest)
+            payload["importance"],
+            front_traits(list(members.values()), rest),
+            described=_described_in(report),
         ),
         "retrained": retrained_content(retrained(report.trials), top),
         "backbones": backbones_content(report.backbones, [*top, *retrained(report.trials)]),
@@ -349,12 +363,12 @@ def _content(
 
 
 def _measured_cell(candidate: Candidate, name: str) -> str:
-    cost: float | None = getattr(candidate, name)
-    return "" if cost is None else f"{cost:.3g}"
+    return format_measured(getattr(candidate, name))
 
 
 def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dict[str, str]:
     asked, device = report.budget.amount_seconds, report.budget.device
+    described = _described_in(report)
     return {
         "Searched": report.space,
         "Images": report.data,
@@ -367,7 +381,7 @@ def _facts(report: ReportData, judged: Mapping[str, Sequence[Candidate]]) -> dic
         f"({report.spent_seconds / asked:.1%})",
         "Seed": str(report.seed),
         "Networks judged": "; ".join(
-            f"{len(found):,} {describe_fidelity(fidelity)}" for fidelity, found in judged.items()
+            f"{len(found):,} {described(fidelity)}" for fidelity, found in judged.items()
         )
         + (", within the limits" if report.limits else ""),
         "Command": report.command,

@@ -88,9 +88,9 @@ def view_payload(
     return {
         "fidelity": fidelity,
         "rows": [rows[c.id] for c in found],
-        "top1": [round(c.top1, 2) for c in found],
-        "low": [round(c.low, 2) for c in found],
-        "high": [round(c.high, 2) for c in found],
+        "top1": [as_written(c.top1) for c in found],
+        "low": [as_written(c.low) for c in found],
+        "high": [as_written(c.high) for c in found],
         **{
             name: None if all(cost is None for cost in costs) else costs
             for name, costs in measured.items()
@@ -124,7 +124,7 @@ def best_payload(found: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]:
             "chance": [_chance(one.chance) for one in found_best],
             "regret": [round(one.regret, 2) for one in found_best],
             "rivals": [
-                [[rival, round(chance, 3)] for rival, chance in one.rivals] for one in found_best
+                [[rival, _chance(chance)] for rival, chance in one.rivals] for one in found_best
             ],
         }
         for name, found_best in answers.items()
@@ -133,12 +133,23 @@ def best_payload(found: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _chance(chance: float) -> float:
-    """Round a chance so that the page calls it small or sure where `format_chance` does."""
+    """Round a chance so that the page writes what `format_chance` does."""
     if 0 < chance < 0.01:
         return min(max(round(chance, 3), 0.001), 0.009)
     if 0.99 < chance < 1 - 1e-9:
         return min(max(round(chance, 3), 0.991), 0.999)
-    return round(chance, 3)
+    return _nearest(chance, shown=float(f"{100 * chance:.0f}") / 100, digits=3)
+
+
+def as_written(percent: float) -> float:
+    """Round a percentage so that the page, which rounds it again, writes what tables do."""
+    return _nearest(percent, shown=float(f"{percent:.1f}"), digits=2)
+
+
+def _nearest(value: float, *, shown: float, digits: int) -> float:
+    """Round to so many digits, but not half-way to what is not shown."""
+    most = 4 * 10.0**-digits
+    return round(shown + min(max(value - shown, -most), most), digits)
 
 
 def retrained_payload(
@@ -217,10 +228,10 @@ def horizon_payload(trials: Sequence[Trial], top: Sequence[Candidate]) -> list[d
         {
             "id": number,
             "epochs": [point.epochs for point in several[number]],
-            "top1": [round(point.top1, 2) for point in several[number]],
+            "top1": [as_written(point.top1) for point in several[number]],
             "forecast": None
             if (found := forecasts.get(number)) is None
-            else [found.epochs, *(round(v, 2) for v in (found.top1, found.low, found.high))],
+            else [found.epochs, *map(as_written, (found.top1, found.low, found.high))],
         }
         for number in longest[-MOST_CURVES:]
     ]
@@ -283,7 +294,8 @@ def phases_payload(
 def _accuracy(candidate: Candidate | None) -> dict[str, float] | None:
     if candidate is None:
         return None
-    return {"top1": candidate.top1, "low": candidate.low, "high": candidate.high}
+    ends = {"top1": candidate.top1, "low": candidate.low, "high": candidate.high}
+    return {name: as_written(value) for name, value in ends.items()}
 
 
 def _mixer_shares(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from search.results import (
@@ -41,6 +41,7 @@ def front_content(
     *,
     objectives: Sequence[str],
     limits: Mapping[str, float] | None = None,
+    described: Callable[[str], str] = describe_fidelity,
 ) -> dict[str, Any]:
     """Gather what `front.html` shows.
 
@@ -48,6 +49,7 @@ def front_content(
         judged: Candidates by fidelity; the front is that of the first.
         objectives: What the front weighs.
         limits: Of costs, which all candidates keep to.
+        described: Says in words what a fidelity is.
     """
     fidelity, top = next(iter(judged.items()))
     members = sorted((c for c in top if c.on_front), key=by_macs)
@@ -71,7 +73,7 @@ def front_content(
             for name, text in AXES.items()
             if name not in MEASURED or name in of_all
         },
-        "views": {name: f"{name}: {describe_fidelity(name)}" for name in judged},
+        "views": {name: f"{name}: {described(name)}" for name in judged},
         "legend": _mixer_legend(top),
         "measured": measured,
         "columns": columns(

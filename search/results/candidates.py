@@ -30,6 +30,7 @@ from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.learning_curves import Forecast, curves_of, forecasts
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row, quality_of
 from searchspace.architecture import Architecture, describe
+from searchspace.quantity import rounded_up
 
 # Networks of these phases are trained alone to compare rankings; nothing promoted them.
 _NOT_PROMOTED = ("trust", HORIZON)
@@ -177,15 +178,22 @@ def judged_at(
         )
     if not limits:
         return found
-    within = [c for c in found if all(_cost(c, name) <= most for name, most in limits.items())]
+    within = [c for c in found if _keeps_to(c, limits)]
     if not within:
-        least = {name: min(_cost(c, name) for c in found) for name in limits}
-        raise ValueError(
-            f"None of the {len(found)} networks at {fidelity!r} is within "
-            f"{', '.join(f'{name} <= {most:,.0f}' for name, most in limits.items())}; the least is "
-            f"{', '.join(f'{name} {value:,.0f}' for name, value in least.items())}. Allow more."
-        )
+        raise ValueError(f"{_none_within(found, limits)}. Allow more.")
     return _mark_front(within, objectives)
+
+
+def beyond_limits(trials: Sequence[Trial], limits: Mapping[str, float]) -> str | None:
+    """Say that no network of the fidelity whose front is shown is within limits of costs.
+
+    Returns:
+        None where one is, there are no limits, or nothing has been judged yet.
+    """
+    if not limits or not _front_fidelities(trials):
+        return None
+    found = candidates(trials, fidelity=shown_fidelity(trials))
+    return None if any(_keeps_to(c, limits) for c in found) else _none_within(found, limits)
 
 
 def front(
@@ -337,6 +345,26 @@ def candidate_losses(
     return np.array(rows, dtype=float).reshape(len(candidates), len(objectives))
 
 
+def _keeps_to(candidate: Candidate, limits: Mapping[str, float]) -> bool:
+    return all(_cost(candidate, name) <= most for name, most in limits.items())
+
+
+def _none_within(found: Sequence[Candidate], limits: Mapping[str, float]) -> str:
+    least = {name: min(_cost(c, name) for c in found) for name in limits}
+    return (
+        f"None of the {len(found)} networks at {found[0].fidelity!r} is within "
+        f"{', '.join(f'{name} <= {most:,.12g}' for name, most in limits.items())}; the least is "
+        f"{', '.join(f'{name} {_amount(name, value)}' for name, value in least.items())}"
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    """Write a cost: counts are whole numbers, and what was measured is rounded up."""
+    if name not in MEASURED:
+        return f"{value:,.0f}"
+    return "unknown" if math.isinf(value) else f"{rounded_up(value):g}"
+
+
 def _cost(candidate: Candidate, name: str) -> float:
     """Return a cost; what was not measured is beyond every limit."""
     value: float | None = getattr(candidate, name)
@@ -451,7 +479,8 @@ def _mark_front(found: Sequence[Candidate], objectives: Sequence[str]) -> tuple[
     losses = candidate_losses(found, objectives)
     for name, column in zip(objectives, losses.T, strict=True):
         if np.isnan(column).all():
-            raise ValueError(f"{name} was measured for no network here. Leave it out.")
+            instead = ", or add --latency" if name == "latency_ms" else ""
+            raise ValueError(f"{name} was measured for no network here. Leave it out{instead}.")
     on_front = non_dominated(losses)
     near = _near_front(found, losses, on_front, objectives)
     return tuple(

@@ -86,7 +86,7 @@ class LaterOrder:
         return (
             f"{whose} is likely to {verdict} the recipe's {epochs} epochs: of {its} "
             f"{pairs} of neighbours {self.expected_turns:.1f} are expected to change places, and "
-            f"{best} stays that with a chance of {100 * self.best_stays:.0f} %."
+            f"{best} stays that with a chance of {_in_percent(self.best_stays)}."
         )
 
 
@@ -199,6 +199,13 @@ def order_after(
         expected_turns=float(turned.sum()),
         best_stays=float((reached.argmax(axis=1) == 0).mean()),
     )
+
+
+def _in_percent(chance: float) -> str:
+    """Write a chance that was counted over draws, which is never quite 0 or 1."""
+    if chance < 0.01:
+        return "less than 1 %"
+    return "more than 99 %" if chance > 0.99 else f"{100 * chance:.0f} %"
 
 
 def _by_chance(found: tuple[int, float]) -> float:

@@ -82,16 +82,22 @@ def order_fidelities(fidelities: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(fidelities), key=fidelity_height, reverse=True))
 
 
-def describe_fidelity(fidelity: str) -> str:
-    """Say what a fidelity means: ``train-3e`` is "trained alone for 3 epochs"."""
+def describe_fidelity(fidelity: str, *, is_graft: bool = False) -> str:
+    """Say what a fidelity means: ``train-3e`` is "trained alone for 3 epochs".
+
+    Args:
+        fidelity: Its name.
+        is_graft: Whether networks are assembled of parts, and inherit nothing from a supernet.
+    """
     if fidelity == SUPERNET:
-        return "with inherited weights"
+        return "as assembled" if is_graft else "with inherited weights"
     trained = _TRAINED.fullmatch(fidelity)
     if trained is None:
         return fidelity
     epochs = int(trained[1])
     part = f" of {trained[2]} % of the images" if trained[2] else ""
-    return f"trained alone for {epochs} epoch{'' if epochs == 1 else 's'}{part}"
+    how = "healed" if is_graft else "trained alone"
+    return f"{how} for {epochs} epoch{'' if epochs == 1 else 's'}{part}"
 
 
 def fidelity_height(fidelity: str) -> tuple[int, int, str]:

@@ -42,6 +42,7 @@ class Evaluation:
         real: Percent of images with a label of ImageNet-real's (Beyer et al. 2020), where asked.
         images_per_second: In batches of ``batch_size``, median of the runs.
         latency_ms: Of one image, median of the runs, and its 95 % interval.
+        threads: Of the processor, in both.
     """
 
     accuracy: Accuracy
@@ -51,6 +52,7 @@ class Evaluation:
     latency_ms: float
     latency_interval_ms: tuple[float, float]
     device: str
+    threads: int
 
     def to_json(self) -> dict[str, Any]:
         """Describe it with JSON values."""
@@ -105,6 +107,7 @@ def evaluate_retrained(
         latency_ms=latency.median_ms,
         latency_interval_ms=(latency.low_ms, latency.high_ms),
         device=device,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -117,13 +120,15 @@ def evaluation_table(found: Evaluation) -> Table:
     if found.real is not None:
         table.add_row("ImageNet-real", f"{found.real:.2f} %")
     table.add_row("images", f"{found.accuracy.total:,}")
+    where = found.device if found.device == "cuda" else f"{found.device}, {found.threads} thread(s)"
     table.add_row(
         "throughput",
-        f"{found.images_per_second:,.0f} images/s in batches of {found.batch_size}, {found.device}",
+        f"{found.images_per_second:,.0f} images/s in batches of {found.batch_size}, {where}",
     )
     fast, slow = found.latency_interval_ms
     table.add_row(
-        "latency", f"{found.latency_ms:.2f} ms an image (95 % interval {fast:.2f} to {slow:.2f})"
+        "latency",
+        f"{found.latency_ms:.2f} ms an image (95 % interval {fast:.2f} to {slow:.2f}), {where}",
     )
     return table
 

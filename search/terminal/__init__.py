@@ -12,6 +12,7 @@ from search.terminal.tables import (
     format_count,
     format_forecast,
     format_interval,
+    format_measured,
     front_table,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "format_count",
     "format_forecast",
     "format_interval",
+    "format_measured",
     "front_table",
     "plan_table",
     "presets_table",

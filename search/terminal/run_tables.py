@@ -114,7 +114,7 @@ def status_table(run: RunFolder) -> Table:
     by_phase = run.record.spent_by_phase()
     spent = run.state.spent
     trials = run.record.trials()
-    table = Table(title=f"{run.folder.name}", title_justify="left", show_header=False)
+    table = Table(title=run.folder.resolve().name, title_justify="left", show_header=False)
     table.add_row("phase", run.state.phase)
     table.add_row("at work", _at_work(run))
     estimator = run.state.estimator

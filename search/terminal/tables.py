@@ -76,9 +76,9 @@ def _known_columns(candidates: Sequence[Candidate]) -> Iterator[_Column]:
 def _measured_columns(candidates: Sequence[Candidate]) -> Iterator[_Column]:
     """Yield the costs that were measured."""
     if any(c.latency_ms for c in candidates):
-        yield _Column("ms", lambda c: _format_measured(c.latency_ms))
+        yield _Column("ms", lambda c: format_measured(c.latency_ms))
     if any(c.memory_mib for c in candidates):
-        yield _Column("MiB", lambda c: _format_measured(c.memory_mib))
+        yield _Column("MiB", lambda c: format_measured(c.memory_mib))
 
 
 def _later_columns(
@@ -86,7 +86,9 @@ def _later_columns(
 ) -> Iterator[_Column]:
     """Yield what is known beyond what was judged: chances, forecasts, retrainings."""
     if any(c.front_probability is not None for c in candidates):
-        note = "sure: chance to be truly on the front"
+        # Of an interval of the costs it knows nothing.
+        exact = ", costs taken as exact" if any(c.latency_low_ms for c in candidates) else ""
+        note = f"sure: chance to be truly on the front{exact}"
         yield _Column("sure", lambda c: format_chance(c.front_probability), note)
     epochs = {c.forecast.epochs for c in candidates if c.forecast is not None}
     if epochs:
@@ -195,6 +197,13 @@ def format_chance(chance: float | None) -> str:
     return ">99%" if 0.99 < chance < 1 - 1e-9 else f"{chance:.0%}"
 
 
+def format_measured(cost: float | None) -> str:
+    """Write milliseconds or MiB with three digits, large ones as whole numbers: ``1,031``."""
+    if cost is None:
+        return ""
+    return f"{cost:.3g}" if cost < 999.5 else f"{cost:,.0f}"
+
+
 def break_stages(mixers: str, width: int) -> str:
     """Break a compact text of mixers into lines, between stages; a longer stage is left as it is.
 
@@ -230,7 +239,3 @@ def _table(title: str) -> Table:
 
 def _cost_cells(cost: Cost, total: Cost) -> tuple[str, str, str]:
     return format_count(cost.params), format_count(cost.macs), f"{cost.macs / total.macs:.1%}"
-
-
-def _format_measured(cost: float | None) -> str:
-    return "" if cost is None else f"{cost:.3g}"

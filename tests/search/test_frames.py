@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 import search
+from search.front import FrontQuery, judged_by
 from search.record.record import Record
+from search.report import export_front
 from search.run_folder.folder import open_run
+from search.terminal import format_count
+from searchspace.cost import count
 from tests.tiny_run import COMMAND, some_trials, write_run
 from tests.tiny_trials import network, trial
 
@@ -50,6 +54,33 @@ def test_the_ledger_adds_up_to_what_was_spent(run: Path) -> None:
             folder.record.spent_by_phase()
         )
     assert loaded.settings.command == COMMAND
+
+
+def test_a_network_that_was_retrained_larger_has_the_costs_of_that(tmp_path: Path) -> None:
+    """``search retrain --img-size 32``: its MACs are not those of the 16 pixels of the search."""
+    folder = write_run(
+        tmp_path / "run",
+        [
+            trial(1, correct=150),
+            trial(1, correct=180, fidelity="retrain-micro-9e-32px", origin="retrain"),
+        ],
+    )
+    larger = network(1).replace(img_size=32)
+    left = folder / "retrain" / "1-micro-9e-32px-s0"
+    left.mkdir(parents=True)
+    (left / "architecture.json").write_text(json.dumps(larger.to_dict()))
+    frame = search.load_run(folder).trials.set_index("fidelity")
+    assert frame.macs.to_dict() == {
+        "train-3e": count(network(1)).macs,
+        "retrain-micro-9e-32px": count(larger).macs,
+    }
+    with open_run(folder) as run:
+        export_front(run, found=judged_by(run, FrontQuery()), html=run.report, png=None)
+        page = run.report.read_text(encoding="utf-8")
+    table = page[page.index("Searched and retrained") :]
+    assert f'data-label="MACs"><div>{format_count(count(larger).macs)}</div>' in table
+    (left / "architecture.json").write_text("spoilt")
+    assert len(search.load_run(folder).trials) == 2
 
 
 def test_learning_curves_have_a_frame_of_their_own(tmp_path: Path) -> None:

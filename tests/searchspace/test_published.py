@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from searchspace.presets import PRESETS
+from searchspace.presets import PRESETS, preset
 from searchspace.published import PUBLISHED
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "imagenet_classification.csv"
@@ -31,6 +31,17 @@ def test_published_accuracies_stand_in_the_tables_that_they_name() -> None:
         assert match is not None
         paper, table = f"{match[1].lower()}{match[2]}", f"T{match[3]}"
         assert (paper, table, str(published.top1)) in rows
+
+
+def test_a_training_that_had_more_than_300_epochs_with_labels_says_so() -> None:
+    """Han et al. 2022, Section F: learned at 224 pixels, then trained on at 384."""
+    larger = {name for name in PUBLISHED if preset(name).img_size != 224}
+    assert larger
+    assert all(str(PUBLISHED[name]).endswith("trained on from 224 pixels") for name in larger)
+    taught = {name for name in PUBLISHED if preset(name).family == "volo"}
+    assert all(str(PUBLISHED[name]).endswith("with token labels") for name in taught)
+    others = PUBLISHED.keys() - larger - taught
+    assert all(str(PUBLISHED[name]) == PUBLISHED[name].source for name in others)
 
 
 def test_every_preset_of_a_papers_table_has_its_accuracy() -> None:

@@ -43,6 +43,18 @@ function formatCount(number) {
   return digits + " KMGT"[exponent];
 }
 
+// Milliseconds or MiB: three digits, large ones as whole numbers.
+function formatMeasured(number) {
+  return number < 999.5 ? number.toPrecision(3) : Math.round(number).toLocaleString("en");
+}
+
+// The least cost that was judged, such that it is enough when it is typed: exact, or rounded up.
+function formatLeast(number, unit) {
+  if (!unit) return number.toLocaleString("en");
+  const step = 10 ** (Math.floor(Math.log10(number)) - 2);
+  return String(Number((Math.ceil(number / step) * step).toPrecision(3)));
+}
+
 function formatShare(share) {
   if (share > 0 && share < 0.01) return "<1 %";
   if (share > 0.99 && share < 1) return ">99 %";

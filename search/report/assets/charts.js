@@ -4,7 +4,9 @@
 
 function drawRetrained() {
   const rows = data.retrained;
-  const labels = rows.map((row) => `network ${row.id}`);
+  // A network may have been retrained by several recipes, a row each.
+  const isOnce = ({ id }) => rows.filter((row) => row.id === id).length === 1;
+  const labels = rows.map((row) => `network ${row.id}${isOnce(row) ? "" : `, ${escapeText(row.recipe)}`}`);
   const series = [
     ["searched", "searched, search split", "other", "circle-open"],
     ["final", "retrained, test split", "front", "circle"],
@@ -91,7 +93,8 @@ function drawTrust() {
     hovertext: points.ids.map((id) => `network ${id}`),
     hovertemplate: "%{hovertext}<br>%{x:.4~g}, %{y:.1f} %<extra></extra>",
   };
-  const layout = makeLayout(names[estimate] ?? estimate, `${data.measure} trained alone (%)`, {
+  const truth = data.teacher ? "healed" : "trained alone";
+  const layout = makeLayout(names[estimate] ?? estimate, `${data.measure} ${truth} (%)`, {
     xaxis: { tickformat: isCount ? "~s" : "" },
   });
   draw("trust-chart", [trace], layout);

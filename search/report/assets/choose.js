@@ -24,17 +24,19 @@ function answerChoice() {
   const answer = byId("answer");
   const view = data.views[0];
   const axis = byId("limit-axis").value;
-  const text = byId("limit").value.trim();
-  const limit = text === "" ? Infinity : units[axis] ? Number(text) : parseQuantity(text);
+  const [text, unit] = [byId("limit").value.trim(), units[axis]];
+  const amount = unit ? Number(text.replace(/,/g, "").replace(new RegExp(`${unit}$`, "i"), "")) : parseQuantity(text);
+  const limit = text === "" ? Infinity : amount;
   if (Number.isNaN(limit)) {
-    answer.replaceChildren(makeElement("p", "warning", `"${text}" is no number. Write e.g. 100M or 4.5G.`));
+    const example = unit ? `2.5 for 2.5 ${unit}` : "100M or 4.5G";
+    answer.replaceChildren(makeElement("p", "warning", `"${text}" is no number. Write e.g. ${example}.`));
     return;
   }
   const costs = valuesOf(view, axis);
   const within = costs.flatMap((cost, index) => (cost !== null && cost <= limit ? [index] : []));
   if (within.length === 0) {
     const least = costs.reduce((a, b) => (b !== null && b < a ? b : a), Infinity);
-    const what = units[axis] ? `${least.toPrecision(3)} ${units[axis]}` : `${formatCount(least)} ${axes[axis]}`;
+    const what = `${formatLeast(least, unit)} ${unit ?? axes[axis]}`;
     answer.replaceChildren(makeElement("p", "warning", `No judged network is that small; the least is ${what}.`));
     return;
   }

@@ -98,7 +98,7 @@ function publishedTrace({ type, x, y, xs, ys }) {
   return {
     type,
     mode: "markers",
-    name: `published, 300 epochs on ImageNet-1k (${shown.length} of ${same.length} fit)`,
+    name: `published, full recipes on ImageNet-1k (${shown.length} of ${same.length} fit)`,
     x: shown.map((network) => network[x]),
     y: shown.map((network) => network[y]),
     text: shown.map((n) => `${n.name}: ${n.top1} % (${n.source})`),

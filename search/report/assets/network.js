@@ -33,7 +33,7 @@ function costText(view, index) {
   ];
   for (const [name, unit] of Object.entries(units)) {
     const cost = view[name]?.[index];
-    if (cost !== undefined && cost !== null) parts.push(`${cost.toPrecision(3)} ${unit}`);
+    if (cost !== undefined && cost !== null) parts.push(`${formatMeasured(cost)} ${unit}`);
   }
   return parts.join(", ");
 }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from search.record import Measured
 from search.record.record import Record
+from search.run_folder import open_run
 from tests.search.cli.test_app import search
 from tests.tiny_run import write_run
 from tests.tiny_trials import network, trial
@@ -102,7 +105,7 @@ def test_watching_a_run_that_is_done_ends_at_once(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
 
     assert "Pareto front" in printed
-    assert "The run is done." in printed
+    assert printed.endswith("\nphase: done\nThe run is done.\n")
 
 
 @pytest.mark.parametrize(
@@ -110,12 +113,20 @@ def test_watching_a_run_that_is_done_ends_at_once(capsys: pytest.CaptureFixture[
     [
         (("pareto", "run", "--sort", "colour"), "Cannot sort by 'colour'. Columns: id, top1"),
         (("pareto", "run", "--objectives", "speed"), "Objectives are top1, macs"),
-        (("pareto", "run", "--objectives", "top1,latency_ms"), "measured for no network"),
+        (
+            ("pareto", "run", "--objectives", "top1,latency_ms"),
+            "measured for no network here. Leave it out, or add --latency.",
+        ),
         (
             ("select", "run", "--top", "0"),
             "should be greater than or equal to 1, got '0'",
         ),
         (("select", "run", "--budget", "1cpu-second"), "No retraining fits in 1 device-seconds"),
+        (("select", "run", "--budget", "2gpu-days"), "known in cpu time, as the run counts, got"),
+        (("show", "swin_t", "--task", "semantic", "--img-size", "512"), "got --img-size 512"),
+        (("show", "timm:resnet18", "--task", "semantic"), "are counted of our networks"),
+        (("pareto", "run", "--watch", "--csv", "x.csv"), "--csv is done once, and --watch shows"),
+        (("pareto", "run", "--watch", "--json"), "--json is done once"),
         (("compare", "swin_t"), "Compare two or more architectures"),
         (("compare", "swin_t", "swin_q"), "swin_q"),
         (("compare", "run:99", "swin_t"), "no architecture 99"),
@@ -153,6 +164,14 @@ def test_latency_is_measured_where_it_is_asked_for(capsys: pytest.CaptureFixture
         for one in printed_json(capsys, "compare", "run:1", "run:2", *words):
             found = [part["latency_ms"] for part in one["parts"]]
             assert all((ms is not None) == is_measured for ms in (*found, one["latency_ms"]))
+
+
+def test_a_measured_latency_says_on_how_many_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    assert search("compare", "run:1", "run:2", "--latency") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"ms: of one image on this machine, cpu, {torch.get_num_threads()} thread(s)" in said
 
 
 def test_a_measured_latency_stays_with_the_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,3 +229,64 @@ def test_the_run_s_networks_are_those_of_the_trials(capsys: pytest.CaptureFixtur
     rows = printed_json(capsys, "pareto", "run")
 
     assert [row["key"] for row in rows[:2]] == [network(1).key, network(2).key]
+
+
+def test_a_front_by_latency_is_of_all_networks_or_says_of_how_many(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_latency = ("pareto", "run", "--objectives", "top1,latency")
+    with open_run(run, write=True) as opened:
+        opened.state.add_latencies_ms({2: 3.0, 7: 2.0})
+    assert search(*by_latency) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "latency_ms was measured for 2 of the 9 networks that were judged; the others" in printed
+
+    assert search(*by_latency, "--latency") == 0
+    assert "was measured for" not in capsys.readouterr().out
+    with open_run(run) as opened:
+        assert len(opened.state.latencies_ms) == 9
+
+
+def test_the_latencies_that_a_run_weighed_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "timed", [trial(1, correct=100, latency_ms=3.0)])
+    with Record.open(folder / "record.db") as record:
+        record.set_meta(
+            "settings", record.get_meta("settings") | {"objectives": ["top1", "latency_ms"]}
+        )
+    assert search("pareto", "timed") == 0
+    assert "Latency: one image, eager, fp32, on an unknown device." in capsys.readouterr().out
+    assert search("pareto", "timed", "--latency") == 2
+    assert "To time its networks here: search latency timed" in capsys.readouterr().err
+
+
+def test_a_published_accuracy_is_of_the_paper_s_image_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for size, is_said in (("224", True), ("384", False)):
+        assert search("compare", "swin_t", "elsa_swin_t", "--img-size", size) == 0
+        assert ("81.3" in capsys.readouterr().out) == is_said
+
+
+def test_an_miou_does_not_stand_in_a_row_of_accuracies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = Measured(miou=40.0, miou_low=38.0, miou_high=42.0, total=50.0)
+    write_run(tmp_path / "dense", [replace(trial(1, correct=1), measured=values)])
+    assert search("compare", "run:2", "dense:1") == 0
+    printed = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in printed if row}
+    assert cells["top-1 %"] == ["47.0 ±6.9", "-"]
+    assert cells["mIoU %"] == ["-", "40.0 ±2.0"]
+
+
+def test_networks_are_compared_with_what_their_run_has_measured(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run(run, write=True) as opened:
+        opened.state.add_latencies_ms({2: 3.0})
+    assert [row["latency_ms"] for row in printed_json(capsys, "compare", "run:2", "run:3")] == [
+        3.0,
+        None,
+    ]

@@ -10,7 +10,11 @@ import pytest
 from search.cli import latency_commands
 from search.cli.app import app
 from search.cli.latency_commands import _Asked, _describe_front
+from search.record.record import Record
 from searchspace.deployment import Deployment
+from searchspace.latency_table import Latency
+from tests.tiny_run import write_run
+from tests.tiny_trials import trial
 
 
 @pytest.fixture
@@ -69,6 +73,37 @@ def test_what_does_not_go_together_is_one_message(
     with pytest.raises(ValueError, match="do not go together"):
         app(["latency", *words], standalone_mode=False)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("objectives", "words", "said"),
+    [
+        (("top1", "latency_ms"), (), "median absolute difference 50.0 %"),
+        (("top1", "latency_ms"), ("--batch", "8"), "of something else (one image, eager, fp32)"),
+        (("top1", "macs"), (), "did not weigh the latency"),
+    ],
+)
+def test_a_run_s_latencies_are_compared_with_what_they_are_of(
+    objectives: tuple[str, ...],
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_run(tmp_path / "run", [trial(n, correct=90 + n, latency_ms=n) for n in (1, 2)])
+    with Record.open(folder / "record.db") as record:
+        settings = record.get_meta("settings") | {"objectives": list(objectives)}
+        record.set_meta("settings", settings)
+    monkeypatch.setattr(
+        "search.deployed.measuring.time_networks",
+        lambda networks, *_, **__: {number: Latency(2 * number, 1, 9) for number in networks},
+    )
+    app(["latency", str(folder), *words], standalone_mode=False)
+
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert ("something else" in printed) == ("--batch" in words)
 
 
 def test_what_is_typed_stands_over_what_a_run_says() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,37 @@ def test_the_command_says_what_it_chose_and_what_comes_next(graft: Path) -> None
     rows = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
     assert all(row["costs"]["macs"] <= 0.6 * macs(TEACHER) for row in rows)
     assert Architecture.from_dict(rows[0]["architecture"]).key == rows[0]["key"]
+
+
+def test_the_least_that_is_named_is_enough(graft: Path, tmp_path: Path) -> None:
+    with own_run(graft) as run:
+        for name, table in (("macs", None), ("latency", write_table(tmp_path / "t.json"))):
+            with pytest.raises(ValueError, match=f"within {name} <= 0.01; the least") as refused:
+                retarget(run, {name: 0.01}, table)
+            said = re.search(rf"allow is {name} ([0-9.,]+)\. ", str(refused.value))
+            assert said is not None
+            least = parse_limits([f"{name}={said[1].replace(',', '')}"])
+            assert retarget(run, least, table)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["--max-params", "20M"],
+        ["--max-macs", "1M"],
+        ["--fidelity", "supernet"],
+        ["--sort", "top1"],
+        ["--knee"],
+        ["--near"],
+        ["--watch"],
+        ["--latency"],
+        ["--device", "cpu"],
+    ],
+)
+def test_what_new_networks_cannot_be_asked_is_refused(others: list[str], graft: Path) -> None:
+    words = ["pareto", str(graft), "--limit", "macs=1M", *others]
+    with pytest.raises(ValueError, match=f"{others[0]} is of networks that were judged"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,33 @@ def test_each_reason_says_where_the_network_stands() -> None:
     assert rows == [str(choice.candidate.id) for choice in chosen]
 
 
+def test_an_end_is_said_of_the_end_alone() -> None:
+    """A network that is surely on the front goes before a cheaper one that may not be."""
+    found = [
+        replace(member(1, top1=10, macs=10), front_probability=0.1),
+        member(2, top1=30, macs=15),
+        member(3, top1=75, macs=30),
+        member(4, top1=95, macs=100),
+    ]
+    chosen = select_members(found, objectives=OBJECTIVES, top=4)
+    reasons = {choice.candidate.id: choice.reason for choice in chosen}
+    assert list(reasons) == [3, 4, 2, 1]
+    assert reasons[2] == "spread: cheaper than 3"
+    assert reasons[1] == "spread: the cheapest end"
+
+
+def test_what_is_cheap_is_what_the_front_weighs() -> None:
+    """The fastest has most MACs."""
+    found = [
+        replace(member(n, top1=top1, macs=100 - n), latency_ms=latency)
+        for n, top1, latency in ((1, 95, 9.0), (2, 75, 3.0), (3, 30, 2.0), (4, 85, 6.0))
+    ]
+    chosen = select_members(found, objectives=("top1", "latency_ms"), top=4)
+    reasons = {choice.candidate.id: choice.reason for choice in chosen}
+    assert reasons[3] == "spread: the cheapest end"
+    assert reasons[4] == "spread: between 2 and 1"
+
+
 def test_one_network_that_is_both_is_said_to_be_both() -> None:
     (chosen,) = select_members([member(1, top1=10, macs=10)], objectives=OBJECTIVES, top=3)
     assert chosen.reason == "the most accurate, and the knee of the front"

@@ -9,19 +9,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from search import run
+from search import load_run, run
 from search.cli import app as cli
 from search.front.query import FrontQuery, front_view
 from search.plan import MorePlan
 from search.record import Measured
 from search.record.record import AttemptOutcome, Record
 from search.report.closing import print_closing, write_report
-from search.run_folder import create_run
+from search.run_folder import create_run, own_run
 from search.run_folder.settings import RunSettings
 from searchspace.cost import count
 from tests.search.plan.test_large_plans import plan_of
 from tests.search.test_run import SPACE
-from tests.tiny_trials import network
+from tests.tiny_run import write_run
+from tests.tiny_trials import network, trial
 
 
 def test_a_run_without_a_front_says_how_to_go_on(tmp_path: Path) -> None:
@@ -112,3 +113,28 @@ def test_promotions_that_did_not_arrive_leave_the_front_below(tmp_path: Path) ->
     first, second = table.getvalue().split("Pareto front (train-2e)")
     assert "none arrived" in first
     assert "none arrived" not in second
+
+
+def test_a_run_with_nothing_within_its_limits_ends_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The networks are of no space, and Optuna's copy would refuse them.
+    monkeypatch.setattr("search.report.closing.update_mirror", lambda run: None)
+    trials = [trial(n, correct=100 + 9 * n, latency_ms=0.3 * n) for n in range(1, 8)]
+    folder = write_run(tmp_path / "run", trials)
+    with Record.open(folder / "record.db") as record:
+        settings = record.get_meta("settings")
+        settings |= {"limits": {"latency_ms": 0.25}, "objectives": ["top1", "latency_ms"]}
+        record.set_meta("settings", settings)
+    shown = StringIO()
+    with own_run(folder) as opened:
+        assert write_report(opened, Console(file=shown))
+        assert not print_closing(opened, Console(file=shown, width=400))
+    said = " ".join(shown.getvalue().split())
+    assert "within latency_ms <= 0.25; the least is latency_ms 0.3: 7.0 of 600.0" in said
+    assert "--budget AMOUNT" in said
+    assert load_run(folder).front.empty
+    # What is retrained of it is; there is no report to name.
+    monkeypatch.setattr("search.retraining.queue.retrain_members", lambda *_, **__: None)
+    done = CliRunner().invoke(cli.app, ["retrain", str(folder), "--arch", "1"])
+    assert (done.exit_code, "Report: " in done.output) == (0, False)

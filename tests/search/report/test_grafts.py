@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
+from search.cli.app import app
+from search.front import FrontQuery, judged_by
 from search.grafting import KL, SUM
-from search.report import print_closing, write_report
+from search.report import export_front, print_closing, write_report
 from search.report.closing import story_of
 from search.report.findings import trust_content
 from search.report.grafts import _grid, attention_line, blocks_png, graft_content
@@ -102,3 +106,22 @@ def test_what_to_type_next_names_another_network_than_the_teacher(graft: Path) -
     assert "ixing " not in shown.getvalue()
     named = int(shown.getvalue().rpartition("--arch ")[2])
     assert named in {one.id for one in members if one.key != TEACHER.key}
+
+
+def test_the_teacher_is_not_worth_a_retraining(graft: Path) -> None:
+    with open_run(graft) as run:
+        members = front(run.record.trials(), objectives=("top1", "macs"))
+        teacher = next(one.id for one in members if one.key == TEACHER.key)
+    words = ["select", str(graft), "--top", str(len(members)), "--json"]
+    chosen = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    assert chosen[1]["reason"] == "the most accurate, but for the teacher"
+    assert teacher not in {one["id"] for one in chosen}
+
+
+def test_a_graft_has_no_inherited_weights(graft: Path) -> None:
+    with open_run(graft) as run:
+        export_front(run, found=judged_by(run, FrontQuery()), html=run.report, png=None)
+        page = run.report.read_text("utf-8")
+    body = page[page.index("<body>") : page.index('<script type="application/json"')]
+    assert "<b>supernet</b> (as assembled)" in body
+    assert "inherited weights" not in body

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
+from decimal import ROUND_HALF_UP, Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from search.record.record import Trial
 from search.report.page import ReportData, best_in_plane, front_png, write_report
 from search.report.payload import hypervolume_payload, spent_at, view_payload
 from search.results.candidates import candidates, front
-from search.terminal import format_chance, format_count
+from search.terminal import format_chance, format_count, format_interval
 from search.trust.ranking import trust_points, trust_report
 from tests.tiny_trials import trial
 
@@ -326,7 +328,10 @@ def test_limits_of_what_is_counted_hold_on_the_page_of_a_graft(tmp_path: Path) -
     assert f"within the limits ({format_count(int(most))} MACs)" in page.text
 
 
-@pytest.mark.parametrize("chance", [0.0, 1e-9, 4e-4, 0.0099, 0.5, 0.991, 0.99951, 1 - 1e-8, 1.0])
+@pytest.mark.parametrize(
+    "chance",
+    [0.0, 1e-9, 4e-4, 0.0099, 0.125, 0.5, 0.7449, 0.8249, 0.8251, 0.991, 0.99951, 1 - 1e-8, 1.0],
+)
 def test_a_chance_is_no_surer_in_the_page_than_in_the_table(chance: float) -> None:
     one = replace(candidates([trial(1, correct=90)], fidelity="train-3e")[0])
     sure = replace(one, front_probability=chance)
@@ -334,8 +339,28 @@ def test_a_chance_is_no_surer_in_the_page_than_in_the_table(chance: float) -> No
     (sent,) = view_payload("train-3e", [sure], {1: 0})["sure"]
 
     # As base.js writes shares.
-    shown = "<1%" if 0 < sent < 0.01 else ">99%" if 0.99 < sent < 1 else f"{round(100 * sent)}%"
+    shown = (
+        "<1%"
+        if 0 < sent < 0.01
+        else ">99%"
+        if 0.99 < sent < 1
+        else f"{math.floor(100 * sent + 0.5)}%"
+    )
     assert shown == format_chance(chance)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total"),
+    # 37.75 % is half-way; 45.249 and 15.151 % become so when they are rounded to two digits.
+    [(151, 400), (45_249, 100_000), (15_151, 100_000), (1, 3), (0, 9), (9, 9)],
+)
+def test_an_accuracy_is_the_same_in_the_page_and_in_the_table(correct: int, total: int) -> None:
+    (one,) = candidates([trial(1, correct=correct, total=total)], fidelity="train-3e")
+    view = view_payload("train-3e", [one], {1: 0})
+    # As JavaScript's toFixed: half-way is up.
+    shown = Decimal(view["top1"][0]).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    assert str(shown) == format_interval(one).split()[0]
+    assert view["top1"][0] == pytest.approx(one.top1, abs=0.0101)
 
 
 def test_the_line_of_the_picture_never_falls() -> None:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from search.record.record import Trial
+from search.results import LaterOrder
 from search.results.candidates import (
     add_forecasts,
     add_probabilities,
@@ -326,3 +327,11 @@ def test_an_order_of_a_part_of_the_front_is_said_to_be_such() -> None:
     assert said.startswith("3 of this front's 6 members have a forecast, whose order is likely to")
     assert "of their 2 pairs of neighbours" in said
     assert "the most accurate of them stays that" in said
+
+
+@pytest.mark.parametrize(
+    ("chance", "said"), [(0.0, "less than 1 %"), (0.412, "41 %"), (1.0, "more than 99 %")]
+)
+def test_no_chance_that_was_counted_is_certain(chance: float, said: str) -> None:
+    order = LaterOrder(num_pairs=2, expected_turns=0.5, best_stays=chance)
+    assert order.sentence(40).endswith(f"stays that with a chance of {said}.")

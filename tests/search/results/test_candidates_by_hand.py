@@ -72,6 +72,14 @@ def test_limits_leave_the_front_of_what_is_within_them() -> None:
         judged_at(trials, limits={"latency_ms": 0.5})
 
 
+def test_a_limit_that_is_no_whole_number_is_said_as_it_is() -> None:
+    trials = [trial(n, correct=100, latency_ms=0.30123 * n) for n in (1, 2)]
+    # What is said to be the least is enough when it is asked for.
+    with pytest.raises(ValueError, match=r"latency_ms <= 0\.25; the least is latency_ms 0\.302\."):
+        judged_at(trials, limits={"latency_ms": 0.25})
+    assert [c.id for c in judged_at(trials, limits={"latency_ms": 0.302})] == [1]
+
+
 def test_fidelities_stand_in_the_order_of_their_price() -> None:
     names = ["zero-cost", "train-3e", "supernet", "retrain-micro-9e", "train-10e", "train-1e"]
     assert order_fidelities(names) == (

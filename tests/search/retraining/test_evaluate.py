@@ -109,13 +109,14 @@ def test_the_table_names_every_number(
     names, values = (list(column.cells) for column in table.columns)
 
     low, high = wilson_interval(found.accuracy.correct, NUM_TEST)
+    where = f"cpu, {torch.get_num_threads()} thread(s)"
     assert dict(zip(names, values, strict=True)) == {
         "top-1": f"{found.accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})",
         "top-5": f"{found.accuracy.top5:.2f} %",
         "images": "30",
-        "throughput": f"500 images/s in batches of {BATCH_SIZE}, cpu",
-        "latency": "2.00 ms an image (95 % interval {:.2f} to {:.2f})".format(
-            *found.latency_interval_ms
+        "throughput": f"500 images/s in batches of {BATCH_SIZE}, {where}",
+        "latency": "2.00 ms an image (95 % interval {:.2f} to {:.2f}), {}".format(
+            *found.latency_interval_ms, where
         ),
     }
 

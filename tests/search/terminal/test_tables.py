@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from search.terminal.tables import (
     describe_stages,
     format_count,
     format_interval,
+    format_measured,
     front_table,
 )
 from searchspace.architecture import Architecture, describe
@@ -145,6 +147,22 @@ def test_every_stage_is_described(architecture: Architecture) -> None:
 )
 def test_counts_have_three_digits_and_a_unit(number: float, expected: str) -> None:
     assert format_count(number) == expected
+
+
+def test_a_cost_with_noise_is_said_to_be_taken_as_exact() -> None:
+    for low, is_said in ((None, False), (1.0, True)):
+        (one,) = candidates([trial(1, correct=90, latency_ms=2.0)], fidelity="train-3e")
+        found = replace(one, front_probability=1.0, latency_low_ms=low)
+        caption = str(front_table([found]).caption)
+        assert ("costs taken as exact" in caption) == is_said
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [(None, ""), (0.98712, "0.987"), (12.94, "12.9"), (999.7, "1,000"), (1031.2, "1,031")],
+)
+def test_what_is_measured_has_no_exponent(cost: float | None, expected: str) -> None:
+    assert format_measured(cost) == expected
 
 
 def test_an_interval_is_written_with_its_longer_half() -> None:
