@@ -126,7 +126,10 @@ def shown_fidelity(trials: Sequence[Trial]) -> str:
     """
     ordered = _front_fidelities(trials)
     if not ordered:
-        raise ValueError("No network has been judged yet. Let the run go on: search run --resume.")
+        raise ValueError(
+            "No network has been judged yet. Let the run go on (search run --resume --out RUN); "
+            "search status RUN says whether any failed."
+        )
     arrived = (fidelity for fidelity in ordered[:-1] if _has_arrived(trials, fidelity))
     return next(arrived, ordered[-1])
 

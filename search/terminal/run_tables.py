@@ -29,7 +29,7 @@ from search.terminal.tables import format_count
 if TYPE_CHECKING:
     from search.run_folder import RunFolder, RunState
 
-_NOUNS: Mapping[Device, str] = {"cpu": "cores", "gpu": "GPUs"}
+_NOUNS: Mapping[Device, str] = {"cpu": "core", "gpu": "GPU"}
 
 
 def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | None = None) -> Table:
@@ -57,7 +57,7 @@ def plan_table(plan: Plan, device: Device, *, twice: Plan, times: StepTimes | No
     before, idle = 0.0, idle_devices(plan)
     for phase, end in plan.spent_by_end.items():
         seconds = end - before
-        resting = f"; {idle[phase]} {_NOUNS[device]} idle" if idle[phase] else ""
+        resting = f"; {_devices(idle[phase], device)} idle" if idle[phase] else ""
         clock = _clock(seconds / plan.devices)
         table.add_row(phase, format_seconds(seconds, device), clock, work[phase] + resting)
         before = end
@@ -76,8 +76,13 @@ def _add_totals(table: Table, plan: Plan, device: Device) -> None:
     smallest, largest = (format_seconds(s, device) for s in plan.retrain_seconds)
     clock = _clock(plan.budget_seconds / plan.devices)
     asked = format_seconds(plan.budget_seconds, device)
-    table.add_row("all", asked, clock, f"on {plan.devices} {_NOUNS[device]}")
+    table.add_row("all", asked, clock, f"on {_devices(plan.devices, device)}")
     table.add_row("later", "", "", f"retraining a network: {smallest} to {largest}")
+
+
+def _devices(number: int, device: Device) -> str:
+    """Write ``1 core``, ``8 GPUs``."""
+    return f"{number} {_NOUNS[device]}{'' if number == 1 else 's'}"
 
 
 def _clock(seconds: float) -> str:

@@ -95,7 +95,10 @@ def _later_columns(
         note = f"in full: forecast after the recipe's {max(epochs)} epochs"
         yield _Column("in full", format_forecast, note)
     if any(c.id in final for c in candidates):
-        note = "retrained: full recipe, judged once on the test split"
+        from search.results import retraining_label  # `search show` does without its scipy
+
+        labels = {retraining_label(final[c.id].fidelity) for c in candidates if c.id in final}
+        note = f"retrained: {', '.join(sorted(labels))}, judged once on the test split"
         yield _Column(
             "retrained", lambda c: format_interval(final[c.id]) if c.id in final else "", note
         )
