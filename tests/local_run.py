@@ -120,6 +120,8 @@ class LocalRun:
         with Record.create(folder / RECORD, clock=self.clock) as record:
             record.set_meta("settings", settings.to_dict())
         patch.setattr(small_work, "work_for", self.clock.work_for)
+        virtual = self.clock
+        patch.setattr(Record, "working_time", lambda _, clock=None: (clock or virtual)())
         patch.setattr(alone, "run_trials", _run_trials)
         patch.setattr(session.Session, "crew", _crew)
         for module in (measure, supernet):

@@ -157,12 +157,12 @@ class Record:
         """For how long calls have waited in all for a database that was away."""
         return self._database.waited_seconds
 
-    def working_time(self, clock: Callable[[], float] = time.monotonic) -> float:
-        """Tell a clock's time, in seconds, less what calls have waited for the database.
+    def working_time(self, clock: Callable[[], float] | None = None) -> float:
+        """Tell the time of a clock (the monotonic one) less what calls waited for the database.
 
         Paces and patience are measured by it: nobody is slow because the database was away.
         """
-        return clock() - self.waited_seconds
+        return (clock or time.monotonic)() - self.waited_seconds
 
     def claim(self) -> None:
         """Make this process the one that works on the run, until it ends or closes the record.
