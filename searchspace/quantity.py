@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import ROUND_CEILING, Context
 
@@ -25,6 +26,14 @@ def parse_quantity(text: str) -> float:
     return amount
 
 
-def rounded_up(amount: float) -> float:
-    """Round an amount up to three digits, so that what is named as the least is enough."""
-    return float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(amount)))
+def least_text(cost: float, *, is_measured: bool) -> str:
+    """Write the least that a cost can be, so that asking for so much is enough.
+
+    Args:
+        cost: A count, which is written in full, or what was measured, in three digits.
+        is_measured: Which of the two.
+    """
+    if not is_measured:
+        return f"{math.ceil(cost):,}"
+    rounded = Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(cost))
+    return f"{float(rounded):g}"

@@ -18,8 +18,24 @@ from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from tests.clock import Clock
 
+# Two networks: one stage of one block, with kernels of three taps or five.
+TWO = """
+name: two
+img_size: 8
+patch_size: 4
+stages: [{dim: 8, depth: 1}]
+mixers:
+  depthwise_conv: {kernel_size: [3, 5]}
+"""
 SPACE = load_space("digits").replace(num_classes=10)
 VALUES = Measured(top1=50.0, correct=5.0, total=10.0, seconds=1.0)
+
+
+def write_two(folder: Path) -> str:
+    """Write the space `TWO` to a file; return its path."""
+    path = folder / "two.yaml"
+    path.write_text(TWO)
+    return str(path)
 
 
 def plan_of(budget: float = 1000.0) -> Plan:

@@ -138,7 +138,7 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     def complete(trial: Trial) -> Trial:
         milliseconds = measured.get(trial.architecture_id)
         if is_retraining(trial.fidelity):
-            return _as_retrained(run.folder, trial)
+            return _as_retrained(run, trial)
         # What the run measured itself is compared with its own limits and results.
         if milliseconds is None or trial.measured.has("latency_ms"):
             return trial
@@ -147,10 +147,10 @@ def trials_of(run: RunFolder) -> tuple[Trial, ...]:
     return tuple(complete(trial) for trial in run.record.trials())
 
 
-def _as_retrained(folder: Path, trial: Trial) -> Trial:
+def _as_retrained(run: RunFolder, trial: Trial) -> Trial:
     """Put the network that a retraining has left in the place of the one that was searched."""
-    name = f"{trial.architecture_id}-{retraining_label(trial.fidelity)}-s{trial.seed}"
-    path = folder / "retrain" / name / "architecture.json"
+    label = retraining_label(trial.fidelity)
+    path = run.retraining(trial.architecture_id, label, trial.seed) / "architecture.json"
     try:
         own = Architecture.from_dict(cast(dict[str, Any], read_json(path)))
     except (ValueError, KeyError, TypeError, AttributeError):

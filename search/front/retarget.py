@@ -6,7 +6,6 @@ exactly, in seconds; its cost may be MACs, or the latency that a table of any de
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.graft_space import replacements
 from searchspace.latency_table import LatencyTable
-from searchspace.quantity import parse_quantity, rounded_up
+from searchspace.quantity import least_text, parse_quantity
 
 COSTS = ("macs", "params", "latency")
 # Members are chosen at the limit and at these parts of it, for there is more than one trade.
@@ -183,17 +182,15 @@ def _chosen(options: Mapping[str, Choosable], limits: Mapping[str, float]) -> li
 
 
 def _too_tight(options: Mapping[str, Choosable], limits: Mapping[str, float]) -> str:
-    least = ", ".join(f"{name} {_amount(name, options[name].least)}" for name in limits)
+    costs = {
+        name: least_text(options[name].least, is_measured=name == "latency") for name in limits
+    }
+    least = ", ".join(f"{name} {cost}" for name, cost in costs.items())
     asked = ", ".join(f"{name} <= {most:,.12g}" for name, most in limits.items())
     return (
         f"No network of the graft is within {asked}; the least that its parts allow is {least}. "
         "Allow more."
     )
-
-
-def _amount(name: str, value: float) -> str:
-    """Write a cost; rounded up, so that a limit of so much is kept to."""
-    return f"{rounded_up(value):g}" if name == "latency" else f"{math.ceil(value):,}"
 
 
 def _kept(

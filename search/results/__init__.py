@@ -49,6 +49,7 @@ from search.results.learning_curves import (
     curves_of,
     forecast_held_out,
 )
+from search.results.limits import is_within
 from search.results.mixing import (
     PROMOTED_SHARE,
     MixingGain,
@@ -62,7 +63,6 @@ from search.results.objectives import (
     OBJECTIVES,
     QUALITY_WORDS,
     TASK_QUALITIES,
-    is_within,
     known_losses,
     losses_of,
     parse_objectives,

@@ -28,9 +28,9 @@ from search.results.fidelity import (
 )
 from search.results.intervals import NORMAL_975, wilson_interval
 from search.results.learning_curves import Forecast, curves_of, forecasts
+from search.results.limits import keeps_to, none_within
 from search.results.objectives import MEASURED, OBJECTIVES, loss_row, quality_of
 from searchspace.architecture import Architecture, describe
-from searchspace.quantity import rounded_up
 
 # Networks of these phases are trained alone to compare rankings; nothing promoted them.
 _NOT_PROMOTED = ("trust", HORIZON)
@@ -181,9 +181,9 @@ def judged_at(
         )
     if not limits:
         return found
-    within = [c for c in found if _keeps_to(c, limits)]
+    within = [c for c in found if keeps_to(c, limits)]
     if not within:
-        raise ValueError(f"{_none_within(found, limits)}. Allow more.")
+        raise ValueError(f"{none_within(found, limits)}. Allow more.")
     return _mark_front(within, objectives)
 
 
@@ -196,7 +196,7 @@ def beyond_limits(trials: Sequence[Trial], limits: Mapping[str, float]) -> str |
     if not limits or not _front_fidelities(trials):
         return None
     found = candidates(trials, fidelity=shown_fidelity(trials))
-    return None if any(_keeps_to(c, limits) for c in found) else _none_within(found, limits)
+    return None if any(keeps_to(c, limits) for c in found) else none_within(found, limits)
 
 
 def front(
@@ -346,32 +346,6 @@ def candidate_losses(
         for c in candidates
     ]
     return np.array(rows, dtype=float).reshape(len(candidates), len(objectives))
-
-
-def _keeps_to(candidate: Candidate, limits: Mapping[str, float]) -> bool:
-    return all(_cost(candidate, name) <= most for name, most in limits.items())
-
-
-def _none_within(found: Sequence[Candidate], limits: Mapping[str, float]) -> str:
-    least = {name: min(_cost(c, name) for c in found) for name in limits}
-    return (
-        f"None of the {len(found)} networks at {found[0].fidelity!r} is within "
-        f"{', '.join(f'{name} <= {most:,.12g}' for name, most in limits.items())}; the least is "
-        f"{', '.join(f'{name} {_amount(name, value)}' for name, value in least.items())}"
-    )
-
-
-def _amount(name: str, value: float) -> str:
-    """Write a cost: counts are whole numbers, and what was measured is rounded up."""
-    if name not in MEASURED:
-        return f"{value:,.0f}"
-    return "unknown" if math.isinf(value) else f"{rounded_up(value):g}"
-
-
-def _cost(candidate: Candidate, name: str) -> float:
-    """Return a cost; what was not measured is beyond every limit."""
-    value: float | None = getattr(candidate, name)
-    return math.inf if value is None else value
 
 
 def _check_objectives(objectives: Sequence[str]) -> None:

@@ -40,14 +40,6 @@ def quality_of(objectives: Sequence[str]) -> str | None:
     return next((name for name in objectives if name in QUALITIES), None)
 
 
-def is_within(trial: Trial, limits: Mapping[str, float]) -> bool:
-    """Tell whether the costs of a trial that is done keep to upper limits."""
-    return all(
-        (getattr(trial, name) if name in CLOSED_FORM else trial.measured.value(name)) <= most
-        for name, most in limits.items()
-    )
-
-
 def losses_of(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...] | None:
     """Return a trial's losses in the units of `loss_row`; None if it is not done.
 

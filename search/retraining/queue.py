@@ -10,7 +10,7 @@ from rich.console import Console
 
 from search.cluster import Cluster
 from search.record import AttemptOutcome, Measured, Record, Trial
-from search.results import accuracy_text, retraining_fidelity
+from search.results import accuracy_text, retraining_fidelity, retraining_label
 from search.retraining.attempt import attempt
 from search.retraining.network import RetrainOptions, RetrainResult
 from search.retraining.training_queue import (
@@ -131,8 +131,7 @@ class _Queue(TrainingQueue[_Retraining]):
             self.run.state.add_retraining(network.number, fidelity, network.identity)
             trial_id = record.add_trial(network.number, fidelity=fidelity, seed=seed, origin=PHASE)
             record.retry(trial_id)
-        name = f"{network.number}-{fidelity.removeprefix(f'{PHASE}-')}-s{seed}"
-        out = self.run.folder.resolve() / PHASE / name
+        out = self.run.retraining(network.number, retraining_label(fidelity), seed)
         return _Retraining(trial=record.trial(trial_id), out=out, network=network)
 
     def job(self, training: _Retraining) -> Job:

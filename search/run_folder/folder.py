@@ -85,6 +85,10 @@ class RunFolder:
         """The HTML report."""
         return self.folder / "report.html"
 
+    def retraining(self, number: int, label: str, seed: int) -> Path:
+        """Name the folder of a network's retraining; ``label`` says how it is trained."""
+        return self.folder.resolve() / "retrain" / f"{number}-{label}-s{seed}"
+
     @property
     def files(self) -> Files:
         """Where the devices find data and checkpoints."""

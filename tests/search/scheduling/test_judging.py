@@ -13,21 +13,11 @@ from search.scheduling.tasks import Judgement, Outcome
 from searchspace.architecture import Architecture
 from searchspace.spec_file import load_space
 from tests.clock import Clock
-from tests.tiny_engine import SPACE, VALUES, ask_one, judging_of, tell_one
+from tests.tiny_engine import SPACE, VALUES, ask_one, judging_of, tell_one, write_two
 
 # What is promised: judgements may be 1.3 times slower than expected, each judge has a margin, a
 # fifth of every surprise is believed, and the third loss is the last.
 SAFETY, MARGIN_SECONDS, PACE_SHARE, MAX_LOST = 1.3, 0.2, 0.2, 3
-
-# Two networks: one stage of one block, with kernels of three taps or five.
-TWO = """
-name: two
-img_size: 8
-patch_size: 4
-stages: [{dim: 8, depth: 1}]
-mixers:
-  depthwise_conv: {kernel_size: [3, 5]}
-"""
 
 
 def told(
@@ -226,9 +216,7 @@ def test_the_first_architectures_are_judged_first_and_once(record: Record) -> No
 
 
 def test_it_has_run_dry_when_the_space_is_used_up(record: Record, tmp_path: Path) -> None:
-    path = tmp_path / "two.yaml"
-    path.write_text(TWO)
-    asking = judging_of(record, space=load_space(str(path)), judges=2)
+    asking = judging_of(record, space=load_space(write_two(tmp_path)), judges=2)
     assert len(asking.ask(2)) == 2
     assert not asking.ran_dry
     assert asking.ask(1) == []
