@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from search.record import Measured
-from search.results.objectives import OBJECTIVES, is_within, parse_objectives
+from search.results.limits import is_within
+from search.results.objectives import OBJECTIVES, parse_objectives
 from search.run_folder.settings import RunSettings
 from search.workers.job import make_job
 from search.workers.judge_worker import JudgeWorker
