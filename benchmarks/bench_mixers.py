@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -44,9 +45,15 @@ from searchspace.mixers import (
     OutlookAttention,
     WindowAttention,
 )
-from supernet.kernels import aggregate, depthwise_conv, hadamard_conv, outlook_aggregate
+from supernet.kernels import (
+    aggregate,
+    depthwise_conv,
+    hadamard_conv,
+    normalise,
+    outlook_aggregate,
+)
 from supernet.kernels.select import describe_selection
-from supernet.mixers import MIXERS
+from supernet.mixers import MIXERS, window_attention
 from supernet.mixers.sharing import Place
 
 STAGES = ((8, 56, 96, 3), (8, 28, 192, 6), (8, 14, 384, 12))  # batch, side, channels, heads
@@ -118,6 +125,16 @@ def shift() -> Iterable[tuple[str, Run, Run]]:
         yield f"{label} timm", timm_step(x, heads, shift=0), timm_step(x, heads, shift=3)
 
 
+def filter_norm() -> Iterable[tuple[str, Run, Run]]:
+    """windows whose filter normalisation is written in plain operators against ours."""
+    for batch, side, channels, heads in STAGES:
+        x = torch.randn(batch, side, side, channels, requires_grad=True)
+        mixer = WindowAttention(window_size=7, num_heads=heads, terms=ALL_TERMS, norm="filter_norm")
+        run = module_step(OneMixer(mixer, channels, side), x)
+        sides = (normalised_by(norm, run) for norm in (plain_filter_norm, normalise))
+        yield f"{side}x{side}x{channels} h{heads}", *sides
+
+
 def depthwise() -> Iterable[tuple[str, Run, Run]]:
     """conv2d in PyTorch's default layout against the operator, forward and backward apart."""
     small = ((128, 32, channels) for channels in (48, 64, 96))
@@ -172,6 +189,7 @@ CLAIMS: dict[str, Callable[[], Iterable[tuple[str, Run, Run]]]] = {
     "aggregation": aggregation,
     "attention": attention,
     "shift": shift,
+    "filter_norm": filter_norm,
     "depthwise": depthwise,
     "block": block,
     "hadamard": hadamard,
@@ -218,6 +236,24 @@ def timm_step(x: Tensor, heads: int, *, shift: int) -> Run:
 def module_step(module: nn.Module, x: Tensor) -> Run:
     """Make a step of a module with the gradients of its input and weights."""
     return step(lambda y, *_: module(y), (x, *module.parameters()))
+
+
+def normalised_by(norm: Callable[..., Tensor], run: Run) -> Run:
+    """Make a run whose windows are normalised by a function."""
+
+    def patched() -> object:
+        with mock.patch.object(window_attention, "normalise", norm):
+            return run()
+
+    return patched
+
+
+def plain_filter_norm(logits: Tensor, norm: str, masked: Tensor | None) -> Tensor:
+    """Normalise as `normalise` does, so that autograd sees every operator."""
+    taps = logits.shape[-1]
+    std = logits.std(-1, keepdim=True)
+    logits = (logits - logits.mean(-1, keepdim=True)) / (std + 1e-10) * (2 / taps) ** 0.5
+    return logits if masked is None else logits.masked_fill(masked, 0.0)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

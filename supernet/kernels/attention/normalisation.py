@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,11 @@ def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor
             logits = logits.masked_fill(masked, -torch.inf)
         return logits.softmax(-1)
     if norm == "filter_norm":
-        std = _std(logits)
-        logits = (logits - logits.mean(-1, keepdim=True)) / (std + 1e-10) * _gain(logits)
+        # A compiler fuses plain operators itself.
+        if torch.compiler.is_compiling():
+            logits = _filter_norm(logits, _std(logits))
+        else:
+            logits, _ = _FilterNorm.apply(logits)
     if masked is not None:
         logits = logits.masked_fill(masked, 0.0)
     return logits
@@ -39,10 +44,54 @@ def normalise_grad(grad: Tensor, weights: Tensor, logits: Tensor, norm: str) -> 
     dot = (grad * weights).sum(-1, keepdim=True)
     if norm == "softmax":
         return weights * (grad - dot)
-    std, gain, taps = _std(logits), _gain(logits), logits.shape[-1]
-    centred = gain / (std + 1e-10) * (grad - grad.mean(-1, keepdim=True))
-    slope = dot / (gain * max(taps - 1, 1) * std)
-    return centred - weights * slope.masked_fill(std == 0, 0.0)
+    return _filter_norm_grad(grad, dot, weights, _std(logits))
+
+
+def _filter_norm(logits: Tensor, std: Tensor) -> Tensor:
+    """Compute the weights in one tensor: autograd does not see the steps."""
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred.div_(std + 1e-10).mul_(_gain(logits))
+
+
+class _FilterNorm(torch.autograd.Function):
+    """Filter normalisation that keeps nothing but what it returns: weights, and deviations.
+
+    The weights are kept by what follows anyway. Written in plain operators, autograd keeps two
+    more tensors of the logits' size and passes over them twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+        std = _std(logits)
+        weights = _filter_norm(logits, std)
+        ctx.save_for_backward(weights, std)
+        ctx.set_materialize_grads(False)
+        return weights, std
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_std: Tensor | None) -> Tensor | None:
+        weights, std = ctx.saved_tensors
+        found = None
+        if grad is not None:
+            dot = (grad * weights).sum(-1, keepdim=True)
+            found = _filter_norm_grad(grad, dot, weights, std)
+        # Only second derivatives ask for it: the deviations are no one's input.
+        if grad_std is not None:
+            slope = grad_std * _slope(weights, std) * (std + 1e-10)
+            found = weights * slope if found is None else found + weights * slope
+        return found
+
+
+def _filter_norm_grad(grad: Tensor, dot: Tensor, weights: Tensor, std: Tensor) -> Tensor:
+    """Compute the gradient of the logits; ``dot`` is that of the weights times the weights."""
+    centred = _gain(weights) / (std + 1e-10) * (grad - grad.mean(-1, keepdim=True))
+    return torch.addcmul(centred, weights, dot * _slope(weights, std), value=-1)
+
+
+def _slope(weights: Tensor, std: Tensor) -> Tensor:
+    """How a deviation changes with its logits, in units of their weights; zero at no spread."""
+    spread = std.masked_fill(std == 0, torch.inf)
+    return 1 / (_gain(weights) * max(weights.shape[-1] - 1, 1) * spread)
 
 
 def _std(logits: Tensor) -> Tensor:

@@ -94,6 +94,32 @@ def test_masked_weights_are_zero_and_no_denormal_number() -> None:
     torch.testing.assert_close(weights[[0, 2]], torch.tensor([0.3, -0.2]).softmax(0))
 
 
+@pytest.mark.parametrize("taps", [1, 2, 5])
+def test_filter_normalisation_has_exact_first_and_second_derivatives(taps: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, taps, dtype=torch.double, requires_grad=True)
+
+    def weights(x: torch.Tensor) -> torch.Tensor:
+        return normalise(x, "filter_norm")
+
+    assert torch.autograd.gradcheck(weights, (logits,))
+    assert torch.autograd.gradgradcheck(weights, (logits,))
+
+
+def test_filter_normalisation_keeps_one_tensor_of_the_size_of_its_logits() -> None:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    logits = torch.randn(4, 9, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        normalise(logits, "filter_norm")
+
+    assert sorted(kept.values()) == [4, 36]
+
+
 def test_a_shift_adds_no_pass_over_the_logits() -> None:
     mixer = WindowAttention(window_size=7, num_heads=2)
     x = torch.randn(2, 14, 14, 8, requires_grad=True)
