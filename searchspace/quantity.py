@@ -26,6 +26,11 @@ def parse_quantity(text: str) -> float:
     return amount
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: ``1 epoch``, ``1,200 epochs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def least_text(cost: float, *, is_measured: bool) -> str:
     """Write the least that a cost can be, so that asking for so much is enough.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from search.plan.plan import Plan
 from search.plan.rungs import ETA, TRIAL_WALL_SHARE
 from search.plan.shares import HORIZON, climbing_phase
+from searchspace.quantity import counted
 
 # With fewer epochs than that, inherited weights are hardly trained.
 FEW_EPOCHS = 20
@@ -81,7 +82,7 @@ def _rung_text(plan: Plan, epochs: int) -> str:
     share, devices = plan.images_of(epochs), plan.devices_of(epochs)
     part = "" if share == 1 else f" of {100 * share:.0f} % of the images"
     together = "" if devices == 1 else f" on {devices} devices each"
-    return f"for {epochs} epoch{'' if epochs == 1 else 's'}{part}{together}"
+    return f"for {counted(epochs, 'epoch')}{part}{together}"
 
 
 def horizon_text(plan: Plan) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 from search.plan import Plan
+from searchspace.quantity import counted
 
 SUPERNET = "supernet"
 ZERO_COST = "zero-cost"
@@ -97,7 +98,7 @@ def describe_fidelity(fidelity: str, *, is_graft: bool = False) -> str:
     epochs = int(trained[1])
     part = f" of {trained[2]} % of the images" if trained[2] else ""
     how = "healed" if is_graft else "trained alone"
-    return f"{how} for {epochs} epoch{'' if epochs == 1 else 's'}{part}"
+    return f"{how} for {counted(epochs, 'epoch')}{part}"
 
 
 def fidelity_height(fidelity: str) -> tuple[int, int, str]:

@@ -18,6 +18,7 @@ from search.retraining.out_folder import claimed_training
 from search.retraining.wanted import assembled
 from search.run_folder import GRAFT, RunFolder
 from searchspace.architecture import Architecture
+from searchspace.quantity import counted
 from supernet.data import ImageData
 from supernet.network import Supernet, build_subnet, extract
 from supernet.recipes import Recipe, load_recipe, with_epochs
@@ -111,7 +112,8 @@ class _Climb:
         taught = "" if self.teacher is None else f", taught by {self.teacher.name}"
         return (
             accuracy,
-            f"{recipe.total_epochs} epochs of {recipe.name} {weights}, lr {recipe.lr:g}{taught}",
+            f"{counted(recipe.total_epochs, 'epoch')} of {recipe.name} {weights}, "
+            f"lr {recipe.lr:g}{taught}",
         )
 
     def judge(self, network: nn.Module) -> Accuracy:

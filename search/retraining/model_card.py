@@ -13,6 +13,7 @@ from configs.reading import typed
 from search.results import wilson_interval
 from search.terminal import visible
 from searchspace.architecture import Architecture, describe
+from searchspace.quantity import counted
 from supernet.recipes import Recipe
 from supernet.training import EMA_FILE, WEIGHTS_FILE, Accuracy
 
@@ -101,6 +102,7 @@ def model_card(architecture: Architecture, recipe: Recipe, result: RetrainResult
     taught = f", taught by {_code(result.teacher)}" if result.teacher else ""
     if result.num_unlabelled:
         taught += f", also on {result.num_unlabelled:,} images without classes"
+    epochs = counted(result.epochs, "epoch")
     mentor, found_by = result.search_teacher, ""
     if mentor:
         found_by = f"| found by | a search whose trainings were taught by {_code(mentor)} |\n"
@@ -124,7 +126,7 @@ training; 95 % intervals by Wilson's score. One training with seed {result.seed}
 | classes | {_classes(result.class_names)} |
 {found_by}| trained on | {result.num_train_images:,} images, {_text(result.start)} weights{taught} |
 | recipe | {_code(result.recipe)} ({_text(recipe.about)}), in full in `recipe.yaml` |
-| training | {result.epochs} epochs in {result.seconds:,.0f} seconds on {_text(result.device)} |
+| training | {epochs} in {result.seconds:,.0f} seconds on {_text(result.device)} |
 
 To load it, with mixer-search installed and this folder as the working directory:
 

@@ -25,6 +25,7 @@ from search.run_folder import RunFolder, RunState
 from search.terminal import clock_text
 from search.tracking import End, Tracker, epoch_values, open_tracker
 from searchspace.architecture import describe
+from searchspace.quantity import counted
 from supernet.training import METRICS_FILE, EpochReport, read_csv, starvation
 
 __all__ = ["PHASE", "RetrainPlan", "resized", "retrain_members"]
@@ -150,7 +151,7 @@ class _Queue(TrainingQueue[_Retraining]):
             identity=network.identity,
             loader_workers=self.loader_workers(plan.workers),
         )
-        what = f"{self.recipe.total_epochs} epochs of {self.recipe.name}"
+        what = f"{counted(self.recipe.total_epochs, 'epoch')} of {self.recipe.name}"
         return Job(
             function=attempt,
             arguments=(network.architecture, self.prepared.data, self.recipe),

@@ -24,6 +24,7 @@ from search.scheduling.tasks import START_SECONDS, Outcome, TrialTask, checkpoin
 from search.scheduling.trial_costs import HANG_FACTOR, TrialCosts
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from searchspace.quantity import counted
 
 # A trial (or judgement) that the cluster lost so often has failed.
 MAX_LOST = 3
@@ -383,7 +384,7 @@ class TrialRunner:
         text = f"{measured.quality:.1f} %" if measured else f"{ends}: {cause}"
         self._on_event(
             f"{self._phase}: network {trial.architecture_id} trained alone for "
-            f"{task.epochs} epochs: {text}"
+            f"{counted(task.epochs, 'epoch')}: {text}"
         )
         if outcome == "full disk":
             raise FullDiskError(f"{self._folder}: {cause}")

@@ -25,6 +25,7 @@ from search.results import (
 )
 from search.trust.ranking import MIN_POINTS, KendallTau, kendall_tau_interval
 from searchspace.architecture import Architecture
+from searchspace.quantity import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +71,9 @@ class HorizonReport:
             tau = rung.tau
             if tau.tau is not None and tau.low is not None:
                 yield (
-                    f"The order after {_epochs(rung.epochs)} agrees with that after {self.longest} "
-                    f"by Kendall tau {tau.tau:.2f} (95 % {tau.low:.2f} to {tau.high:.2f}) over "
-                    f"{tau.num_points} networks{chosen}."
+                    f"The order after {counted(rung.epochs, 'epoch')} agrees with that after "
+                    f"{self.longest} by Kendall tau {tau.tau:.2f} (95 % {tau.low:.2f} to "
+                    f"{tau.high:.2f}) over {tau.num_points} networks{chosen}."
                 )
         yield from self.outlook()
 
@@ -138,10 +139,10 @@ def _orders(
 def describe_held_out(found: HeldOut) -> str:
     """Say how far off forecasts were, beside the plainest one."""
     number = found.num_curves
-    what = "1 training" if number == 1 else f"{number} trainings"
+    what, were = counted(number, "training"), "was" if number == 1 else "were"
     return (
-        f"Forecasts of {what} of {_epochs(found.epochs)} that {'was' if number == 1 else 'were'} "
-        f"held out were off by {found.error:.1f} points; to take the last value for them, by "
+        f"Forecasts of {what} of {counted(found.epochs, 'epoch')} that {were} held out were off "
+        f"by {found.error:.1f} points; to take the last value for them, by "
         f"{found.last_error:.1f}. {_of_order(found)}{100 * found.covered:.0f} % were inside of "
         "their 95 % intervals."
     )
@@ -184,10 +185,6 @@ def promotion_forecast(
         return model.forecast(curve, recipe_epochs).top1
 
     return forecast
-
-
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 def _is_of(trial: Trial, epochs: int) -> bool:

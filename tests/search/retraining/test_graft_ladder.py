@@ -64,8 +64,8 @@ def test_each_step_is_what_it_says(graft: Path) -> None:
         fresh = build_subnet(run.architecture(number), recipe.drop_path)
         assert steps["retrained"].accuracy == trained(fresh)
         taught = f"lr {recipe.lr:g}, taught by a teacher"
-        assert steps["healed"].about == f"1 epochs of heal from its parts, {taught}"
-        assert steps["retrained"].about == f"1 epochs of heal from scratch, {taught}"
+        assert steps["healed"].about == f"1 epoch of heal from its parts, {taught}"
+        assert steps["retrained"].about == f"1 epoch of heal from scratch, {taught}"
 
 
 def test_nothing_replaced_is_the_teacher(graft: Path) -> None:
