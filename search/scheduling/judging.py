@@ -27,16 +27,24 @@ BESIDE_EVERY = 4
 
 
 def make_proposer(space: SearchSpace, settings: RunSettings, known: Sequence[Trial]) -> Proposer:
-    """Build the run's sampler over what is known at one fidelity; that is not proposed again."""
+    """Build the run's sampler over the trials of one fidelity; their networks are not proposed.
+
+    Those that wait or are under way say nothing yet: told as failed, they would count as bad as the
+    worst.
+    """
     objectives = settings.objectives
-    return Proposer(
+    settled = [trial for trial in known if trial.state in ("done", "failed")]
+    proposer = Proposer(
         space,
         sampler=settings.sampler,
-        seed=settings.seed,
+        # Another one each time that a network was handed out, though none has ended since.
+        seed=settings.seed + len(known) - len(settled),
         num_losses=len(objectives),
-        known=[(trial.architecture, losses_of(trial, objectives)) for trial in known],
+        known=[(trial.architecture, losses_of(trial, objectives)) for trial in settled],
         known_losses=lambda architecture: known_losses(architecture, objectives),
     )
+    proposer.exclude(trial.architecture for trial in known)
+    return proposer
 
 
 class Judging:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from search.record import Measured
 from search.record.record import Record
+from search.run_folder.settings import RunSettings
+from search.sampling import Proposer
+from search.scheduling import judging
+from search.scheduling.judging import make_proposer
 from search.scheduling.tasks import Judgement, Outcome
 from searchspace.architecture import Architecture
+from searchspace.space import SearchSpace
 from searchspace.spec_file import load_space
 from tests.clock import Clock
 from tests.tiny_engine import SPACE, VALUES, ask_one, judging_of, tell_one, write_two
@@ -221,6 +227,40 @@ def test_it_has_run_dry_when_the_space_is_used_up(record: Record, tmp_path: Path
     assert not asking.ran_dry
     assert asking.ask(1) == []
     assert asking.ran_dry
+
+
+def test_what_is_under_way_is_not_told_as_failed_and_not_proposed(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A design that failed counts as bad as the worst; with many devices many are under way."""
+    told: dict[str, object] = {}
+
+    class Watched(Proposer):
+        def tell(self, architecture: Architecture, losses: object) -> None:
+            raise AssertionError
+
+        def __init__(self, space: SearchSpace, **given: Any) -> None:
+            told.update({one.key: losses for one, losses in given["known"]})
+            super().__init__(space, **given)
+
+    monkeypatch.setattr(judging, "Proposer", Watched)
+    done, failed, running, waiting = [SPACE.sample(random.Random(seed)) for seed in range(4)]
+    for one, outcome in ((done, "done"), (failed, "failed"), (running, None), (waiting, "lost")):
+        number = record.add_architecture(one, params=1, macs=1)
+        trial = record.add_trial(number, fidelity="supernet", seed=0, origin="search")
+        attempt = record.start_attempt("search", devices=0, trial_id=trial)
+        if outcome is not None:
+            measured = VALUES if outcome == "done" else None
+            record.finish_attempt(attempt, outcome=outcome, measured=measured, cause=outcome)
+    assert {trial.state for trial in record.trials()} == {"done", "failed", "running", "waiting"}
+    settings = RunSettings(data="digits", budget="1cpu-minute", sampler="random")
+    proposer = make_proposer(SPACE, settings, record.trials())
+    assert told.keys() == {done.key, failed.key}
+    assert told[failed.key] is None
+    known = {trial.key for trial in record.trials()}
+    proposed = {one.key for one in (proposer.ask() for _ in range(20)) if one is not None}
+    assert len(proposed) == 20
+    assert not known & proposed
 
 
 def test_what_proposes_nothing_has_not_run_dry(record: Record) -> None:
