@@ -6,11 +6,12 @@ What is cheap is a matter of MACs here, whatever a run weighs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from search.record import Trial
 from search.results.candidates import Candidate, by_macs, candidates
+from search.results.limits import keeps_to
 from searchspace.architecture import Architecture, describe
 from searchspace.single_mixer import is_single_mixer
 
@@ -88,7 +89,11 @@ def mixing_gains(found: Sequence[Candidate]) -> tuple[MixingGain, ...]:
 
 
 def singles_to_promote(
-    trials: Sequence[Trial], *, fidelity: str, num_promoted: int
+    trials: Sequence[Trial],
+    *,
+    fidelity: str,
+    num_promoted: int,
+    limits: Mapping[str, float] | None = None,
 ) -> tuple[Architecture, ...]:
     """Choose the networks of one mixer that go to the highest rung, whatever mixes do.
 
@@ -96,11 +101,13 @@ def singles_to_promote(
         trials: Of the run.
         fidelity: At which networks were judged first.
         num_promoted: Expected on the highest rung; a quarter of them are of one mixer at most.
+        limits: Upper limits of costs; what is beyond them is not promoted.
 
     Returns:
         Evenly spread over `best_singles`, the most accurate first.
     """
-    best = best_singles(candidates(trials, fidelity=fidelity))[::-1]
+    found = candidates(trials, fidelity=fidelity)
+    best = best_singles(c for c in found if keeps_to(c, limits or {}))[::-1]
     number = min(MOST_PROMOTED, num_promoted // PROMOTED_SHARE, len(best))
     places = (round(i * (len(best) - 1) / max(number - 1, 1)) for i in range(number))
     return tuple(best[place].architecture for place in places)

@@ -49,21 +49,20 @@ class Halving:
     ) -> None:
         self._record, self._epochs = record, dict(rungs)
         self._lowest, *_ = self._epochs
-        self._objectives = settings.objectives
+        self._objectives, self._limits = settings.objectives, settings.measured_limits
         trials = record.trials()
         self._promotions = Promotions(
             trials,
             base=None,
             rungs=list(self._epochs),
             objectives=settings.objectives,
-            limits=settings.measured_limits,
+            limits=self._limits,
         )
         begun = [trial for trial in trials if trial.fidelity == self._lowest]
-        settled = [trial for trial in begun if trial.state in ("done", "failed")]
-        self._proposer = make_proposer(space, settings, settled)
-        self._proposer.exclude(trial.architecture for trial in begun)
+        self._proposer = make_proposer(space, settings, begun)
         self.ran_dry = False
-        settled_keys, begun_keys = {t.key for t in settled}, {t.key for t in begun}
+        begun_keys = {trial.key for trial in begun}
+        settled_keys = {trial.key for trial in begun if trial.state in ("done", "failed")}
         self._num_promoted = num_promoted
         # So many times more networks are on the lowest rung.
         most = num_promoted * ETA ** (len(self._epochs) - 1) // PROMOTED_SHARE
@@ -101,6 +100,9 @@ class Halving:
         *_, highest = self._epochs
         if highest != self._lowest:
             singles = singles_to_promote(
-                self._record.trials(), fidelity=self._lowest, num_promoted=self._num_promoted
+                self._record.trials(),
+                fidelity=self._lowest,
+                num_promoted=self._num_promoted,
+                limits=self._limits,
             )
             self._promotions.put_first(singles, highest)

@@ -83,6 +83,9 @@ def test_a_quarter_of_the_promoted_are_single_mixers_spread_over_costs() -> None
         found = singles_to_promote(trials, fidelity="train-3e", num_promoted=num_promoted)
         return [one.stages[0].dim // 8 for one in found]
 
+    # What is beyond a limit is not promoted, however accurate.
+    within = singles_to_promote(trials, fidelity="train-3e", num_promoted=8, limits={"macs": 500.0})
+    assert [one.stages[0].dim // 8 for one in within] == [5, 1]
     assert chosen(3) == []
     assert chosen(7) == [7]  # the most accurate
     assert chosen(8) == [7, 1]
