@@ -55,19 +55,32 @@ def promote(
         forecast=forecast,
     )
     if estimator == SUPERNET:  # a zero-cost score is no accuracy
-        singles = singles_to_promote(trials, fidelity=SUPERNET, num_promoted=plan.num_promoted)
+        singles = singles_to_promote(
+            trials,
+            fidelity=SUPERNET,
+            num_promoted=plan.num_promoted,
+            limits=session.run.limits,
+        )
         within = [one for one in singles if session.space.violation(one) is None]
         promotions.put_first(within, list(epochs)[-1])
 
-    ran_dry = False
+    ran_dry, due = False, list[Choice]()
 
     def choose() -> Choice | None:
         nonlocal ran_dry
+        if due:
+            return due.pop()
         chosen = promotions.next()
         ran_dry = chosen is None
         return chosen and Choice(architecture=chosen[0], epochs=epochs[chosen[1]])
 
-    train_alone(session, plan, "promote", choose, promotions.note)
+    while True:
+        train_alone(session, plan, "promote", choose, promotions.note)
+        # On many devices all were under way when none was left: now they can go up.
+        chosen = choose() if ran_dry else None
+        if chosen is None:
+            break
+        due.append(chosen)
     if ran_dry:
         session.view.say(ALL_PROMOTED)
         climb(session, plan, "promote", first=first())
