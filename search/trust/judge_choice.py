@@ -22,6 +22,7 @@ from search.results import (
     losses_of,
     non_dominated_rank,
     rung_fidelities,
+    trained_alone,
 )
 from search.run_folder import GRAFT, RunState
 from search.trust.predictor import Predictor
@@ -86,9 +87,16 @@ def estimator_of(record: Record, *, seed: int, strategy: str = SUPERNET) -> Esti
 
 
 def sampled_fidelity(record: Record, *, strategy: str) -> str:
-    """Name the fidelity whose results the sampler is fed with."""
-    plan = RunState(record).plan
-    if strategy == "proxy" and plan is not None:
+    """Name the fidelity whose results the sampler is fed with.
+
+    Where the run decided to judge by training, that is a length of training: with a supernet that
+    of the trust phase, else the lowest rung.
+    """
+    state = RunState(record)
+    plan, estimator = state.plan, state.estimator
+    if plan is not None and (strategy == "proxy" or (estimator and trains(estimator))):
+        if strategy == SUPERNET:
+            return trained_alone(plan.trust_rung)
         return next(iter(rung_fidelities(plan)))
     return ZERO_COST if strategy == ZERO_COST else SUPERNET
 

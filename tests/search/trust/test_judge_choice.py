@@ -17,6 +17,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.spec_file import load_space
 from tests.search.trust.test_predictor import accuracy, networks
+from tests.tiny_engine import plan_of
 from tests.tiny_trials import trial
 
 SPACE = load_space("micro")
@@ -124,6 +125,20 @@ def test_the_sampler_is_fed_with_what_a_strategy_judges_by(record: Record) -> No
         assert sampled_fidelity(record, strategy="supernet") == "supernet"
         # Without a plan there are no rungs yet.
         assert sampled_fidelity(record, strategy="proxy") == "supernet"
+
+
+@pytest.mark.parametrize("estimator", ["training", "predictor"])
+def test_where_a_run_judges_by_training_the_sampler_is_fed_with_that(
+    record: Record, estimator: str
+) -> None:
+    with record:
+        state = RunState(record)
+        state.plan = replace(plan_of(), rungs=(1, 3, 9), trial_epochs=9, trust_epochs=3)
+        assert sampled_fidelity(record, strategy="supernet") == "supernet"
+        state.estimator = estimator
+        assert sampled_fidelity(record, strategy="supernet") == "train-3e"
+        assert sampled_fidelity(record, strategy="zero-cost") == "train-1e"
+        assert sampled_fidelity(record, strategy="graft") == "train-1e"
 
 
 @pytest.mark.parametrize(
