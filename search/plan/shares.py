@@ -163,8 +163,13 @@ class BudgetShares:
         shares = dict(self.by_phase)
         fixed = shares.pop(HORIZON, None)
         if not seconds:
-            shares[climb] += fixed or 0.0
-            return replace(self, by_phase=shares)
+            # What the user fixed stays, and something is left for other phases: see `split_shares`.
+            others = [name for name in shares if name not in self.fixed]
+            takers = others if climb in self.fixed else [climb]
+            whole = sum(shares[name] for name in takers)
+            more = {name: shares[name] * (fixed or 0.0) / whole for name in takers}
+            by_phase = {name: share + more.get(name, 0.0) for name, share in shares.items()}
+            return replace(self, by_phase=by_phase)
         if fixed is not None:
             return self
         share = seconds / self.budget_seconds

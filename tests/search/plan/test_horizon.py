@@ -71,6 +71,11 @@ def test_a_share_that_the_user_fixed_is_kept_or_given_up() -> None:
     assert seconds_of(fixed)["horizon"] == pytest.approx(400)
     # Too little for five networks: the climb has it.
     assert "horizon" not in plan_of(900, fixed_shares={"horizon": 0.01}).spent_by_end
+    # What it has no use for goes to phases whose share is not fixed.
+    both = seconds_of(plan_of(900, fixed_shares={"horizon": 0.01, "promote": 0.3}))
+    assert "horizon" not in both
+    assert both["promote"] == pytest.approx(270)
+    assert sum(both.values()) == pytest.approx(900)
 
 
 def test_rungs_that_reach_a_quarter_of_the_recipe_need_no_horizon() -> None:
