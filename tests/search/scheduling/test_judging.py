@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search.record import Measured
+from search.record import AttemptOutcome, Measured
 from search.record.record import Record
 from search.run_folder.settings import RunSettings
 from search.sampling import Proposer
@@ -245,7 +245,8 @@ def test_what_is_under_way_is_not_told_as_failed_and_not_proposed(
 
     monkeypatch.setattr(judging, "Proposer", Watched)
     done, failed, running, waiting = [SPACE.sample(random.Random(seed)) for seed in range(4)]
-    for one, outcome in ((done, "done"), (failed, "failed"), (running, None), (waiting, "lost")):
+    ends: tuple[AttemptOutcome | None, ...] = ("done", "failed", None, "lost")
+    for one, outcome in zip((done, failed, running, waiting), ends, strict=True):
         number = record.add_architecture(one, params=1, macs=1)
         trial = record.add_trial(number, fidelity="supernet", seed=0, origin="search")
         attempt = record.start_attempt("search", devices=0, trial_id=trial)
