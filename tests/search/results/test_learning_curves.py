@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from search.results import learning_curves
 from search.results.certainty import order_after
 from search.results.learning_curves import (
     Curve,
@@ -58,6 +59,28 @@ def test_forecasts_are_nearer_to_the_truth_than_the_last_value() -> None:
         inside += [found[n].low <= truth[n] <= found[n].high for n in truth]
     assert np.mean(off) < np.mean(last_off) / 2
     assert np.mean(inside) > 0.88
+
+
+def test_a_forecast_does_not_hang_on_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where trainings are long and judged on many images, few draws are near a curve."""
+    rng = np.random.default_rng(1)
+    curves = []
+    for _ in range(8):
+        level, slope, floor = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.8), rng.uniform(0.2, 0.7)
+        errors = {e: level * (floor + (1 - floor) * (e / 3) ** -slope) for e in (3, 9, 75)}
+        noise = {e: 100 * rng.normal(0, 0.01) for e in errors}
+        curves.append(tuple(Point(e, 100 - 100 * errors[e] + noise[e], 1e4) for e in errors))
+    found = []
+    number = learning_curves.NUM_DRAWS
+    for times in (1, 2, 3):
+        monkeypatch.setattr(learning_curves, "NUM_DRAWS", times * number)
+        model = CurveModel(curves)
+        found.append([model.forecast(curve, 300) for curve in curves])
+    for several in zip(*found, strict=True):
+        deviation = several[0].deviation
+        for ends in ("top1", "low", "high"):
+            values = [getattr(one, ends) for one in several]
+            assert max(values) - min(values) < 0.6 * deviation
 
 
 def test_a_network_of_one_training_borrows_the_slope_of_the_others() -> None:
