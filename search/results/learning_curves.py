@@ -246,8 +246,9 @@ class CurveModel:
         top1, shares = (np.concatenate(column) for column in zip(*parts, strict=True))
         shares /= shares.sum()
         mean = float(top1 @ shares)
-        order = np.argsort(top1)
-        ends = np.interp((0.025, 0.975), np.cumsum(shares[order]), top1[order])
+        # In hundredths of a point, and a tenth of the time that sorting a million of them takes.
+        counted, edges = np.histogram(top1, bins=10_000, range=(0, 100), weights=shares)
+        ends = np.interp((0.025, 0.975), np.concatenate(([0.0], np.cumsum(counted))), edges)
         return Forecast(
             epochs=epochs,
             top1=mean,
