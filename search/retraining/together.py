@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 import typer
 
-from supernet.training import TrainingStopped, process_place
+from supernet.training import TrainingStopped, in_group, process_place
 
 
 @contextmanager
@@ -28,10 +28,8 @@ def joined(group: tuple[str, int, int] | None, device: str) -> Iterator[bool]:
         return
     address, world_size, rank = group
     dist.init_process_group(_backend(device), init_method=address, world_size=world_size, rank=rank)
-    try:
+    with in_group():
         yield rank == 0
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager
@@ -47,16 +45,14 @@ def joined_torchrun(device: str) -> Iterator[bool]:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(_backend(device))
     try:
-        yield not is_group or dist.get_rank() == 0
+        with in_group() if is_group else nullcontext():
+            yield not is_group or dist.get_rank() == 0
     except TrainingStopped as stopped:
         print(f"{stopped} The same command goes on.")
         raise typer.Exit(130) from None
     except FloatingPointError as error:
         print(f"Failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    finally:
-        if is_group:
-            dist.destroy_process_group()
 
 
 @contextmanager

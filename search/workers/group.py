@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from supernet.training import in_group
+
 # So long processes look for each other, and wait for each other's gradients.
 MEETING_TIME = timedelta(minutes=2)
 SILENCE_TIME = timedelta(minutes=10)
@@ -82,8 +84,6 @@ def joined(group: tuple[str, int, int] | None, *, device: str) -> Iterator[None]
         return
     address, world_size, rank = group
     store = join_group(address, rank, world_size, device=device)
-    try:
+    with in_group():
         yield
-    finally:
-        dist.destroy_process_group()
-        del store
+    del store

@@ -53,6 +53,7 @@ from supernet.training.training_step import (
     AMP_DTYPES,
     BatchStatistics,
     add_up,
+    in_group,
     process_place,
     stops_all,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "digest_of",
     "eval_batches",
     "evaluate",
+    "in_group",
     "keep_network",
     "kept_network",
     "latest_checkpoint",

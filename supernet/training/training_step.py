@@ -8,6 +8,7 @@ for two). Dropped paths are drawn anew for every shard, from a seed of its numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -37,6 +38,23 @@ AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def process_place() -> tuple[int, int]:
     """Return rank and number of the processes that train together."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def in_group() -> Iterator[None]:
+    """Be one of the processes that train together for a block, and leave them behind it.
+
+    NCCL's communicators end all together, so that one which leaves alone, with an error of its own,
+    would wait for the others, who wait for its gradients (pytorch/pytorch#141510). It keeps its
+    communicator, and ends with it.
+    """
+    try:
+        yield
+    except BaseException:
+        if dist.get_backend() != dist.Backend.NCCL:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 class Gradients:

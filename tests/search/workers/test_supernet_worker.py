@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from search.retraining.network import RetrainOptions, retrain
+from search.retraining.together import joined as retraining_joined
+from search.workers.group import joined
 from search.workers.job import Job, for_group
 from search.workers.supernet_worker import SupernetWorker
 from supernet.recipes.recipe import load_recipe
@@ -104,6 +106,34 @@ def test_workers_and_retrainings_meet_over_what_their_devices_need(
         retrain(job.space.first(), job.open_data(), load_recipe("quick"), options)
     card = torch.device("cuda", 0) if device == "cuda" else None
     assert met == [(backend, None, 2, 3, card), (backend, "tcp://b:2", 4, 5, None)]
+
+
+@pytest.mark.parametrize("join", [joined, retraining_joined])
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_who_fails_alone_does_not_wait_for_those_who_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, join: Callable[..., Any], backend: str
+) -> None:
+    """NCCL's communicators are destroyed by all of a group together, or by nobody."""
+    destroy, left = dist.destroy_process_group, []
+
+    def destroyed() -> None:
+        left.append(True)
+        destroy()
+
+    monkeypatch.setattr(dist, "destroy_process_group", destroyed)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    place = f"file://{tmp_path}/failing"
+    try:
+        with pytest.raises(MemoryError), join((place, 1, 0), device="cpu"):
+            raise MemoryError
+        assert left == [True] * (backend == "gloo")
+    finally:
+        if dist.is_initialized():
+            destroy()
+    left.clear()
+    with join((f"file://{tmp_path}/well", 1, 0), device="cpu"):
+        assert dist.is_initialized()
+    assert left == [True]
 
 
 def test_steps_are_taken_while_a_checkpoint_of_before_them_is_written(
