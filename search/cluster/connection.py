@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -328,7 +328,27 @@ def call_all(
     limit_seconds: float = START_SECONDS,
 ) -> list[Any]:
     """Call the same method of several actors and wait for all of them; see `call`."""
-    pending = [getattr(actor, method).remote(*arguments) for actor in actors]
+    return call_each(
+        actors,
+        method,
+        [arguments] * len(actors),
+        while_waiting=while_waiting,
+        limit_seconds=limit_seconds,
+    )
+
+
+def call_each(
+    actors: list[Any],
+    method: str,
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    while_waiting: Callable[[], None],
+    limit_seconds: float = START_SECONDS,
+) -> list[Any]:
+    """Call the same method of several actors at once, each with its own arguments; see `call`."""
+    pending = [
+        getattr(actor, method).remote(*own) for actor, own in zip(actors, arguments, strict=True)
+    ]
     return _gather(pending, while_waiting=while_waiting, limit_seconds=limit_seconds)
 
 
@@ -346,9 +366,8 @@ def form_group(
             # What the machine itself takes for its address may be its loopback's.
             host = call(actors[0], "__ray_call__", _host_of, while_waiting=while_waiting)
             address = call(actors[0], "address", host, while_waiting=while_waiting)
-        world = len(actors)
-        pending = [actor.join.remote(address, rank, world) for rank, actor in enumerate(actors)]
-        _gather(pending, while_waiting=while_waiting, limit_seconds=START_SECONDS)
+        places = [(address, rank, len(actors)) for rank in range(len(actors))]
+        call_each(actors, "join", places, while_waiting=while_waiting)
 
 
 def _host_of(worker: object) -> str:

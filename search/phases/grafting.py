@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from search.cluster import JudgeCrew, WorkerLostError, call, call_all, hold_judges
+from search.cluster import JudgeCrew, WorkerLostError, call_all, call_each, hold_judges
 from search.grafting import (
     ESTIMATES,
     KL,
@@ -31,6 +30,7 @@ from search.phases.horizon import train_on
 from search.phases.judging import judge_by_training, judge_warm
 from search.phases.measure import measure
 from search.phases.promote import promote
+from search.phases.saves import Saves
 from search.phases.session import Session
 from search.phases.trust import train_networks
 from search.plan import HORIZON, Plan
@@ -44,7 +44,6 @@ from searchspace.cost import count
 from supernet.grafting import load_library
 from supernet.training import latest_checkpoint
 
-SAVE_EVERY_SECONDS = 30.0
 CALL_SECONDS = 2.0
 # The end of a schedule moves where the pace has changed by so much.
 RESCHEDULE_SHARE = 0.1
@@ -196,11 +195,10 @@ def _train_together(
     slow, for they compile kernels and start the processes that make batches.
     """
     tick = session.tick("library")
-    steps = [
-        call(worker, "start", number, shares, total, while_waiting=tick)
-        for worker, number in zip(workers, numbers, strict=True)
-    ]
-    step, saved, at_a_time = min(steps), time.monotonic(), 1
+    # All at once: each reads images, and sends them through the teacher.
+    begun = [(number, shares, total) for number in numbers]
+    step = min(call_each(workers, "start", begun, while_waiting=tick))
+    saves, at_a_time = Saves(), 1
     pace: float | None = None  # seconds of a step, behind the first
     is_first = True
     while step < total:
@@ -221,9 +219,9 @@ def _train_together(
             session.state.library = (shares, total)
             call_all(workers, "reschedule", total, while_waiting=tick)
         session.show("library", f"step {step:,} of {total:,}, mean error {error:.3f}")
-        if session.stop.requested or time.monotonic() - saved > SAVE_EVERY_SECONDS:
-            call_all(workers, "save", while_waiting=tick)
-            saved = time.monotonic()
+        if session.stop.requested or saves.is_due:
+            with saves.timed():
+                call_all(workers, "save", while_waiting=tick)
         session.check_stop()
     call_all(workers, "save", while_waiting=tick)
 

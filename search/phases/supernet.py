@@ -10,6 +10,7 @@ from typing import Any
 
 from search.cluster import WorkerLostError, call, call_all, form_group
 from search.phases.measure import bounded, keep_start
+from search.phases.saves import Saves
 from search.phases.session import Session
 from search.plan import Plan, StepTimes
 from search.results import SUPERNET
@@ -17,8 +18,6 @@ from search.run_folder import SUPERNET as STORED
 from search.scheduling import MAX_LOST, START_SECONDS, BudgetSpent
 from supernet.shared_weights import check_supernet
 
-# Whatever a checkpoint takes, all devices wait for it: at most a hundredth of the time.
-SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES = 30.0, 100.0
 TRAIN_CALL_SECONDS = 2.0
 CALL_LIMIT_FACTOR = 30.0
 RESCHEDULE_SHARE = 0.05
@@ -47,7 +46,7 @@ def measure_and_train_supernet(session: Session) -> Plan:
 class _Training:
     def __init__(self, session: Session) -> None:
         self.session, self.record = session, session.record
-        self.saved_step, self.saved, self.save_seconds = 0, 0.0, 0.0
+        self.saved_step, self.saves = 0, Saves()
 
     def run(self) -> Plan:
         session = self.session
@@ -120,8 +119,8 @@ class _Training:
         session = self.session
         tick = self._group_tick(len(workers), session.tick(SUPERNET))
         total = plan.supernet_steps
-        step = call_all(workers, "start", total, while_waiting=tick)[0]
-        self.saved_step, self.saved, self.save_seconds = step, time.monotonic(), 0.0
+        step = self._start(workers, total, tick)
+        self.saved_step, self.saves = step, Saves()
         pace = self._pace() / len(workers)  # seconds a step
         if step:
             total = self._fitting(plan, step, pace, len(workers))
@@ -143,24 +142,37 @@ class _Training:
                 total = fitting
                 call_all(workers, "reschedule", total, while_waiting=tick)
             session.show(SUPERNET, f"step {step:,} of {total:,}, loss {progress.loss:.3f}")
-            if session.stop.requested or self._is_save_due():
+            if session.stop.requested or self.saves.is_due:
                 session.state.supernet_pace = pace * len(workers)
                 self._save(workers[0], step, tick, goes_on=not session.stop.requested)
             session.check_stop()
         self._say_length(total, plan.supernet_steps)
         self._save(workers[0], step, tick)
 
-    def _is_save_due(self) -> bool:
-        waited = time.monotonic() - self.saved
-        return waited > max(SAVE_EVERY_SECONDS, SAVE_EVERY_SAVES * self.save_seconds)
+    def _start(self, workers: list[Any], total: int, tick: Callable[[], None]) -> int:
+        """Let all workers go on from the checkpoint; return the step that they are at.
+
+        Raises:
+            WorkerLostError: If some have read another one than the others: together they would
+                add up gradients of different weights. Network file systems show a node what
+                others have written after a while only.
+        """
+        steps: list[int] = call_all(workers, "start", total, while_waiting=tick)
+        if len(set(steps)) > 1:
+            found = ", ".join(f"{step:,}" for step in sorted(set(steps)))
+            raise WorkerLostError(
+                "workers that train the supernet together have read different checkpoints, of the "
+                f"steps {found}. All nodes must see the run's folder as it is now; where they "
+                "cannot, give the run a --storage"
+            )
+        return steps[0]
 
     def _save(
         self, worker: Any, step: int, tick: Callable[[], None], *, goes_on: bool = False
     ) -> None:
-        started = time.monotonic()
-        call(worker, "save", goes_on, while_waiting=tick)
-        self.saved_step, self.saved = step, time.monotonic()
-        self.save_seconds = self.saved - started
+        with self.saves.timed():
+            call(worker, "save", goes_on, while_waiting=tick)
+        self.saved_step = step
 
     def _say_length(self, steps: int, planned: int) -> None:
         if abs(steps - planned) > planned * RESCHEDULE_SHARE:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks.faults.small_work import SMALL_WORK, SmallSupernetWorker, measured_of
-from search.phases import alone, measure, supernet
+from search.phases import alone, measure, saves, supernet
 from search.phases.session import Session
 from search.plan import PHASES, Plan, StepTimes
 from search.results import SUPERNET, is_trained_alone, searched_fidelities
@@ -122,7 +122,7 @@ class Slow:
         patch.setattr(alone, "TrialRunner", partial(TrialRunner, clock=clock))
         patch.setattr(alone, "run_trials", self.train)
         patch.setattr(Session, "crew", crew_of)
-        for module in (measure, supernet):
+        for module in (measure, saves, supernet):
             patch.setattr(module, "time", SimpleNamespace(monotonic=clock))
 
     def train(self, cluster: Any, work: Any, *, source: Any, **_: Any) -> None:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from search.grafting import ESTIMATES, KL, graft_scores, is_assembled
-from search.phases import grafting
+from search.phases import grafting, saves
 from search.plan import PHASES, StepTimes
 from search.record import Measured, Trial
 from search.results import SUPERNET, is_trained_alone
@@ -123,13 +123,17 @@ def graft_of(folder: Path, patch: pytest.MonkeyPatch, budget: str = "50cpu-secon
         (teacher / file.name).write_bytes(file.read_bytes())
     patch.setattr(grafting, "MAX_LIBRARY_EPOCHS", 16)  # steps here
     patch.setattr(grafting, "RESCHEDULE_SHARE", math.inf)  # the pace is of the wall clock
-    patch.setattr(grafting, "call", _call)
+    patch.setattr(grafting, "call_each", _call_each)
     patch.setattr(grafting, "call_all", lambda actors, *rest, **more: [_call(*actors, *rest)])
     return run
 
 
 def _call(actor: Any, method: str, *arguments: Any, **_: Any) -> Any:
     return getattr(actor, method)(*arguments)
+
+
+def _call_each(actors: list[Any], method: str, arguments: list[Any], **_: Any) -> list[Any]:
+    return [_call(actor, method, *own) for actor, own in zip(actors, arguments, strict=True)]
 
 
 def trials_of(run: LocalRun) -> tuple[Trial, ...]:
@@ -266,7 +270,7 @@ def test_slow_first_steps_do_not_shorten_what_the_parts_learn(
             return super().train(steps)
 
     run.work = replace(run.work, supernet_worker=Worker)
-    monkeypatch.setattr(grafting, "time", SimpleNamespace(monotonic=run.clock))
+    monkeypatch.setattr(saves, "time", SimpleNamespace(monotonic=run.clock))
     monkeypatch.setattr(grafting, "CALL_SECONDS", STEP)
     monkeypatch.setattr(grafting, "RESCHEDULE_SHARE", 0.1)
     monkeypatch.setattr(grafting, "MAX_LIBRARY_EPOCHS", 64)  # steps here

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from search.phases import grafting
+from search.phases import grafting, saves
 from search.workers.graft_worker import GraftWorker
 
 STEP, SECONDS = 0.02, 100.0
@@ -33,13 +33,19 @@ class Device:
 
     Attributes:
         slow: Seconds that some steps of the first device take, by their numbers.
+        starting: Seconds that its start takes.
+        saving: Seconds that a checkpoint takes.
+        saves: When each was begun.
     """
 
-    def __init__(self, clock: Clock, slow: Mapping[int, float]) -> None:
-        self.clock, self.slow = clock, slow
-        self.step, self.total, self.ends = 0, 0, list[int]()
+    def __init__(
+        self, clock: Clock, slow: Mapping[int, float], *, starting: float = 0, saving: float = 0
+    ) -> None:
+        self.clock, self.slow, self.starting, self.saving = clock, slow, starting, saving
+        self.step, self.total, self.ends, self.saves = 0, 0, list[int](), list[float]()
 
     def start(self, number: int, shares: int, total: int) -> int:
+        self.clock.now += self.starting
         self.total = total
         return self.step
 
@@ -54,11 +60,14 @@ class Device:
         return self.step, 0.5
 
     def save(self) -> None:
-        pass
+        self.saves.append(self.clock.now)
+        self.clock.now += self.saving
 
 
-def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int]) -> Any:
-    """A session with one device at a time, which is a new one for every share."""
+def session_of(
+    clock: Clock, devices: list[Device], *, library: tuple[int, int], held: int = 1
+) -> Any:
+    """A session with so many devices at a time, which are new ones for every share."""
     made = iter(devices)
 
     @contextmanager
@@ -74,9 +83,9 @@ def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int])
         state=SimpleNamespace(
             library=library, library_done=0, times=SimpleNamespace(supernet_batch=1)
         ),
-        spent=clock.monotonic,
+        spent=lambda: clock.now * held,
         record=SimpleNamespace(working_time=clock.monotonic),
-        wait_for_devices=lambda: 1,
+        wait_for_devices=lambda: held,
         check_start=nothing,
         check_stop=nothing,
         tick=lambda phase: nothing,
@@ -90,20 +99,36 @@ def session_of(clock: Clock, devices: list[Device], *, library: tuple[int, int])
 
 
 def learn(
-    patch: pytest.MonkeyPatch, *, shares: int, total: int, slow: Mapping[int, float] = {}
+    patch: pytest.MonkeyPatch,
+    *,
+    shares: int,
+    total: int,
+    slow: Mapping[int, float] = {},
+    held: int = 1,
+    **more: float,
 ) -> list[Device]:
-    """Let as many shares learn, one after the other, in `SECONDS`; return their devices."""
+    """Let as many shares learn in `SECONDS` of each that is held; return their devices."""
     clock = Clock()
-    devices = [Device(clock, slow if number == 0 else {}) for number in range(shares)]
-    patch.setattr(grafting, "time", clock)
-    patch.setattr(grafting, "call", lambda one, name, *rest, **_: getattr(one, name)(*rest))
-    patch.setattr(
-        grafting,
-        "call_all",
-        lambda several, name, *rest, **_: [getattr(one, name)(*rest) for one in several],
-    )
-    plan: Any = SimpleNamespace(spent_by_end={"library": SECONDS}, train_images=10**6)
-    grafting._train_shares(session_of(clock, devices, library=(shares, total)), plan)
+    devices = [Device(clock, slow if number == 0 else {}, **more) for number in range(shares)]
+
+    def call_each(several: list[Device], name: str, given: list[Any], **_: Any) -> list[Any]:
+        """Let them work at once: what they do takes as long as the slowest of them."""
+        began, ended, found = clock.now, clock.now, []
+        for one, own in zip(several, given, strict=True):
+            clock.now = began
+            found.append(getattr(one, name)(*own))
+            ended = max(ended, clock.now)
+        clock.now = ended
+        return found
+
+    def call_all(several: list[Device], name: str, *given: Any, **_: Any) -> list[Any]:
+        return call_each(several, name, [given] * len(several))
+
+    patch.setattr(saves, "time", clock)
+    patch.setattr(grafting, "call_each", call_each)
+    patch.setattr(grafting, "call_all", call_all)
+    plan: Any = SimpleNamespace(spent_by_end={"library": SECONDS * held}, train_images=10**6)
+    grafting._train_shares(session_of(clock, devices, library=(shares, total), held=held), plan)
     return devices
 
 
@@ -143,6 +168,20 @@ def test_a_step_that_was_held_up_does_not_end_a_share_before_the_others(
     devices = learn(monkeypatch, shares=3, total=FITTING, slow={700: 10.0})
     for device in devices:
         assert device.step == pytest.approx((SECONDS - 10.0) / STEP / 3, rel=0.15)
+
+
+def test_devices_start_at_once_and_not_after_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are held and charged, and each reads images when it starts."""
+    devices = learn(monkeypatch, shares=4, total=FITTING, held=4, starting=10.0)
+    for device in devices:
+        assert device.step == pytest.approx((SECONDS - 10.0) / STEP, rel=0.1)
+
+
+def test_checkpoints_of_parts_cost_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are large, and many devices write theirs into one folder at once."""
+    (device,) = learn(monkeypatch, shares=1, total=FITTING, saving=2.0)
+    # The first tells what one costs, and the last is the end's.
+    assert len(device.saves) == 2
 
 
 def test_a_schedule_that_was_moved_after_the_checkpoint_ends_where_it_was_moved_to() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.faults.small_work import SMALL_WORK, Progress, SmallSupernetWorker
-from search.phases import supernet
+from search.cluster import WorkerLostError
+from search.phases import saves, supernet
 from search.run_folder.settings import RunSettings
 from search.scheduling import START_SECONDS
 from tests import local_run
@@ -60,7 +61,8 @@ class Scene:
 
         self.run.work = replace(SMALL_WORK, supernet_worker=Worker)
         patch.setattr(supernet, "call_all", call_all)
-        patch.setattr(supernet, "time", SimpleNamespace(monotonic=clock))
+        for module in (supernet, saves):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=clock))
         # This phase alone.
         patch.setattr(local_run, "search_with", supernet.measure_and_train_supernet)
         assert self.run.enter() == "done"
@@ -118,3 +120,26 @@ def test_checkpoints_cost_a_hundredth_of_the_time(
     # And no more is lost with a worker than that needs.
     longest = max(b - a for a, b in zip(scene.saves, scene.saves[1:], strict=False))
     assert longest <= max(30.0, 100 * save) + save + 4.0
+
+
+def test_workers_that_read_different_checkpoints_do_not_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node may see what others have written after a while only; or never, on a disk of its own.
+
+    Gradients of different weights, for different architectures, would be added up.
+    """
+    read = iter([[40, 0], [40, 40]])
+    called: list[str] = []
+
+    def call_all(workers: list[Any], method: str, *given: Any, **more: Any) -> list[Any]:
+        called.append(method)
+        return next(read)
+
+    monkeypatch.setattr(supernet, "call_all", call_all)
+    session: Any = SimpleNamespace(record=None)
+    training = supernet._Training(session)
+    with pytest.raises(WorkerLostError, match="different checkpoints, of the steps 0, 40"):
+        training._start([None, None], 100, lambda: None)
+    assert training._start([None, None], 100, lambda: None) == 40
+    assert called == ["start", "start"]
