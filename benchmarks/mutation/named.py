@@ -43,8 +43,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "the supernet judges on train",
         JUDGE,
-        'PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)',
-        'PixelBatches.of(data.split("train"), data, EVAL_BATCH, job.device)',
+        'images, workers = data.split("search"), job.loader_workers',
+        'images, workers = data.split("train"), job.loader_workers',
         "tests/search/test_image_roles.py",
     ),
     Named(
@@ -57,8 +57,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "batch norms are recalibrated on search",
         CALIBRATION,
-        'eval_batches(data.split("train"), data, batch_size)',
-        'eval_batches(data.split("search"), data, batch_size)',
+        'split, number = data.split("train"), CALIBRATION_BATCHES * batch_size',
+        'split, number = data.split("search"), CALIBRATION_BATCHES * batch_size',
         "tests/search/test_image_roles.py",
     ),
     Named(

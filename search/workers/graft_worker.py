@@ -20,11 +20,12 @@ from search.run_folder import LIBRARY, TEACHER, RunSettings, TeacherFiles, read_
 from search.scheduling import TrialTask, Work, ending_spoilt
 from search.workers.group import open_meeting
 from search.workers.job import Job, for_group, make_job, set_up_process
-from search.workers.judge_worker import EVAL_BATCH, Scorer, judge_safely
+from search.workers.judge_worker import Scorer, images_to_judge_by, judge_safely
 from search.workers.supernet_worker import (
     SupernetWorker,
     compile_kernels,
     median_seconds,
+    time_alone,
     train_task,
 )
 from searchspace.architecture import Architecture
@@ -41,11 +42,8 @@ from supernet.network import Supernet, build_subnet
 from supernet.recipes import in_shards, with_epochs
 from supernet.shared_weights import calibration_images, recalibrate
 from supernet.training import (
-    PixelBatches,
     Teacher,
-    TrainingOptions,
     evaluate,
-    train_steps,
 )
 
 TIMED_LIBRARY_STEPS = 2
@@ -168,7 +166,9 @@ class GraftWorker:
 
     def _new_trainer(self, keys: Iterable[Replacement], *, total_steps: int) -> LibraryTrainer:
         job, teacher = self._job, self._job.teacher()
-        images = calibration_images(self._data, job.supernet_recipe.batch_size, job.device)
+        images = calibration_images(
+            self._data, job.supernet_recipe.batch_size, job.device, workers=job.loader_workers
+        )
         return LibraryTrainer(
             teacher,
             tuple(keys),
@@ -183,18 +183,8 @@ class GraftWorker:
         )
 
     def _time_healing(self, architecture: Architecture) -> float:
-        job = self._job
-        options = TrainingOptions(
-            train_split=job.train_split(self._data),
-            eval_split=self._data.split("search"),
-            seed=job.seed,
-            device=job.device,
-            loader_workers=job.loader_workers,
-            teacher=job.mentor(),
-        )
-        network = build_subnet(architecture).to(job.device)
-        steps = train_steps(network, self._data, job.trial_recipe, options)
-        return median_seconds(lambda: next(steps), job.device, runs=3)
+        network = build_subnet(architecture)
+        return time_alone(self._job, network, self._data, teacher=self._job.mentor())
 
     def _time_judging(self, architectures: list[Architecture]) -> float:
         judge = GraftEvaluator(self._job, library=None)
@@ -217,8 +207,7 @@ class GraftEvaluator:
     def __init__(self, job: GraftJob, library: dict[str, Tensor] | None) -> None:
         data = job.open_data()
         self._job, self._library, self._teacher = job, library, job.teacher()
-        self._batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
-        self._calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
+        self._batches, self._calibration = images_to_judge_by(job, data)
         self._said = self._logits(self._teacher)[1]
 
     def judge(self, architecture: Architecture) -> Measured:

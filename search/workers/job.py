@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,26 @@ def for_group(job: Job, data: ImageData, devices: int) -> tuple[Job, int]:
     return replace(job, supernet_recipe=recipe), most_devices(recipe, num_images)
 
 
-def count_gpus(listed: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """Count this machine's GPUs, also those that this process may not use; at least 1.
+def count_gpus(
+    listed: Path = Path("/proc/driver/nvidia/gpus"), devices: Path = Path("/dev")
+) -> int:
+    """Count the GPUs that share this machine's cores with this process, its own too; at least 1.
 
-    Ray shows each worker its own GPU alone.
+    Ray shows each worker its own GPU alone. A container or a job of Slurm has a part of the
+    machine's GPUs, and of its cores: the others, which may be listed as well, cannot be opened.
     """
-    return max(len(list(listed.iterdir())) if listed.is_dir() else torch.cuda.device_count(), 1)
+    found = len(list(listed.iterdir())) if listed.is_dir() else torch.cuda.device_count()
+    opened = sum(_can_open(path) for path in devices.glob("nvidia[0-9]*"))
+    return max(min(found, opened) if opened else found, 1)
+
+
+def _can_open(device: Path) -> bool:
+    """Tell whether the control groups of this process let it have a device."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def make_job(settings: RunSettings, folder: Path, data: ImageData) -> Job:

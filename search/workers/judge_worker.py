@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from search.record import Measured
 from search.results import SUPERNET
 from search.run_folder import SUPERNET as SUPERNET_FILES
@@ -16,6 +18,7 @@ from search.scheduling import end_if_spoilt, ending_spoilt, last_line
 from search.workers.job import Job, set_up_process
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.data import ImageData
 from supernet.measuring import PROXIES, proxy_scores
 from supernet.network import Supernet, build_subnet, extract, extraction_error
 from supernet.shared_weights import calibration_images, load_supernet, recalibrate
@@ -41,8 +44,7 @@ class Evaluator:
     def __init__(self, job: Job, *, supernet: Supernet | None) -> None:
         data = job.open_data()
         self.job, self.supernet = job, supernet
-        self.batches = PixelBatches.of(data.split("search"), data, EVAL_BATCH, job.device)
-        self.calibration = calibration_images(data, job.trial_recipe.batch_size, job.device)
+        self.batches, self.calibration = images_to_judge_by(job, data)
 
     def judge(self, architecture: Architecture) -> Measured:
         """Return top1 (percent), correct, total, measured costs and the seconds of all that."""
@@ -62,6 +64,14 @@ class Evaluator:
         """Measure how far the extracted network's logits are from the supernet's."""
         assert self.supernet is not None
         return extraction_error(self.supernet, architecture, next(iter(self.batches))[0][:64])
+
+
+def images_to_judge_by(job: Job, data: ImageData) -> tuple[PixelBatches, list[Tensor]]:
+    """Read the search split and the calibration images, by the processes that feed the device."""
+    images, workers = data.split("search"), job.loader_workers
+    batches = PixelBatches.of(images, data, EVAL_BATCH, job.device, workers=workers)
+    calibrated = job.trial_recipe.batch_size
+    return batches, calibration_images(data, calibrated, job.device, workers=workers)
 
 
 class Scorer:

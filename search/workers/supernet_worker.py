@@ -32,6 +32,7 @@ from search.workers.judge_worker import Evaluator, JudgeWorker, Scorer
 from search.workers.measured_costs import device_name
 from searchspace.architecture import Architecture
 from searchspace.cost import count
+from supernet.data import ImageData
 from supernet.kernels import library
 from supernet.measuring import PROXIES
 from supernet.network import Supernet, build_subnet
@@ -42,8 +43,8 @@ from supernet.training import (
     Teacher,
     TrainingOptions,
     TrainingResult,
+    TrainLoader,
     train,
-    train_batches,
     train_steps,
 )
 
@@ -197,16 +198,7 @@ class GroupWorker(ABC):
             started = time.monotonic()
             feed += trainer.run(1).feed_seconds / steps
             times.append(time.monotonic() - started)
-        return max(statistics.median(times), self._waiting_for(feed))
-
-    def _waiting_for(self, feed_seconds: float) -> float:
-        """Return the seconds that a step lasts at least, by what its images take to make.
-
-        In the first steps loaders have a lead, which they lose. Without loaders it is part of the
-        step.
-        """
-        workers = self._job.loader_workers
-        return feed_seconds / workers if workers else 0.0
+        return max(statistics.median(times), waiting_seconds(self._job, feed))
 
 
 class SupernetWorker(GroupWorker):
@@ -277,31 +269,15 @@ class SupernetWorker(GroupWorker):
 
     def _feed_rate(self) -> float:
         """Time the making of a trial's batch; return images a second of the device's processes."""
-        recipe = self.job.trial_recipe
         started, images = time.monotonic(), self.data.split("train")
-        batches = train_batches(images, self.data, recipe, epoch=0, seed=self.job.seed)
-        made = len(next(batches)[1])
-        return made / max(time.monotonic() - started, 1e-9)
+        loader = TrainLoader(images, self.data, self.job.trial_recipe)
+        made = sum(map(len, next(loader.epoch(0, self.job.seed))))
+        rate = made / max(time.monotonic() - started, 1e-9)
+        return rate * max(self.job.loader_workers, 1)
 
     def _time_training(self, architecture: Architecture) -> float:
-        """Time a step of a network alone as its epochs have them: with images and optimiser."""
-        recipe, feed = self.job.trial_recipe, []
-        network = build_subnet(architecture, recipe.drop_path).to(self.job.device)
-        options = TrainingOptions(
-            train_split=self.data.split("train"),
-            eval_split=self.data.split("search"),
-            seed=self.job.seed,
-            device=self.job.device,
-            loader_workers=self.job.loader_workers,
-            teacher=self._mentor,
-        )
-        steps = train_steps(network, self.data, recipe, options)
-        seconds = median_seconds(
-            lambda: feed.append(sum(s.read_seconds + s.augment_seconds for s in next(steps))),
-            self.job.device,
-            runs=TIMED_STEPS[self.job.device],
-        )
-        return max(seconds, self._waiting_for(statistics.mean(feed)))
+        network = build_subnet(architecture, self.job.trial_recipe.drop_path)
+        return time_alone(self.job, network, self.data, teacher=self._mentor)
 
     def _time_judging(self, subnets: list[Architecture]) -> float:
         if self.job.strategy == "proxy":
@@ -320,6 +296,36 @@ class SupernetWorker(GroupWorker):
             self.job.device,
             runs=1,
         ) / len(networks)
+
+
+def waiting_seconds(job: RunJob, feed_seconds: float) -> float:
+    """Return the seconds that a step lasts at least, by what its images take to make.
+
+    In the first steps loaders have a lead, which they lose. Without loaders it is part of the step.
+    """
+    workers = job.loader_workers
+    return feed_seconds / workers if workers else 0.0
+
+
+def time_alone(job: Job, network: Supernet, data: ImageData, *, teacher: Teacher | None) -> float:
+    """Time a step of a network alone as its epochs have them: with images and optimiser."""
+    feed: list[float] = []
+    images = job.train_split(data)
+    options = TrainingOptions(
+        train_split=images,
+        eval_split=images,  # which nothing is judged on
+        seed=job.seed,
+        device=job.device,
+        loader_workers=job.loader_workers,
+        teacher=teacher,
+    )
+    steps = train_steps(network.to(job.device), data, job.trial_recipe, options)
+    seconds = median_seconds(
+        lambda: feed.append(sum(s.read_seconds + s.augment_seconds for s in next(steps))),
+        job.device,
+        runs=TIMED_STEPS[job.device],
+    )
+    return max(seconds, waiting_seconds(job, statistics.mean(feed)))
 
 
 def train_alone(

@@ -7,27 +7,33 @@ own; they are computed on a copy (`network.supernet.extract`), so that the share
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from supernet.data import ImageData
+from supernet.data import ImageData, Split
 from supernet.network import Supernet, extract
 from supernet.training import eval_batches
 
 CALIBRATION_BATCHES = 8
 
 
-def calibration_images(data: ImageData, batch_size: int, device: str = "cpu") -> list[Tensor]:
+def calibration_images(
+    data: ImageData, batch_size: int, device: str = "cpu", *, workers: int = 0
+) -> list[Tensor]:
     """Return the first `CALIBRATION_BATCHES` batches of the train split, not augmented.
 
     A last batch of one image is left out: batch norms of pooled maps learn nothing from one.
+
+    Args:
+        workers: Processes that make them; 0 for this one.
     """
-    batches = eval_batches(data.split("train"), data, batch_size)
-    found = [images.to(device) for images, _ in islice(batches, CALIBRATION_BATCHES)]
+    split, number = data.split("train"), CALIBRATION_BATCHES * batch_size
+    first = Split(split.images[:number], split.labels[:number])
+    batches = eval_batches(first, data, batch_size, workers=workers)
+    found = [images.to(device) for images, _ in batches]
     return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
 
 

@@ -305,14 +305,26 @@ class PixelBatches:
     batches: Sequence[tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(cls, split: Split, data: ImageData, batch_size: int, device: str) -> PixelBatches:
-        """Read and crop all images of a split."""
-        maker = _EvalMaker(split, data, batch_size, None, "center", "bicubic")
-        made = map(maker.pixels, range(0, len(split), batch_size))
-        return cls(
-            data,
-            [(torch.from_numpy(images).to(device), labels.to(device)) for images, labels in made],
-        )
+    def of(
+        cls, split: Split, data: ImageData, batch_size: int, device: str, *, workers: int = 0
+    ) -> PixelBatches:
+        """Read and crop all images of a split.
+
+        Args:
+            workers: Processes that do so; 0 for this one.
+        """
+        maker = _PixelMaker(_EvalMaker(split, data, batch_size, None, "center", "bicubic"))
+        firsts = range(0, len(split), batch_size)
+        made: Iterable[tuple[Tensor, Tensor]] = map(maker.__getitem__, firsts)
+        if workers:
+            made = DataLoader(
+                maker,
+                batch_size=None,
+                sampler=list(firsts),
+                num_workers=workers,
+                prefetch_factor=1,  # whole batches, in memory that all processes share
+            )
+        return cls(data, [(images.to(device), labels.to(device)) for images, labels in made])
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -453,3 +465,14 @@ class _EvalMaker(Dataset[tuple[Tensor, Tensor]]):
         start = (stored - side) // 2
         centre = slice(start, start + side)
         return np.array(images_BHWC[:, centre, centre])
+
+
+@dataclass(frozen=True, slots=True)
+class _PixelMaker(Dataset[tuple[Tensor, Tensor]]):
+    """Makes the bytes of the evaluation batch that begins at any image."""
+
+    maker: _EvalMaker
+
+    def __getitem__(self, first: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = self.maker.pixels(first)
+        return torch.from_numpy(pixels), labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import statistics
 from collections.abc import Callable
@@ -17,15 +18,16 @@ from torch import nn
 
 from search.record import Measured
 from search.workers import supernet_worker
+from search.workers.graft_worker import GraftWorker
 from search.workers.job import Job, count_gpus, for_group
-from search.workers.judge_worker import Scorer
+from search.workers.judge_worker import Evaluator, Scorer
 from search.workers.supernet_worker import SupernetWorker
 from searchspace.architecture import Architecture
 from searchspace.cost import count
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, build_subnet
 from supernet.training.augmentation import Augmentation
-from supernet.training.batches import _ShardMaker
+from supernet.training.batches import _EvalMaker, _ShardMaker
 from tests.tiny_job import BATCH, NUM_SEARCH, NUM_TRAIN, PassClock
 
 
@@ -212,6 +214,71 @@ def test_a_step_lasts_as_long_as_its_loaders_need(
     assert worker._time_training(worker.job.space.first()) == pytest.approx(6000.0 / 2)
 
 
+def test_a_step_of_healing_lasts_as_long_as_its_loaders_need(
+    make: Callable[..., Job], clock: PassClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "loader_workers", property(lambda job: 2))
+    worker: Any = object.__new__(GraftWorker)
+    worker._job, made = make(), _ShardMaker.__getitem__
+    worker._data = worker._job.open_data()
+
+    def slow(maker: _ShardMaker, place: Any) -> Any:
+        return dataclasses.replace(made(maker, place), read_seconds=9000.0, augment_seconds=0.0)
+
+    monkeypatch.setattr(_ShardMaker, "__getitem__", slow)
+    assert worker._time_healing(worker._job.space.first()) == pytest.approx(9000.0 / 2)
+
+
+def test_the_processes_of_a_device_make_images_side_by_side(
+    make: Callable[..., Job], clock: PassClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _ShardMaker.__getitem__
+
+    def slow(maker: _ShardMaker, place: Any) -> Any:
+        clock.now += 4.0
+        return made(maker, place)
+
+    monkeypatch.setattr(_ShardMaker, "__getitem__", slow)
+    monkeypatch.setattr(Job, "loader_workers", property(lambda job: 6))
+    assert SupernetWorker(make(), threads=1).step_sizes().feed_rate == pytest.approx(6 * BATCH / 4)
+
+
+def test_the_processes_of_a_device_read_what_its_judge_needs(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All devices wait for their judges to be ready, on ImageNet for the decoding of 25,000."""
+    job, made = make(), _EvalMaker.pixels
+    here = Evaluator(job, supernet=None)
+    readers: set[int] = set()
+    monkeypatch.setattr(
+        _EvalMaker, "pixels", lambda *given: readers.add(os.getpid()) or made(*given)
+    )
+    monkeypatch.setattr(Job, "loader_workers", property(lambda job: 2))
+    there = Evaluator(job, supernet=None)
+    assert not readers
+    for found, expected in ((there.batches, here.batches), (there.calibration, here.calibration)):
+        assert len(found) == len(expected) > 0
+    for (found, labels), (images, classes) in zip(there.batches, here.batches, strict=True):
+        assert torch.equal(found, images)
+        assert torch.equal(labels, classes)
+    assert all(map(torch.equal, there.calibration, here.calibration))
+
+
+def test_gpus_of_others_take_none_of_the_cores(tmp_path: Path) -> None:
+    """A container or a job of Slurm has a part of a machine's GPUs, and of its cores."""
+    listed, devices = tmp_path / "gpus", tmp_path / "dev"
+    devices.mkdir()
+    for number in range(8):
+        (listed / f"0000:0{number}:00.0").mkdir(parents=True)
+    assert count_gpus(listed, devices) == 8
+    for number in range(2):
+        (devices / f"nvidia{number}").touch()
+    (devices / "nvidia2").symlink_to("nowhere")  # as one that may not be opened
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-modeset"):
+        (devices / name).touch()
+    assert count_gpus(listed, devices) == 2
+
+
 def test_a_gpu_is_fed_by_its_part_of_the_cores(
     make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,8 +291,8 @@ def test_a_gpu_is_fed_by_its_part_of_the_cores(
     monkeypatch.undo()
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
-    assert count_gpus(tmp_path / "gpus") == 2
-    assert count_gpus(tmp_path / "none") >= 1
+    assert count_gpus(tmp_path / "gpus", tmp_path) == 2
+    assert count_gpus(tmp_path / "none", tmp_path) >= 1
 
 
 def test_workers_of_a_group_time_the_recipe_as_it_is(
