@@ -9,7 +9,8 @@ from search.phases.session import Session
 from search.plan import Plan
 from search.results import SUPERNET
 
-WORTH_A_JUDGE_SECONDS = 20.0
+# A judge is to work for as long as it takes to start, and for so long with that.
+WORTH_A_JUDGE_SECONDS, WORTH_A_JUDGE_STARTS = 20.0, 2.0
 
 
 def finish(session: Session, plan: Plan) -> None:
@@ -22,9 +23,9 @@ def finish(session: Session, plan: Plan) -> None:
             session.view.say(f"Nothing is left to check the extraction of {len(members)} networks.")
         return
     devices = session.wait_for_devices()
-    # A judge takes seconds to start: one alone, unless there is work for all.
-    number = None if left > devices * WORTH_A_JUDGE_SECONDS else 1
-    with hold_judges(session.crew(plan, "finish", most=number)) as crew:
+    worth = max(WORTH_A_JUDGE_SECONDS, WORTH_A_JUDGE_STARTS * session.start_seconds)
+    most = max(int(left / worth), 1)
+    with hold_judges(session.crew(plan, "finish", most=most if most < devices else None)) as crew:
         check_extraction(session, crew, "finish")
         judge_warm(session, crew, plan, "finish", by=SUPERNET)
         check_extraction(session, crew, "finish")

@@ -260,13 +260,15 @@ def plan_from_times(
     measured_seconds: float,
     times_budget: float = 1.0,
     most_scored: int = 0,
+    supernet_devices: int | None = None,
 ) -> Plan:
     """Split the budget of the settings (or a multiple of it) by what steps take.
 
     Args:
         most_scored: Of a graft, see `PlanInputs`.
+        supernet_devices: That the supernet is begun on, which its batch is of; None for all.
     """
-    lengths = _lengths(settings, data, devices)
+    lengths = _lengths(settings, data, supernet_devices or devices)
     train_images = data.sizes["train"] + settings.num_unlabelled
     batch = lengths.supernet_batch
     times = times_for(times, data, batch, train_images=train_images)
@@ -329,7 +331,8 @@ def _lengths(settings: RunSettings, data: ImageData | SearchedData, devices: int
             longest_epochs=min(epochs, MAX_EPOCHS),
         )
     retrain = load_recipe(settings.retrain_recipe)
-    grows = settings.parsed_budget.device == "gpu"
+    # Parts learn in batches of the recipe, on however many devices.
+    grows = settings.parsed_budget.device == "gpu" and settings.strategy != GRAFT
     recipe = load_recipe(settings.supernet_recipe)
     batch = recipe_of_group(recipe, data.sizes["train"], devices, grows=grows).batch_size
     share = MAX_HEALING_SHARE if settings.strategy == GRAFT else MAX_TRIAL_SHARE

@@ -272,6 +272,7 @@ class Session:
             measured_seconds=self._measured_seconds(),
             times_budget=times_budget,
             most_scored=self._most_scored(),
+            supernet_devices=self.state.supernet_devices,
         )
 
     def _most_scored(self) -> int:

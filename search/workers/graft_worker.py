@@ -19,7 +19,7 @@ from search.results import SUPERNET
 from search.run_folder import LIBRARY, TEACHER, RunSettings, TeacherFiles, read_teacher
 from search.scheduling import TrialTask, Work, ending_spoilt
 from search.workers.group import open_meeting
-from search.workers.job import Job, for_group, make_job, set_up_process
+from search.workers.job import Job, make_job, set_up_process
 from search.workers.judge_worker import Scorer, images_to_judge_by, judge_safely
 from search.workers.supernet_worker import (
     SupernetWorker,
@@ -319,6 +319,6 @@ GRAFT_WORK = Work(
     judge_worker=GraftJudge,
     train_alone=heal,
     prepare=compile_kernels,
-    for_group=for_group,
+    for_group=lambda job, data, devices: (job, devices),  # each has parts of its own
     meet=open_meeting,
 )

@@ -212,6 +212,36 @@ def test_the_finish_starts_no_judge_that_does_not_fit(
     assert len(record.ledger()) == 1
 
 
+@pytest.mark.parametrize(
+    ("left", "start", "devices", "most"),
+    [
+        (64 * 1000.0, 150.0, 64, None),
+        (64 * 140.0, 150.0, 64, 29),  # all that is left would be spent on 59 starts
+        (320.0, 150.0, 64, 1),
+        (100.0, 2.0, 4, None),
+        (30.0, 2.0, 4, 1),
+    ],
+)
+def test_the_finish_does_not_spend_what_is_left_on_starting_judges(
+    left: float, start: float, devices: int, most: int | None
+) -> None:
+    asked: list[int | None] = []
+
+    def crew(plan: Plan, phase: str, *, most: int | None) -> Any:
+        asked.append(most)
+        raise BudgetSpent
+
+    session: Any = SimpleNamespace(
+        spent=lambda: 0.0, start_seconds=start, wait_for_devices=lambda: devices, crew=crew
+    )
+    plan: Any = SimpleNamespace(budget_seconds=left)
+    with pytest.raises(BudgetSpent):
+        finish_phase.finish(session, plan)
+    assert asked == [most]
+    if most is not None and left > 2 * start:
+        assert most * start <= left / 2
+
+
 def test_a_workers_start_counts_until_a_trial_has_shown_what_it_takes(
     record: Record, clock: Clock, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,8 @@ from search.plan import (
 )
 from search.plan.revising import _hand_out
 from search.run_folder.settings import RunSettings
+from search.workers.graft_worker import GRAFT_WORK
+from supernet.recipes.recipe import load_recipe
 from tests.tiny_data import noise, tiny_data
 
 SUPERNET = SHARES["supernet"]
@@ -352,6 +355,48 @@ def test_a_run_is_planned_with_the_shares_that_were_asked_for(tmp_path: Path) ->
             settings, times, data, devices=2, measured_seconds=1.0, times_budget=2.0
         )
         assert twice.spent_by_end[phase] == pytest.approx(7_200)
+
+
+def test_the_batch_of_a_plan_is_that_of_the_devices_that_the_supernet_is_begun_on(
+    tmp_path: Path,
+) -> None:
+    """Others may hold a part of a cluster; what is measured and trained then is a smaller batch."""
+    data = tiny_data(tmp_path, *noise(520, 8))
+    settings = RunSettings(data="digits", budget="1gpu-hours")
+    times = StepTimes(
+        supernet_step=0.1,
+        trial_steps=POINTS,
+        judge=0.3,
+        steps_per_epoch=4,
+        supernet_batch=128,  # of two devices
+    )
+    whole, part = (
+        plan_from_times(
+            settings, times, data, devices=8, measured_seconds=1.0, supernet_devices=devices
+        )
+        for devices in (None, 2)
+    )
+    assert (whole.supernet_batch, part.supernet_batch) == (512, 128)
+    # A batch of four times as many images takes four times as long, and fewer are enough.
+    assert part.supernet_steps == pytest.approx(4 * whole.supernet_steps, rel=0.01)
+
+
+def test_parts_of_a_graft_learn_in_batches_that_do_not_grow(tmp_path: Path) -> None:
+    """On however many devices: each takes some of the parts, and all of the batch."""
+    data = tiny_data(tmp_path, *noise(4_200, 8))
+    settings = RunSettings(
+        data="digits", budget="20gpu-minutes", strategy="graft", graft_from="a", teacher="a"
+    )
+    batch = load_recipe(settings.supernet_recipe).batch_size
+    times = StepTimes(
+        supernet_step=10.0, trial_steps=POINTS, judge=0.3, steps_per_epoch=4, supernet_batch=batch
+    )
+    # Of twenty minutes parts have six, and steps of 64 devices' batches would take ten.
+    plan = plan_from_times(settings, times, data, devices=64, measured_seconds=1.0)
+    assert plan.supernet_batch == batch
+    job: Any = object()
+    assert GRAFT_WORK.for_group is not None
+    assert GRAFT_WORK.for_group(job, data, 64) == (job, 64)
 
 
 @pytest.mark.parametrize("strategy", ["supernet", "zero-cost"])
