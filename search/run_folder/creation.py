@@ -205,7 +205,7 @@ def _check(settings: RunSettings) -> SearchSpace:
     from supernet.data import open_unlabelled
     from supernet.network import check_shareable
     from supernet.recipes import load_recipe
-    from supernet.shared_weights import check_shared_lesson, check_strategy
+    from supernet.shared_weights import check_shared_lesson, check_shared_recipe, check_strategy
     from supernet.training import check_teacher, check_unlabelled
 
     space = settings.load_space()
@@ -217,6 +217,8 @@ def _check(settings: RunSettings) -> SearchSpace:
         _check_backbones(settings, space)
         return space
     recipes = {field: load_recipe(getattr(settings, field)) for field in RECIPES}
+    if "supernet" in SHARES[settings.strategy]:
+        check_shared_recipe(recipes["supernet_recipe"])
     if settings.unlabelled:
         open_unlabelled(Path(settings.unlabelled))  # listed now, and kept after the others
         check_unlabelled(recipes["trial_recipe"], given=True, is_taught=True)

@@ -10,7 +10,11 @@ from supernet.shared_weights.checkpoint import (
 from supernet.shared_weights.group import most_devices, recipe_of_group
 from supernet.shared_weights.shared_training import Progress, SharedTraining, shared_optimizer
 from supernet.shared_weights.strategies import check_strategy
-from supernet.shared_weights.trainer import SupernetTrainer, check_shared_lesson
+from supernet.shared_weights.trainer import (
+    SupernetTrainer,
+    check_shared_lesson,
+    check_shared_recipe,
+)
 from supernet.shared_weights.usage import UsedWeights
 
 __all__ = [
@@ -20,6 +24,7 @@ __all__ = [
     "UsedWeights",
     "calibration_images",
     "check_shared_lesson",
+    "check_shared_recipe",
     "check_strategy",
     "check_supernet",
     "load_shared",

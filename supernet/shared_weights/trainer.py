@@ -52,7 +52,7 @@ class SupernetTrainer(SharedTraining):
         space: The space; its number of classes is the data's.
         data: Where the train split comes from.
         recipe: Batch size, learning rate, augmentation, dropped paths, averaging, precision; its
-            epochs are not used, `total_steps` is. Its optimiser must be adamw.
+            epochs are not used, `total_steps` is. See `check_shared_recipe`.
         strategy: One of `STRATEGIES`.
         total_steps: Length of the schedule: warm-up of at most 10 %, then cosine to ``min_lr``.
         seed: Of the weights, the architectures and the order of the data.
@@ -82,7 +82,7 @@ class SupernetTrainer(SharedTraining):
         loader_workers: int = 0,
         teacher: Teacher | None = None,
     ) -> None:
-        _check(recipe)
+        check_shared_recipe(recipe)
         check_shared_lesson(recipe, given=teacher is not None)
         super().__init__(
             space,
@@ -94,6 +94,7 @@ class SupernetTrainer(SharedTraining):
         )
         torch.manual_seed(seed)
         self.supernet = Supernet(space, recipe.drop_path, sharing=sharing).to(self.device)
+        self.supernet.grad_checkpointing = recipe.gradient_checkpointing
         self.optimizer = build_shared_optimizer(self.supernet, recipe)
         self.used_weights = UsedWeights(self.supernet)
         self.ema = (
@@ -254,9 +255,24 @@ def check_shared_lesson(recipe: Recipe, *, given: bool) -> None:
         )
 
 
-def _check(recipe: Recipe) -> None:
+def check_shared_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that shared weights cannot follow.
+
+    Raises:
+        ValueError: If its optimiser is not adamw, or it compiles or has label maps.
+    """
     if recipe.optimizer != "adamw":
         raise ValueError(
             "Shared weights are trained with adamw, which leaves unused ones alone, got the "
             f"optimizer {recipe.optimizer!r} in the recipe {recipe.name!r}. Write adamw there."
+        )
+    if recipe.compile:
+        raise ValueError(
+            "Every step of shared weights runs other networks, each of which torch.compile would "
+            f"compile anew. In {recipe.name} write compile: false."
+        )
+    if recipe.token_labels is not None:
+        raise ValueError(
+            "Shared weights do not learn from label maps. In "
+            f"{recipe.name} write token_labels: null."
         )

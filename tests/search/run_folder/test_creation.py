@@ -168,6 +168,20 @@ def test_a_space_whose_networks_cannot_share_weights_is_refused_at_once(tmp_path
         run.record.set_meta("plan", {})
 
 
+def test_a_recipe_that_shared_weights_cannot_follow_is_refused_at_once(tmp_path: Path) -> None:
+    """Its worker said so, when all devices had been held for as long as measuring takes."""
+    recipe = tmp_path / "mine.yaml"
+    shipped = (ROOT / "configs" / "recipes" / "supernet.yaml").read_text()
+    recipe.write_text(shipped.replace("optimizer: adamw", "optimizer: lion"))
+    settings = dataclasses.replace(SETTINGS, supernet_recipe=str(recipe))
+
+    refused = pytest.raises(ValueError, match=r"trained with adamw.*'lion'")
+    with refused, create_run(tmp_path / "run", settings):
+        pass
+
+    assert snapshot(tmp_path).keys() == {"mine.yaml"}
+
+
 def test_only_what_was_written_is_removed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

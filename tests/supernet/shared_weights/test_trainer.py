@@ -22,6 +22,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import count
 from searchspace.space import MixerChoices, SearchSpace, StageChoices
 from supernet.data import ImageData, Split, open_data, prepare_data
+from supernet.network.blocks import Block
 from supernet.network.supernet import Supernet
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.shared_weights.checkpoint import load_supernet
@@ -304,9 +305,35 @@ def test_gradients_are_clipped_to_the_recipes_norm(
     assert norms == pytest.approx([0.01, 0.01], rel=1e-4)
 
 
+def test_shared_weights_may_be_trained_in_less_memory(data: ImageData) -> None:
+    """The recipe says so, and every block is computed once more for each architecture."""
+    calls = {False: 0, True: 0}
+    found = {}
+    for saves, seen in calls.items():
+        recipe = FULL.model_copy(update={"gradient_checkpointing": saves})
+        training = trainer(data, recipe=recipe)
+
+        def count_calls(module: object, given: object, saves: bool = saves) -> None:
+            calls[saves] += isinstance(module, Block)
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(count_calls)
+        training.run(2)
+        hook.remove()
+        assert calls[saves] > seen
+        found[saves] = weights(training)
+    assert calls[True] == 2 * calls[False]
+    for name, value in found[True].items():
+        torch.testing.assert_close(value, found[False][name])
+
+
 def test_another_optimizer_or_strategy_is_refused(data: ImageData) -> None:
     with pytest.raises(ValueError, match=r"trained with adamw.*'lion'"):
         trainer(data, recipe=RECIPE.model_copy(update={"optimizer": "lion"}))
+    with pytest.raises(ValueError, match="write compile: false"):
+        trainer(data, recipe=RECIPE.model_copy(update={"compile": True}))
+    maps = load_recipe("volo_310e").token_labels
+    with pytest.raises(ValueError, match="write token_labels: null"):
+        trainer(data, recipe=RECIPE.model_copy(update={"token_labels": maps}))
     with pytest.raises(ValueError, match=r"Unknown strategy 'best'.*uniform, fair, sandwich"):
         trainer(data, strategy="best")
 
