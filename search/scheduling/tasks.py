@@ -46,7 +46,8 @@ SPOILT = (
     "hip error",
 )
 SPOILT_STATUS = 70
-# And what a process says that trains together with others where one of them has gone.
+# And what a process says that trains together with others where one of them has gone, or is not at
+# the same place.
 OTHERS_GONE = (
     "gloo",
     "nccl",
@@ -55,6 +56,7 @@ OTHERS_GONE = (
     "distbackenderror",
     "distnetworkerror",
     "diststoreerror",
+    "checkpointsdiffererror",  # of a node that sees late what another one has written
 )
 # Starting workers (imports, images, finding each other) takes at most so long.
 START_SECONDS = 900.0
@@ -185,7 +187,7 @@ def outcome_of_error(error: BaseException, folder: Path) -> Outcome:
 
 
 def is_of_others(error: BaseException) -> bool:
-    """Tell whether an error in one process of a group only says that another one has gone."""
+    """Tell whether an error in one process of a group is the others' or the cluster's."""
     text = f"{type(error).__name__}: {error}".lower()
     return any(words in text for words in OTHERS_GONE)
 

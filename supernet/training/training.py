@@ -62,6 +62,10 @@ class TrainingStopped(Exception):
     """The caller asked to stop; the checkpoint, if there is one, holds all finished epochs."""
 
 
+class CheckpointsDifferError(ValueError):
+    """Processes that train together found different checkpoints: a node sees others' files late."""
+
+
 class _BadLossError(FloatingPointError):
     """A loss was not finite; the recipe says what follows."""
 
@@ -450,7 +454,7 @@ class _Training:
         done[self.rank] = len(self.history)
         add_up([done])
         if len(set(done.tolist())) > 1:
-            raise ValueError(
+            raise CheckpointsDifferError(
                 "Processes that train together see one folder, and found different checkpoints in "
                 f"{self.options.out}: {done.int().tolist()} epochs. Let it lie on storage that all "
                 "nodes share."

@@ -18,6 +18,7 @@ from search.cluster.tune_trials import run_trials
 from search.record import Measured
 from search.scheduling.tasks import Outcome, TrialTask, Work, is_of_others, outcome_of_error
 from searchspace.spec_file import load_space
+from supernet.training.training import CheckpointsDifferError
 
 SPACE = load_space("digits").replace(num_classes=10)
 
@@ -183,6 +184,8 @@ def test_a_lost_connection_is_no_fault_of_a_network(tmp_path: Path) -> None:
         "NCCL communicator was aborted on rank 3",
     ):
         assert is_of_others(RuntimeError(text))
+    # Network file systems show a node late what another one has written: no fault of the network.
+    assert is_of_others(CheckpointsDifferError("[0, 2] epochs"))
     assert not is_of_others(FloatingPointError("The loss is nan in epoch 1 of 3"))
     # Alone there are no others: such words would be the network's.
     assert outcome_of_error(RuntimeError("gloo"), tmp_path) == "failed"

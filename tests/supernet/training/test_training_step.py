@@ -20,7 +20,12 @@ from supernet.training.checkpoint import latest_checkpoint
 from supernet.training.finishing import Finish
 from supernet.training.optimization import build_optimizer
 from supernet.training.seeding import derived_seed
-from supernet.training.training import TrainingOptions, TrainingStopped, train
+from supernet.training.training import (
+    CheckpointsDifferError,
+    TrainingOptions,
+    TrainingStopped,
+    train,
+)
 from supernet.training.training_step import BatchStatistics, Gradients
 from tests.tiny_data import changed, noise, tiny_data
 
@@ -283,7 +288,9 @@ def test_processes_that_found_other_checkpoints_do_not_train_together(
     if fits:
         training._check_together()
     else:
-        with pytest.raises(ValueError, match=r"found different checkpoints in .*\[0, 2\] epochs"):
+        with pytest.raises(
+            CheckpointsDifferError, match=r"found different checkpoints in .*\[0, 2\] epochs"
+        ):
             training._check_together()
 
 
