@@ -6,7 +6,7 @@ suite, whose seconds pass on the clock instead of being waited for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class LocalCrew:
     def call(self, method: str, *arguments: Any, while_waiting: Callable[[], None]) -> Any:
         """Call the judge."""
         return getattr(self._worker, method)(*arguments)
+
+    def call_split(
+        self, method: str, items: Sequence[Any], *, while_waiting: Callable[[], None]
+    ) -> list[Any]:
+        """Call the judge with all of a list."""
+        return [self.call(method, items, while_waiting=while_waiting)]
 
     def stream(self, source: Any, while_waiting: Callable[[], None]) -> None:
         """Judge until the source has no more."""

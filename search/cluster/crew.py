@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from search.cluster.connection import Cluster, WorkerLostError, call, kill_aside
+from search.cluster.connection import Cluster, WorkerLostError, call, call_each, kill_aside
 from search.record import Measured, Record
 from search.scheduling import (
     START_SECONDS,
@@ -26,6 +27,8 @@ from search.scheduling import (
     late_seconds,
 )
 from searchspace.architecture import Architecture
+
+logger = logging.getLogger(__name__)
 
 # A call to a judge is worth its cost when it lasts about so long.
 BATCH_SECONDS = 0.2
@@ -154,12 +157,7 @@ class JudgeCrew:
 
     def call(self, method: str, *arguments: Any, while_waiting: Callable[[], None]) -> Any:
         """Call a method of some judge; of another one if that dies."""
-
-        def look() -> None:
-            self._now()
-            self._see_placed()
-            while_waiting()
-
+        look = self._looking(while_waiting)
         while True:
             self._recruit()
             if not self._judges:
@@ -182,6 +180,55 @@ class JudgeCrew:
             else:
                 self._greet(judge)
                 return result
+
+    def call_split(
+        self, method: str, items: Sequence[Any], *, while_waiting: Callable[[], None]
+    ) -> list[Any]:
+        """Call a method with a part of a list at each judge: all of them are held meanwhile.
+
+        Where one is lost, another one does all that was split.
+
+        Returns:
+            What the calls have returned.
+        """
+        found: list[Any] = []
+        if items and not any(judge.ready for judge in self._judges):
+            # Those that start now are ready when one of them has done something.
+            found.append(self.call(method, items[:1], while_waiting=while_waiting))
+            items = items[1:]
+        self._greet_started()
+        judges = [judge for judge in self._judges if judge.ready][: len(items)]
+        if len(judges) > 1:
+            parts = [(items[number :: len(judges)],) for number in range(len(judges))]
+            actors, look = [judge.actor for judge in judges], self._looking(while_waiting)
+            try:
+                return found + call_each(actors, method, parts, while_waiting=look)
+            except WorkerLostError as error:
+                logger.warning("A judge was lost: %s", error)
+        if items:
+            found.append(self.call(method, items, while_waiting=while_waiting))
+        return found
+
+    def _looking(self, while_waiting: Callable[[], None]) -> Callable[[], None]:
+        """Look after the judges, too, while a call is waited for."""
+
+        def look() -> None:
+            self._now()
+            self._see_placed()
+            while_waiting()
+
+        return look
+
+    def _greet_started(self) -> None:
+        """Take note of judges that have become ready, where nobody has listened to them."""
+        starting = {judge.greeting: judge for judge in self._judges if judge.node is None}
+        if not starting:
+            return
+        done, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+        for greeting in done:
+            with suppress(RayError):  # it is told again to who asks for more
+                starting[greeting].node = ray.get(greeting)
+                self._greet(starting[greeting])
 
     def stream(self, source: JudgementSource, while_waiting: Callable[[], None]) -> None:
         """Keep every judge busy until the source has no more, then finish the rest.

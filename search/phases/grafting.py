@@ -32,7 +32,7 @@ from search.phases.measure import measure
 from search.phases.promote import promote
 from search.phases.saves import Saves
 from search.phases.session import Session
-from search.phases.trust import train_networks
+from search.phases.trust import proxies_of, train_networks
 from search.plan import HORIZON, Plan
 from search.record import Measured, Trial
 from search.results import SUPERNET, ZERO_COST
@@ -318,7 +318,7 @@ def _estimate(session: Session, crew: JudgeCrew, phase: str, networks: list[Arch
     known = session.state.proxy_scores or {}
     new = [network for network in networks if network.key not in known]
     tick: Callable[[], None] = session.tick(phase, may_stop=True)
-    scores = crew.call("proxy_scores", new, while_waiting=tick) if new else {}
+    scores = proxies_of(crew, new, tick)
     trials = session.record.trials()
     sums = graft_scores(trials, teacher_of(session))
     judged = {one.key: {KL: -one.measured.kl} for one in trials if is_assembled(one)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, islice, zip_longest
 
 from search.cluster import JudgeCrew
@@ -94,5 +94,14 @@ def score_without_training(
     """Compute the zero-cost proxies of the trust set, once."""
     if session.state.proxy_scores is None:
         tick = session.tick(phase, may_stop=True)
-        scores = crew.call("proxy_scores", networks, while_waiting=tick)
-        session.state.proxy_scores = scores
+        session.state.proxy_scores = proxies_of(crew, networks, tick)
+
+
+def proxies_of(
+    crew: JudgeCrew, networks: Sequence[Architecture], while_waiting: Callable[[], None]
+) -> dict[str, dict[str, float]]:
+    """Compute the zero-cost proxies of networks on all judges, by key, in the networks' order."""
+    found: dict[str, dict[str, float]] = {}
+    for part in crew.call_split("proxy_scores", networks, while_waiting=while_waiting):
+        found |= part
+    return {network.key: found[network.key] for network in networks if network.key in found}

@@ -17,6 +17,7 @@ from rich.console import Console
 
 import search.run as main_path
 from search.cluster import crew as crew_module
+from search.cluster.connection import WorkerLostError
 from search.cluster.crew import JudgeCrew, _Batch, _Judge
 from search.phases import finish as finish_phase
 from search.phases import measure as measure_phase
@@ -210,6 +211,41 @@ def test_the_finish_starts_no_judge_that_does_not_fit(
         finish_phase.finish(session, plan)
 
     assert len(record.ledger()) == 1
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("are_ready", [True, False])
+def test_what_is_asked_of_many_networks_is_split_over_all_judges(
+    record: Record, monkeypatch: pytest.MonkeyPatch, is_lost: bool, are_ready: bool
+) -> None:
+    """All of them are held meanwhile; where one is lost, another does what was split."""
+    crew = crew_of(record, lambda: 999.0, start=1.0)
+    crew._recruit()
+    for judge in crew._judges:
+        judge.ready, judge.node = are_ready, "a" if are_ready else None
+    asked: list[list[int]] = []
+
+    def answer(actor: Any, method: str, items: Any, **_: Any) -> list[int]:
+        asked.append(list(items))
+        return [10 * item for item in items]
+
+    def call_each(actors: list[Any], method: str, parts: list[Any], **more: Any) -> list[Any]:
+        found = [answer(actor, method, *part) for actor, part in zip(actors, parts, strict=True)]
+        if is_lost:
+            raise WorkerLostError("died")
+        return found
+
+    monkeypatch.setattr(crew_module, "call", answer)
+    monkeypatch.setattr(crew_module, "call_each", call_each)
+    monkeypatch.setattr(crew_module.ray, "wait", lambda calls, **_: (calls, []))
+    monkeypatch.setattr(crew_module.ray, "get", lambda call: "a")
+    found = crew.call_split("scores", range(10), while_waiting=lambda: None)
+
+    assert sorted(number for part in found for number in part) == [10 * n for n in range(10)]
+    split = asked[:4] if are_ready else asked[1:5]
+    assert [len(part) for part in split] == ([3, 3, 2, 2] if are_ready else [3, 2, 2, 2])
+    assert len(asked) == 4 + is_lost + (not are_ready)
+    assert crew.call_split("scores", [], while_waiting=lambda: None) == []
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,11 @@ def test_networks_that_a_larger_budget_adds_are_estimated_as_well(record: Record
     add_measured(record, EMPTIED, Measured(kl=0.25))
     session, asked = session_of(record), list[list[Architecture]]()
 
-    def call(method: str, networks: list[Architecture], while_waiting: object) -> Any:
+    def call_split(method: str, networks: list[Architecture], while_waiting: object) -> Any:
         asked.append(networks)
-        return {one.key: {"nwot": 1.0} for one in networks}
+        return [{one.key: {"nwot": 1.0}} for one in networks]
 
-    crew: Any = SimpleNamespace(call=call)
+    crew: Any = SimpleNamespace(call_split=call_split)
     _estimate(session, crew, "search", [TEACHER])
     _estimate(session, crew, "search", [TEACHER, EMPTIED])
     assert asked == [[TEACHER], [EMPTIED]]
