@@ -40,8 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(SPACE)
     first = ("run", "--budget", f"{BUDGET_SECONDS}cpu-seconds", "--space", "tiny.yaml")
-    assert stop_in(folder, first, "trust", signal.SIGINT) == 130
-    assert stop_in(folder, ("run", "--resume"), "search", signal.SIGKILL) == -signal.SIGKILL
+    # A machine that is busy has no time to check the supernet: then both stop it in the search.
+    assert stop_in(folder, first, ("trust", "search"), signal.SIGINT) == 130
+    assert stop_in(folder, ("run", "--resume"), ("search",), signal.SIGKILL) == -signal.SIGKILL
     with Record.open(folder / "run" / "record.db") as record:
         before = record.spent(PHASES)
     done = search(folder, "run", "--resume")
@@ -51,14 +52,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stop_in(folder: Path, words: tuple[str, ...], phase: str, number: int) -> int:
-    """Start a run, send it a signal when a phase has begun; return its exit status."""
-    with (folder / f"{phase}.log").open("w") as log:
+def stop_in(folder: Path, words: tuple[str, ...], phases: tuple[str, ...], number: int) -> int:
+    """Start a run, send it a signal when one of some phases has begun; return its exit status."""
+    with (folder / f"{phases[0]}.log").open("w") as log:
         process = subprocess.Popen(
             command(*words), cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log
         )
         try:
-            wait_for_phase(folder / "run", phase, process)
+            wait_for_phase(folder / "run", phases, process)
             process.send_signal(number)
             return process.wait(60)
         finally:
@@ -83,17 +84,17 @@ def search(folder: Path, *words: str, out: str = "run") -> subprocess.CompletedP
     )
 
 
-def wait_for_phase(run: Path, phase: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until some trial of a phase is running."""
+def wait_for_phase(run: Path, phases: tuple[str, ...], process: subprocess.Popen[bytes]) -> None:
+    """Wait until one of some phases has been charged."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
         if (run / "record.db").exists():
             with Record.open(run / "record.db") as record:
-                if phase in record.spent_by_phase():
+                if not record.spent_by_phase().keys().isdisjoint(phases):
                     return
         time.sleep(0.2)
-    raise AssertionError(f"the run never reached the phase {phase}")
+    raise AssertionError(f"the run never reached the phases {phases}")
 
 
 def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
