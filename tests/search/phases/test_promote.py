@@ -22,6 +22,19 @@ from tests.tiny_engine import SPACE, VALUES, plan_of
 from tests.tiny_graft import add_measured
 
 
+def session_of(record: Record, say: Callable[[str], None]) -> Any:
+    """A session whose supernet judges, at the start of its promotion."""
+    return SimpleNamespace(
+        has_ended=lambda plan, phase: False,
+        estimator=lambda: "supernet",
+        record=record,
+        space=SPACE,
+        settings=RunSettings(data="digits", budget="1cpu-minute"),
+        run=SimpleNamespace(limits={}),
+        view=SimpleNamespace(say=say),
+    )
+
+
 @pytest.mark.parametrize("num_trained", [2, 99])
 def test_others_are_trained_once_all_that_were_judged_have_gone_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_trained: int
@@ -43,16 +56,7 @@ def test_others_are_trained_once_all_that_were_judged_have_gone_up(
     with Record.create(tmp_path / "record.db") as record:
         for seed in range(3):
             add_measured(record, SPACE.sample(random.Random(seed)), VALUES)
-        session: Any = SimpleNamespace(
-            has_ended=lambda plan, phase: False,
-            estimator=lambda: "supernet",
-            record=record,
-            space=SPACE,
-            settings=RunSettings(data="digits", budget="1cpu-minute"),
-            run=SimpleNamespace(limits={}),
-            view=SimpleNamespace(say=said.append),
-        )
-        promote(session, plan_of())
+        promote(session_of(record, said.append), plan_of())
     if num_trained == 2:
         assert (len(trained), climbed, said) == (2, [], [])
     else:
@@ -91,14 +95,5 @@ def test_what_was_under_way_when_all_had_entered_goes_up_before_others_are_train
 
         monkeypatch.setattr(promoting, "train_alone", train_alone)
         monkeypatch.setattr(promoting, "climb", lambda *_, **__: events.append("others"))
-        session: Any = SimpleNamespace(
-            has_ended=lambda plan, phase: False,
-            estimator=lambda: "supernet",
-            record=record,
-            space=SPACE,
-            settings=RunSettings(data="digits", budget="1cpu-minute"),
-            run=SimpleNamespace(limits={}),
-            view=SimpleNamespace(say=lambda _: None),
-        )
-        promote(session, plan)
+        promote(session_of(record, lambda _: None), plan)
     assert events == [1] * 5 + [2] * 5 + ["others"]
