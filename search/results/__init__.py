@@ -48,6 +48,7 @@ from search.results.learning_curves import (
     HeldOut,
     curves_of,
     forecast_held_out,
+    learnable,
 )
 from search.results.limits import is_within
 from search.results.mixing import (
@@ -109,6 +110,7 @@ __all__ = [
     "knee",
     "known_losses",
     "later_order",
+    "learnable",
     "losses_of",
     "mixing_gains",
     "non_dominated",

@@ -134,6 +134,17 @@ def curves_of(trials: Iterable[Trial]) -> dict[int, Curve]:
     }
 
 
+def learnable(curves: Iterable[Curve], *, epochs: int) -> list[Curve]:
+    """Return the curves from which trainings of so many epochs can be forecast.
+
+    Returns:
+        Those of several lengths; none where they are too few, or all of them far shorter.
+    """
+    several = [curve for curve in curves if len(curve) > 1]
+    longest = max((curve[-1].epochs for curve in several), default=0)
+    return several if len(several) >= MIN_CURVES and longest * MAX_STRETCH >= epochs else []
+
+
 def forecasts(
     curves: Mapping[int, Curve], *, epochs: int, of: Iterable[int] | None = None
 ) -> dict[int, Forecast]:
@@ -147,9 +158,8 @@ def forecasts(
     Returns:
         By id; empty where too few networks were trained for several lengths, or none for long.
     """
-    several = [curve for curve in curves.values() if len(curve) > 1]
-    longest = max((curve[-1].epochs for curve in several), default=0)
-    if len(several) < MIN_CURVES or longest * MAX_STRETCH < epochs:
+    several = learnable(curves.values(), epochs=epochs)
+    if not several:
         return {}
     model = CurveModel(several)
     wanted = curves if of is None else [number for number in of if number in curves]

@@ -21,6 +21,7 @@ from search.results import (
     LaterOrder,
     curves_of,
     forecast_held_out,
+    learnable,
     trained_alone,
 )
 from search.trust.ranking import MIN_POINTS, KendallTau, kendall_tau_interval
@@ -168,15 +169,17 @@ def promotion_forecast(
         recipe_epochs: Of the full recipe.
 
     Returns:
-        None where last values rank as well, or too little is known. The function takes the trials
-        of one network, and returns its accuracy in percent; of one that was never trained alone it
-        is what the last of the trials has measured.
+        None where last values rank as well, where too little is known, or the full recipe is far
+        longer than what was trained. The function takes the trials of one network, and returns its
+        accuracy in percent; of one that was never trained alone it is what the last of the trials
+        has measured.
     """
     curves = curves_of(trial for trial in trials if trial.origin in ("trust", HORIZON))
-    held_out = forecast_held_out(curves.values())
+    several = learnable(curves.values(), epochs=recipe_epochs)
+    held_out = forecast_held_out(several)
     if held_out is None or not held_out.ranks_better or not recipe_epochs:
         return None
-    model = CurveModel([curve for curve in curves.values() if len(curve) > 1])
+    model = CurveModel(several)
 
     def forecast(of_one: Sequence[Trial]) -> float:
         curve = curves_of(of_one).get(of_one[-1].architecture_id)

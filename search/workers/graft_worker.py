@@ -290,10 +290,9 @@ class GraftJudge:
         """See `GraftEvaluator.difference`."""
         return self._evaluator.difference()
 
-    @ending_spoilt()
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
-        """Score architectures without training, by key (`supernet.measuring.proxies`)."""
-        return {a.key: self._scorer.scores(a) for a in architectures}
+        """Score architectures without training, by key; see `Scorer.scores_of_all`."""
+        return self._scorer.scores_of_all(architectures)
 
 
 def heal(

@@ -114,6 +114,23 @@ class Scorer:
             architecture, self._images, self._labels, seed=self._job.seed, names=names
         )
 
+    def scores_of_all(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
+        """Score architectures with all proxies, by key; NaN where one cannot be computed.
+
+        A score that not all networks have is judged by in no run, which is no reason to end one.
+        """
+        return {
+            one.key: {name: self._or_nan(one, name) for name in PROXIES} for one in architectures
+        }
+
+    def _or_nan(self, architecture: Architecture, name: str) -> float:
+        try:
+            return self.scores(architecture, (name,))[name]
+        except Exception as error:
+            end_if_spoilt(error)
+            logger.error("No %s of %s:\n%s", name, architecture.key, traceback.format_exc())
+            return math.nan
+
 
 class JudgeWorker:
     """A warm judge: loads what it judges with once and then only evaluates.
@@ -157,10 +174,9 @@ class JudgeWorker:
         """Measure `Evaluator.extraction_error` of several architectures."""
         return [self._inherited.extraction_error(architecture) for architecture in architectures]
 
-    @ending_spoilt()
     def proxy_scores(self, architectures: Iterable[Architecture]) -> dict[str, dict[str, float]]:
-        """Score architectures without training, by key (`supernet.measuring.proxies`)."""
-        return {a.key: self._scorer.scores(a) for a in architectures}
+        """Score architectures without training, by key; see `Scorer.scores_of_all`."""
+        return self._scorer.scores_of_all(architectures)
 
 
 def judge_safely(

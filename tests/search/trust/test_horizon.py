@@ -122,6 +122,9 @@ def test_promotion_goes_by_forecasts_only_where_they_rank_better() -> None:
     assert forecast(slow) > forecast(quick)
     # An order that stays needs no forecast.
     assert promotion_forecast(slow_and_quick(0.2), recipe_epochs=80) is None
+    # A recipe that is far longer than what was trained is not foretold: nobody knows that order.
+    assert promotion_forecast(trials, recipe_epochs=90) is not None
+    assert promotion_forecast(trials, recipe_epochs=91) is None
     # What promotions have chosen says nothing.
     promoted = [replace(one, origin="promote") for one in trials]
     assert promotion_forecast(promoted, recipe_epochs=80) is None

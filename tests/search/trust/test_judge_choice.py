@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -117,6 +118,21 @@ def test_scores_do_not_stand_for_a_supernet_that_has_judged_nothing(
         report = report_of(record, seed=0, strategy="zero-cost")
         assert report is not None
         assert report.chosen == "nwot"
+
+
+def test_a_score_that_one_network_has_not_is_none_to_judge_by(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [trial(n, correct=100 + n, origin="trust") for n in range(1, 8)]
+    scores = {t.key: {"nwot": float(t.id), "grad_norm": float(t.id)} for t in trials}
+    scores[trials[3].key]["nwot"] = math.nan
+    with record:
+        monkeypatch.setattr(Record, "trials", lambda _self: trials)
+        RunState(record).proxy_scores = scores
+        report = report_of(record, seed=0, strategy="zero-cost")
+    assert report is not None
+    assert "nwot" not in {estimator.name for estimator in report.estimators}
+    assert report.chosen == "grad_norm"
 
 
 def test_the_sampler_is_fed_with_what_a_strategy_judges_by(record: Record) -> None:

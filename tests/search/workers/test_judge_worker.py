@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -66,9 +67,11 @@ def test_a_network_that_cannot_be_judged_costs_the_others_nothing(
 
     assert cause is not None
     assert (none, measured.score > 0) == (None, True)
-    scores = judges.proxy_scores([good])
-    assert set(scores) == {good.key}
+    scores = judges.proxy_scores([good, bad])
+    assert set(scores) == {good.key, bad.key}
     assert scores[good.key]["grad_norm"] == pytest.approx(measured.score)
+    # What can be computed is; a score that one network has not is none to judge by.
+    assert [name for name in PROXIES if math.isnan(scores[bad.key][name])] == ["grad_norm"]
 
 
 @pytest.mark.parametrize("name", ["macs", "params"])
