@@ -165,7 +165,7 @@ class Study:
         from supernet.dense.judging import judge
         from supernet.dense.network import extract_dense
         from supernet.dense.shared import DenseSupernetTrainer, calibration_batches
-        from supernet.shared_weights import recalibrate
+        from supernet.training import recalibrate
 
         data, recipe = self._dense(task, task.supernet_steps)
         learned, judged = data.held_out(0)

@@ -248,8 +248,8 @@ def accuracies(run: Path, networks: Sequence[Architecture]) -> list[dict[str, fl
     from search.workers.job import make_job
     from search.workers.judge_worker import Evaluator
     from supernet.network import extract
-    from supernet.shared_weights import load_supernet, recalibrate
-    from supernet.training import evaluate
+    from supernet.shared_weights import load_supernet
+    from supernet.training import evaluate, recalibrate
 
     with open_run(run) as folder:
         job = make_job(folder.settings, folder.folder, folder.data())

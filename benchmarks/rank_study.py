@@ -32,13 +32,13 @@ from searchspace.spec_file import load_space
 from supernet.data import ImageData, open_data
 from supernet.measuring.proxies import proxy_scores
 from supernet.mixers.weight_sharing import PROJECTIONS, WeightSharing
-from supernet.network.supernet import build_subnet
+from supernet.network.supernet import build_subnet, extract
 from supernet.recipes.recipe import load_recipe, with_epochs
-from supernet.shared_weights.calibration import calibration_images, recalibrated
 from supernet.shared_weights.checkpoint import load_supernet
 from supernet.shared_weights.strategies import STRATEGIES, check_strategy
 from supernet.shared_weights.trainer import SupernetTrainer
 from supernet.training.batches import eval_batches, steps_per_epoch
+from supernet.training.calibration import calibration_images, recalibrate
 from supernet.training.evaluation import evaluate
 from supernet.training.training import TrainingOptions, train
 
@@ -315,7 +315,8 @@ def _supernet_values(
     judging = list(eval_batches(data.split("search"), data, EVAL_BATCH))
     values = {}
     for key, architecture in networks.items():
-        network = recalibrated(supernet, architecture, calibration)
+        network = extract(supernet, architecture)
+        recalibrate(network, calibration)
         name = f"supernet-{strategy}-{sharing.projections}"
         values[key] = {name: evaluate(network, judging, "cpu").top1}
     return values

@@ -17,7 +17,7 @@ class Named(NamedTuple):
 
 WORKER, JUDGE = "search/workers/supernet_worker.py", "search/workers/judge_worker.py"
 TRAINER = "supernet/shared_weights/trainer.py"
-CALIBRATION = "supernet/shared_weights/calibration.py"
+CALIBRATION = "supernet/training/calibration.py"
 WINDOWS = "supernet/mixers/window_attention.py"
 DOMINANCE = "search/results/dominance.py"
 PLAN, SHARES, RUNGS = "search/plan/making.py", "search/plan/shares.py", "search/plan/rungs.py"
@@ -76,25 +76,32 @@ NAMED: tuple[Named, ...] = (
         "tests/search/test_image_roles.py",
     ),
     Named(
+        "short trainings are judged with statistics of weights that are gone",
+        "search/workers/supernet_worker.py",
+        "        recalibrates=True,\n",
+        "",
+        "tests/search/workers/test_alone.py",
+    ),
+    Named(
         "recalibration without the reset",
         CALIBRATION,
         "        norm.reset_running_stats()\n",
         "",
-        "tests/supernet/shared_weights/test_calibration.py",
+        "tests/supernet/training/test_calibration.py",
     ),
     Named(
         "recalibration in train mode, with dropped paths",
         CALIBRATION,
         "    with torch.no_grad():\n",
         "    network.train()\n    with torch.no_grad():\n",
-        "tests/supernet/shared_weights/test_calibration.py",
+        "tests/supernet/training/test_calibration.py",
     ),
     Named(
         "recalibration to a variance of 1",
         CALIBRATION,
         "        norm.momentum = momentum\n",
         "        norm.momentum = momentum\n        norm.running_var.fill_(1.0)\n",
-        "tests/supernet/shared_weights/test_calibration.py",
+        "tests/supernet/training/test_calibration.py",
     ),
     Named(
         "the query of qr is scaled twice",

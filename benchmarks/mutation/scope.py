@@ -44,7 +44,7 @@ MODULES = (
     "supernet/mixers/window_attention.py",
     "supernet/mixers/windows.py",
     "supernet/network/blocks.py",
-    "supernet/shared_weights/calibration.py",
+    "supernet/training/calibration.py",
     "supernet/shared_weights/ema.py",
     "supernet/shared_weights/shared_adamw.py",
     "supernet/shared_weights/shared_training.py",

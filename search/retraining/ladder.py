@@ -22,14 +22,16 @@ from searchspace.quantity import counted
 from supernet.data import ImageData
 from supernet.network import Supernet, build_subnet, extract
 from supernet.recipes import Recipe, load_recipe, with_epochs
-from supernet.shared_weights import calibration_images, load_supernet, recalibrate, recalibrated
+from supernet.shared_weights import load_supernet
 from supernet.training import (
     Accuracy,
     Teacher,
     TrainingOptions,
+    calibration_images,
     digest_of,
     eval_batches,
     evaluate,
+    recalibrate,
     train,
 )
 
@@ -152,7 +154,9 @@ class _Ladder:
         return self.climb.train(self._recalibrated(), recipe, "fine-tuned", weights)
 
     def _recalibrated(self) -> Supernet:
-        return recalibrated(self.supernet, self.climb.architecture, self.climb.calibration())
+        network = extract(self.supernet, self.climb.architecture)
+        recalibrate(network, self.climb.calibration())
+        return network
 
 
 class _GraftLadder:

@@ -52,7 +52,7 @@ from supernet.dense.shared import (
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
 from supernet.recipes import DenseRecipe, dense_in_shards, with_length
-from supernet.shared_weights import recalibrate
+from supernet.training import recalibrate
 
 # Judging is timed on so many images, and reckoned for all.
 TIMED_IMAGES = 8

@@ -40,11 +40,7 @@ from supernet.grafting import (
 )
 from supernet.network import Supernet, build_subnet
 from supernet.recipes import in_shards, with_epochs
-from supernet.shared_weights import calibration_images, recalibrate
-from supernet.training import (
-    Teacher,
-    evaluate,
-)
+from supernet.training import Teacher, calibration_images, evaluate, recalibrate
 
 TIMED_LIBRARY_STEPS = 2
 

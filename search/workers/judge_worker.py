@@ -21,8 +21,14 @@ from searchspace.cost import count
 from supernet.data import ImageData
 from supernet.measuring import PROXIES, proxy_scores
 from supernet.network import Supernet, build_subnet, extract, extraction_error
-from supernet.shared_weights import calibration_images, load_supernet, recalibrate
-from supernet.training import PixelBatches, eval_batches, evaluate
+from supernet.shared_weights import load_supernet
+from supernet.training import (
+    PixelBatches,
+    calibration_images,
+    eval_batches,
+    evaluate,
+    recalibrate,
+)
 
 logger = logging.getLogger(__name__)
 

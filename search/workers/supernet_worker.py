@@ -399,6 +399,7 @@ def train_task(
         identity=task.architecture.key,
         # An attempt that ran out of memory had other shards.
         replaces=True,
+        recalibrates=True,
     )
     try:
         with joined(task.group, device=job.device):

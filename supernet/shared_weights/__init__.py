@@ -1,6 +1,5 @@
 """Training the weights that all architectures of a space share."""
 
-from supernet.shared_weights.calibration import calibration_images, recalibrate, recalibrated
 from supernet.shared_weights.checkpoint import (
     check_supernet,
     load_shared,
@@ -22,7 +21,6 @@ __all__ = [
     "SharedTraining",
     "SupernetTrainer",
     "UsedWeights",
-    "calibration_images",
     "check_shared_lesson",
     "check_shared_recipe",
     "check_strategy",
@@ -30,8 +28,6 @@ __all__ = [
     "load_shared",
     "load_supernet",
     "most_devices",
-    "recalibrate",
-    "recalibrated",
     "recipe_of_group",
     "save_supernet",
     "shared_optimizer",

@@ -12,6 +12,7 @@ from supernet.training.batches import (
     train_batches,
     with_shards_for,
 )
+from supernet.training.calibration import calibration_images, recalibrate
 from supernet.training.checkpoint import (
     changed_file,
     checkpoint_name,
@@ -78,6 +79,7 @@ __all__ = [
     "TrainingStopped",
     "add_up",
     "build_optimizer",
+    "calibration_images",
     "changed_file",
     "check_teacher",
     "check_token_labels",
@@ -98,6 +100,7 @@ __all__ = [
     "process_place",
     "read_csv",
     "read_teacher_files",
+    "recalibrate",
     "remove_checkpoints",
     "seeded_globals",
     "seen_mode",

@@ -22,11 +22,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.data import ImageData, Split
 from supernet.recipes import Recipe
 from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
+from supernet.training.calibration import calibration_images, recalibrate
 from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
 from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, to_csv
@@ -88,6 +89,8 @@ class TrainingOptions:
         identity: Of whatever else decides the training, such as what its weights start from.
         replaces: Whether a checkpoint of another training in ``out`` is left aside, and this
             training begun; else it is refused.
+        recalibrates: Whether batch norms get statistics of the last weights before they are judged,
+            see `recalibrate`: those of a training of a few steps say nothing of its network.
     """
 
     train_split: Split
@@ -102,6 +105,7 @@ class TrainingOptions:
     teacher: Teacher | None = None
     identity: str = ""
     replaces: bool = False
+    recalibrates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,6 +275,8 @@ class _Training:
         """Let the first process judge and tell the others."""
         counts = torch.zeros(3, dtype=torch.long, device=self.device)
         if self.rank == 0:
+            if self.options.recalibrates:
+                recalibrate(network, self._calibration())
             batches = eval_batches(
                 self.options.eval_split,
                 self.data,
@@ -286,6 +292,14 @@ class _Training:
         if self.world_size > 1:
             dist.broadcast(counts, 0)
         return Accuracy(*counts.tolist())
+
+    def _calibration(self) -> list[Tensor]:
+        return calibration_images(
+            self.data,
+            self.recipe.shard_size or self.recipe.batch_size,
+            str(self.device),
+            workers=self.options.loader_workers,
+        )
 
     @property
     def _lr(self) -> float:

@@ -45,8 +45,8 @@ from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import build_subnet, extraction_error
 from supernet.recipes import DenseRecipe
 from supernet.recipes.recipe import Recipe
-from supernet.shared_weights.calibration import recalibrate
 from supernet.shared_weights.trainer import SupernetTrainer
+from supernet.training.calibration import recalibrate
 from supernet.training.training import TrainingOptions, TrainingStopped, train
 from tests import tiny_dense
 from tests.second_device.backend import NAME, register

@@ -15,8 +15,7 @@ from searchspace.graft_space import replacements
 from searchspace.mixers import DepthwiseConv
 from supernet.network import Supernet, build_subnet
 from supernet.recipes import load_recipe, with_epochs
-from supernet.shared_weights import recalibrate
-from supernet.training import Accuracy, TrainingOptions, eval_batches, evaluate, train
+from supernet.training import Accuracy, TrainingOptions, eval_batches, evaluate, recalibrate, train
 from tests.tiny_graft import TEACHER, write_learned_graft
 from tests.tiny_run import write_run
 

@@ -21,10 +21,10 @@ from searchspace.cost import count
 from supernet.data import ImageData
 from supernet.network.supernet import Supernet, build_subnet, extract
 from supernet.recipes.recipe import Recipe, load_recipe, with_epochs
-from supernet.shared_weights.calibration import recalibrate
 from supernet.shared_weights.checkpoint import load_supernet, save_supernet
 from supernet.shared_weights.trainer import SupernetTrainer
 from supernet.training.batches import eval_batches
+from supernet.training.calibration import recalibrate
 from supernet.training.evaluation import Accuracy, evaluate
 from supernet.training.training import TrainingOptions, train
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from search.scheduling.tasks import TrialTask, checkpoint_name
+from search.workers import supernet_worker
 from search.workers.group import open_meeting
 from search.workers.job import Job
 from search.workers.supernet_worker import train_alone
@@ -34,7 +35,10 @@ def trained_by_hand(job: Job, task: TrialTask) -> Any:
     recipe = with_epochs(job.trial_recipe, task.epochs)
     network = build_subnet(task.architecture, recipe.drop_path)
     options = TrainingOptions(
-        train_split=data.split("train"), eval_split=data.split("search"), seed=task.seed
+        train_split=data.split("train"),
+        eval_split=data.split("search"),
+        seed=task.seed,
+        recalibrates=True,
     )
     return train(network, data, recipe, options)
 
@@ -58,6 +62,20 @@ def test_a_network_alone_gets_the_epochs_and_the_seed_of_its_task(
         "loss@1": pytest.approx(losses[0]),
         "loss@2": pytest.approx(losses[1]),
     }
+
+
+def test_a_network_alone_is_judged_with_statistics_of_its_last_weights(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainingOptions] = []
+
+    def trains(*given: Any) -> Any:
+        seen.append(given[-1])
+        return train(*given)
+
+    monkeypatch.setattr(supernet_worker, "train", trains)
+    train_alone(make(), task_of(make()), 1, lambda _: None)
+    assert [options.recalibrates for options in seen] == [True]
 
 
 def test_a_network_alone_goes_on_from_its_checkpoint(make: Callable[..., Job]) -> None:

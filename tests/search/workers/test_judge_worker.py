@@ -21,8 +21,8 @@ from searchspace.cost import count
 from searchspace.spec_file import load_space
 from supernet.measuring.proxies import PROXIES
 from supernet.network.supernet import Supernet, extract
-from supernet.shared_weights.calibration import CALIBRATION_BATCHES, recalibrate
 from supernet.training.batches import eval_batches
+from supernet.training.calibration import CALIBRATION_BATCHES, recalibrate
 from supernet.training.evaluation import evaluate
 from tests.tiny_job import BATCH, NUM_SEARCH, NUM_TRAIN
 

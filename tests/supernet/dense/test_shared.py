@@ -22,7 +22,7 @@ from supernet.dense.shared import (
 )
 from supernet.network.supernet import Supernet
 from supernet.recipes.dense_recipe import DenseRecipe
-from supernet.shared_weights import recalibrate
+from supernet.training import recalibrate
 from tests.tiny_dense import recipe, write_data
 
 TASKS = {"semantic": "cells_semantic", "detection": "cells_detection", "instance": "mask_rcnn_1x"}

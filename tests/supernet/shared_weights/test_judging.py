@@ -7,10 +7,10 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from supernet.network.supernet import Supernet, extract
-from supernet.shared_weights.calibration import recalibrate
+from supernet.training.calibration import recalibrate
 from supernet.training.evaluation import evaluate
 from tests.supernet.network.test_supernet import SPACE, randomise, samples
-from tests.supernet.shared_weights.test_calibration import inputs_of, statistics
+from tests.supernet.training.test_calibration import inputs_of, statistics
 
 
 def logits_by_definition(

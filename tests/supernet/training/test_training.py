@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
@@ -20,12 +21,16 @@ from searchspace.mixers import DepthwiseConv, Elsa, NeighborhoodAttention
 from supernet.data import ImageData
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
+from supernet.training import training
 from supernet.training.batches import train_batches
+from supernet.training.calibration import calibration_images, recalibrate
 from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
 from supernet.training.epoch_report import EpochReport
+from supernet.training.evaluation import Accuracy
 from supernet.training.optimization import build_optimizer, build_scheduler
 from supernet.training.training import (
     METRICS_FILE,
+    WEIGHTS_FILE,
     TrainingOptions,
     TrainingResult,
     TrainingStopped,
@@ -69,6 +74,33 @@ def options(data: ImageData, **changes: object) -> TrainingOptions:
         train_split=data.split("train"), eval_split=data.split("search"), seed=0
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_a_short_training_can_be_judged_with_statistics_of_its_last_weights(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[dict[str, Tensor]] = []
+
+    def look(network: nn.Module, *more: object, **named: object) -> Accuracy:
+        judged.append({name: value.clone() for name, value in network.state_dict().items()})
+        return Accuracy(0, 0, 1)
+
+    monkeypatch.setattr(training, "evaluate", look)
+    recipe = changed("quick", **PLAIN, batch_size=4, epochs=1, ema_decay=0.9)
+    train(new_net(), data, recipe, options(data))
+    train(new_net(), data, recipe, options(data, recalibrates=True, out=tmp_path))
+
+    images = calibration_images(data, recipe.batch_size)
+    for running, recalibrated in zip(judged[:2], judged[2:], strict=True):
+        network = new_net()
+        network.load_state_dict(running)
+        recalibrate(network, images)
+        assert not torch.allclose(running["norm.running_mean"], network.norm.running_mean)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(recalibrated[name], value)
+    # What is kept has the statistics of the training.
+    kept = load_file(latest_checkpoint(tmp_path) / WEIGHTS_FILE)
+    assert torch.equal(kept["norm.running_mean"], judged[0]["norm.running_mean"])
 
 
 def assert_equal_states(one: nn.Module, two: nn.Module) -> None:

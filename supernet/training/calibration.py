@@ -1,7 +1,8 @@
-"""Batch-norm recalibration: the running statistics that one architecture really sees.
+"""Batch-norm recalibration: the statistics of what a network's norms really get when it is judged.
 
-Shared running statistics mix all architectures that were trained. Judging one network needs its
-own; they are computed on a copy (`network.supernet.extract`), so that the shared ones never change.
+The running statistics of a supernet mix all architectures that were trained; one of them gets its
+own on a copy (`network.supernet.extract`). Those of a short training are of weights that are long
+gone: they average over the last ten steps or so, and a lowest rung may have twenty.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from searchspace.architecture import Architecture
 from supernet.data import ImageData, Split
-from supernet.network import Supernet, extract
-from supernet.training import eval_batches
+from supernet.training.batches import eval_batches
 
 CALIBRATION_BATCHES = 8
 
@@ -35,19 +34,6 @@ def calibration_images(
     batches = eval_batches(first, data, batch_size, workers=workers)
     found = [images.to(device) for images, _ in batches]
     return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
-
-
-def recalibrated(
-    supernet: Supernet, architecture: Architecture, batches: Iterable[Tensor]
-) -> Supernet:
-    """Extract an architecture's network and give it batch-norm statistics of its own.
-
-    Args:
-        batches: See `recalibrate`.
-    """
-    network = extract(supernet, architecture)
-    recalibrate(network, batches)
-    return network
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:

@@ -17,7 +17,7 @@ from searchspace.architecture import Architecture, Stage
 from searchspace.mixers import DecoupledDynamicFilter, DepthwiseConv, DynamicDepthwiseConv
 from searchspace.space import SearchSpace
 from supernet.network.supernet import Supernet, build_subnet, extract
-from supernet.shared_weights.calibration import calibration_images, recalibrate
+from supernet.training.calibration import calibration_images, recalibrate
 from tests.supernet.network.test_supernet import randomise
 from tests.tiny_data import noise, tiny_data
 
