@@ -276,6 +276,9 @@ def train_dense_alone(
     finally:
         job.files.forget(name)
     losses = {round(steps.step / epoch_steps): steps.loss for steps in history}
+    # The running statistics of a training of a few steps are of weights that are gone.
+    shown = calibration_batches(learned, recipe)
+    recalibrate(network, [one.to(torch.device(job.device)) for one in shown])
     measured = dense_measured(network, task.architecture, job, data.judged)
     return replace(measured, losses=losses)
 

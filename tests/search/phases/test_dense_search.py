@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from search.run_folder.settings import RunSettings
 from search.scheduling.tasks import TrialTask, Work
 from search.transferring.network import TransferOptions, transfer
 from search.transferring.queue import look_for_dense_teacher
+from search.workers import dense_work
 from search.workers.dense_job import make_dense_job
 from search.workers.dense_work import (
     DENSE_WORK,
@@ -35,9 +37,12 @@ from search.workers.dense_work import (
 )
 from searchspace.cost import count
 from supernet.data.dense import open_dense_data
+from supernet.dense.network import DenseNetwork
+from supernet.dense.shared import calibration_batches
 from supernet.dense.start import START_FILE
 from supernet.recipes import load_dense_recipe
 from supernet.recipes.dense_recipe import dump_dense_recipe
+from supernet.training import recalibrate
 from tests.local_run import Clock, LocalRun
 from tests.tiny_dense import architecture, recipe, write_data
 
@@ -182,6 +187,32 @@ def test_killed_again_and_again_it_ends_with_the_same_results(
     alone = [key for key in found if key[1].startswith("train-") and key in expected]
     assert alone
     assert all(found[key] == expected[key] for key in alone)
+
+
+def test_a_backbone_alone_is_judged_with_statistics_of_its_last_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path, "semantic")
+    run = local_run(tmp_path / "run", settings, monkeypatch)
+    with run.record() as record:
+        data = RunFolder(run.folder, record, settings).task_data()
+        job = make_dense_job(settings, run.folder, data)
+    judged: list[DenseNetwork] = []
+
+    def look(network: DenseNetwork, *_: Any) -> Measured:
+        judged.append(network)
+        return Measured(total=1.0)
+
+    monkeypatch.setattr(dense_work, "dense_measured", look)
+    task = TrialTask(trial_id=1, architecture=architecture(), epochs=1, seed=0)
+    train_dense_alone(job, task, 1, lambda _: None)
+
+    (network,) = judged
+    found = {name: value.clone() for name, value in network.state_dict().items()}
+    assert any(name.endswith("running_mean") for name in found)
+    recalibrate(network, calibration_batches(job.open_data().learned, job.recipe))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found[name], value)
 
 
 @pytest.mark.parametrize("task", RECIPES)
