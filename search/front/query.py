@@ -29,6 +29,7 @@ from search.results import (
     judged_at,
     knee,
     later_order,
+    limits_text,
     passed_over,
     retraining_label,
     searched_fidelities,
@@ -251,6 +252,8 @@ def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
                     "judged; the others are on no front."
                 )
             )
+    if left_out := _beyond_limits(run, query, found):
+        lines.append(Text(left_out))
     if query.fidelity is None and (passed := passed_over(run.record.trials())):
         lines.append(Text(passed))
     if (order := later_order(found)) is not None:
@@ -261,6 +264,19 @@ def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
         near = f"{num_near} more {them} off the front by no more than noise: --near"
         lines.append(Text(near))
     return Group(*lines)
+
+
+def _beyond_limits(run: RunFolder, query: FrontQuery, found: Sequence[Candidate]) -> str:
+    """Say how many networks limits leave out of a front; empty for none."""
+    limits, fidelity = {**run.limits, **query.limits}, found[0].fidelity
+    trials = run.record.trials(fidelity=fidelity)
+    judged = {trial.architecture_id for trial in trials if trial.state == "done"}
+    if not limits or len(judged) <= len(found):
+        return ""
+    return (
+        f"{len(judged) - len(found):,} of the {len(judged):,} networks that were judged are not "
+        f"within {limits_text(limits)}."
+    )
 
 
 def of_latency(run: RunFolder) -> str:

@@ -50,7 +50,7 @@ from search.results.learning_curves import (
     forecast_held_out,
     learnable,
 )
-from search.results.limits import is_within
+from search.results.limits import is_within, limits_text
 from search.results.mixing import (
     PROMOTED_SHARE,
     MixingGain,
@@ -111,6 +111,7 @@ __all__ = [
     "known_losses",
     "later_order",
     "learnable",
+    "limits_text",
     "losses_of",
     "mixing_gains",
     "non_dominated",

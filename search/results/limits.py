@@ -32,9 +32,14 @@ def none_within(found: Sequence[Candidate], limits: Mapping[str, float]) -> str:
     least = {name: min(_cost(c, name) for c in found) for name in limits}
     return (
         f"None of the {len(found)} networks at {found[0].fidelity!r} is within "
-        f"{', '.join(f'{name} <= {most:,.12g}' for name, most in limits.items())}; the least is "
+        f"{limits_text(limits)}; the least is "
         f"{', '.join(f'{name} {_amount(name, value)}' for name, value in least.items())}"
     )
+
+
+def limits_text(limits: Mapping[str, float]) -> str:
+    """Write limits down, e.g. ``macs <= 2,000,000``."""
+    return ", ".join(f"{name} <= {most:,.12g}" for name, most in limits.items())
 
 
 def _amount(name: str, value: float) -> str:

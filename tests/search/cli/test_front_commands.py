@@ -53,13 +53,27 @@ def test_the_columns_sort_in_their_natural_direction(capsys: pytest.CaptureFixtu
     assert chances == sorted(chances, reverse=True)
 
 
-def test_limits_leave_out_what_is_larger(capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_leave_out_what_is_larger_and_are_said(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = printed_json(capsys, "pareto", "run")
-    limit = rows[2]["macs"]
+    limit = int(str(rows[2]["macs"]))
 
     within = printed_json(capsys, "pareto", "run", "--max-macs", str(limit))
 
     assert [row["id"] for row in within] == [row["id"] for row in rows[:3]]
+    with open_run(run) as folder:
+        trials = folder.record.trials(fidelity=str(rows[0]["fidelity"]))
+    macs = [one.macs for one in trials if one.state == "done"]
+    beyond = sum(one > limit for one in macs)
+    assert 0 < beyond < len(macs)
+    assert search("pareto", "run", "--max-macs", str(limit)) == 0
+    said = (
+        f"{beyond} of the {len(macs)} networks that were judged are not within macs <= {limit:,}."
+    )
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert search("pareto", "run", "--max-macs", str(max(macs))) == 0
+    assert "not within" not in capsys.readouterr().out
 
 
 def test_a_limit_below_everything_says_what_the_least_is(
