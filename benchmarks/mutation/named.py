@@ -71,7 +71,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "recalibration is left out",
         JUDGE,
-        "        recalibrate(network, self.calibration)\n",
+        "        recalibrate(network, self.calibration, amp=self.job.eval_amp)\n",
         "",
         "tests/search/test_image_roles.py",
     ),
@@ -92,8 +92,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "recalibration in train mode, with dropped paths",
         CALIBRATION,
-        "    with torch.no_grad():\n",
-        "    network.train()\n    with torch.no_grad():\n",
+        "    with torch.no_grad(), torch.autocast",
+        "    network.train()\n    with torch.no_grad(), torch.autocast",
         "tests/supernet/training/test_calibration.py",
     ),
     Named(

@@ -211,7 +211,7 @@ class GraftEvaluator:
         started = time.monotonic()
         network = self.assembled(architecture)
         if architecture != self._teacher.only:
-            recalibrate(network, self._calibration)
+            recalibrate(network, self._calibration, amp=self._job.eval_amp)
         measured = self.measure(network, architecture)
         return replace(measured, seconds=time.monotonic() - started)
 

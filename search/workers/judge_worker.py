@@ -61,7 +61,7 @@ class Evaluator:
 
     def measure(self, network: Supernet, architecture: Architecture) -> Measured:
         """Recalibrate and evaluate an architecture's network on the search split."""
-        recalibrate(network, self.calibration)
+        recalibrate(network, self.calibration, amp=self.job.eval_amp)
         accuracy = evaluate(network, self.batches, self.job.device, amp=self.job.eval_amp)
         costs = self.job.measure_costs(network, architecture)
         return Measured.judged(accuracy.correct, accuracy.total) | costs

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from supernet.data import ImageData, Split
 from supernet.training.batches import eval_batches
+from supernet.training.training_step import AMP_DTYPES
 
 CALIBRATION_BATCHES = 8
 
@@ -36,7 +37,7 @@ def calibration_images(
     return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Any], *, amp: str = "none") -> None:
     """Replace all batch-norm statistics by their mean over the batches, in place.
 
     Everything else (dropped paths, weights) stays in eval mode; the network is left in eval mode.
@@ -45,6 +46,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     Args:
         network: Called with a batch alone.
         batches: Images of shape (B, in_chans, S, S), normalised; or what else the network takes.
+        amp: Precision of the pass, one of `AMP_DTYPES`: that in which the network is judged then.
+            Statistics are float32 in any.
     """
     network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -55,7 +58,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's spelling of a plain mean over batches
         norm.train()
-    with torch.no_grad():
+    kind = next(network.parameters()).device.type
+    with torch.no_grad(), torch.autocast(kind, AMP_DTYPES[amp], enabled=amp != "none"):
         for images in batches:
             network(images)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -275,8 +275,6 @@ class _Training:
         """Let the first process judge and tell the others."""
         counts = torch.zeros(3, dtype=torch.long, device=self.device)
         if self.rank == 0:
-            if self.options.recalibrates:
-                recalibrate(network, self._calibration())
             batches = eval_batches(
                 self.options.eval_split,
                 self.data,
@@ -287,6 +285,8 @@ class _Training:
                 workers=self.options.loader_workers,
             )
             amp = self.recipe.amp if self.device.type == "cuda" else "none"
+            if self.options.recalibrates:
+                recalibrate(network, self._calibration(), amp=amp)
             found = evaluate(network, batches, self.device, amp=amp)
             counts += counts.new_tensor([found.correct, found.correct_top5, found.total])
         if self.world_size > 1:

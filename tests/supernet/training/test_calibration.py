@@ -79,6 +79,23 @@ def test_each_norm_gets_the_mean_statistics_of_what_reaches_it() -> None:
             assert norm.num_batches_tracked == len(images)
 
 
+def test_statistics_of_a_pass_in_bfloat16_are_of_what_norms_get_there() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    images = [batch.float() for batch in batches()]
+
+    recalibrate(network, images, amp="bf16")
+
+    norm = network[1]
+    assert norm.running_mean.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        inputs = [network[0](batch) for batch in images]
+    assert {given.dtype for given in inputs} == {torch.bfloat16}
+    mean, spread = statistics([given.double() for given in inputs])
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.running_var.double(), spread, rtol=1e-4, atol=1e-4)
+
+
 def test_what_was_changed_for_it_is_put_back() -> None:
     network = nn.Sequential(nn.BatchNorm2d(2, momentum=0.3), nn.BatchNorm2d(2)).double().train()
     before = {name: value.clone() for name, value in network.named_parameters()}
