@@ -258,10 +258,10 @@ def compare(
 def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:
     """Choose what a run judges networks by, and say why.
 
-    The supernet or the predictor, whichever has the larger tau, if it is positive and above those
-    of parameters, MACs and every proxy; otherwise networks are trained alone for a short time.
-    With fewer than `MIN_POINTS` networks nothing is known, and the supernet stays. Without a
-    supernet see `choose_score`, and of a graft `choose_of_graft`.
+    The supernet or the predictor, whichever has the larger tau, if it is positive and nothing else
+    is a `_doubt`; otherwise networks are trained alone for a short time. With fewer than
+    `MIN_POINTS` networks nothing is known, and the supernet stays. Without a supernet see
+    `choose_score`, and of a graft `choose_of_graft`.
     """
     if not any(estimator.name == SUPERNET for estimator in estimators):
         return choose_score(estimators)
@@ -278,16 +278,11 @@ def choose_estimator(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, s
     ours = [name for name in (SUPERNET, PREDICTOR) if name in taus]
     best = max(ours, key=lambda name: taus[name])
     rivals = {name: tau for name, tau in taus.items() if name not in (SUPERNET, PREDICTOR)}
-    rival = max(rivals, key=lambda name: rivals[name])
     found = f"tau {taus[best]:.2f} over {num_points} networks"
-    if taus[best] > max(rivals[rival], 0.0):
-        words = f"Networks are judged by the {best}, {found}; the best of the others, {rival}, has "
-        return ("supernet" if best == SUPERNET else "predictor"), f"{words}{rivals[rival]:.2f}."
-    reason = (
-        f"no better than {rival} ({rivals[rival]:.2f})"
-        if rivals[rival] >= taus[best]
-        else "which is no agreement"
-    )
+    doubt = _doubt(_named(best, estimators), rivals)
+    if doubt is None and taus[best] > 0:
+        return best, f"Networks are judged by the {best}, {found}; {_beside(taus[best], rivals)}."
+    reason = f"no better than {doubt} ({rivals[doubt]:.2f})" if doubt else "which is no agreement"
     who = f"Neither the supernet nor the predictor can be trusted here: the better one, the {best},"
     if len(ours) == 1:
         who = "The supernet cannot be trusted here: it"
@@ -300,9 +295,8 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
     """Choose what a graft judges its networks by, and say why.
 
     The sum of the scores of parts, that sum with pairs, KL or accuracy of networks as assembled,
-    whichever has the largest tau against healed networks, if it is positive, above those of
-    parameters and MACs, and no less than that of any proxy: one that ranks as well is no reason to
-    doubt it. Otherwise networks are healed for a short time. With fewer than `MIN_POINTS` networks
+    whichever has the largest tau against healed networks, if it is positive and nothing else is a
+    `_doubt`; otherwise networks are healed for a short time. With fewer than `MIN_POINTS` networks
     nothing is known, and they are judged as assembled.
     """
     taus = {e.name: e.tau.tau if e.tau.tau is not None else 0.0 for e in estimators}
@@ -315,22 +309,43 @@ def choose_of_graft(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, st
     own = [name for name in (*ESTIMATES, KL, SUPERNET) if name in taus]
     best = max(own, key=lambda name: taus[name])
     rivals = {name: tau for name, tau in taus.items() if name not in (*own, PREDICTOR)}
-    rival = max(rivals, key=lambda name: rivals[name])
-    sizes = max((rivals[name] for name in COSTS if name in rivals), default=0.0)
     words = {SUPERNET: "accuracy as they are assembled", KL: "KL as they are assembled"}.get(
         best, best
     )
     found = f"tau {taus[best]:.2f} over {num_points} healed networks"
-    if taus[best] > max(sizes, 0.0) and taus[best] >= rivals[rival]:
-        return best, (
-            f"Networks are judged by the {words}, {found}; the best of the others, {rival}, has "
-            f"{rivals[rival]:.2f}."
-        )
+    doubt = _doubt(_named(best, estimators), rivals)
+    if doubt is None and taus[best] > 0:
+        return best, f"Networks are judged by the {words}, {found}; {_beside(taus[best], rivals)}."
+    rival = doubt or max(rivals, key=lambda name: rivals[name])
     return TRAINING, (
         f"What parts score cannot be trusted here: the best of it, the {words}, has {found}, and "
         f"{rival} has {rivals[rival]:.2f}. Networks are judged by short healing alone, "
         "those with the least sums for their MACs first."
     )
+
+
+def _named(name: str, estimators: Sequence[EstimatorTrust]) -> EstimatorTrust:
+    return next(estimator for estimator in estimators if estimator.name == name)
+
+
+def _doubt(best: EstimatorTrust, rivals: Mapping[str, float]) -> str | None:
+    """Name what is a reason not to judge by the best of a run's own estimators; None for nothing.
+
+    Parameters or MACs that rank as well are: then it says nothing that a search did not know. Of
+    several proxies one is often a little ahead by chance, which is none; it is one where the
+    best's 95 % interval leaves its tau out.
+    """
+    tau = 0.0 if best.tau.tau is None else best.tau.tau
+    most = tau if best.tau.high is None else best.tau.high
+    doubts = [n for n, other in rivals.items() if other >= tau and (n in COSTS or other > most)]
+    return max(doubts, key=lambda name: rivals[name], default=None)
+
+
+def _beside(tau: float, rivals: Mapping[str, float]) -> str:
+    """Say what the best of the others has."""
+    rival = max(rivals, key=lambda name: rivals[name])
+    noise = ", which noise alone explains" if rivals[rival] >= tau else ""
+    return f"the best of the others, {rival}, has {rivals[rival]:.2f}{noise}"
 
 
 def choose_score(estimators: Sequence[EstimatorTrust]) -> tuple[Estimator, str]:

@@ -173,6 +173,29 @@ def test_a_run_judges_by_what_won(taus: dict[str, float | None], judge: str, wor
     assert re.search(words, verdict)
 
 
+@pytest.mark.parametrize(
+    ("rivals", "judge", "words"),
+    [
+        # One of several proxies is often a little ahead.
+        ({"nwot": 0.7, "macs": 0.1}, "supernet", r"nwot, has 0\.70, which noise alone explains"),
+        ({"nwot": 0.95, "macs": 0.1}, "training", r"no better than nwot \(0\.95\)"),
+        # What MACs tell a search knows without a supernet.
+        ({"nwot": 0.7, "macs": 0.65}, "training", r"no better than macs \(0\.65\)"),
+        ({"nwot": 0.95, "macs": 0.65}, "training", "nwot"),
+        ({"nwot": 0.5, "macs": 0.1}, "supernet", r"the others, nwot, has 0\.50\.$"),
+    ],
+)
+def test_a_proxy_is_a_doubt_only_beyond_noise(
+    rivals: dict[str, float], judge: str, words: str
+) -> None:
+    tau = KendallTau(tau=0.6, low=0.3, high=0.9, num_points=12)
+    supernet = EstimatorTrust(name="supernet", tau=tau, top_tau=tau, estimates=())
+    others = [found(name, tau) for name, tau in rivals.items()]
+    chosen, verdict = choose_estimator([supernet, *others])
+    assert chosen == judge
+    assert re.search(words, verdict)
+
+
 def test_too_few_networks_leave_the_supernet_unchecked() -> None:
     judge, verdict = choose_estimator([found("supernet", -1.0, 4), found("macs", 1.0, 4)])
     assert judge == "supernet"
