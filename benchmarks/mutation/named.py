@@ -76,7 +76,7 @@ NAMED: tuple[Named, ...] = (
         "tests/search/test_image_roles.py",
     ),
     Named(
-        "short trainings are judged with statistics of weights that are gone",
+        "trainings of a few steps are judged with what batch norms began with",
         "search/workers/supernet_worker.py",
         "        recalibrates=True,\n",
         "",

@@ -52,7 +52,7 @@ from supernet.dense.shared import (
 from supernet.dense.start import load_start
 from supernet.dense.training import DenseTrainingOptions, StepReport, train_dense
 from supernet.recipes import DenseRecipe, dense_in_shards, with_length
-from supernet.training import recalibrate
+from supernet.training import ENOUGH_STEPS, recalibrate
 
 # Judging is timed on so many images, and reckoned for all.
 TIMED_IMAGES = 8
@@ -276,9 +276,9 @@ def train_dense_alone(
     finally:
         job.files.forget(name)
     losses = {round(steps.step / epoch_steps): steps.loss for steps in history}
-    # The running statistics of a training of a few steps are of weights that are gone.
-    shown = calibration_batches(learned, recipe)
-    recalibrate(network, [one.to(torch.device(job.device)) for one in shown])
+    if epoch_steps * task.epochs < ENOUGH_STEPS:
+        shown = calibration_batches(learned, recipe)
+        recalibrate(network, [one.to(torch.device(job.device)) for one in shown])
     measured = dense_measured(network, task.architecture, job, data.judged)
     return replace(measured, losses=losses)
 

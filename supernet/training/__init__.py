@@ -12,7 +12,7 @@ from supernet.training.batches import (
     train_batches,
     with_shards_for,
 )
-from supernet.training.calibration import calibration_images, recalibrate
+from supernet.training.calibration import ENOUGH_STEPS, calibration_images, recalibrate
 from supernet.training.checkpoint import (
     changed_file,
     checkpoint_name,
@@ -62,6 +62,7 @@ from supernet.training.training_step import (
 __all__ = [
     "AMP_DTYPES",
     "EMA_FILE",
+    "ENOUGH_STEPS",
     "METRICS_FILE",
     "STATE_FILE",
     "WEIGHTS_FILE",

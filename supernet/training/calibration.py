@@ -1,8 +1,8 @@
 """Batch-norm recalibration: the statistics of what a network's norms really get when it is judged.
 
 The running statistics of a supernet mix all architectures that were trained; one of them gets its
-own on a copy (`network.supernet.extract`). Those of a short training are of weights that are long
-gone: they average over the last ten steps or so, and a lowest rung may have twenty.
+own on a copy (`network.supernet.extract`). Those of a very short training are in part what they
+began with.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from supernet.training.batches import eval_batches
 from supernet.training.training_step import AMP_DTYPES
 
 CALIBRATION_BATCHES = 8
+# Running statistics begin as 0 and 1, of which (1 - 0.1) ** steps are left: then less than 1 %.
+ENOUGH_STEPS = 44
 
 
 def calibration_images(

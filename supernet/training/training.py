@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from supernet.data import ImageData, Split
 from supernet.recipes import Recipe
 from supernet.training.batches import Shard, TrainLoader, eval_batches, steps_per_epoch
-from supernet.training.calibration import calibration_images, recalibrate
+from supernet.training.calibration import ENOUGH_STEPS, calibration_images, recalibrate
 from supernet.training.checkpoint import damage, latest_checkpoint, write_checkpoint, write_text
 from supernet.training.distillation import Lesson, Teacher
 from supernet.training.epoch_report import EpochReport, to_csv
@@ -89,8 +89,8 @@ class TrainingOptions:
         identity: Of whatever else decides the training, such as what its weights start from.
         replaces: Whether a checkpoint of another training in ``out`` is left aside, and this
             training begun; else it is refused.
-        recalibrates: Whether batch norms get statistics of the last weights before they are judged,
-            see `recalibrate`: those of a training of a few steps say nothing of its network.
+        recalibrates: Whether batch norms are recalibrated before they are judged, where a training
+            of fewer than `ENOUGH_STEPS` steps leaves them in part what they began with.
     """
 
     train_split: Split
@@ -285,13 +285,17 @@ class _Training:
                 workers=self.options.loader_workers,
             )
             amp = self.recipe.amp if self.device.type == "cuda" else "none"
-            if self.options.recalibrates:
+            if self.options.recalibrates and self._total_steps < ENOUGH_STEPS:
                 recalibrate(network, self._calibration(), amp=amp)
             found = evaluate(network, batches, self.device, amp=amp)
             counts += counts.new_tensor([found.correct, found.correct_top5, found.total])
         if self.world_size > 1:
             dist.broadcast(counts, 0)
         return Accuracy(*counts.tolist())
+
+    @property
+    def _total_steps(self) -> int:
+        return self.steps * self.recipe.total_epochs
 
     def _calibration(self) -> list[Tensor]:
         return calibration_images(

@@ -22,7 +22,7 @@ from supernet.data import ImageData
 from supernet.network.supernet import build_subnet
 from supernet.recipes.recipe import Recipe, load_recipe
 from supernet.training import training
-from supernet.training.batches import train_batches
+from supernet.training.batches import steps_per_epoch, train_batches
 from supernet.training.calibration import calibration_images, recalibrate
 from supernet.training.checkpoint import latest_checkpoint, write_checkpoint
 from supernet.training.epoch_report import EpochReport
@@ -76,7 +76,7 @@ def options(data: ImageData, **changes: object) -> TrainingOptions:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def test_a_short_training_can_be_judged_with_statistics_of_its_last_weights(
+def test_a_training_of_a_few_steps_can_be_judged_with_recalibrated_norms(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[dict[str, Tensor]] = []
@@ -101,6 +101,19 @@ def test_a_short_training_can_be_judged_with_statistics_of_its_last_weights(
     # What is kept has the statistics of the training.
     kept = load_file(latest_checkpoint(tmp_path) / WEIGHTS_FILE)
     assert torch.equal(kept["norm.running_mean"], judged[0]["norm.running_mean"])
+
+
+@pytest.mark.parametrize("more", [-1, 0])
+def test_a_training_of_enough_steps_keeps_its_running_statistics(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    steps = steps_per_epoch(len(data.split("train")), changed("quick", **PLAIN, batch_size=4))
+    monkeypatch.setattr(training, "ENOUGH_STEPS", 2 * steps - more)
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(training, "recalibrate", lambda network, *_, **__: seen.append(network))
+    recipe = changed("quick", **PLAIN, batch_size=4, epochs=2)
+    train(new_net(), data, recipe, options(data, recalibrates=True))
+    assert bool(seen) == (more < 0)
 
 
 def assert_equal_states(one: nn.Module, two: nn.Module) -> None:
