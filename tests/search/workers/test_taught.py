@@ -93,7 +93,11 @@ def trained(job: Job, teacher: Teacher | None) -> dict[str, Tensor]:
     network = build_subnet(architecture, recipe.drop_path)
     data = job.open_data()
     options = TrainingOptions(
-        train_split=data.split("train"), eval_split=data.split("search"), seed=3, teacher=teacher
+        train_split=data.split("train"),
+        eval_split=data.split("search"),
+        seed=3,
+        teacher=teacher,
+        recalibrates=True,
     )
     train(network, data, recipe, options)
     return dict(network.state_dict())
