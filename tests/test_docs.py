@@ -19,6 +19,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from search.cli.app import app
+from searchspace.mixers import CONVS, MIXER_KINDS
 from tests.tiny_graft import write_graft, write_table
 from tests.tiny_run import write_run
 
@@ -218,6 +219,30 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         path = page if not name else (page.parent / name)
         assert path.exists(), target
         assert not anchor or anchor in anchors_of(path), target
+
+
+def test_every_page_is_in_the_navigation_and_in_the_index() -> None:
+    """`make docs` ends with an error where one is missing, and where a link leaves docs/."""
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md$", navigation, re.MULTILINE))
+    linked = re.findall(r"\]\(([\w/-]+\.md)\)", (docs / "index.md").read_text("utf-8"))
+
+    assert listed == pages
+    assert {"index.md", *linked} == pages
+    for path in docs.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)\s:#]+)[^)\s:]*\)", path.read_text("utf-8")):
+            assert (path.parent / target).resolve().is_relative_to(docs), target
+
+
+def test_every_mixer_is_explained_in_few_words() -> None:
+    page = ROOT / "docs/reference/mixers.md"
+    table = set(re.findall(r"^\| `\w+` \((\w+)\)", page.read_text("utf-8"), re.MULTILINE))
+    words = section_of(page, "## In few words")
+
+    assert {kind.short for kind in MIXER_KINDS.values()} == table | {"none"}
+    assert {word for word in ("none", *CONVS) if f"`{word}`" not in words} == set()
 
 
 def test_the_generated_pages_are_current() -> None:

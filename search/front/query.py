@@ -254,7 +254,8 @@ def front_view(run: RunFolder, query: FrontQuery) -> RenderableType:
             )
     if left_out := _beyond_limits(run, query, found):
         lines.append(Text(left_out))
-    if query.fidelity is None and (passed := passed_over(run.record.trials())):
+    passed = passed_over(run.record.trials(), is_graft=bool(run.settings.teacher))
+    if query.fidelity is None and passed:
         lines.append(Text(passed))
     if (order := later_order(found)) is not None:
         lines.append(Text(order.sentence(recipe_epochs(run))))

@@ -500,7 +500,10 @@ class Record:
             query = "SELECT key, description, params, macs FROM architectures WHERE id = ?"
             rows = self._execute(query, (architecture_id,))
             if not rows:
-                raise ValueError(f"{self._database} has no architecture {architecture_id}.")
+                raise ValueError(
+                    f"{self._database} has no architecture {architecture_id}. `search pareto RUN` "
+                    "lists the ids of networks."
+                )
             key, description, params, macs = rows[0]
             architecture = Architecture.from_dict(json.loads(description))
             self._known[architecture_id] = (key, architecture, params, macs)

@@ -72,7 +72,7 @@ def print_closing(run: RunFolder, console: Console) -> bool:
     found = judged_by(run, FrontQuery())
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)
     console.print(front_table(members, retrained=retrained(trials)))
-    passed = passed_over(trials)
+    passed = passed_over(trials, is_graft=bool(run.settings.teacher))
     for note in (
         *((passed,) if passed else ()),
         *_notes(run),

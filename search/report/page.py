@@ -343,7 +343,7 @@ def _content(
         ),
         # The networks of one mixer of a graft are its teacher, narrowed.
         "mixing": mixing_content(() if report.graft else mixing_gains(top)),
-        "passed": passed_over(report.trials),
+        "passed": passed_over(report.trials, is_graft=report.graft is not None),
         "choices": choices_content(
             payload["importance"],
             front_traits(list(members.values()), rest),

@@ -20,7 +20,9 @@ from search.record import QUALITIES, Trial
 from search.results.certainty import LaterOrder, front_probabilities, order_after
 from search.results.dominance import non_dominated
 from search.results.fidelity import (
+    SUPERNET,
     ZERO_COST,
+    describe_fidelity,
     fidelity_height,
     is_retraining,
     is_transfer,
@@ -134,11 +136,16 @@ def shown_fidelity(trials: Sequence[Trial]) -> str:
     return next(arrived, ordered[-1])
 
 
-def passed_over(trials: Sequence[Trial]) -> str | None:
-    """Say which higher fidelity is not the one whose front is shown, and why; None without any."""
+def passed_over(trials: Sequence[Trial], *, is_graft: bool = False) -> str | None:
+    """Say why the front is not one of longer trainings; None where nothing longer is known of.
+
+    Args:
+        trials: Of a run.
+        is_graft: Whether networks are assembled of parts, and inherit nothing from a supernet.
+    """
     ordered, shown = _front_fidelities(trials), shown_fidelity(trials)
     if shown == ordered[0]:
-        return None
+        return _never_trained(is_graft=is_graft) if shown == SUPERNET else None
     promoted = [t for t in trials if t.fidelity == ordered[0] and t.origin not in _NOT_PROMOTED]
     done = sum(trial.state == "done" for trial in promoted)
     begun = (
@@ -149,6 +156,15 @@ def passed_over(trials: Sequence[Trial]) -> str | None:
     return (
         f"The front is that of the networks judged at {shown}: too few were trained longer for a "
         f"front at {ordered[0]}, {begun}. A larger budget trains more."
+    )
+
+
+def _never_trained(*, is_graft: bool) -> str:
+    how = describe_fidelity(SUPERNET, is_graft=is_graft)
+    trained = "healed" if is_graft else "trained alone"
+    return (
+        f"The front is that of networks judged {how}: none was {trained}, so nothing says how well "
+        "this ranks them. A larger budget trains some."
     )
 
 

@@ -32,11 +32,21 @@ def load_target(target: str) -> Architecture:
         path = path / "architecture.json"
     if path.is_file():
         return _read(path)
-    if (named := run_and_id(target)) is not None and named[0].is_dir():
+    if (named := run_and_id(target)) is not None:
         with open_run(named[0]) as folder:
             return folder.architecture(named[1])
     if ":" in target and Path(target.rpartition(":")[0]).is_dir():
         raise ValueError(f"{target!r}: after the colon comes the id of a network, e.g. RUN:12.")
+    if path.is_dir():
+        raise ValueError(
+            f"{target} is a folder, and here one network is named. Of a run name it by its id, "
+            f"e.g. {path}:7 (`search pareto` lists them)."
+        )
+    if path.suffix or path.name != target:
+        raise ValueError(
+            f"There is no file {target}. Name a preset (`search presets`), an architecture file or "
+            "RUN:ID."
+        )
     return preset(target)
 
 

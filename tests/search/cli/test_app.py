@@ -188,7 +188,7 @@ def test_wrong_input_gives_one_message_and_leaves_nothing(
     ("words", "message"),
     [
         (("show", "swin_q"), "swin_q"),
-        (("show", "run:1"), "run:1"),
+        (("show", "run:1"), "run is not the folder of a run"),
         (("status", "."), "not the folder of a run"),
         (("pareto", "nowhere"), "not the folder of a run"),
         (("retrain", ".", "--arch", "1"), "not the folder of a run"),

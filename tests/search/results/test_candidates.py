@@ -160,6 +160,16 @@ def test_it_is_said_why_a_higher_fidelity_is_not_shown() -> None:
     assert "none was promoted" in nothing
 
 
+def test_it_is_said_when_no_network_was_trained_alone() -> None:
+    inherited = passed_over(run_with(judged=9))
+    assembled = passed_over(run_with(judged=9), is_graft=True)
+
+    assert inherited is not None
+    assert "with inherited weights: none was trained alone" in inherited
+    assert assembled is not None
+    assert "as assembled: none was healed" in assembled
+
+
 def test_no_results_have_no_shown_fidelity() -> None:
     with pytest.raises(ValueError, match="No network has been judged yet"):
         shown_fidelity([trial(1, correct=1, fidelity="retrain-micro-9e")])
