@@ -86,8 +86,8 @@ def select_members(
     if not chosen and cost_of:
         least = min(cost_of(candidate) for candidate in pool)
         raise ValueError(
-            f"No retraining fits in {budget_seconds:.0f} device-seconds; the cheapest is expected "
-            f"to take {least:.0f}. Give a larger --budget."
+            f"No retraining fits in {budget_seconds:,.0f} device-seconds; the cheapest is expected "
+            f"to take {math.ceil(least):,}. Give a larger --budget."
         )
     return tuple(chosen)
 

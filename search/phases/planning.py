@@ -12,10 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from search.budget import count_cores
-from search.phases.step_times import profile_times, read_times, times_for
+from search.phases.step_times import (
+    DeviceProfile,
+    profile_times,
+    read_profile,
+    read_times,
+    times_for,
+)
 from search.plan import MAX_EPOCHS, Plan, PlanInputs, StepTimes, make_plan
-from search.run_folder import DATA, GRAFT, MENTOR, BuildsTeacher, RunSettings, keep_mentor
+from search.run_folder import (
+    DATA,
+    GRAFT,
+    MENTOR,
+    BuildsTeacher,
+    RunSettings,
+    check_settings,
+    keep_mentor,
+)
+from search.terminal import format_count
 from search.workers import compile_kernels, work_of
+from searchspace.cost import count
+from searchspace.space import SearchSpace
 from supernet.data import ImageData, prepare_data
 from supernet.data.dense import SearchedData, prepare_searched
 from supernet.recipes import load_dense_recipe, load_recipe
@@ -28,6 +45,9 @@ MAX_HEALING_SHARE = 0.5
 # Of the devices that train one network together: a usual node has so many. Each takes shards of the
 # recipe's batches, so that a network is trained the same on any number of them.
 MOST_TRIAL_DEVICES = 8
+# Networks with up to so many times the MACs of others are taken for those of the same space: heads
+# of other numbers of classes.
+ALIKE_MACS = 1.5
 # What ``twice the budget`` and ``ten more gpu-days`` are asked with.
 MORE_DAYS, DAY = 10, 86_400.0
 
@@ -98,6 +118,9 @@ def plan_here(
         ValueError: If there is nothing to measure, and no times are given.
     """
     source = times_from or TimesFrom()
+    # All of it before images are read, which may take long.
+    space = check_settings(settings)
+    given = _look_for_times(settings, source)
     found = devices_here(settings, source)
     # Data in the current folder can be seen by the nodes of a cluster, as a run's folder can.
     where = "." if source.ray_address and not settings.storage else None
@@ -111,8 +134,10 @@ def plan_here(
         started = time.monotonic()
         if source.ray_address is not None:
             times, found = measure_on_cluster(settings, folder, data, source.ray_address)
-        elif source.times is not None or source.profile is not None:
-            times = _given_times(settings, source, data)
+        elif given is not None:
+            times = _given_times(settings, given, source, data)
+            if say is not None and (other := _of_other_networks(times, space)):
+                say(other)
         else:
             compile_kernels()
             started = time.monotonic()
@@ -134,16 +159,13 @@ def plan_here(
     return Planned(plan=plan, twice=twice, times=times)
 
 
-def _given_times(
-    settings: RunSettings, source: TimesFrom, data: ImageData | SearchedData
-) -> StepTimes:
-    """Read the times of a run or a file, or estimate them by a profile."""
+def _look_for_times(settings: RunSettings, source: TimesFrom) -> StepTimes | DeviceProfile | None:
+    """Read the times of a run or a file, or a profile to estimate them by; None to measure."""
     if source.times is not None:
-        times = read_times(source.times)
-        _check_times_teacher(times, settings, source.times)
-        return times
-    assert source.profile is not None
-    if not isinstance(data, ImageData):
+        return read_times(source.times)
+    if source.profile is None:
+        return None
+    if not settings.classifies:
         raise ValueError(
             f"The profiles of devices are of classifiers, got --task {settings.task}. "
             "Measure here, or take the times of a run or a file with --times."
@@ -153,7 +175,39 @@ def _given_times(
             f"The profiles of devices know no teachers, got --teacher {settings.taught_by}."
             " Measure here, or take the times of a run with this teacher with --times."
         )
-    return profile_times(source.profile, settings, settings.load_space(), data)
+    return read_profile(source.profile, settings)
+
+
+def _given_times(
+    settings: RunSettings,
+    given: StepTimes | DeviceProfile,
+    source: TimesFrom,
+    data: ImageData | SearchedData,
+) -> StepTimes:
+    """Take times that were read, or estimate them by a profile."""
+    if isinstance(given, StepTimes):
+        assert source.times is not None
+        _check_times_teacher(given, settings, source.times)
+        return given
+    assert isinstance(data, ImageData)
+    return profile_times(given, settings, settings.load_space(), data)
+
+
+def _of_other_networks(times: StepTimes, space: SearchSpace) -> str | None:
+    """Say that times are of networks of other sizes than those of a space."""
+    if not times.trial_steps:
+        return None
+    macs = [macs for macs, _ in times.trial_steps]
+    measured = (min(macs), max(macs))
+    asked = tuple(count(space.extreme("macs", largest=largest)).macs for largest in (False, True))
+    pairs = zip(measured, asked, strict=True)
+    if all(max(pair) <= ALIKE_MACS * min(pair) for pair in pairs):
+        return None
+    theirs, ours = (" to ".join(map(format_count, pair)) for pair in (measured, asked))
+    return (
+        f"These times were measured with networks of {theirs} MACs, and {space.name} has networks "
+        f"of {ours}: the plan is a guess. Measure this space to know."
+    )
 
 
 def _measured_here(

@@ -40,10 +40,8 @@ class DeviceProfile(BaseModel):
     source: str = Field(description="Where the values come from.")
 
 
-def profile_times(
-    name_or_path: str, settings: RunSettings, space: SearchSpace, data: ImageData
-) -> StepTimes:
-    """Estimate what steps take on a device that has a profile.
+def read_profile(name_or_path: str, settings: RunSettings) -> DeviceProfile:
+    """Read the profile of a device that the budget counts.
 
     Raises:
         ValueError: If there is no such profile, or it counts another device than the budget.
@@ -59,6 +57,13 @@ def profile_times(
             f"The profile {name_or_path} is of a {profile.device}, and the budget "
             f"{settings.budget!r} counts {budget} time. Write a {profile.device} budget."
         )
+    return profile
+
+
+def profile_times(
+    profile: DeviceProfile, settings: RunSettings, space: SearchSpace, data: ImageData
+) -> StepTimes:
+    """Estimate what steps take on a device that has a profile."""
     macs = [count(space.extreme("macs", largest=largest)).macs for largest in (False, True)]
     batch = load_recipe(settings.trial_recipe).batch_size
     rate, judged = profile.train_rate * GIGA, data.sizes["search"]

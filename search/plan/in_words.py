@@ -73,7 +73,7 @@ def supernet_text(plan: Plan) -> str:
 
 def climbing_text(plan: Plan) -> str:
     """Say how many networks go up the rungs: ``about 90 networks for 10 epochs, 30 for 30``."""
-    first, *others = [f"{number} {_rung_text(plan, epochs)}" for number, epochs in promoted(plan)]
+    first, *others = [f"{number:,} {_rung_text(plan, epochs)}" for number, epochs in promoted(plan)]
     head, _, tail = first.partition(" ")
     return ", ".join([f"about {head} networks alone {tail}", *others])
 

@@ -1,6 +1,6 @@
 """The folder of a run: its settings, its files, and how a user names what is in it."""
 
-from search.run_folder.creation import BuildsTeacher, create_run, keep_mentor
+from search.run_folder.creation import BuildsTeacher, check_settings, create_run, keep_mentor
 from search.run_folder.disk import FullDiskError, is_disk_full
 from search.run_folder.files import (
     DATA,
@@ -40,6 +40,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "TeacherFiles",
+    "check_settings",
     "create_run",
     "is_disk_full",
     "keep_mentor",

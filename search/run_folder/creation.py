@@ -87,7 +87,7 @@ def create_run(
             f"What builds a teacher goes with its name, got the name {settings.taught_by!r}. Give "
             "both or none; see search.retraining.teachers."
         )
-    space = _check(settings)
+    space = check_settings(settings)
     address = folder / RECORD if database is None else _new_schema(database, folder.name)
     with durable.made_folder(folder), claimed(folder) as claim:
         _check_free(folder)  # by now nobody else changes it
@@ -200,8 +200,12 @@ def _undone_on_errors(new: _NewRun, folder: Path) -> Iterator[None]:
         raise
 
 
-def _check(settings: RunSettings) -> SearchSpace:
-    """Look up everything that the settings name; return the space."""
+def check_settings(settings: RunSettings) -> SearchSpace:
+    """Look up everything that the settings name, before images are read; return the space.
+
+    Raises:
+        ValueError: If something is not there, or does not go with the rest.
+    """
     from supernet.data import open_unlabelled
     from supernet.network import check_shareable
     from supernet.recipes import load_recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from rich.table import Table
@@ -41,8 +41,9 @@ def recipes_table() -> Table:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for name in config_names("recipes"):
         text = config_path("recipes", name).read_text(encoding="utf-8")
-        recipe = cast(Mapping[str, object], yaml.load(text, Loader=loader))
-        rows.append((name, str(recipe["epochs"]), str(recipe["about"])))
+        recipe = cast(Mapping[str, Any], yaml.load(text, Loader=loader))
+        epochs = recipe["epochs"] + recipe["cooldown_epochs"]
+        rows.append((name, str(epochs), str(recipe["about"])))
     for name in config_names("recipes/dense"):
         text = config_path("recipes/dense", name).read_text(encoding="utf-8")
         dense = cast(Mapping[str, object], yaml.load(text, Loader=loader))

@@ -166,7 +166,8 @@ def pools_of(entries: Sequence[str], where: str) -> dict[str, str]:
         names = ", ".join(map(shown, entries[:10])) or "nothing"
         raise ValueError(
             "Data must have one train/ and one val/ or test/ or both, each with one folder of "
-            f"images per class; {where} has: {names}. Give the folder that holds train/."
+            f"images per class; {where} has: {names}. Give the folder that holds train/. Where "
+            "images are not divided, move e.g. a fifth of each class to val/."
         )
     return pools
 

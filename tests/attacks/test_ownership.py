@@ -124,7 +124,7 @@ def test_of_two_that_begin_at_the_same_instant_one_wins(
     # Both have seen that the folder is free before either goes on, and the winner works until the
     # other has ended.
     both, ended = threading.Barrier(2), threading.Event()
-    check, seen = creation._check, threading.local()
+    check, seen = creation.check_settings, threading.local()
 
     def check_and_wait(settings: RunSettings) -> Any:
         space = check(settings)

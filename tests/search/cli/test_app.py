@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_help_is_as_recorded(command: str, capsys: pytest.CaptureFixture[str]) -
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(printed)
     assert printed == path.read_text()
+
+
+def test_the_epochs_of_a_recipe_are_those_that_it_trains(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert search("recipes") == 0
+    printed = capsys.readouterr().out
+    listed = dict(re.findall(r"^. (\w+) +. (\d+) +.", printed, re.MULTILINE))
+    assert listed["elsa_swin_310e"] == listed["volo_310e"] == "310"
+    assert listed["swin_300e"] == "300"
 
 
 @pytest.mark.parametrize("command", ["presets", "spaces", "recipes"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -204,7 +206,7 @@ def test_what_is_not_sensible_is_said() -> None:
 def test_more_budget_is_described_by_what_grows() -> None:
     less, more = plan_of(50), plan_of(60)
     text = more_text(less, more)
-    assert f"{more.num_promoted} for {more.trial_epochs} epochs" in text
+    assert f"{more.num_promoted:,} for {more.trial_epochs} epochs" in text
     assert "shared weights" not in text  # they have their 300 epochs already
     assert more_text(less, less) == "nothing: every phase has what it needs"
 
@@ -234,6 +236,44 @@ def test_times_travel_as_a_file(tmp_path: Path) -> None:
     assert plan.devices == 8
     # A step of 8 shards takes 8 times as many device-seconds as one of a shard.
     assert plan.supernet_batch == 8 * 64
+
+
+def test_times_of_other_networks_are_said_to_be_a_guess(tmp_path: Path) -> None:
+    large = replace(TIMES, trial_steps=((600_000_000, 0.02), (7_000_000_000, 0.2)))
+    said = {}
+    for name, times in (("own", TIMES), ("large", large)):
+        write_times(tmp_path / name, times)
+        said[name] = list[str]()
+        plan_here(
+            RunSettings(data="digits", budget="50gpu-hours"),
+            devices=8,
+            times_from=TimesFrom(times=tmp_path / name),
+            say=said[name].append,
+        )
+    assert not [line for line in said["own"] if "guess" in line]
+    (line,) = [line for line in said["large"] if "guess" in line]
+    assert "networks of 600M to 7.00G MACs, and digits has networks of" in line
+
+
+@pytest.mark.parametrize(
+    ("wrong", "source", "said"),
+    [
+        ({"retrain_recipe": "nope"}, {}, "Unknown recipe 'nope'"),
+        ({}, {"profile": "H100"}, "Did you mean 'h100'"),
+        ({"budget": "1cpu-hour"}, {"profile": "h100"}, "is of a gpu"),
+        ({}, {"times": Path("gone.json")}, r"no run or file 'gone\.json'"),
+    ],
+)
+def test_what_is_asked_is_looked_up_before_images_are_read(
+    wrong: dict[str, Any], source: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("search.phases.planning.prepare_data", read)
+    settings = RunSettings(**({"data": "digits", "budget": "50gpu-hours"} | wrong))
+    with pytest.raises(ValueError, match=said):
+        plan_here(settings, devices=8, times_from=TimesFrom(**source))
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "mixer-search step times"}', "{"])
