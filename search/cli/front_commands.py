@@ -28,7 +28,7 @@ Objectives = Annotated[
     typer.Option(help="What the front weighs: top1, macs, params, latency_ms; default: the run's."),
 ]
 Fidelity = Annotated[
-    str | None, typer.Option(help="supernet, train-<n>e, ...; default: the highest.")
+    str | None, typer.Option(help="supernet, train-<n>e, ...; default: the highest with a front.")
 ]
 MaxMacs = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 5G.")]
 MaxParams = Annotated[str | None, typer.Option(help="Only networks up to this, e.g. 30M.")]

@@ -49,7 +49,7 @@ Task = Annotated[
 Share = Annotated[
     list[str], typer.Option(help="Fix a phase's share of the budget, e.g. supernet=.5; repeatable.")
 ]
-Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G.")]
+Limit = Annotated[str | None, typer.Option(help="Refuse larger networks, e.g. 5G or 2.5M.")]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; default: this machine.")]
 TAUGHT = (
     "Let all networks learn from it, too: timm:NAME[:FILE], PRESET:FILE, RUN:ID or a folder; with "

@@ -67,7 +67,10 @@ def run(
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option(help="top1 (of --task: miou, ap_box, ap_mask) and some of macs, params, ..."),
+        typer.Option(
+            help="top1 (of --task: miou, ap_box, ap_mask) and some of macs, params, latency, "
+            "memory.  [default: top1,macs]"
+        ),
     ] = None,
     max_macs: Limit = None,
     max_params: Limit = None,
