@@ -32,6 +32,7 @@ PAGES = (
 WITH_COMMANDS = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "guide").glob("*.md")),
+    *sorted((ROOT / "docs" / "measurements").glob("*.md")),
     ROOT / "docs" / "reference" / "installing.md",
 )
 
@@ -54,7 +55,12 @@ NOT_RUN = {
 }
 RUN_FOLDERS = ("RUN", "runs/digits", "runs/flowers")
 # What the shell would put in the place of a variable.
-VARIABLES = {'"$run"': "RUN", '"$head:6379"': "FIRST:6379", "$more": "--resume"}
+VARIABLES = {
+    '"$run"': "RUN",
+    '"$head:6379"': "FIRST:6379",
+    "$more": "--resume",
+    "--seed $S": "--seed 0",
+}
 WITHIN_TEXT = re.compile(r"`(search (?:status|pareto|select|compare|show) [^`]*RUN[^`]*)`")
 INNER = re.compile(r"\$\((search [^)]*)\)")
 
@@ -98,10 +104,11 @@ def _calls(line: str) -> Iterator[tuple[str, ...]]:
         return
     command: list[str] = []
     for word in [*words, ";"]:
-        if word[0] in ";&|":
+        if word and word[0] in ";&|":
             if "--" in command and "search" in command:  # what another program shall run
                 command = command[command.index("--") + 1 :]
-            if command and command[0] in ("search", "mixer-search", "make"):
+            is_ours = command and command[0] in ("search", "mixer-search", "make")
+            if is_ours and not re.match(r"[\d.]", "".join(command[1:2])):  # a phase: search 1.4 d
                 yield tuple(command)
             command = []
         else:
@@ -219,6 +226,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         path = page if not name else (page.parent / name)
         assert path.exists(), target
         assert not anchor or anchor in anchors_of(path), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_script_is_there_and_knows_its_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for name, words in re.findall(r"python ((?:benchmarks|scripts)/\w+\.py)([^`#|>&\n]*)", text):
+        source = (ROOT / name).read_text(encoding="utf-8")
+        if name != "scripts/timm_tests.py":  # its options are pytest's
+            assert {f'"{option}"' for option in re.findall(r"--[a-z][\w-]*", words)} <= set(
+                re.findall(r'"--[a-z][\w-]*"', source)
+            ), name
 
 
 def test_every_page_is_in_the_navigation_and_in_the_index() -> None:

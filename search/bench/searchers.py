@@ -80,6 +80,12 @@ def compare(
     unknown = sorted(set(searchers) - set(SEARCHERS))
     if unknown:
         raise ValueError(f"Unknown searcher {unknown[0]!r}. Known: {', '.join(SEARCHERS)}.")
+    return _compared(problem, searchers, seeds, checkpoints)
+
+
+def _compared(
+    problem: Problem, searchers: Sequence[str], seeds: int, checkpoints: Sequence[int]
+) -> Iterator[Row]:
     for searcher in searchers:
         fractions, distinct = [], []
         for seed in range(seeds):

@@ -37,6 +37,11 @@ def load_target(target: str) -> Architecture:
             return folder.architecture(named[1])
     if ":" in target and Path(target.rpartition(":")[0]).is_dir():
         raise ValueError(f"{target!r}: after the colon comes the id of a network, e.g. RUN:12.")
+    if target.startswith("timm:"):
+        raise ValueError(
+            f"{target}: only `search show` and `search transfer` take networks of timm. Name a "
+            "preset (`search presets`), an architecture file or RUN:ID."
+        )
     if path.is_dir():
         raise ValueError(
             f"{target} is a folder, and here one network is named. Of a run name it by its id, "

@@ -63,7 +63,10 @@ def test_a_problem_says_the_same_each_time_and_its_front_has_the_fraction_1(
 
 def test_unknown_problems_searchers_and_tables_are_refused(tmp_path: Path, quick: None) -> None:
     def run(table: Path | None, problem: str | None, searcher: str) -> None:
-        print_table(problem, table=table, searchers=(searcher,), seeds=1, evaluations=4, line=print)
+        print_table(problem, table=table, searchers=(searcher,), seeds=1, evaluations=4, line=fail)
+
+    def fail(line: str) -> None:
+        raise AssertionError(f"{line!r} was printed before all was checked")
 
     with pytest.raises(ValueError, match=r"Unknown problem 'x'. Known: nas-bench-macro"):
         run(None, "x", "random")

@@ -23,6 +23,7 @@ def test_a_network_of_a_run_is_found_by_its_id(tmp_path: Path) -> None:
         ("run/", r"run/ is a folder.*run:7.*search pareto"),
         ("run:x", r"after the colon comes the id"),
         ("run:9999", r"no architecture 9999.*search pareto"),
+        ("timm:resnet18", r"only `search show` and `search transfer`"),
         ("gone:7", r"gone is not the folder of a run"),
         ("gone.json", r"no file gone\.json"),
         ("runs/gone", r"no file runs/gone"),
