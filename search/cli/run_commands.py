@@ -305,7 +305,7 @@ def _work(
             if stopped_by != NO_DATABASE:
                 if stopped_by != FULL_DISK and not write_report(folder, console):
                     stopped_by = FULL_DISK
-                has_front = print_closing(folder, console)
+                has_front = print_closing(folder, console, is_stopped=bool(stopped_by))
     except KeyboardInterrupt:
         print(visible(interrupted), file=sys.stderr)
         raise typer.Exit(130) from None

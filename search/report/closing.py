@@ -54,20 +54,25 @@ EXTRACTION_TOLERANCE = 1e-5
 MIRROR = "study.db"
 
 
-def print_closing(run: RunFolder, console: Console) -> bool:
+def print_closing(run: RunFolder, console: Console, *, is_stopped: bool = False) -> bool:
     """Print the front, what the extraction check found, what was spent, and what to type next.
+
+    Args:
+        run: Whose front.
+        console: Where.
+        is_stopped: Whether the run goes on with the budget that it has, which the caller says.
 
     Returns:
         Whether there is a front.
     """
     trials = trials_of(run)
     if (lacking := _without_front(run, trials)) is not None:
-        console.print(
-            f"{lacking}: {_spending(run)}. Go on with a larger budget: "
-            f"{shell_command('search', 'run', '--resume', '--out', run.folder)} --budget AMOUNT",
-            highlight=False,
-            soft_wrap=True,
+        more = (
+            " Go on with a larger budget: "
+            f"{shell_command('search', 'run', '--resume', '--out', run.folder)} --budget AMOUNT"
         )
+        said = f"{lacking}: {_spending(run)}.{'' if is_stopped else more}"
+        console.print(said, highlight=False, soft_wrap=True)
         return False
     found = judged_by(run, FrontQuery())
     members = choose_rows(found, FrontQuery(), objectives=run.settings.objectives)

@@ -34,7 +34,12 @@ def test_a_run_without_a_front_says_how_to_go_on(tmp_path: Path) -> None:
         opened.record.finish_attempt(attempt, outcome="done")
 
         assert not print_closing(opened, Console(file=shown, width=200))
+        # One that was stopped has budget left: its command says how it goes on.
+        stopped = Console(file=(after := StringIO()), width=200)
+        assert not print_closing(opened, stopped, is_stopped=True)
 
+    assert "of 60.0 device-seconds spent" in after.getvalue()
+    assert "--budget" not in after.getvalue()
     assert "of 60.0 device-seconds spent" in shown.getvalue()
     assert f"search run --resume --out {tmp_path / 'run'} --budget AMOUNT" in shown.getvalue()
 
