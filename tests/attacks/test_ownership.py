@@ -131,7 +131,7 @@ def test_of_two_that_begin_at_the_same_instant_one_wins(
         both.wait(60)
         return space
 
-    monkeypatch.setattr(creation, "_check", check_and_wait)
+    monkeypatch.setattr(creation, "check_settings", check_and_wait)
     outcomes: list[str] = []
 
     def drive(name: str) -> None:
