@@ -289,6 +289,21 @@ def test_maps_may_be_views_of_one_projection_and_of_any_layout(
 
 
 @pytest.mark.parametrize("name", FAST)
+def test_a_map_of_one_column_may_have_any_stride_from_column_to_column(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is contiguous whatever that stride says."""
+    use(monkeypatch, name)
+    area = Area(2, 3, 1, 0.5, True, "softmax")
+    rows = torch.randn(3, 2, 1, 7, 6, dtype=torch.float64).unbind()
+    queries, keys, values = (x.transpose(1, 2).requires_grad_() for x in rows)
+    assert values.is_contiguous()
+    assert values.stride(2) == 7 * 6
+
+    assert_equals_definition({"values": values, "queries": queries, "keys": keys}, area, 1e-11)
+
+
+@pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("terms", TERMS)
 def test_flops_are_two_for_each_tap_channel_and_product(
     monkeypatch: pytest.MonkeyPatch, name: str, terms: tuple[bool, ...]
