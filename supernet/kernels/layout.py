@@ -25,8 +25,14 @@ def even_pixels(map_: Tensor) -> Tensor:
     """
     _, height, width, channels = map_.shape
     pitch = map_.stride(2)
-    strides = (height * width * pitch, width * pitch, pitch, 1)
-    return map_ if map_.stride() == strides and pitch >= channels else map_.contiguous()
+    if map_.stride() == _strides(height, width, pitch) and pitch >= channels:
+        return map_
+    # Along an axis of one place a tensor may have any stride and still be contiguous.
+    return map_.contiguous().as_strided(map_.shape, _strides(height, width, channels))
+
+
+def _strides(height: int, width: int, pitch: int) -> tuple[int, int, int, int]:
+    return height * width * pitch, width * pitch, pitch, 1
 
 
 def empty_slices(like: Tensor, wanted: Sequence[object | None]) -> list[Any]:

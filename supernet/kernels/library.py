@@ -4,16 +4,17 @@ The library of a dtype is built once from the C files of the operators' folders 
 compiler and kept in the user's cache folder. Its name hashes what it was made of (sources, commands
 and processor) and what is in it: a library that is not what its name says is built anew, since a
 truncated one would kill the process with SIGBUS. Code is only loaded from a folder that nobody else
-can write; where the user's cache is none, each process builds in a temporary folder of its own. The
-library uses the OpenMP runtime that torch has loaded, so that there is one pool
-of threads. Without a working compiler `load` says so once in the log and returns None; then the
-operators' formulations in torch serve.
+can write; where the user's cache is none, or code may not be run from it, each process builds in a
+temporary folder of its own. The library uses the OpenMP runtime that torch has loaded, so that
+there is one pool of threads. Without a working compiler `load` says so once in the log and returns
+None; then the operators' formulations in torch serve.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -71,7 +72,7 @@ def is_available(dtype: torch.dtype) -> bool:
 def load(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Return the library for a dtype of `DTYPES`, built first where need be; None if that fails."""
     try:
-        library = ctypes.CDLL(str(build(dtype)))
+        library = _opened(build(dtype), dtype)
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None)
         reason = f"{error}{': ' + output.strip()[-500:] if output else ''}"
@@ -96,12 +97,24 @@ def build(dtype: torch.dtype) -> Path:
     recipe = _recipe(dtype)
     try:
         folder = own_cache_folder()
-        return _find(folder, recipe.name) or _compile(folder, recipe)
+        return _find(folder, recipe.name) or _compile_alone(folder, recipe)
     except OSError as error:
-        _say_once(
-            f"The C kernels are built anew by each process: {error}. Set XDG_CACHE_HOME to a folder"
-            " that you own."
-        )
+        return _build_privately(recipe, error)
+
+
+def _opened(path: Path, dtype: torch.dtype) -> ctypes.CDLL:
+    """Load a library; from a folder of this process where code of the cache may not be run."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        return ctypes.CDLL(str(_build_privately(_recipe(dtype), error)))
+
+
+def _build_privately(recipe: _Recipe, cause: OSError) -> Path:
+    _say_once(
+        f"The C kernels are built anew by each process: {cause}. Set XDG_CACHE_HOME to a folder"
+        " that you own, and that code may be run from."
+    )
     folder = _private_folder()
     return _find(folder, recipe.name) or _compile(folder, recipe)
 
@@ -146,6 +159,18 @@ def _is_whole(path: Path, name: str) -> bool:
         return path.name == f"{name}-{hashlib.sha256(path.read_bytes()).hexdigest()}.so"
     except OSError:
         return False
+
+
+def _compile_alone(folder: Path, recipe: _Recipe) -> Path:
+    """Compile one process after the other: the workers of a node begin together."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(number, fcntl.LOCK_EX)
+        # What a process has waited for is there.
+        return _find(folder, recipe.name) or _compile(folder, recipe)
+    finally:
+        os.close(number)
 
 
 def _compile(folder: Path, recipe: _Recipe) -> Path:

@@ -35,7 +35,7 @@ def split_pixels(pixels: int, block: int) -> tuple[int, int]:
 
 
 def check_offsets(map_: Tensor) -> None:
-    """Refuse maps (B, H, W, C) whose images are too large for offsets of 32 bits.
+    """Refuse maps (B, H, W, ...) whose images are too large for offsets of 32 bits.
 
     Raises:
         ValueError: If an image has 2**31 elements or more between its first and its last.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.mixers import DecoupledDynamicFilter
-from supernet.kernels import aggregate, depthwise_conv
+from supernet.kernels import aggregate, depthwise_conv, normalise
 from supernet.mixers.sharing import Place, centre_taps, head_rows, new_linear, state_of
 
 
@@ -88,8 +88,7 @@ class DecoupledDynamicFilterMixer(nn.Module):
         """Generate a filter for each position and head: (B, H, W, heads, K*K)."""
         weight = slices["spatial_weight"].transpose(0, 1).flatten(0, 1)
         filters = F.linear(values, weight, slices["spatial_bias"].t().flatten())
-        filters = filters.unflatten(-1, (mixer.num_heads, -1))
-        return standardise(filters, dim=-1) * (math.sqrt(2) / mixer.kernel_size)
+        return normalise(filters.unflatten(-1, (mixer.num_heads, -1)), "filter_norm")
 
     def _channel(
         self, values: Tensor, slices: dict[str, Tensor], mixer: DecoupledDynamicFilter
@@ -98,8 +97,10 @@ class DecoupledDynamicFilterMixer(nn.Module):
         reduced = self._reduce(values.mean((1, 2)), int(self.dim * mixer.se_ratio))
         weight = slices["channel_weight"].flatten(0, 1)
         filters = F.linear(F.relu(reduced), weight, slices["channel_bias"].flatten())
-        filters = filters.unflatten(-1, (-1, self.dim))
-        return standardise(filters, dim=1) * slices["deviation"]
+        filters = filters.unflatten(-1, (-1, self.dim)).transpose(1, 2)
+        # Its deviation takes the place of the fixed gain.
+        gain = math.sqrt(2) / mixer.kernel_size
+        return normalise(filters, "filter_norm").transpose(1, 2) * (slices["deviation"] / gain)
 
     def _reduce(self, means: Tensor, hidden: int) -> Tensor:
         if hidden == self.hidden:
@@ -116,14 +117,6 @@ class DecoupledDynamicFilterMixer(nn.Module):
             "deviation": self.deviation,
         }
         return {name: centre_taps(table, mixer.kernel_size) for name, table in tables.items()}
-
-
-def standardise(filters: Tensor, *, dim: int) -> Tensor:
-    """Give filters mean 0 and unbiased deviation 1 over the axis of their taps."""
-    centred = filters - filters.mean(dim, keepdim=True)
-    # A single tap has no unbiased deviation.
-    std = filters.std(dim, keepdim=True, correction=min(filters.shape[dim] - 1, 1))
-    return centred / (std + 1e-10)
 
 
 def _taps_first(parameter: Tensor, parts: int) -> nn.Parameter:

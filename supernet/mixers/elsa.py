@@ -81,14 +81,14 @@ class ElsaMixer(nn.Module):
         """Mix the tokens of a map of shape (B, H, W, C); the shape stays."""
         qk_dim, v_dim = self._qk_dim(mixer), mixer.v_dim or self.dim
         q, k, v = self._project_in(x, mixer).split((qk_dim, qk_dim, v_dim), -1)
-        slices = self._slices(mixer)
+        v, slices = v.contiguous(), self._slices(mixer)  # one copy, which both operators keep
         attention = self._logits(q, k, slices, mixer).softmax(-1)
         mul = None if mixer.lam == 0 else signed_power(slices["mul"], mixer.lam)
-        y = aggregate(attention, v.contiguous(), mixer.kernel_size, mul, dilation=mixer.dilation)
+        y = aggregate(attention, v, mixer.kernel_size, mul, dilation=mixer.dilation)
         if mixer.gamma != 0:
             square = (mixer.kernel_size, mixer.kernel_size)
             kernel = (mixer.gamma * slices["add"]).t().unflatten(1, square)
-            y = y + depthwise_conv(v.contiguous(), kernel.contiguous(), dilation=mixer.dilation)
+            y = y + depthwise_conv(v, kernel.contiguous(), dilation=mixer.dilation)
         if v_dim == self.v_dim:
             return self.proj(y)
         return F.linear(y, self._out_weight(mixer), self.proj.bias)

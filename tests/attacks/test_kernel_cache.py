@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +250,12 @@ def unknown(uid: int) -> None:
 def test_two_that_build_at_once_both_have_a_whole_library(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second builds, from the empty folder on, while the first stands in front of its end."""
+    """Without locks the second builds while the first stands in front of its end."""
+
+    def refuse(*_: int) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(library.fcntl, "flock", refuse)
     replace, second = os.replace, []
 
     def held(source: Any, target: Any) -> None:
@@ -262,6 +270,49 @@ def test_two_that_build_at_once_both_have_a_whole_library(
     for path in (first, second[0]):
         assert library._is_whole(path, library._recipe(torch.float32).name)
     assert {path.suffix for path in first.parent.iterdir()} == {".so"}
+
+
+def test_those_that_begin_together_compile_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workers of a node do; locks of one process's threads are those of processes."""
+    compiled: list[object] = []
+    run, begin = library._run, threading.Barrier(3)
+
+    def counted(command: list[str]) -> None:
+        compiled.append(command)
+        run(command)
+
+    def build(_: int) -> Path:
+        begin.wait()
+        return library.build(torch.float32)
+
+    monkeypatch.setattr(library, "_run", counted)
+    with ThreadPoolExecutor(3) as pool:
+        (path,) = set(pool.map(build, range(3)))
+
+    assert path.exists()
+    assert len(compiled) == len(library.SOURCES) + 1
+
+
+def test_a_cache_that_code_may_not_be_run_from_is_not_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As homes that are mounted with noexec."""
+    opened = ctypes.CDLL
+
+    def mounted(path: str) -> ctypes.CDLL:
+        if path.startswith(str(root / "cache")):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return opened(path)
+
+    monkeypatch.setattr(library.ctypes, "CDLL", mounted)
+    with caplog.at_level(logging.WARNING):
+        assert computes_in_c()
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "failed to map segment" in line
+    assert "XDG_CACHE_HOME" in line
 
 
 def test_a_truncated_library_kills_no_process(tmp_path: Path) -> None:

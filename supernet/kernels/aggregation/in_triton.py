@@ -43,8 +43,10 @@ def aggregate(
     transposed: bool,
 ) -> Tensor:
     """Compute ``y[i] = sum_o f[i, o] v[i + o]``, or transposed ``sum_o f[i - o, o] v[i - o]``."""
-    values = values.contiguous()
-    check_offsets(values)
+    values, filters = values.contiguous(), dense(filters)
+    for read in (values, filters):
+        if read is not None:
+            check_offsets(read)
     result = torch.empty_like(values)
     batch, height, width, channels = values.shape
     if values.numel() == 0:
@@ -58,7 +60,7 @@ def aggregate(
     with torch.cuda.device_of(values):
         _aggregate[tiles, channels // span * triton.cdiv(span, block), batch](
             result,
-            values if filters is None else filters.contiguous(),
+            values if filters is None else filters,
             values,
             values if multiplier is None else multiplier.contiguous(),
             values if bias is None else bias.contiguous(),

@@ -32,7 +32,8 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     weights = normalise(logits, area.norm)
     low = weights.to(v.dtype)
     dv = primitives.aggregate(low, grad, *taps, None, None, True)
-    ds = primitives.logits(grad, v, area.num_heads, *taps, None).to(logits.dtype)
+    exact = grad.to(logits.dtype), v.to(logits.dtype)
+    ds = primitives.logits(*exact, area.num_heads, *taps, None)
     ds = normalise_grad(ds, weights, logits, area.norm)
     dbias = None if bias is None else ds.sum((0, 1, 2)).t().to(bias.dtype)
     ds = (ds * area.scale).to(v.dtype)
@@ -72,7 +73,11 @@ def _side(
 
 
 def _logits(operands: Operands, area: Area) -> Tensor:
-    q, k, v, qr, rk, bias = operands
+    v = operands[2]
+    dtype = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
+    # Before they are scaled, logits may be larger than any number of float16.
+    exact = (None if x is None else x.to(dtype) for x in (*operands[:2], *operands[3:]))
+    q, k, qr, rk, bias = exact
     taps, heads = (area.kernel_size, area.dilation), (area.num_heads, -1)
     dots: list[Tensor] = []
     if area.has_product:
@@ -83,10 +88,9 @@ def _logits(operands: Operands, area: Area) -> Tensor:
         dots.append(_dot(q, qr, heads))
     if k is not None and rk is not None:
         dots.append(primitives.skew(_dot(k, rk, heads), *taps, False))
-    dtype = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
-    parts = [x.to(dtype) * area.scale for x in dots]
+    parts = [x * area.scale for x in dots]
     if bias is not None:
-        parts.append(bias.t().to(dtype).expand(*v.shape[:3], -1, -1))
+        parts.append(bias.t().expand(*v.shape[:3], -1, -1))
     return sum(parts[1:], start=parts[0])
 
 

@@ -68,6 +68,7 @@ def attention_grad(grad: Tensor, operands: Operands, area: Area) -> Grads:
     numbers = (*grad.shape[:3], area.num_heads, NUM_STATISTICS[area.norm])
     statistics = grad.new_empty(numbers, dtype=torch.float32)
     dq, dk, dv = empty_slices(grad, operands[:3])
+    check_offsets(dv)
     bias = operands[5]
     # Of each tile, in the order of the grid.
     tiles = (grad.shape[0], launch.tiles[0], *(() if bias is None else bias.shape))

@@ -12,7 +12,7 @@ def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor
     """Turn logits into weights over the last axis (the taps of the area).
 
     Args:
-        logits: Shape (..., taps).
+        logits: Shape (..., taps). Those of low precision are filter-normalised in float32.
         norm: ``softmax``, ``filter_norm`` or ``identity``.
         masked: Boolean, broadcastable to the logits: pairs that get weight zero. For filter
             normalisation they still count in the statistics.
@@ -29,7 +29,8 @@ def normalise(logits: Tensor, norm: str, masked: Tensor | None = None) -> Tensor
     if norm == "filter_norm":
         # A compiler fuses plain operators itself.
         if torch.compiler.is_compiling():
-            logits = _filter_norm(logits, _std(logits))
+            exact = _exact(logits)
+            logits = _filter_norm(exact, _std(exact)).to(logits.dtype)
         else:
             logits, _ = _FilterNorm.apply(logits)
     if masked is not None:
@@ -47,6 +48,11 @@ def normalise_grad(grad: Tensor, weights: Tensor, logits: Tensor, norm: str) -> 
     return _filter_norm_grad(grad, dot, weights, _std(logits))
 
 
+def _exact(logits: Tensor) -> Tensor:
+    """Return logits that 1e-10 is a number beside: in float16 it is zero."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 def _filter_norm(logits: Tensor, std: Tensor) -> Tensor:
     """Compute the weights in one tensor: autograd does not see the steps."""
     centred = logits - logits.mean(-1, keepdim=True)
@@ -62,8 +68,9 @@ class _FilterNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
-        std = _std(logits)
-        weights = _filter_norm(logits, std)
+        exact = _exact(logits)
+        std = _std(exact)
+        weights = _filter_norm(exact, std).to(logits.dtype)
         ctx.save_for_backward(weights, std)
         ctx.set_materialize_grads(False)
         return weights, std
@@ -71,15 +78,17 @@ class _FilterNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_std: Tensor | None) -> Tensor | None:
         weights, std = ctx.saved_tensors
+        dtype, weights = weights.dtype, weights.to(std.dtype)
         found = None
         if grad is not None:
+            grad = grad.to(std.dtype)
             dot = (grad * weights).sum(-1, keepdim=True)
             found = _filter_norm_grad(grad, dot, weights, std)
         # Only second derivatives ask for it: the deviations are no one's input.
         if grad_std is not None:
             slope = grad_std * _slope(weights, std) * (std + 1e-10)
             found = weights * slope if found is None else found + weights * slope
-        return found
+        return None if found is None else found.to(dtype)
 
 
 def _filter_norm_grad(grad: Tensor, dot: Tensor, weights: Tensor, std: Tensor) -> Tensor:

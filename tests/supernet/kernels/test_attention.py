@@ -153,6 +153,27 @@ def test_low_precision_stays_close_to_float64(
     assert_equals_definition(*example((2, 9, 17, 2, 16, 7, 1), ALL_TERMS, dtype), tolerance)
 
 
+@pytest.mark.parametrize("terms", [(True, False, False, True), (False, True, True, False)])
+def test_logits_of_float16_may_be_larger_than_its_numbers(
+    terms: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are multiplied with the scale before they matter."""
+    use(monkeypatch, "torch")
+    operands, area = example((1, 4, 5, 1, 8, 3, 1), terms, torch.float16)
+    area = area._replace(scale=1e-4)
+    with torch.no_grad():
+        for name, operand in operands.items():
+            operand.mul_(200 if name not in ("values", "bias") else 1)
+            assert operand.isfinite().all()
+
+    y = neighborhood_attention(area=area, **operands)
+
+    exact = {name: operand.detach().double() for name, operand in operands.items()}
+    torch.testing.assert_close(y.double(), definition(exact, area), rtol=5e-3, atol=5e-3)
+    grads = torch.autograd.grad(y, list(operands.values()), torch.full_like(y, 1000.0))
+    assert all(grad.isfinite().all() for grad in grads)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", FAST)
 def test_gradients_equal_finite_differences(
@@ -286,6 +307,21 @@ def test_maps_may_be_views_of_one_projection_and_of_any_layout(
         torch.testing.assert_close(
             neighborhood_attention(area=area, **{**operands, **maps}), wanted
         )
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_map_of_one_column_may_have_any_stride_from_column_to_column(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is contiguous whatever that stride says."""
+    use(monkeypatch, name)
+    area = Area(2, 3, 1, 0.5, True, "softmax")
+    rows = torch.randn(3, 2, 1, 7, 6, dtype=torch.float64).unbind()
+    queries, keys, values = (x.transpose(1, 2).requires_grad_() for x in rows)
+    assert values.is_contiguous()
+    assert values.stride(2) == 7 * 6
+
+    assert_equals_definition({"values": values, "queries": queries, "keys": keys}, area, 1e-11)
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -7,6 +7,7 @@ refuses.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts import compile_triton
+from supernet.kernels import tiles
+from supernet.kernels.aggregation import in_triton as aggregation
 from supernet.kernels.attention import in_triton
 from supernet.kernels.attention.area import Area
+from supernet.kernels.outlook import in_triton as outlook
 from supernet.kernels.tiles import MAX_PARTS, MIN_PART, tile_shape
 
 
@@ -69,6 +73,56 @@ def test_attention_allocates_what_the_documentation_says(monkeypatch: pytest.Mon
     tiles = batch * -(-side // rows) * -(-side // columns)
     sums = taps * (parts * 2 * channels + tiles * heads)
     assert found.elements == results + 2 * pixels * heads + sums
+
+
+def _aggregate(batch: int) -> None:
+    filters, values = torch.zeros(batch, 4, 5, 2, 9), torch.zeros(batch, 4, 5, 4)
+    aggregation.aggregate(filters, values, 3, 1, None, None, False)
+
+
+def _logits(batch: int) -> None:
+    values = torch.zeros(batch, 4, 5, 4)
+    aggregation.logits(values, values, 2, 3, 1, None)
+
+
+def _attention(batch: int) -> None:
+    packed = torch.zeros(batch, 4, 5, 18)
+    in_triton.attention((*packed.split(6, -1), None, None, None), AREA)
+
+
+def _attention_grad(batch: int) -> None:
+    maps = [torch.zeros(batch, 4, 5, 6) for _ in range(4)]
+    in_triton.attention_grad(maps[0], (maps[1], maps[2], maps[3], None, None, None), AREA)
+
+
+def _outlook(batch: int) -> None:
+    weights, values = torch.zeros(batch, 2, 3, 1, 9, 9), torch.zeros(batch, 4, 5, 1)
+    outlook.aggregate(weights, values, 3, 2, False)
+
+
+AREA = Area(2, 3, 1, 0.2, True, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("call", "largest"),
+    [
+        (_aggregate, 4 * 5 * 2 * 9),  # filters
+        (_logits, 4 * 5 * 2 * 9),  # results
+        (_attention, 4 * 5 * 18),  # maps in a packed projection
+        (_attention_grad, 4 * 5 * 18),  # gradients of such maps, made for them
+        (_outlook, 2 * 3 * 81),  # weights of tokens
+    ],
+)
+def test_what_offsets_of_32_bits_do_not_reach_in_an_image_is_refused(
+    call: Callable[[int], None], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", lambda *_, **__: None)
+    monkeypatch.setattr(tiles, "LARGEST_OFFSET", largest + 1)
+    call(3)
+
+    monkeypatch.setattr(tiles, "LARGEST_OFFSET", largest)
+    with pytest.raises(ValueError, match=f"fewer than {largest} elements"):
+        call(3)
 
 
 class _Allocations(TorchDispatchMode):

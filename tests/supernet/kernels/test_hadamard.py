@@ -151,6 +151,20 @@ def test_the_parts_of_a_packed_projection_are_read_where_they_lie(
     torch.testing.assert_close(y, hadamard_conv_naive(queries, keys, weight))
 
 
+@pytest.mark.parametrize("name", FAST)
+def test_a_map_of_one_column_may_have_any_stride_from_column_to_column(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    use(monkeypatch, name)
+    queries, keys = (torch.randn(2, 1, 7, 8, dtype=torch.float64).transpose(1, 2) for _ in "qk")
+    weight = torch.randn(9, 8, 4, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (queries, keys, weight)]
+    assert queries.is_contiguous()
+    assert queries.stride(2) == 7 * 8
+
+    assert_same_gradients(hadamard_conv, hadamard_conv_naive, inputs, 1e-11)
+
+
 def test_results_repeat_and_are_right_on_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "c")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)

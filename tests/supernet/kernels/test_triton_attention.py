@@ -151,6 +151,21 @@ def test_the_parts_of_a_packed_projection_are_read_where_they_lie(device: str) -
     )
 
 
+@pytest.mark.gpu
+def test_a_map_of_one_column_may_have_any_stride_from_column_to_column(device: str) -> None:
+    area = Area(2, 3, 1, 0.5, True, "softmax")
+    maps = [torch.randn(2, 1, 3, 6, device=device).transpose(1, 2) for _ in range(3)]
+    assert maps[0].is_contiguous()
+    assert maps[0].stride(2) == 3 * 6
+
+    assert_equal(
+        lambda *x: _attend(x, area),
+        lambda *x: neighborhood_attention_naive((*x, None, None, None), area),
+        maps,
+        3e-5,
+    )
+
+
 def _attend(parts: tuple[Tensor, ...], area: Area) -> Tensor:
     queries, keys, values = parts
     return neighborhood_attention(values, area, queries=queries, keys=keys)

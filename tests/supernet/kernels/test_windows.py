@@ -106,6 +106,34 @@ def test_filter_normalisation_has_exact_first_and_second_derivatives(taps: int) 
     assert torch.autograd.gradgradcheck(weights, (logits,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_filter_normalisation_in_half_precision_is_that_of_float32_rounded(
+    dtype: torch.dtype, compiled: bool
+) -> None:
+    """Where logits do not differ, 1e-10 is what it divides by: zero, in float16."""
+    torch.manual_seed(0)
+    rounding = 2 * torch.finfo(dtype).eps
+    function = normalise
+    if compiled:
+        torch.compiler.reset()
+        function = torch.compile(normalise, backend="aot_eager", fullgraph=True)
+    assert not function(torch.ones(2, 9, dtype=dtype), "filter_norm").any()
+    alone, some = torch.randn(3, 1), torch.randn(4, 9)
+    for logits in (alone, some, some / 1000):
+        low = logits.to(dtype).requires_grad_()
+        high = low.detach().float().requires_grad_()
+        weights, wanted = function(low, "filter_norm"), normalise(high, "filter_norm")
+        factors = torch.randn(logits.shape).to(dtype)
+        (grad,) = torch.autograd.grad(weights, low, factors)
+        (grad_wanted,) = torch.autograd.grad(wanted, high, factors.float())
+
+        assert weights.dtype == grad.dtype == dtype
+        torch.testing.assert_close(weights.float(), wanted, rtol=rounding, atol=rounding)
+        scale = max(float(grad_wanted.abs().max()), 1.0)
+        torch.testing.assert_close(grad.float(), grad_wanted, rtol=0, atol=4 * rounding * scale)
+
+
 def test_filter_normalisation_keeps_one_tensor_of_the_size_of_its_logits() -> None:
     kept: dict[int, int] = {}
 

@@ -448,6 +448,21 @@ def test_no_lambda_and_gamma_gives_nan(lam: float, gamma: float) -> None:
     assert all(gradient.isfinite().all() for gradient in grads)
 
 
+def test_elsa_keeps_its_values_once_for_the_backward_pass() -> None:
+    mixer = Elsa(kernel_size=3, num_heads=2)
+    module, x = build(mixer), maps(2, 5, 4)
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x, mixer)
+
+    values = linear(module, "in_proj", x)[..., -DIM:]
+    assert sum(torch.equal(values, tensor) for tensor in kept.values()) == 1
+
+
 def test_powers_are_signed_between_the_integers_and_published_at_them() -> None:
     base = torch.tensor([-2.0, -0.5, 0.0, 0.25, 3.0])
 
