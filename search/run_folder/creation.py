@@ -133,7 +133,7 @@ class _NewRun:
         self.settings = settings = keep_mentor(self.settings, folder, self._teacher)
         self.settings = settings = keep_unlabelled(settings, folder)
         if settings.teacher:
-            shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
+            _keep_teacher(Path(settings.teacher), folder / TEACHER)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         kind = "recipes" if settings.classifies else "recipes/dense"
@@ -334,6 +334,12 @@ def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:
         num_unlabelled=images.count,
         num_left_out=images.left_out,
     )
+
+
+def _keep_teacher(source: Path, folder: Path) -> None:
+    """Copy what a graft begins with; it is on the disk before the run is one."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    durable.sync(folder)
 
 
 def _write_start(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
