@@ -202,7 +202,8 @@ class RunState:
 
     def add_extraction_errors(self, found: Mapping[int, float]) -> None:
         """Keep what was checked."""
-        self._write(_NUMBERS, "extraction", self.extraction_errors | dict(found))
+        with self._record.together():
+            self._write(_NUMBERS, "extraction", self.extraction_errors | dict(found))
 
     @property
     def latencies_ms(self) -> dict[int, float]:
@@ -211,7 +212,8 @@ class RunState:
 
     def add_latencies_ms(self, found: Mapping[int, float]) -> None:
         """Keep what was measured; measuring again replaces it."""
-        self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
+        with self._record.together():  # two may measure at the same time
+            self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
 
     @property
     def retrainings(self) -> dict[str, str]:
@@ -220,9 +222,9 @@ class RunState:
 
     def add_retraining(self, architecture_id: int, fidelity: str, identity: str) -> None:
         """Keep what a fidelity of an architecture was trained by."""
-        self._write(
-            _HASHES, "retrainings", self.retrainings | {f"{architecture_id} {fidelity}": identity}
-        )
+        known = {f"{architecture_id} {fidelity}": identity}
+        with self._record.together():
+            self._write(_HASHES, "retrainings", self.retrainings | known)
 
     def _number(self, key: str) -> float | None:
         return self._read(TypeAdapter(float), key)
