@@ -79,6 +79,9 @@ SERVER = (
     ("port", "PGPORT", "5432"),
     ("service", "PGSERVICE", ""),
 )
+# SQLSTATEs of what is no fault of a statement: a server that only reads since a fail-over, missing
+# rights, resources that are used up, locks and time limits, errors of the system and of its files.
+_OF_MACHINE = ("25006", "42501", "53", "55", "57", "58", "XX")
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -196,7 +199,7 @@ class PostgresDatabase:
             # The server may have said that it shuts down before the connection ends.
             if self._connection.closed or (error.sqlstate or "").startswith("57P"):
                 raise _BrokenError(_line(error)) from error
-            raise RefusedError(_line(error)) from error
+            raise RefusedError(_line(error), by_machine=_is_of_machine(error)) from error
 
     def _connect(self) -> None:
         try:
@@ -336,6 +339,10 @@ def _is_named(parts: Mapping[str, object], environment: Mapping[str, str]) -> bo
         name not in parts or str(parts[name]) == environment.get(variable, default)
         for name, variable, default in SERVER
     )
+
+
+def _is_of_machine(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "").startswith(_OF_MACHINE)
 
 
 @functools.cache

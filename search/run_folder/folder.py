@@ -27,6 +27,7 @@ from search.record import (
     Address,
     Claim,
     Record,
+    RefusedError,
     claimed_error,
     has_token,
     is_claimed,
@@ -271,11 +272,28 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
     if write:
         refuse_links(folder)
     with Record.open(address, read_only=not write) as record:
+        if write:
+            _check_writable(record, folder)
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
         settings = with_kept_files(folder, RunSettings.from_dict(stored))
         yield RunFolder(folder, record, settings)
+
+
+def _check_writable(record: Record, folder: Path) -> None:
+    """Refuse a record that rights or a full disk keep from being written: before any work.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    try:
+        record.check_writable()
+    except RefusedError as error:
+        raise ValueError(
+            f"The record of {folder} cannot be written ({error}). Mend that (rights, free "
+            "space, another program that has it open), or copy the folder and use the copy."
+        ) from error
 
 
 @contextmanager
