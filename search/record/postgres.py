@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from configs.installation import install_command
 from search.record.addresses import has_secret, redacted
@@ -110,6 +110,7 @@ class PostgresDatabase:
             )
         self._read_only = read_only
         self.in_transaction = self._has_acted = False
+        self._begin = BEGIN
         self._ended: ValueError | None = None
         self.claimed = False
         self.waited_seconds = 0.0
@@ -130,7 +131,7 @@ class PostgresDatabase:
         while True:
             try:
                 if begins_anew:
-                    self._run(BEGIN)
+                    self._run(self._begin)
                 rows = self._run(statement, values)
             except _BrokenError as error:
                 # Where nothing was read or written in a transaction, nobody relies on it.
@@ -146,9 +147,10 @@ class PostgresDatabase:
                 self._has_acted = self.in_transaction
                 return rows
 
-    def begin(self) -> None:
+    def begin(self, *, alone: bool = True) -> None:
+        self._begin = BEGIN if alone else "BEGIN"
         try:
-            self.execute(BEGIN)
+            self.execute(self._begin)
         except RefusedError:
             # It has begun, and did not get its lock: else all that follows would be refused, too.
             with suppress(psycopg.Error):
@@ -309,11 +311,26 @@ def guarded(address: str) -> str:
     return make_conninfo("", **(parts | {"password": ""}))
 
 
+def has_schema(address: str) -> bool:
+    """Tell whether there is a record.
+
+    Raises:
+        ValueError: If the server cannot be reached.
+    """
+    with closing(PostgresDatabase(address, read_only=True)) as database:
+        rows = database.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (database.schema,))
+        return bool(rows)
+
+
 def drop_schema(address: str) -> None:
-    """Remove a record, if it is there."""
-    database = PostgresDatabase(address)
-    database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
-    database.close()
+    """Remove a record, if it is there.
+
+    Raises:
+        RefusedError: If the server refuses.
+        ValueError: If it cannot be reached.
+    """
+    with closing(PostgresDatabase(address)) as database:
+        database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
 
 
 def _parse(address: str) -> dict[str, str | int | None]:

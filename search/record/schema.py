@@ -140,8 +140,13 @@ class Database(Protocol):
             RefusedError: If it cannot be carried out.
         """
 
-    def begin(self) -> None:
-        """Begin a transaction; no other process writes until it ends."""
+    def begin(self, *, alone: bool = True) -> None:
+        """Begin a transaction.
+
+        Args:
+            alone: Whether no other process writes until it ends; of tables that are not made yet,
+                nobody knows.
+        """
 
     def commit(self) -> None:
         """End the transaction; it survives a power cut from now on."""
@@ -181,7 +186,8 @@ def create_database(address: Address) -> Database:
             "Go on with that run (--resume) or name another folder."
         )
     partial = address.with_name(f"{address.name}.partial")
-    partial.unlink(missing_ok=True)
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):
+        left.unlink(missing_ok=True)  # of a process that was killed
     partial.touch()
     with closing(SqliteDatabase(partial)) as begun:
         _fill(begun, SCHEMA)
@@ -192,15 +198,20 @@ def create_database(address: Address) -> Database:
 
 def _fill(database: Database, schema: str) -> None:
     try:
-        database.execute("BEGIN")
+        database.begin(alone=False)
         for statement in schema.split(";"):
             database.execute(statement)
         version = json.dumps(SCHEMA_VERSION)
         database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
-        database.execute("COMMIT")
+        database.commit()
     except RefusedError as error:
         database.close()
         raise ValueError(f"Cannot make a record: {error}.") from error
+    except DatabaseLostError as error:
+        database.close()
+        raise ValueError(
+            f"{database} broke off while it was made. Give the same command again."
+        ) from error
 
 
 def open_database(address: Address, *, read_only: bool = False) -> Database:
@@ -291,8 +302,8 @@ class SqliteDatabase:
         except sqlite3.DatabaseError as error:
             raise _refused(error) from error
 
-    def begin(self) -> None:
-        self.execute("BEGIN IMMEDIATE")
+    def begin(self, *, alone: bool = True) -> None:
+        self.execute("BEGIN IMMEDIATE" if alone else "BEGIN")
 
     def commit(self) -> None:
         self.execute("COMMIT")

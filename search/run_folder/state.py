@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record import Record
+from search.run_folder.files import Owner
 
 NOT_STARTED, DONE = "not started", "done"
 T = TypeVar("T")
@@ -22,6 +23,7 @@ _PLAN, _TIMES, _MORE = TypeAdapter(Plan), TypeAdapter(StepTimes), TypeAdapter(Mo
 _NUMBERS = TypeAdapter(dict[int, float])
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 _HASHES = TypeAdapter(dict[str, str])
+_OWNER = TypeAdapter(Owner)
 
 
 class RunState:
@@ -194,6 +196,15 @@ class RunState:
     @storage_sessions.setter
     def storage_sessions(self, sessions: tuple[str, ...]) -> None:
         self._record.set_meta("storage_sessions", sessions)
+
+    @property
+    def owner(self) -> Owner | None:
+        """Which folder went on with this run last, where copies of it share a record."""
+        return self._read(_OWNER, "owner")
+
+    @owner.setter
+    def owner(self, owner: Owner) -> None:
+        self._write(_OWNER, "owner", owner)
 
     @property
     def extraction_errors(self) -> dict[int, float]:
