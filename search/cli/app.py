@@ -59,7 +59,7 @@ def main() -> None:
     script = Path(sys.argv[0]).name
     try:
         app(prog_name=script if script == "mixer-search" else "search")
-    except (ValueError, OSError) as error:
+    except Exception as error:
         message = message_of(error)
         if message is None:
             raise

@@ -34,12 +34,15 @@ _MACHINE = {
 
 def message_of(error: BaseException) -> str | None:
     """Return what to tell the user, or None for a bug of ours."""
-    if isinstance(error, ValueError):
-        from search.record import DatabaseLostError
+    from search.record import DatabaseLostError, RefusedError
 
-        if isinstance(error, DatabaseLostError):
-            return visible(str(error))
+    if isinstance(error, DatabaseLostError):
+        return visible(str(error))
+    if isinstance(error, ValueError):
         return visible(str(error)) if _is_raised_by_us(error) else None
+    if isinstance(error, RefusedError) and error.by_machine:
+        remedy = "Mend that (rights, free space, another program that has it open)"
+        return visible(f"The record of the run: {error}. {remedy} and run the command again.")
     if isinstance(error, OSError) and error.errno in _MACHINE:
         name = f"{error.filename}: " if error.filename else ""
         remedy = "Mend that (rights, free space, length of the name) and run the command again."

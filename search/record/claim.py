@@ -125,8 +125,13 @@ def _token(descriptor: int, path: Path) -> str:
     text = os.pread(descriptor, 64, 0).decode("ascii", "replace")
     if not text:
         text = f"{uuid.uuid4().hex}\n"
-        os.pwrite(descriptor, text.encode(), 0)
-        os.fsync(descriptor)
+        try:
+            os.pwrite(descriptor, text.encode(), 0)
+            os.fsync(descriptor)
+        except OSError:
+            # On a full disk an empty file has room, and would be found in the way.
+            path.unlink(missing_ok=True)
+            raise
     elif not _TOKEN.fullmatch(text):
         raise ValueError(
             f"{path} was not written by this program, which would keep its lock there. Move it."

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from configs.installation import install_command
 from search.record.addresses import has_secret, redacted
@@ -79,6 +79,9 @@ SERVER = (
     ("port", "PGPORT", "5432"),
     ("service", "PGSERVICE", ""),
 )
+# SQLSTATEs of what is no fault of a statement: a server that only reads since a fail-over, missing
+# rights, resources that are used up, locks and time limits, errors of the system and of its files.
+_OF_MACHINE = ("25006", "42501", "53", "55", "57", "58", "XX")
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -107,6 +110,7 @@ class PostgresDatabase:
             )
         self._read_only = read_only
         self.in_transaction = self._has_acted = False
+        self._begin = BEGIN
         self._ended: ValueError | None = None
         self.claimed = False
         self.waited_seconds = 0.0
@@ -127,7 +131,7 @@ class PostgresDatabase:
         while True:
             try:
                 if begins_anew:
-                    self._run(BEGIN)
+                    self._run(self._begin)
                 rows = self._run(statement, values)
             except _BrokenError as error:
                 # Where nothing was read or written in a transaction, nobody relies on it.
@@ -143,9 +147,10 @@ class PostgresDatabase:
                 self._has_acted = self.in_transaction
                 return rows
 
-    def begin(self) -> None:
+    def begin(self, *, alone: bool = True) -> None:
+        self._begin = BEGIN if alone else "BEGIN"
         try:
-            self.execute(BEGIN)
+            self.execute(self._begin)
         except RefusedError:
             # It has begun, and did not get its lock: else all that follows would be refused, too.
             with suppress(psycopg.Error):
@@ -196,7 +201,7 @@ class PostgresDatabase:
             # The server may have said that it shuts down before the connection ends.
             if self._connection.closed or (error.sqlstate or "").startswith("57P"):
                 raise _BrokenError(_line(error)) from error
-            raise RefusedError(_line(error)) from error
+            raise RefusedError(_line(error), by_machine=_is_of_machine(error)) from error
 
     def _connect(self) -> None:
         try:
@@ -306,11 +311,26 @@ def guarded(address: str) -> str:
     return make_conninfo("", **(parts | {"password": ""}))
 
 
+def has_schema(address: str) -> bool:
+    """Tell whether there is a record.
+
+    Raises:
+        ValueError: If the server cannot be reached.
+    """
+    with closing(PostgresDatabase(address, read_only=True)) as database:
+        rows = database.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (database.schema,))
+        return bool(rows)
+
+
 def drop_schema(address: str) -> None:
-    """Remove a record, if it is there."""
-    database = PostgresDatabase(address)
-    database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
-    database.close()
+    """Remove a record, if it is there.
+
+    Raises:
+        RefusedError: If the server refuses.
+        ValueError: If it cannot be reached.
+    """
+    with closing(PostgresDatabase(address)) as database:
+        database.execute(f"DROP SCHEMA IF EXISTS {database.schema} CASCADE")
 
 
 def _parse(address: str) -> dict[str, str | int | None]:
@@ -336,6 +356,10 @@ def _is_named(parts: Mapping[str, object], environment: Mapping[str, str]) -> bo
         name not in parts or str(parts[name]) == environment.get(variable, default)
         for name, variable, default in SERVER
     )
+
+
+def _is_of_machine(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "").startswith(_OF_MACHINE)
 
 
 @functools.cache

@@ -164,6 +164,15 @@ class Record:
         """
         return (clock or time.monotonic)() - self.waited_seconds
 
+    def check_writable(self) -> None:
+        """Write something that changes nothing.
+
+        Raises:
+            RefusedError: If that is refused.
+        """
+        with self.together():
+            self._execute("UPDATE meta SET value = value WHERE key = 'schema_version'")
+
     def claim(self) -> None:
         """Make this process the one that works on the run, until it ends or closes the record.
 

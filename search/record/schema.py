@@ -84,12 +84,34 @@ NEXT_ATTEMPT = """
 SELECT (SELECT coalesce(max(id), 0) + 1 FROM attempts),
     (SELECT coalesce(max(number), 0) + 1 FROM attempts WHERE trial_id = ?)"""
 
+# What SQLite says of the machine; of each code the part that it has in common with its kind.
+_OF_MACHINE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+
 # Seconds to wait for another process's transaction.
 BUSY_SECONDS = 30
 
 
 class RefusedError(Exception):
-    """The database refused a statement: it is busy, its disk is full."""
+    """The database refused a statement.
+
+    Attributes:
+        by_machine: Whether no statement of ours can have caused it: the record is locked, may not
+            be written, is damaged, or its disk is full or fails.
+    """
+
+    def __init__(self, cause: str, *, by_machine: bool = False) -> None:
+        super().__init__(cause)
+        self.by_machine = by_machine
 
 
 class DatabaseLostError(ValueError):
@@ -118,8 +140,13 @@ class Database(Protocol):
             RefusedError: If it cannot be carried out.
         """
 
-    def begin(self) -> None:
-        """Begin a transaction; no other process writes until it ends."""
+    def begin(self, *, alone: bool = True) -> None:
+        """Begin a transaction.
+
+        Args:
+            alone: Whether no other process writes until it ends; of tables that are not made yet,
+                nobody knows.
+        """
 
     def commit(self) -> None:
         """End the transaction; it survives a power cut from now on."""
@@ -159,7 +186,8 @@ def create_database(address: Address) -> Database:
             "Go on with that run (--resume) or name another folder."
         )
     partial = address.with_name(f"{address.name}.partial")
-    partial.unlink(missing_ok=True)
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):
+        left.unlink(missing_ok=True)  # of a process that was killed
     partial.touch()
     with closing(SqliteDatabase(partial)) as begun:
         _fill(begun, SCHEMA)
@@ -170,15 +198,20 @@ def create_database(address: Address) -> Database:
 
 def _fill(database: Database, schema: str) -> None:
     try:
-        database.execute("BEGIN")
+        database.begin(alone=False)
         for statement in schema.split(";"):
             database.execute(statement)
         version = json.dumps(SCHEMA_VERSION)
         database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
-        database.execute("COMMIT")
+        database.commit()
     except RefusedError as error:
         database.close()
         raise ValueError(f"Cannot make a record: {error}.") from error
+    except DatabaseLostError as error:
+        database.close()
+        raise ValueError(
+            f"{database} broke off while it was made. Give the same command again."
+        ) from error
 
 
 def open_database(address: Address, *, read_only: bool = False) -> Database:
@@ -198,7 +231,8 @@ def open_database(address: Address, *, read_only: bool = False) -> Database:
         if database is not None:
             database.close()
         raise ValueError(
-            f"{address} cannot be read as the record of a run ({error}). Name the folder of a run."
+            f"{address} cannot be read as the record of a run ({error}). Name the folder of a run"
+            f"{'' if read_only else ' that you may write'}."
         ) from error
     version = json.loads(rows[0][0]) if rows else None
     if version != SCHEMA_VERSION:
@@ -232,7 +266,7 @@ class SqliteDatabase:
             settings = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
             self._connection = _sqlite(path, "mode=rw", *settings)
         except sqlite3.Error as error:
-            raise RefusedError(str(error)) from error
+            raise _refused(error) from error
 
     def _open_to_read(self) -> None:
         """Connect without writing; SQLite writes beside its file to read what is not in it yet."""
@@ -266,10 +300,10 @@ class SqliteDatabase:
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise RefusedError(str(error)) from error
+            raise _refused(error) from error
 
-    def begin(self) -> None:
-        self.execute("BEGIN IMMEDIATE")
+    def begin(self, *, alone: bool = True) -> None:
+        self.execute("BEGIN IMMEDIATE" if alone else "BEGIN")
 
     def commit(self) -> None:
         self.execute("COMMIT")
@@ -302,6 +336,11 @@ def claimed_error(database: object) -> ValueError:
     return ValueError(
         f"Another process is working on {database}. Wait until it has ended, or stop it."
     )
+
+
+def _refused(error: sqlite3.Error) -> RefusedError:
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return RefusedError(str(error), by_machine=primary in _OF_MACHINE)
 
 
 def _lock_file(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import shutil
@@ -13,13 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from configs import config_names, config_path
 from search.plan import SHARES
-from search.record import Address, Claim, Record, RefusedError, has_token
+from search.record import (
+    Address,
+    Claim,
+    DatabaseLostError,
+    Record,
+    RefusedError,
+    claimed_error,
+)
 from search.run_folder.disk import is_disk_full
 from search.run_folder.files import DATA, MENTOR, START, TEACHER, Owner, StorageError
 from search.run_folder.folder import (
     ADDRESS,
-    LOCK,
     RECORD,
+    SESSION,
     SPACE,
     TABLE,
     RunFolder,
@@ -28,6 +36,8 @@ from search.run_folder.folder import (
     open_run,
     record_address,
     refuse_links,
+    take_record,
+    was_begun,
     with_kept_files,
 )
 from search.run_folder.settings import GRAFT, RECIPES, RunSettings
@@ -36,6 +46,8 @@ from search.run_folder.storage import open_files
 from search.run_folder.teacher import read_teacher
 from searchspace import durable
 from searchspace.space import SearchSpace
+
+logger = logging.getLogger(__name__)
 
 # What reads images and recipes is imported where it is used: see `folder`.
 if TYPE_CHECKING:
@@ -49,8 +61,8 @@ BuildsTeacher: TypeAlias = "Callable[[Any], Any]"
 MEASURED_DRAWS, TRUST_DRAWS = 2, 8
 # What the making of a run writes, and so what it may find half-made, or remove again.
 _MADE = re.compile(
-    r"run\.lock|record\.db(-wal|-shm|\.lock)?|"
-    r"(space\.yaml|search\.yaml|latency_table\.json|record\.db|record\.conninfo|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
+    r"run\.lock|record\.db(-wal|-shm|\.lock)?|record\.db\.partial-journal|"
+    r"(space\.yaml|search\.yaml|latency_table\.json|record\.(db|conninfo|session)|(supernet|trial|retrain)_recipe\.yaml)(\.partial)?"
 )
 _UNLABELLED = re.compile(r"unlabelled-[0-9a-f]{16}")
 _MADE_DATA = re.compile(
@@ -101,7 +113,8 @@ def create_run(
                 try:
                     yield RunFolder(folder, record, with_kept_files(folder, new.settings))
                 finally:
-                    began = RunState(record).has_plan
+                    with suppress(DatabaseLostError):  # said where it was lost
+                        began = RunState(record).has_plan
         except ValueError:
             # E.g. a budget that is too small, or a device that this machine does not have.
             if not began:
@@ -133,22 +146,26 @@ class _NewRun:
         self.settings = settings = keep_mentor(self.settings, folder, self._teacher)
         self.settings = settings = keep_unlabelled(settings, folder)
         if settings.teacher:
-            shutil.copytree(settings.teacher, folder / TEACHER, dirs_exist_ok=True)
+            _keep_teacher(Path(settings.teacher), folder / TEACHER)
         self._files.claim(Owner(self._claim.token, str(folder.resolve())))
         self._has_storage = True
         kind = "recipes" if settings.classifies else "recipes/dense"
         for field in RECIPES:
             _keep_recipe(folder, field, getattr(settings, field), kind)
         # `_check_free` has seen that nothing was ever recorded there.
-        for name in (ADDRESS, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
+        _drop_earlier(folder)
+        for name in (ADDRESS, SESSION, RECORD, f"{RECORD}-wal", f"{RECORD}-shm"):
             (folder / name).unlink(missing_ok=True)
+        if isinstance(self._address, str):
+            # First: a schema that nobody knows of would stay in the database for ever.
+            self._has_schema = True
+            durable.write_text(folder / ADDRESS, f"{self._address}\n")
         record = Record.create(self._address)
         try:
             record.claim()
-            if isinstance(self._address, str):
-                self._has_schema = True
-                durable.write_text(folder / ADDRESS, f"{self._address}\n")
             record.set_meta("settings", settings.to_dict())
+            if self._has_schema and not settings.storage:
+                take_record(folder, record)
             # From here on it is a run.
             durable.write_text(folder / SPACE, space.source)
         except BaseException:
@@ -163,9 +180,7 @@ class _NewRun:
                 self._files.remove(DATA)
                 self._files.disown()
         if self._has_schema and isinstance(self._address, str):
-            from search.record.postgres import drop_schema
-
-            drop_schema(self._address)
+            _drop(self._address)
         data = self._folder / DATA
         for name in (f"{DATA}/unpacked", START, TEACHER, MENTOR):
             shutil.rmtree(self._folder / name, ignore_errors=True)
@@ -336,6 +351,12 @@ def keep_unlabelled(settings: RunSettings, folder: Path) -> RunSettings:
     )
 
 
+def _keep_teacher(source: Path, folder: Path) -> None:
+    """Copy what a graft begins with; it is on the disk before the run is one."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    durable.sync(folder)
+
+
 def _write_start(settings: RunSettings, space: SearchSpace, folder: Path) -> None:
     """Keep the shared weights of the run that the settings name.
 
@@ -398,7 +419,7 @@ def _check_free(folder: Path) -> None:
     """Refuse a folder that is in use; it may be missing, empty, or that of a run half-made."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     is_half_made = (
-        has_token(folder / LOCK)
+        was_begun(folder)
         and SPACE not in names
         and all(map(_is_made, names))
         and _has_recorded_nothing(folder)
@@ -417,14 +438,48 @@ def _is_made(name: str) -> bool:
 
 
 def _has_recorded_nothing(folder: Path) -> bool:
+    """Tell whether the record that is named in a folder has nothing in it.
+
+    Raises:
+        ValueError: If another process works on it: in a copy of the folder.
+    """
     address = record_address(folder)
-    if isinstance(address, Path) and not address.is_file():
-        return True
     try:
+        if not _exists(address):
+            return True
         with Record.open(address, read_only=True) as record:
-            return not RunState(record).has_plan and not record.ledger()
+            is_claimed = isinstance(address, str) and record.last_seen() is None
+            is_empty = not RunState(record).has_plan and not record.ledger()
     except ValueError:
         return False  # whatever it is, it was not made a moment ago
+    if is_claimed:
+        raise claimed_error(folder)
+    return is_empty
+
+
+def _exists(address: Address) -> bool:
+    if isinstance(address, Path):
+        return address.is_file()
+    from search.record.postgres import has_schema
+
+    return has_schema(address)
+
+
+def _drop_earlier(folder: Path) -> None:
+    """Drop the schema of a process that was killed while it made the run."""
+    address = record_address(folder)
+    if isinstance(address, str):
+        _drop(address)  # nobody has it, `_check_free` has seen
+
+
+def _drop(address: str) -> None:
+    """Drop a schema; one that cannot be dropped is said, and keeps nothing else from being done."""
+    from search.record.postgres import drop_schema
+
+    try:
+        drop_schema(address)
+    except (ValueError, RefusedError) as error:
+        logger.warning("A schema that nothing uses is left, that of %s: %s.", address, error)
 
 
 def _keep_recipe(folder: Path, field: str, name: str, kind: str) -> None:

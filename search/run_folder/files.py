@@ -30,7 +30,7 @@ class StorageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who works on the files of a storage.
+    """Who works on the files of a storage, or on a record that copies of a folder share.
 
     Attributes:
         run: The token of the run, which a copy of its folder has as well.

@@ -1,11 +1,11 @@
 """The folder of a run: everything that is needed to resume, inspect and retrain.
 
 ``run.lock`` (held by the process that works on it), ``record.db`` (the truth; or
-``record.conninfo``, where to find it on PostgreSQL), ``space.yaml``, ``retrain_recipe.yaml`` (a
-recipe of the user's own), ``latency_table.json`` (where it was given one), ``mentor/``
-(whom its networks learn from, where there is somebody), ``data/`` (decoded images), ``supernet/``
-(checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db`` (Optuna's copy of the
-results), ``report.html``, ``front.png``, ``retrain/``. With a storage
+``record.conninfo``, where to find it on PostgreSQL, and ``record.session``), ``space.yaml``,
+``retrain_recipe.yaml`` (a recipe of the user's own), ``latency_table.json`` (where it was given
+one), ``mentor/`` (whom its networks learn from, where there is somebody), ``data/`` (decoded
+images), ``supernet/`` (checkpoint), ``trials/`` (checkpoints of unfinished trainings), ``study.db``
+(Optuna's copy of the results), ``report.html``, ``front.png``, ``retrain/``. With a storage
 (`search.run_folder.storage`) the checkpoints lie there, and a copy of the data.
 
 The lock is the first thing that a process takes and the last that it gives back; ``space.yaml`` is
@@ -27,6 +27,7 @@ from search.record import (
     Address,
     Claim,
     Record,
+    RefusedError,
     claimed_error,
     has_token,
     is_claimed,
@@ -46,6 +47,7 @@ from search.run_folder.settings import RECIPES, RunSettings
 from search.run_folder.state import RunState
 from search.run_folder.storage import OWNER, open_files
 from search.run_folder.teacher import TeacherFiles, read_teacher
+from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.space import SearchSpace
 
@@ -63,6 +65,8 @@ OPTIONS = "search.yaml"
 RECORD = "record.db"
 # Where the record lies instead, as libpq reads it; without a password.
 ADDRESS = "record.conninfo"
+# Which session of a record on PostgreSQL this folder is of: its last one, or one being begun.
+SESSION = "record.session"
 # The table of latencies that a run was given.
 TABLE = "latency_table.json"
 
@@ -249,12 +253,17 @@ def record_address(folder: Path) -> Address:
     Raises:
         ValueError: If what says so has a password, or cannot be read.
     """
-    address = folder / ADDRESS
-    if not address.is_file():
+    if not has_database_record(folder):
         return folder / RECORD
+    address = folder / ADDRESS
     from search.record.postgres import guarded
 
     return guarded(address.read_text(encoding="utf-8").strip())
+
+
+def has_database_record(folder: Path) -> bool:
+    """Tell whether the record of a run lies on PostgreSQL."""
+    return (folder / ADDRESS).is_file()
 
 
 @contextmanager
@@ -270,7 +279,9 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
     address = _address_of_run(folder)
     if write:
         refuse_links(folder)
-    with Record.open(address, read_only=not write) as record:
+    with _opened(address, folder, write=write) as record:
+        if write:
+            _check_writable(record, folder)
         stored = record.get_meta("settings")
         if stored is None:
             raise _no_run(folder, is_ours=write)
@@ -278,16 +289,43 @@ def open_run(folder: Path, *, write: bool = False) -> Iterator[RunFolder]:
         yield RunFolder(folder, record, settings)
 
 
+def _opened(address: Address, folder: Path, *, write: bool) -> Record:
+    try:
+        return Record.open(address, read_only=not write)
+    except ValueError as error:
+        if isinstance(address, Path) or (folder / SPACE).is_file() or not was_begun(folder):
+            raise
+        raise _no_run(folder, is_ours=write) from error  # its schema was not made any more
+
+
+def _check_writable(record: Record, folder: Path) -> None:
+    """Refuse a record that rights or a full disk keep from being written: before any work.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    try:
+        record.check_writable()
+    except RefusedError as error:
+        raise ValueError(
+            f"The record of {folder} cannot be written ({error}). Mend that (rights, free "
+            "space, another program that has it open), or copy the folder and use the copy."
+        ) from error
+
+
 @contextmanager
 def own_run(folder: Path) -> Iterator[RunFolder]:
     """Open a run to work on it; of several processes that want to, one may.
 
     Raises:
-        ValueError: If it is no run, another process works on it, or a part of it is a link.
+        ValueError: If it is no run, another process works on it, a part of it is a link, or it is a
+            copy that was overtaken.
     """
     _address_of_run(folder)
     with claimed(folder), open_run(folder, write=True) as run:
         run.record.claim()
+        if has_database_record(folder) and not run.settings.storage:
+            take_record(folder, run.record)
         yield run
 
 
@@ -307,6 +345,7 @@ def resume_run(
             another unit. Then, and if nothing can be done with it, the settings stay as they are.
     """
     with own_run(folder) as run:
+        _check_space(run)
         before = run.record.get_meta("settings")
         old = run.settings.parsed_budget
         new = old if budget is None else parse_budget(budget)
@@ -335,6 +374,22 @@ def resume_run(
             raise
 
 
+def _check_space(run: RunFolder) -> None:
+    """See that the space is there, which a new run writes last.
+
+    Raises:
+        ValueError: If it is not: the run never began, or has lost it.
+    """
+    if (run.folder / SPACE).is_file():
+        return
+    if not run.state.has_plan and not run.record.ledger():
+        raise _no_run(run.folder, is_ours=True)
+    raise ValueError(
+        f"{run.folder} has lost its {SPACE}, which says what is searched. Restore it from a copy, "
+        "or begin another run."
+    )
+
+
 def _take_storage(run: RunFolder) -> None:
     """Let this folder, and no copy of it, go on with the run's storage.
 
@@ -345,32 +400,68 @@ def _take_storage(run: RunFolder) -> None:
     Raises:
         ValueError: If a copy has gone on, or the folder that this is a copy of can do so.
     """
-    if not run.settings.storage or isinstance(record_address(run.folder), str):
-        return  # a database has one record for all copies, and lets one process work on it
+    if not run.settings.storage or has_database_record(run.folder):
+        return  # with both, copies have nothing of their own, and one process at a time works
     try:
         owner, known = run.files.owner(), run.state.storage_sessions
         if owner is not None:
-            _refuse_copy(run, owner, known)
-        token, session = (run.folder / LOCK).read_text("ascii").strip(), uuid.uuid4().hex
+            _refuse_copy(
+                *(run.folder, owner, known),
+                what=f"The storage {run.settings.storage}",
+                remedy=f"remove {OWNER} from the storage: what is found there is then taken for "
+                "this folder's",
+            )
+        new = _new_owner(run.folder)
         # Wherever a kill falls, the record knows the session that the storage has.
-        run.state.storage_sessions = (owner.session if owner else known[-1], session)
-        run.files.enter(Owner(token, str(run.folder.resolve()), session))
-        run.state.storage_sessions = (session,)
+        run.state.storage_sessions = (owner.session if owner else known[-1], new.session)
+        run.files.enter(new)
+        run.state.storage_sessions = (new.session,)
     except StorageError as error:
         raise ValueError(str(error)) from error
 
 
-def _refuse_copy(run: RunFolder, owner: Owner, known: tuple[str, ...]) -> None:
-    rule = f"The storage {run.settings.storage} belongs to one run folder, and {run.folder} is a"
-    if owner.folder and _is_other_copy(run.folder, Path(owner.folder)):
+def take_record(folder: Path, record: Record) -> None:
+    """Let this folder, and no copy of it, go on with its record on PostgreSQL.
+
+    A copied folder names the same record, and has the checkpoints of another moment: a supernet
+    that the record has for trained may be half trained there. As with a storage, each entry draws a
+    session; here the record is what the copies share, and each folder has its own file.
+
+    Raises:
+        ValueError: If a copy has gone on, or the folder that this is a copy of can do so.
+    """
+    file, state = folder / SESSION, RunState(record)
+    owner = state.owner
+    if owner is not None and file.is_file():
+        _refuse_copy(
+            *(folder, owner, tuple(file.read_text("utf-8").split())),
+            what="The run's record on PostgreSQL",
+            remedy=f"remove {file}: the checkpoints of this folder are then taken for the run's",
+        )
+    new = _new_owner(folder)
+    # Wherever a kill falls, the folder knows the session that the record has.
+    durable.write_text(file, f"{owner.session if owner else ''}\n{new.session}\n")
+    state.owner = new
+    durable.write_text(file, f"{new.session}\n")
+
+
+def _new_owner(folder: Path) -> Owner:
+    token = (folder / LOCK).read_text("ascii").strip()
+    return Owner(token, str(folder.resolve()), uuid.uuid4().hex)
+
+
+def _refuse_copy(
+    folder: Path, owner: Owner, known: tuple[str, ...], *, what: str, remedy: str
+) -> None:
+    rule = f"{what} belongs to one run folder, and {folder} is a"
+    if owner.folder and _is_other_copy(folder, Path(owner.folder)):
         raise ValueError(
             f"{rule} copy of {owner.folder}, which has it. Go on with that one, or remove it first."
         )
     if owner.session not in known:
         raise ValueError(
             f"{rule} copy of one that has gone on since, at {owner.folder or 'another place'}. Go "
-            f"on with that one. If it is lost, remove {OWNER} from the storage: what is found "
-            "there is then taken for this folder's."
+            f"on with that one. If it is lost, {remedy}."
         )
 
 
@@ -417,6 +508,17 @@ def claimed(folder: Path) -> Iterator[Claim]:
         claim.release()
 
 
+def was_begun(folder: Path) -> bool:
+    """Tell whether a process has begun to make a run in a folder, whatever it has come to.
+
+    Its lock comes first, and is empty for as long as it takes to write a token.
+    """
+    lock = folder / LOCK
+    if has_token(lock):
+        return True
+    return lock.is_file() and lock.stat().st_size == 0 and list(folder.iterdir()) == [lock]
+
+
 def _address_of_run(folder: Path) -> Address:
     address = record_address(folder)
     if isinstance(address, Path) and not address.is_file():
@@ -427,7 +529,12 @@ def _address_of_run(folder: Path) -> Address:
 def _no_run(folder: Path, *, is_ours: bool = False) -> ValueError:
     if not is_ours and is_claimed(folder / LOCK):
         return claimed_error(folder)
-    if has_token(folder / LOCK):
+    if was_begun(folder) and (folder / SPACE).is_file():
+        return ValueError(
+            f"{folder} has lost its record ({RECORD}). Restore it from a copy, or begin another "
+            "run."
+        )
+    if was_begun(folder):
         return ValueError(
             f"{folder} was left before its run began. Give the command that was to begin it again, "
             "without --resume: it takes up what is there."

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.plan import PHASES, MorePlan, Plan, StepTimes
 from search.record import Record
+from search.run_folder.files import Owner
 
 NOT_STARTED, DONE = "not started", "done"
 T = TypeVar("T")
@@ -22,6 +23,7 @@ _PLAN, _TIMES, _MORE = TypeAdapter(Plan), TypeAdapter(StepTimes), TypeAdapter(Mo
 _NUMBERS = TypeAdapter(dict[int, float])
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 _HASHES = TypeAdapter(dict[str, str])
+_OWNER = TypeAdapter(Owner)
 
 
 class RunState:
@@ -196,13 +198,23 @@ class RunState:
         self._record.set_meta("storage_sessions", sessions)
 
     @property
+    def owner(self) -> Owner | None:
+        """Which folder went on with this run last, where copies of it share a record."""
+        return self._read(_OWNER, "owner")
+
+    @owner.setter
+    def owner(self, owner: Owner) -> None:
+        self._write(_OWNER, "owner", owner)
+
+    @property
     def extraction_errors(self) -> dict[int, float]:
         """Largest difference of logits, extracted and inside the supernet, by architecture id."""
         return self._read(_NUMBERS, "extraction") or {}
 
     def add_extraction_errors(self, found: Mapping[int, float]) -> None:
         """Keep what was checked."""
-        self._write(_NUMBERS, "extraction", self.extraction_errors | dict(found))
+        with self._record.together():
+            self._write(_NUMBERS, "extraction", self.extraction_errors | dict(found))
 
     @property
     def latencies_ms(self) -> dict[int, float]:
@@ -211,7 +223,8 @@ class RunState:
 
     def add_latencies_ms(self, found: Mapping[int, float]) -> None:
         """Keep what was measured; measuring again replaces it."""
-        self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
+        with self._record.together():  # two may measure at the same time
+            self._write(_NUMBERS, "latency_ms", self.latencies_ms | dict(found))
 
     @property
     def retrainings(self) -> dict[str, str]:
@@ -220,9 +233,9 @@ class RunState:
 
     def add_retraining(self, architecture_id: int, fidelity: str, identity: str) -> None:
         """Keep what a fidelity of an architecture was trained by."""
-        self._write(
-            _HASHES, "retrainings", self.retrainings | {f"{architecture_id} {fidelity}": identity}
-        )
+        known = {f"{architecture_id} {fidelity}": identity}
+        with self._record.together():
+            self._write(_HASHES, "retrainings", self.retrainings | known)
 
     def _number(self, key: str) -> float | None:
         return self._read(TypeAdapter(float), key)

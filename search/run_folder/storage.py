@@ -32,6 +32,7 @@ CACHE_VARIABLE = "MIXER_SEARCH_CACHE"
 OWNER, ASKING = "owner.json", "asking"
 ASK_SECONDS = 30.0
 
+_PROBE = re.compile(r"probe-[0-9a-f]{32}")
 _VERSION = re.compile(r"\d{8}-[0-9a-f]{8}(\.json)?")
 # A version that is replaced while it is read is followed by a newer one, which is read instead.
 _MAX_READS = 5
@@ -86,7 +87,8 @@ class Storage:
             raise ValueError(str(error)) from error
         try:
             fs, root = self._connect()
-            found = [entry for entry in _names(fs, root) if entry != ASKING]
+            # A probe is of a process that looks right now, or was killed while it did.
+            found = [e for e in _names(fs, root) if e != ASKING and not _PROBE.fullmatch(e)]
             owner = _owner(fs, root)
             is_free = not is_new or not found or (owner is not None and owner.run == token)
             if is_free:
@@ -111,6 +113,9 @@ class Storage:
         """
         with self._asking():
             fs, root = self._connect()
+            for earlier in _names(fs, f"{root}/{ASKING}"):
+                if earlier.startswith(f"{owner.run}-"):  # killed while it asked
+                    _remove(fs, f"{root}/{ASKING}/{earlier}")
             mine = f"{owner.run}-{uuid.uuid4().hex[:8]}"
             fs.pipe_file(f"{root}/{ASKING}/{mine}", b"{}")
             try:
@@ -139,6 +144,11 @@ class Storage:
             _write_owner(*self._connect(), owner)
 
     def _in_use(self, found: str) -> ValueError:
+        if found.startswith(ASKING):
+            return ValueError(
+                f"Another run asks for the storage {self.url} ({found}), or was killed while it "
+                "did. Wait for it, name another with --storage, or remove that file."
+            )
         return ValueError(
             f"The storage {self.url} is in use (it has {found}), and belongs to one run. "
             "Continue that run with --resume, or name another with --storage."
@@ -305,13 +315,20 @@ def _newest(fs: Any, place: str) -> tuple[str, dict[str, int]] | None:
     """Return the newest whole version and the sizes of its files, or None.
 
     Raises:
-        FileNotFoundError: If it was removed while it was looked for.
+        FileNotFoundError: If newer ones replace it again and again while it is looked for.
     """
-    indices = [entry for entry in _versions(fs, place) if entry.endswith(".json")]
-    for index in sorted(indices, reverse=True):
-        # Where files do not appear at once, one may be read while it is written.
-        with suppress(ValueError):
-            return index.removesuffix(".json"), json.loads(fs.cat_file(f"{place}/{index}"))
+    for left in reversed(range(_MAX_READS)):
+        indices = [entry for entry in _versions(fs, place) if entry.endswith(".json")]
+        try:
+            for index in sorted(indices, reverse=True):
+                # Where files do not appear at once, one may be read while it is written.
+                with suppress(ValueError):
+                    return index.removesuffix(".json"), json.loads(fs.cat_file(f"{place}/{index}"))
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            break
     return None
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
+from searchspace import durable
 from searchspace.architecture import Architecture
 from searchspace.map_rules import MapRules
 from searchspace.space import SearchSpace
@@ -59,7 +60,9 @@ def write_start(
     supernet = Supernet(space, sharing=sharing, backbone=rules)
     supernet.load_state_dict(interpolated_start(_backbone_of(state), supernet).state)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(supernet, str(folder / START_FILE))
+    partial = folder / f"{START_FILE}.partial"
+    save_model(supernet, str(partial))
+    durable.replace(partial, folder / START_FILE)
 
 
 def read_start(

@@ -11,7 +11,9 @@ from search.run_folder import create_run, open_run, resume_run
 from search.run_folder.files import Owner
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import CACHE_VARIABLE, OWNER, Storage, storage_url
+from searchspace import durable
 from tests.attacks.test_ownership import snapshot
+from tests.postgres import Server
 
 
 @pytest.fixture
@@ -127,3 +129,80 @@ def test_who_is_killed_on_the_way_into_the_storage_is_not_locked_out(
                 pass
     go_on(run)
     go_on(run)
+
+
+# A record on PostgreSQL is one for all copies; their checkpoints are not.
+
+
+@pytest.fixture
+def recorded(postgres: Server, tmp_path: Path) -> Path:
+    """The folder of a run whose record lies on PostgreSQL, on which nobody works."""
+    settings = RunSettings(data="digits", budget="10cpu-minutes")
+    with create_run(tmp_path / "run", settings, database=postgres.url) as made:
+        made.state._record.set_meta("plan", {})
+    return tmp_path / "run"
+
+
+def is_kept_from_the_record(folder: Path, match: str) -> None:
+    """See that it cannot go on, and that nothing of it has changed."""
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=match), resume_run(folder, "20cpu-minutes"):
+        raise AssertionError("it went on")
+    assert snapshot(folder) == before
+    with open_run(folder) as seen:
+        assert seen.settings.budget == "10cpu-minutes"
+
+
+@pytest.mark.parametrize("entries", [0, 2])
+def test_a_copy_does_not_go_on_with_the_runs_record(recorded: Path, entries: int) -> None:
+    for _ in range(entries):
+        go_on(recorded)
+    copy = shutil.copytree(recorded, recorded.with_name("copy"))
+    is_kept_from_the_record(copy, rf"{copy} is a copy of {recorded}, which has it\. Go on with")
+    go_on(recorded)
+    moved = recorded.rename(recorded.with_name("moved"))
+
+    is_kept_from_the_record(copy, rf"copy of one that has gone on since, at {recorded}")
+
+    go_on(moved)
+    shutil.rmtree(moved)
+    is_kept_from_the_record(copy, "remove .*record.session")
+    (copy / "record.session").unlink()
+    go_on(copy)
+    go_on(copy)
+
+
+def test_a_folder_of_an_older_version_goes_on_with_its_record(recorded: Path) -> None:
+    (recorded / "record.session").unlink()
+    with open_run(recorded, write=True) as older:
+        older.record._execute("DELETE FROM meta WHERE key = 'owner'")
+    go_on(recorded)
+    is_kept_from_the_record(
+        shutil.copytree(recorded, recorded.with_name("copy")), f"copy of {recorded}"
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_who_is_killed_on_the_way_into_the_record_is_not_locked_out(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    write_text = durable.write_text
+    writes = iter(range(9))
+
+    def killed(path: Path, text: str) -> None:
+        if next(writes) == left:
+            raise Killed
+        write_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_text", killed)
+        if left == 2:  # both are written
+            go_on(recorded)
+        else:
+            with pytest.raises(Killed), resume_run(recorded, None):
+                pass
+    go_on(recorded)
+    go_on(recorded)

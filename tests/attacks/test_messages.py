@@ -13,8 +13,9 @@ import pytest
 from configs.files import check_output, check_output_folder, reading, writing
 from configs.reading import MAX_YAML_BYTES, parse_yaml
 from search.cli.messages import message_of
-from search.record import DatabaseLostError
+from search.record import Address, DatabaseLostError, Record, RefusedError
 from search.run_folder.targets import load_target
+from tests.postgres import Server, new_place
 from tests.search.cli.test_app import search
 
 
@@ -223,3 +224,51 @@ def test_a_bug_ends_the_command_with_its_traceback(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["search", "presets"])
     with pytest.raises(ValueError, match="invalid literal"):
         search("presets")
+
+
+@pytest.mark.parametrize("cause", ["locked", "read-only"])
+def test_a_record_that_the_machine_refuses_is_a_message(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("search.record.schema.BUSY_SECONDS", 0.01)
+    path = tmp_path / "record.db"
+    Record.create(path).close()
+
+    def refused(*_: object, **__: object) -> None:
+        with (
+            Record.open(path) as other,
+            Record.open(path, read_only=cause != "locked") as record,
+            other.together(),
+        ):
+            record.set_meta("phase", "done")
+
+    monkeypatch.setattr("search.run_folder.open_run", refused)
+
+    assert search("status", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+
+    assert error.startswith("Error: The record of the run: ")
+    assert cause.replace("-", "") in error
+    assert "run the command again" in error
+
+
+def test_a_statement_of_ours_that_is_wrong_keeps_its_traceback(place: Address) -> None:
+    Record.create(place).close()
+    with Record.open(place) as record, pytest.raises(RefusedError) as wrong:
+        record._execute("SELEC 1")
+    assert message_of(wrong.value) is None
+
+
+def test_a_schema_without_rights_is_a_message(postgres: Server) -> None:
+    address = new_place(postgres.url)
+    Record.create(address).close()
+    with Record.open(address) as record:
+        record._execute("CREATE ROLE stranger LOGIN")
+        schema = record._database.schema  # type: ignore[attr-defined]
+        record._execute(f"GRANT USAGE ON SCHEMA {schema} TO stranger")
+        record._execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO stranger")
+    strangers = str(address).replace("user=postgres", "user=stranger")
+    assert strangers != address
+    with Record.open(strangers) as record, pytest.raises(RefusedError) as refused:
+        record.check_writable()
+    assert "permission denied" in str(message_of(refused.value))

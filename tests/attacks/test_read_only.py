@@ -17,6 +17,7 @@ import search as package
 from search.cli.app import main
 from search.record.record import Record
 from search.record.schema import Address, RefusedError
+from search.run_folder import open_run
 from tests.attacks.test_ownership import snapshot
 from tests.tiny_run import write_run
 
@@ -125,6 +126,35 @@ def as_nobody(work: Callable[[], None]) -> None:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user, as root can")
+def test_what_a_colleague_may_not_write_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("networks were timed")
+
+    monkeypatch.setattr("search.front.measure_latencies", measured)
+    with tempfile.TemporaryDirectory() as place:
+        run = write_run(Path(place) / "run")
+        Path(place).chmod(0o755)
+        run.chmod(0o777)  # SQLite may make its files beside a record that it may not write
+        (run / "record.db").chmod(0o644)
+
+        def as_another() -> None:
+            with (
+                pytest.raises(ValueError, match=r"run cannot be written .*copy the folder"),
+                open_run(run, write=True),
+            ):
+                pass
+            monkeypatch.setattr("sys.argv", ["search", "pareto", str(run), "--latency"])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 2
+
+        look(run, monkeypatch)
+        as_nobody(as_another)
 
 
 @STATES

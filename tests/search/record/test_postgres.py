@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +23,12 @@ import search as package
 from configs.installation import install_command
 from search.record import postgres as postgres_module
 from search.record.heartbeat import Heartbeat
+from search.record.postgres import drop_schema
 from search.record.record import Record
 from search.record.schema import Address, DatabaseLostError, RefusedError, open_database
-from search.run_folder import create_run, resume_run
+from search.run_folder import create_run, creation, resume_run
 from search.run_folder.settings import RunSettings
+from searchspace import durable
 from tests.postgres import Server, new_place
 
 ROOT = Path(__file__).parents[3]
@@ -290,6 +293,21 @@ def test_a_record_is_silent_unless_a_process_holds_it(place: Address) -> None:
         assert silent == 75.0
 
 
+def test_a_new_run_that_has_said_that_its_database_is_lost_says_nothing_more(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`search run` ends with status 130 then, as after a resume: it was 2, and a second message."""
+    monkeypatch.setattr("search.record.postgres.PATIENCE_SECONDS", 0.3)
+    with create_run(tmp_path / "run", SETTINGS, database=postgres.url) as run:
+        run.record.set_meta("plan", {})
+        postgres.stop()
+        with pytest.raises(DatabaseLostError, match="has not answered"):
+            run.record.heartbeat()
+    postgres.start()
+    with resume_run(tmp_path / "run", None):
+        pass
+
+
 def test_runs_share_a_database_and_their_folders_find_them(
     postgres: Server, tmp_path: Path
 ) -> None:
@@ -321,6 +339,27 @@ def test_a_run_that_cannot_begin_leaves_no_schema(postgres: Server, tmp_path: Pa
     assert database.execute(count) == [(0,)]
     assert not (tmp_path / "gone").exists()
     database.close()
+
+
+def test_a_schema_that_cannot_be_dropped_does_not_hide_why_the_run_did_not_begin(
+    postgres: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def gone(_: str) -> None:
+        raise ValueError("Cannot connect")
+
+    monkeypatch.setattr("search.record.postgres.drop_schema", gone)
+    with (
+        pytest.raises(ValueError, match="the budget is too small"),
+        create_run(tmp_path / "left", SETTINGS, database=postgres.url),
+    ):
+        raise ValueError("the budget is too small")
+
+    assert "A schema that nothing uses is left" in caplog.text
+    assert "run_left_" in caplog.text
+    assert not (tmp_path / "left").exists()
 
 
 @pytest.mark.parametrize(
@@ -363,3 +402,99 @@ def test_without_psycopg_a_record_on_postgresql_says_what_to_install() -> None:
 def _made(place: Address) -> Address:
     Record.create(place).close()
     return place
+
+
+def made_schemas(server: Server, name: str) -> int:
+    """Count the schemas of runs in folders of a name."""
+    database = open_database(_made(new_place(server.url)))
+    query = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE ?"
+    ((number,),) = database.execute(query, (f"run_{name}_%",))
+    database.close()
+    return int(number)
+
+
+@pytest.mark.parametrize("cut", ["before", "after", "held"])
+def test_a_schema_that_breaks_off_while_it_is_made_leaves_nothing(
+    postgres: Server, tmp_path: Path, cut: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, Wire(postgres, Path(folder)) as wire:
+        wire.cut = cut
+        with (
+            pytest.raises(ValueError, match=r"broke off while it was made. Give the same command"),
+            create_run(tmp_path / "broken", SETTINGS, database=wire.url),
+        ):
+            pass
+        assert wire.cuts == 1
+    assert not (tmp_path / "broken").exists()
+    assert made_schemas(postgres, "broken") == 0
+
+
+class KilledError(BaseException):
+    """The end of a process that can do nothing any more."""
+
+
+@pytest.mark.parametrize("at", ["before the schema", "after the schema", "before the space"])
+def test_a_schema_of_a_process_that_was_killed_is_dropped_by_the_next(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    create, write_text = Record.create, durable.write_text
+
+    def killed_create(address: Address) -> Record:
+        if at == "before the schema":
+            raise KilledError
+        record = create(address)
+        if at == "after the schema":
+            record.close()
+            raise KilledError
+        return record
+
+    def killed_write(path: Path, text: str) -> None:
+        if path.name == "space.yaml":
+            raise KilledError
+        write_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(creation._NewRun, "undo", lambda _: None)
+        patch.setattr(Record, "create", killed_create)
+        patch.setattr(durable, "write_text", killed_write)
+        with (
+            pytest.raises(KilledError),
+            create_run(tmp_path / "killed", SETTINGS, database=postgres.url),
+        ):
+            pass
+    before = made_schemas(postgres, "killed")
+    assert before == (at != "before the schema")
+    with pytest.raises(ValueError, match="without --resume"), resume_run(tmp_path / "killed", None):
+        pass
+
+    with create_run(tmp_path / "killed", SETTINGS, database=postgres.url) as run:
+        run.record.set_meta("plan", {})
+
+    assert made_schemas(postgres, "killed") == 1
+    with resume_run(tmp_path / "killed", None) as run:
+        assert run.space().num_classes == 10
+    drop_schema((tmp_path / "killed" / "record.conninfo").read_text().strip())
+
+
+def test_a_copy_of_a_folder_that_is_being_made_drops_no_schema(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write_text, refused = tmp_path / "making", durable.write_text, []
+
+    def copied(path: Path, text: str) -> None:
+        if path == out / "space.yaml":
+            shutil.copytree(out, tmp_path / "copy")
+            with (
+                pytest.raises(ValueError, match="Another process is working"),
+                create_run(tmp_path / "copy", SETTINGS),
+            ):
+                pass
+            refused.append(path)
+        write_text(path, text)
+
+    monkeypatch.setattr(durable, "write_text", copied)
+    with create_run(out, SETTINGS, database=postgres.url) as run:
+        run.record.set_meta("plan", {})
+    assert refused
+    with resume_run(out, None) as run:
+        assert run.record.get_meta("plan") == {}

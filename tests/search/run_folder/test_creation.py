@@ -6,6 +6,8 @@ Of two processes that make one at once: tests/attacks/test_ownership.py.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 
 import supernet.data
 from search.record.claim import take_claim
-from search.run_folder import create_run, open_run, resume_run
+from search.run_folder import create_run, creation, open_run, resume_run
 from search.run_folder.folder import LOCK
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import storage_url
@@ -138,6 +140,109 @@ def test_a_run_that_lost_its_space_is_not_made_anew(
         pass
 
     assert snapshot(tmp_path) == before
+    with (
+        pytest.raises(ValueError, match=r"has lost its space\.yaml"),
+        resume_run(tmp_path / "run", None),
+    ):
+        pass
+
+
+def test_a_run_that_lost_its_record_says_so(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run", SETTINGS) as run:
+        run.record.set_meta("plan", {})
+    (tmp_path / "run" / "record.db").unlink()
+
+    for opened in (open_run(tmp_path / "run"), resume_run(tmp_path / "run", None)):
+        with pytest.raises(ValueError, match=r"has lost its record \(record\.db\)"), opened:
+            pass
+
+
+def test_a_run_that_was_killed_before_its_space_is_begun_again(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run", SETTINGS):
+        pass
+    (tmp_path / "run" / "space.yaml").unlink()
+
+    with pytest.raises(ValueError, match="without --resume"), resume_run(tmp_path / "run", None):
+        pass
+
+    with create_run(tmp_path / "run", SETTINGS) as run:
+        run.record.set_meta("plan", {})
+
+
+MAKES_RECORD = """
+import os, signal, sys
+from pathlib import Path
+from search.record import Record, take_claim
+from search.record.schema import SqliteDatabase
+execute = SqliteDatabase.execute
+def killed(database, statement, values=()):
+    found = execute(database, statement, values)
+    if "CREATE TABLE trials" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+SqliteDatabase.execute = killed
+out = Path(sys.argv[1])
+out.mkdir()
+take_claim(out / "run.lock")
+Record.create(out / "record.db")
+"""
+
+
+def test_a_record_that_was_cut_off_between_its_tables_is_made_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", MAKES_RECORD, str(out)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (out / "record.db.partial-journal").is_file()
+
+    with create_run(out, SETTINGS) as run:
+        run.record.set_meta("plan", {})
+
+    assert not list(out.glob("*.partial*"))
+
+
+def test_a_lock_that_was_cut_off_before_its_token_is_taken_up(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / LOCK).touch()
+
+    with pytest.raises(ValueError, match="without --resume"), resume_run(out, None):
+        pass
+    with create_run(out, SETTINGS) as run:
+        run.record.set_meta("plan", {})
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"), create_run(tmp_path / "run", SETTINGS):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_network_of_a_graft_is_on_the_disk_when_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"architecture.json", "model.safetensors", "teacher.json"}
+    (tmp_path / "source").mkdir()
+    for name in names:
+        (tmp_path / "source" / name).write_text(name)
+    synced: set[str] = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    creation._keep_teacher(tmp_path / "source", tmp_path / "teacher")
+
+    assert synced == {*names, "teacher"}
+    assert {path.name for path in (tmp_path / "teacher").iterdir()} == names
 
 
 def test_what_is_not_a_half_made_run_is_not_taken_up(tmp_path: Path) -> None:
@@ -148,6 +253,12 @@ def test_what_is_not_a_half_made_run_is_not_taken_up(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is in use"), create_run(out, SETTINGS):
             pass
         assert snapshot(out) == {name: b"mine"}
+    # An empty lock is the first thing that is made; what lies beside it was there before.
+    out = tmp_path / "with an empty lock"
+    (out / "data").mkdir(parents=True)
+    (out / LOCK).touch()
+    with pytest.raises(ValueError, match="is in use"), create_run(out, SETTINGS):
+        pass
 
 
 def test_a_space_whose_networks_cannot_share_weights_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from search.record import Record
+from search.record import Address, Record
 from search.run_folder import RunSettings, open_run
 from search.run_folder.folder import RECORD
 from search.run_folder.state import RunState
@@ -45,3 +46,23 @@ def test_settings_of_another_version_are_one_message(
         open_run(tmp_path),
     ):
         pass
+
+
+def test_of_two_that_measure_at_the_same_time_neither_loses_its_latencies(place: Address) -> None:
+    Record.create(place).close()
+    both = threading.Barrier(2)
+
+    def measure(first: int) -> None:
+        with Record.open(place) as record:
+            both.wait(60)
+            for number in range(first, first + 40):
+                RunState(record).add_latencies_ms({number: 1.0})
+
+    threads = [threading.Thread(target=measure, args=(first,)) for first in (0, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    with Record.open(place) as record:
+        assert sorted(RunState(record).latencies_ms) == list(range(80))

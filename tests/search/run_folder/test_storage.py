@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
-from search.run_folder.files import SharedFolder, StorageError
+from search.run_folder.files import Owner, SharedFolder, StorageError
 from search.run_folder.settings import RunSettings
 from search.run_folder.storage import CACHE_VARIABLE, Storage, open_files, storage_url
 from tests.object_store import object_store
@@ -198,6 +198,22 @@ def test_a_version_that_is_replaced_while_it_is_read_gives_the_newer_one(
     assert read(storage.fetch("supernet")) == SECOND
 
 
+def test_a_version_that_is_replaced_while_it_is_looked_for_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(storage_url(str(tmp_path / "storage")))
+    storage.publish("supernet", write(tmp_path / "here", FIRST))
+    real, times = LocalFileSystem.cat_file, iter(range(9))
+
+    def overtaken(self: Any, *arguments: Any, **options: Any) -> Any:
+        if next(times) == 0:
+            storage.publish("supernet", write(tmp_path / "here", SECOND))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", overtaken)
+    assert storage.has("supernet")
+
+
 def test_files_that_are_gone_or_shorter_are_said(
     tmp_path: Path, on_node: Callable[[str], None]
 ) -> None:
@@ -296,6 +312,29 @@ def test_a_storage_that_is_in_use_is_refused_to_a_new_run(storage: Storage, tmp_
     storage.check(is_new=False)
     with pytest.raises(ValueError, match=r"is in use \(it has data\).*--resume"):
         storage.check(is_new=True)
+
+
+def test_a_run_that_was_killed_on_the_way_to_its_storage_gets_it(storage: Storage) -> None:
+    fs, root = storage._connect()
+    token = "5f" * 16
+    fs.pipe_file(f"{root}/probe-{token}", b"mixer-search was here")
+    fs.pipe_file(f"{root}/asking/{token}-00000000", b"{}")
+
+    storage.check(is_new=True, token=token)
+    storage.claim(Owner(token))
+
+    assert storage.owner() == Owner(token)
+    assert not fs.exists(f"{root}/asking/{token}-00000000")
+
+
+def test_a_run_that_asks_is_not_said_to_have_the_storage(storage: Storage) -> None:
+    fs, root = storage._connect()
+    fs.pipe_file(f"{root}/asking/{'00' * 16}-00000000", b"{}")
+
+    with pytest.raises(ValueError, match=r"^Another run asks for .* or was killed .* remove that"):
+        storage.claim(Owner("5f" * 16))
+
+    assert storage.owner() is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,25 @@ def test_a_start_that_is_gone_or_damaged_is_one_message(tmp_path: Path) -> None:
     kept.unlink()
     with pytest.raises(ValueError, match="Restore it from a copy, or begin another run"):
         read_start(tmp_path, space(), sharing, rules)
+
+
+def test_a_start_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        assert old.name in synced
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", renamed)
+    rules, sharing = recipe("cells_semantic").rules, WeightSharing()
+    state = Supernet(space(), sharing=sharing, backbone=rules).state_dict()
+    write_start(tmp_path, state, space(), sharing, rules)
+    assert synced >= {f"{START_FILE}.partial", tmp_path.name}
