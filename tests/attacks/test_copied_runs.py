@@ -16,6 +16,10 @@ from tests.attacks.test_ownership import snapshot
 from tests.postgres import Server
 
 
+class Killed(BaseException):
+    """A process ends here."""
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run with a storage, on which nobody works."""
@@ -112,9 +116,6 @@ def test_a_run_whose_other_copy_is_lost_goes_on_as_the_message_says(run: Path) -
 def test_who_is_killed_on_the_way_into_the_storage_is_not_locked_out(
     run: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     enter = Storage.enter
 
     def killed(self: Storage, owner: Owner) -> None:
@@ -186,9 +187,6 @@ def test_a_folder_of_an_older_version_goes_on_with_its_record(recorded: Path) ->
 def test_who_is_killed_on_the_way_into_the_record_is_not_locked_out(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     write_text = durable.write_text
     writes = iter(range(9))
 
